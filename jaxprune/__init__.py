@@ -1,0 +1,1 @@
+"""Evolve pruning functions and use them to make Flax networks smaller."""

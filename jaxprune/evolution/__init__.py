@@ -1,0 +1,1 @@
+"""Tasks and fitness, population, search and journal."""

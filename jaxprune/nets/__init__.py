@@ -1,0 +1,1 @@
+"""Flax NNX networks of any width, and what they cost."""

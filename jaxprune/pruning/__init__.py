@@ -1,0 +1,1 @@
+"""From scores to a smaller network: groups, observation, plans, masks, slimming."""

@@ -1,0 +1,1 @@
+"""Datasets, recipes, training loops and checkpoints."""
