@@ -1,0 +1,145 @@
+"""The frozen settings of a search: flat, plain values, checked once, written to `config.json` and read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args, get_type_hints
+
+STOPS = ("generations", "max_evaluations", "time_limit_seconds")
+"""The settings that only say when to stop: a resume may change them, because no result depends on them."""
+
+
+@dataclass(frozen=True)
+class EvolveConfig:
+    """How to search. Everything a run's result depends on, apart from its tasks and guesses.
+
+    Args:
+      generations: generations of new functions after generation 0 (library, own seeds, guesses), >= 0.
+      population: new functions evaluated per generation, and survivors that may become parents, >= 2.
+      proposals_per_slot: expressions scored and planned for each one evaluated, >= 1.
+      promote_fraction: share of a generation, best first, that is tried on all bases, in [0, 1].
+      elites: number of leading candidates that get one further base or key per task and generation, >= 0.
+      max_evaluations: stop before this many fine-tunings are exceeded (generation 0 always runs whole).
+      time_limit_seconds: stop after the fine-tuning under way at this time, counted from this call.
+      seed: every random choice follows from it, in [0, 2**31).
+      max_size, max_depth: limits of every new expression.
+      vocabulary: "default" has everything the tasks offer; "paper" only what the paper's functions read.
+      fitness: "paired" differences to l2, standardised per task; or the paper's "geometric" or
+        "arithmetic" weighted mean of accuracies over tasks.
+      strategy: "evolution", or "random", the control of equal budget whose proposals are fresh random
+        expressions and never variations.
+      variation: "default" is the typed mix of operators; "paper" the paper's mutation and crossover.
+      tournament: number of candidates a parent is the best of, >= 1.
+      max_age: generations without re-evaluation after which a candidate stops being a parent, >= 1.
+      min_plan_distance: proposals nearer than this share of kept channels to a known plan come last.
+
+    Raises:
+      ValueError: if any setting is out of range, naming all that are.
+
+    Example:
+      >>> EvolveConfig(generations=20, fitness="geometric").population
+      16
+      >>> EvolveConfig(population=0, elites=-1)
+      Traceback (most recent call last):
+      ValueError: EvolveConfig needs population >= 2 (got 0); elites >= 0 (got -1).
+    """
+
+    generations: int = 10
+    population: int = 16
+    proposals_per_slot: int = 10
+    promote_fraction: float = 1 / 3
+    elites: int = 2
+    max_evaluations: int | None = None
+    time_limit_seconds: float | None = None
+    seed: int = 0
+    max_size: int = 40
+    max_depth: int = 8
+    vocabulary: Literal["default", "paper"] = "default"
+    fitness: Literal["paired", "geometric", "arithmetic"] = "paired"
+    strategy: Literal["evolution", "random"] = "evolution"
+    variation: Literal["default", "paper"] = "default"
+    tournament: int = 3
+    max_age: int = 5
+    min_plan_distance: float = 0.02
+
+    def __post_init__(self) -> None:
+        lowest = {
+            "generations": 0,
+            "population": 2,
+            "proposals_per_slot": 1,
+            "elites": 0,
+            "max_size": 1,
+            "max_depth": 1,
+            "tournament": 1,
+            "max_age": 1,
+            "seed": 0,
+        }
+        problems = [
+            f"{name} >= {low} (got {getattr(self, name)})" for name, low in lowest.items() if getattr(self, name) < low
+        ]
+        if self.seed >= 2**31:
+            problems.append(f"seed < 2**31 (got {self.seed})")
+        for name in ("promote_fraction", "min_plan_distance"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                problems.append(f"{name} from 0 to 1 (got {getattr(self, name)})")
+        for name in ("max_evaluations", "time_limit_seconds"):
+            limit = getattr(self, name)
+            if limit is not None and not (limit > 0 and math.isfinite(limit)):
+                problems.append(f"{name} above 0 or None (got {limit})")
+        for name, hint in get_type_hints(EvolveConfig).items():
+            choices = get_args(hint)
+            if choices and all(isinstance(choice, str) for choice in choices) and getattr(self, name) not in choices:
+                problems.append(f"{name} one of {', '.join(choices)} (got {getattr(self, name)!r})")
+        if problems:
+            raise ValueError(f"EvolveConfig needs {'; '.join(problems)}.")
+
+    def replace(self, **changes: object) -> EvolveConfig:
+        """A copy with some settings changed, checked again.
+
+        Example:
+          >>> EvolveConfig().replace(seed=3).seed
+          3
+        """
+        return EvolveConfig.from_json({**self.to_json(), **changes})
+
+    def to_json(self) -> dict[str, object]:
+        """The settings as a flat dictionary of plain values."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(plain: Mapping[str, object]) -> EvolveConfig:
+        """The settings from a flat dictionary; what it lacks keeps its default.
+
+        Raises:
+          ValueError: if it holds a setting that does not exist, or one out of range.
+          TypeError: if a value is of the wrong kind.
+
+        Example:
+          >>> EvolveConfig.from_json({"generations": 3}) == EvolveConfig(generations=3)
+          True
+        """
+        hints = get_type_hints(EvolveConfig)
+        unknown = sorted(set(plain) - set(hints))
+        if unknown:
+            raise ValueError(
+                f"unknown setting{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}; "
+                f"EvolveConfig has {', '.join(hints)}."
+            )
+        return EvolveConfig(**{name: _checked(name, value, hints[name]) for name, value in plain.items()})
+
+
+def _checked(name: str, value: object, hint: object) -> object:
+    """`value`, if it is of the kind that the annotation says; a whole number passes for a float."""
+    kinds = get_args(hint) or (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    if all(isinstance(kind, str) for kind in kinds):
+        return value  # a choice: __post_init__ names the allowed ones
+    wanted = float if float in kinds else int
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or (wanted is int and int(value) != value):  # type: ignore[call-overload]
+        raise TypeError(f"{name} needs {'a number' if wanted is float else 'a whole number'}, got {value!r}.")
+    return wanted(value)  # type: ignore[arg-type]
