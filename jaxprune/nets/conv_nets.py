@@ -1,0 +1,118 @@
+"""Two small convolutional networks for small images, one plain and one deeper with batch normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+from flax import nnx
+
+from jaxprune.nets.blocks import (
+    batch_norm,
+    check_input,
+    check_sizes,
+    check_widths,
+    convolution,
+    dense,
+    flatten,
+    max_pool,
+)
+
+
+class PlainConvNet(nnx.Module):
+    """Images [N, H, W, C] to logits: 3x3 convolution, ReLU, 2x2 max pooling, twice; dense, ReLU; output.
+
+    Pruned groups are named `conv1.kernel`, `conv2.kernel` and `dense.kernel`.
+
+    Args:
+      rngs: random streams for the parameters.
+      widths: channels of conv1, conv2 and the dense layer, each >= 1.
+      num_classes: number of logits, >= 2.
+      image_shape: (H, W, C) of one image, at least 4x4.
+
+    Raises:
+      ValueError: if a width, the number of widths, the image shape or the number of classes does not fit, or if
+        the network is called on a batch of another shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> PlainConvNet(nnx.Rngs(0), widths=(6, 12, 24))(jnp.zeros((2, 8, 8, 1))).shape
+      (2, 10)
+    """
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        *,
+        widths: Sequence[int] = (16, 32, 64),
+        num_classes: int = 10,
+        image_shape: Sequence[int] = (8, 8, 1),
+    ) -> None:
+        conv1, conv2, hidden = check_widths("PlainConvNet", widths, ("conv1", "conv2", "dense"))
+        self.image_shape = check_sizes("PlainConvNet", image_shape, num_classes, smallest=4)
+        height, width, channels = self.image_shape
+        self.conv1 = convolution(channels, conv1, 3, "SAME", rngs)
+        self.conv2 = convolution(conv1, conv2, 3, "SAME", rngs)
+        self.dense = dense((height // 4) * (width // 4) * conv2, hidden, rngs)
+        self.output = nnx.Linear(hidden, num_classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        check_input("PlainConvNet", x, self.image_shape)
+        x = max_pool(jax.nn.relu(self.conv1(x)))
+        x = max_pool(jax.nn.relu(self.conv2(x)))
+        x = jax.nn.relu(self.dense(flatten(x)))
+        return self.output(x)
+
+
+class SmallConvNet(nnx.Module):
+    """Images [N, H, W, C] to logits: four times 3x3 convolution, batch norm, ReLU, pooled after two and four; dense, ReLU; output.
+
+    Pruned groups are named `conv1.kernel` to `conv4.kernel` and `dense.kernel`; `norm1` to `norm4` normalise.
+
+    Args:
+      rngs: random streams for the parameters.
+      widths: channels of conv1 to conv4 and the dense layer, each >= 1.
+      num_classes: number of logits, >= 2.
+      image_shape: (H, W, C) of one image, at least 4x4.
+
+    Raises:
+      ValueError: if a width, the number of widths, the image shape or the number of classes does not fit, or if
+        the network is called on a batch of another shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> SmallConvNet(nnx.Rngs(0), widths=(8, 8, 16, 16, 32))(jnp.zeros((2, 8, 8, 1))).shape
+      (2, 10)
+    """
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        *,
+        widths: Sequence[int] = (16, 16, 32, 32, 64),
+        num_classes: int = 10,
+        image_shape: Sequence[int] = (8, 8, 1),
+    ) -> None:
+        layers = ("conv1", "conv2", "conv3", "conv4", "dense")
+        conv1, conv2, conv3, conv4, hidden = check_widths("SmallConvNet", widths, layers)
+        self.image_shape = check_sizes("SmallConvNet", image_shape, num_classes, smallest=4)
+        height, width, channels = self.image_shape
+        self.conv1 = convolution(channels, conv1, 3, "SAME", rngs)
+        self.norm1 = batch_norm(conv1, rngs)
+        self.conv2 = convolution(conv1, conv2, 3, "SAME", rngs)
+        self.norm2 = batch_norm(conv2, rngs)
+        self.conv3 = convolution(conv2, conv3, 3, "SAME", rngs)
+        self.norm3 = batch_norm(conv3, rngs)
+        self.conv4 = convolution(conv3, conv4, 3, "SAME", rngs)
+        self.norm4 = batch_norm(conv4, rngs)
+        self.dense = dense((height // 4) * (width // 4) * conv4, hidden, rngs)
+        self.output = nnx.Linear(hidden, num_classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        check_input("SmallConvNet", x, self.image_shape)
+        x = jax.nn.relu(self.norm1(self.conv1(x)))
+        x = max_pool(jax.nn.relu(self.norm2(self.conv2(x))))
+        x = jax.nn.relu(self.norm3(self.conv3(x)))
+        x = max_pool(jax.nn.relu(self.norm4(self.conv4(x))))
+        x = jax.nn.relu(self.dense(flatten(x)))
+        return self.output(x)

@@ -1,0 +1,113 @@
+"""What a network costs: multiply-accumulates (MACs) of one example, and parameters, counted exactly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import jax
+from flax import nnx
+from jax.extend import core
+
+Equation = core.JaxprEqn
+
+_BRANCHES = "cond"
+_LOOP = "while"
+
+
+def count_macs(model: nnx.Module, example: jax.Array | jax.ShapeDtypeStruct) -> int:
+    """Multiply-accumulates of all convolutions and matrix products for one example, in evaluation mode.
+
+    The network is traced, not run, and the trace is walked: every convolution and matrix product counts output
+    entries times products summed for each, padded positions included, as is usual. Additions of biases, normalisation,
+    activation and pooling do not count. A compiled loop counts its body once per turn, a branch its costliest case.
+
+    Args:
+      model: any NNX model called as `model(x)`; it is not changed, and its parameters may be abstract.
+      example: a batch [N, ...] of inputs (or its shape and dtype); only shapes are read, and N does not matter.
+
+    Returns:
+      MACs for one example.
+
+    Raises:
+      ValueError: if the example has no batch axis, or products sit in a loop whose number of turns depends on values.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> count_macs(nnx.Linear(8, 5, rngs=nnx.Rngs(0)), jnp.zeros((32, 8)))
+      40
+    """
+    if len(example.shape) == 0:
+        raise ValueError("count_macs needs an example batch [N, ...], got a scalar. Pass images[:1], for instance.")
+    one = jax.ShapeDtypeStruct((1, *example.shape[1:]), example.dtype)
+    # The view shares the caller's variables; splitting and merging puts a copy between it and the traced call.
+    view = nnx.view(model, use_running_average=True, deterministic=True, raise_if_not_found=False)
+    graphdef, state = nnx.split(view)
+    traced = jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state)(x))(state, one)
+    return _jaxpr_macs(traced.jaxpr)
+
+
+def count_parameters(model: nnx.Module) -> int:
+    """Number of trainable parameters: kernels, biases, normalisation scales and shifts; shared ones count once.
+
+    Running statistics and random state do not count. Parameters may be abstract.
+
+    Args:
+      model: any NNX model.
+
+    Returns:
+      Entries of all `nnx.Param` variables.
+
+    Example:
+      >>> count_parameters(nnx.Linear(8, 5, rngs=nnx.Rngs(0)))
+      45
+    """
+    return sum(parameter_sizes(model).values())
+
+
+def parameter_sizes(model: nnx.Module) -> Mapping[str, int]:
+    """Entries of each trainable parameter by its dotted path, in path order.
+
+    Example:
+      >>> parameter_sizes(nnx.Linear(8, 5, rngs=nnx.Rngs(0)))
+      {'bias': 5, 'kernel': 40}
+    """
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return {".".join(map(str, path)): math.prod(variable.shape) for path, variable in flat}
+
+
+def _jaxpr_macs(jaxpr: core.Jaxpr) -> int:
+    """MACs of all equations of a jaxpr, nested ones included."""
+    return sum(_equation_macs(equation) for equation in jaxpr.eqns)
+
+
+def _equation_macs(equation: Equation) -> int:
+    """MACs of one equation: its own product, or those of the jaxprs it calls."""
+    name, params = equation.primitive.name, equation.params
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        out_axis = params["dimension_numbers"].rhs_spec[0]
+        return math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[out_axis]
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        left = equation.invars[0].aval.shape
+        return math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+    inner = [_jaxpr_macs(jaxpr) for jaxpr in _called_jaxprs(equation)]
+    if name == _BRANCHES:
+        return max(inner, default=0)
+    if name == _LOOP and sum(inner) > 0:
+        raise ValueError(
+            "count_macs needs loops with a known number of turns, got products inside a while loop whose end "
+            "depends on values. Write it as jax.lax.scan or with fixed bounds."
+        )
+    return sum(inner) * int(params["length"] if name == "scan" else 1)
+
+
+def _called_jaxprs(equation: Equation) -> Iterator[core.Jaxpr]:
+    """The jaxprs that an equation calls (of calls, custom derivatives, remat, loops, branches)."""
+    for value in equation.params.values():
+        for part in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(part, core.ClosedJaxpr):
+                yield part.jaxpr
+            elif isinstance(part, core.Jaxpr):
+                yield part

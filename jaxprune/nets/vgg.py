@@ -1,0 +1,96 @@
+"""VGG-16 for small colour images: thirteen 3x3 convolutions and one dense layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+from flax import nnx
+
+from jaxprune.nets.blocks import (
+    batch_norm,
+    check_input,
+    check_sizes,
+    check_widths,
+    convolution,
+    dense,
+    flatten,
+    max_pool,
+)
+
+VGG16_WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512, 512)
+"""Channels of the thirteen convolutions and the dense layer."""
+
+_POOLED_AFTER = frozenset({2, 4, 7, 10, 13})
+_LAYERS = (*(f"conv{i}" for i in range(1, 14)), "dense")
+
+
+class VGG16(nnx.Module):
+    """Images [N, H, W, C] to logits: thirteen times 3x3 convolution, ReLU, batch norm; dense, ReLU, batch norm; output.
+
+    Pooling (2x2 maximum) follows convolutions 2, 4, 7, 10 and 13. Normalisation comes *after* the ReLU, as in the
+    paper's network, so activations that the next layer sees are signed. Pruned groups are named `convs.0.kernel` to
+    `convs.12.kernel` and `dense.kernel`; the matching norms are `norms.0` to `norms.12` and `dense_norm`.
+
+    Args:
+      rngs: random streams for the parameters; with dropout also of its masks.
+      widths: channels of the thirteen convolutions and the dense layer, each >= 1.
+      num_classes: number of logits, >= 2.
+      image_shape: (H, W, C) of one image, at least 32x32.
+      dropout_rate: part of the dense layer's inputs and outputs dropped in training, in [0, 1); the paper drops 0.15.
+        At 0 the network holds no random state.
+
+    Raises:
+      ValueError: if a width, the number of widths, the image shape, the number of classes or the dropout rate does
+        not fit, or if the network is called on a batch of another shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> model = VGG16(nnx.Rngs(0), widths=(4,) * 14)
+      >>> model(jnp.zeros((2, 32, 32, 3))).shape
+      (2, 10)
+
+    Source:
+      Simonyan and Zisserman 2015, in the form for 32x32 images that Liu, Kung, Wentzlaff 2022 prune.
+    """
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        *,
+        widths: Sequence[int] = VGG16_WIDTHS,
+        num_classes: int = 10,
+        image_shape: Sequence[int] = (32, 32, 3),
+        dropout_rate: float = 0.0,
+    ) -> None:
+        *conv_widths, hidden = check_widths("VGG16", widths, _LAYERS)
+        self.image_shape = check_sizes("VGG16", image_shape, num_classes, smallest=32)
+        if not 0 <= dropout_rate < 1:
+            raise ValueError(
+                f"VGG16 needs dropout_rate in [0, 1), the part dropped, got {dropout_rate}. "
+                "A keep probability of 0.85 is dropout_rate=0.15."
+            )
+        height, width, channels = self.image_shape
+        inputs = (channels, *conv_widths[:-1])
+        self.convs = nnx.List(
+            [convolution(c_in, c_out, 3, "SAME", rngs) for c_in, c_out in zip(inputs, conv_widths, strict=True)]
+        )
+        self.norms = nnx.List([batch_norm(c_out, rngs) for c_out in conv_widths])
+        self.dense = dense((height // 32) * (width // 32) * conv_widths[-1], hidden, rngs)
+        self.dense_norm = batch_norm(hidden, rngs)
+        self.dropout = nnx.Dropout(dropout_rate, rngs=rngs) if dropout_rate > 0 else None
+        self.output = nnx.Linear(hidden, num_classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        check_input("VGG16", x, self.image_shape)
+        for number, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True), start=1):
+            x = norm(jax.nn.relu(conv(x)))
+            if number in _POOLED_AFTER:
+                x = max_pool(x)
+        x = self._drop(flatten(x))
+        x = self.dense_norm(jax.nn.relu(self.dense(x)))
+        return self.output(self._drop(x))
+
+    def _drop(self, x: jax.Array) -> jax.Array:
+        """Dropout in training mode, where the network has it."""
+        return x if self.dropout is None else self.dropout(x)
