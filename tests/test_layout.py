@@ -1,0 +1,172 @@
+"""The package keeps the layout of its design: imports go down only, modules stay small, names stay apart."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "jaxprune"
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+# What is not named here (config, report, cli ...) lies on top.
+LEVELS = {
+    "jaxprune._version": 0,
+    "jaxprune.types": 0,
+    "jaxprune.keys": 0,
+    "jaxprune.language": 1,
+    "jaxprune.scoring": 2,
+    "jaxprune.nets": 3,
+    "jaxprune.pruning": 4,
+    "jaxprune.training": 5,
+    "jaxprune.evolution": 6,
+}
+TOP = 7
+MAX_LINES = 400
+LAZY = {"grain", "matplotlib", "pandas", "sympy", "tensorflow", "tensorflow_datasets", "torch"}
+
+
+def level(module: str) -> int:
+    return LEVELS.get(".".join(module.split(".")[:2]), TOP)
+
+
+def imported(node: ast.Import | ast.ImportFrom) -> list[str]:
+    """The modules that an import statement names; `from jaxprune import types` names jaxprune.types."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    assert node.level == 0 and node.module, "imports inside the package are absolute"
+    names = [f"{node.module}.{alias.name}" for alias in node.names]
+    return [name if name in MODULES else node.module for name in names]
+
+
+def imports(module: str) -> list[tuple[int, str]]:
+    """(line, module) of every import, those inside functions and for type checking too."""
+    tree = ast.parse(MODULES[module].read_text())
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return [(node.lineno, name) for node in nodes for name in imported(node)]
+
+
+def imports_when_loaded(module: str) -> set[str]:
+    """What is imported as soon as `module` is: nothing under a function or `if TYPE_CHECKING`."""
+
+    def walk(body: list[ast.stmt]) -> set[str]:
+        found: set[str] = set()
+        for node in body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                found.update(imported(node))
+            elif isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.unparse(node.test):
+                found |= walk(node.body) | walk(node.orelse)
+            elif isinstance(node, ast.Try | ast.With | ast.ClassDef):
+                found |= walk(node.body)
+        return found
+
+    return walk(ast.parse(MODULES[module].read_text()).body)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "jaxprune"])
+def test_imports_go_down_only(module):
+    wrong = [
+        f"{MODULES[module].relative_to(ROOT)}:{line} imports {name}"
+        for line, name in imports(module)
+        if name.split(".")[0] == "jaxprune" and (level(name) > level(module))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {name: imports_when_loaded(name) & MODULES.keys() - {name} for name in MODULES}
+    while free := [name for name, needs in graph.items() if not needs & graph.keys()]:
+        for name in free:
+            del graph[name]
+    assert not graph, f"import circle among {sorted(graph)}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_heavy_optional_libraries_are_imported_where_they_are_used(module):
+    heavy = {name for name in imports_when_loaded(module) if name.split(".")[0] in LAZY}
+    assert not heavy, f"{module} imports {sorted(heavy)} when it is loaded; import them inside the function"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_hold_one_idea(module):
+    lines = len(MODULES[module].read_text().splitlines())
+    assert lines <= MAX_LINES, f"{module} has {lines} lines: at {MAX_LINES} it has two ideas, split it"
+
+
+def test_folders_are_two_levels_deep():
+    deep = [str(path) for path in MODULES.values() if len(path.relative_to(PACKAGE).parts) > 2]
+    assert not deep, f"folders inside folders: {deep}"
+
+
+def test_no_public_function_shares_its_name_with_a_module_or_folder():
+    taken = {part for name in MODULES for part in name.split(".")}
+    shared = [
+        f"{module}.{node.name}"
+        for module, path in MODULES.items()
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name in taken
+    ]
+    assert not shared, f"also the name of a module or folder: {shared}"
+
+
+def test_nothing_in_the_package_imports_experiments_benchmarks_or_tests():
+    wrong = [
+        f"{module}:{line} imports {name}"
+        for module in MODULES
+        for line, name in imports(module)
+        if name.split(".")[0] in {"experiments", "benchmarks", "tests", "conftest"}
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_module_pickles_or_evaluates_text():
+    wrong = []
+    for module, path in MODULES.items():
+        wrong += [
+            f"{module} imports {name}" for _, name in imports(module) if name in {"pickle", "dill", "shelve"}
+        ]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in {"eval", "exec"}
+            ):
+                wrong.append(f"{module}:{node.lineno} calls {node.func.id}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_test_files_have_unique_names():
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names)), "pytest needs unique base names"
+
+
+def test_version_is_stated_once_and_told_everywhere():
+    from jaxprune._version import __version__
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "version" in project["dynamic"]
+    assert re.search(
+        rf"^version: {re.escape(__version__)}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE
+    )
+    assert re.search(rf"^## \[{re.escape(__version__)}\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+def test_every_pin_lies_in_the_stated_range():
+    from packaging.requirements import Requirement
+
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split(" ;")[0].split("==") for line in lines if line and line[0] != "#")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    stated = project["dependencies"] + [
+        text for name in ("report", "dev") for text in project["optional-dependencies"][name]
+    ]
+    for requirement in map(Requirement, stated):
+        if requirement.name != "jaxprune":
+            assert requirement.specifier.contains(pins[requirement.name]), str(requirement)

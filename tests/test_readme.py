@@ -1,0 +1,70 @@
+"""The README keeps its word: its snippets run, its commands exist, its table names what is public."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SNIPPETS = [
+    (README[: match.start()].count("\n") + 1, match[2])
+    for match in BLOCK.finditer(README)
+    if match[1] == "python"
+]
+COMMANDS = "\n".join(match[2] for match in BLOCK.finditer(README) if match[1] == "sh")
+
+
+@pytest.mark.parametrize(("line", "code"), SNIPPETS, ids=[f"line_{line}" for line, _ in SNIPPETS])
+def test_snippet_runs_as_printed(line, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # Blank lines in front make a traceback name the README's own lines.
+    program = compile("\n" * line + code, str(ROOT / "README.md"), "exec")
+    exec(program, {"__name__": "__main__"})
+
+
+def test_a_runnable_snippet_stands_by_line_40():
+    assert SNIPPETS and SNIPPETS[0][0] + SNIPPETS[0][1].count("\n") <= 40
+
+
+def test_every_make_target_of_the_readme_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    used = set(re.findall(r"^make ([a-z-]+)", COMMANDS, re.MULTILINE))
+    assert {"evolve", "test"} <= used <= targets
+
+
+def test_every_subcommand_of_the_readme_exists(capsys):
+    from jaxprune.cli import main
+
+    for command in sorted(set(re.findall(r"^jaxprune ([a-z]+)", COMMANDS, re.MULTILINE))):
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0, command
+        assert command in capsys.readouterr().out
+
+
+def test_the_table_of_names_is_what_the_package_exports():
+    import jaxprune
+
+    table = README.split("## Public names")[1].split("\n## ")[0]
+    first_cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    told = {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)}
+    assert told == set(jaxprune.__all__)
+
+
+def test_every_public_name_is_documented():
+    import jaxprune
+
+    values = {name: getattr(jaxprune, name) for name in jaxprune.__all__}
+    missing = [
+        name for name, value in values.items() if callable(value) and not (value.__doc__ or "").strip()
+    ]
+    assert not missing
+
+
+def test_linked_files_exist():
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert links and not [link for link in links if not (ROOT / link).exists()]
