@@ -1,0 +1,199 @@
+"""What is wrong with the arrays a caller hands in, said before anything is computed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.scoring.moments import Moments
+from jaxprune.types import Array
+
+
+class CheckedArrays(NamedTuple):
+    """Caller's arrays in one float dtype, positions and filter entries flattened, labels as class ids."""
+
+    features: jax.Array  # [N, D, C]
+    class_ids: np.ndarray  # [N] int32
+    num_classes: int
+    kernel: jax.Array  # [F, C]
+    outgoing: jax.Array | None  # [O, C]
+    gamma: jax.Array | None  # [C]
+    beta: jax.Array | None  # [C]
+    extras: dict[str, jax.Array]
+
+
+def check_arrays(
+    features: Array,
+    labels: Array,
+    kernel: Array,
+    outgoing: Array | None,
+    gamma: Array | None,
+    beta: Array | None,
+    extras: Mapping[str, Array],
+) -> CheckedArrays:
+    """Checks the arguments of `Operands.from_arrays` and brings them into the shapes of the record.
+
+    Raises:
+      ValueError: saying which argument was needed in which form, what came, and what to change.
+    """
+    optional = {"outgoing": outgoing, "gamma": gamma, "beta": beta}
+    given = {"features": features, "kernel": kernel}
+    given |= {name: value for name, value in optional.items() if value is not None}
+    arrays = {name: np.asarray(value) for name, value in given.items()}
+    more = {name: np.asarray(value) for name, value in extras.items()}
+    _check_ranks(arrays)
+    channels = arrays["features"].shape[-1]
+    _check_channels(arrays, more, channels)
+    _check_finite(arrays | {f"extras[{name!r}]": value for name, value in more.items()})
+    class_ids, num_classes = _class_ids(labels, arrays["features"].shape[0])
+    every = [jax.dtypes.canonicalize_dtype(array.dtype) for array in (*arrays.values(), *more.values())]
+    dtype = jnp.result_type(jnp.float32, *every)
+    cast = {name: jnp.asarray(array, dtype) for name, array in arrays.items()}
+    wide = cast["features"]
+    return CheckedArrays(
+        features=wide.reshape(wide.shape[0], -1, channels),
+        class_ids=class_ids,
+        num_classes=num_classes,
+        kernel=cast["kernel"].reshape(-1, channels),
+        outgoing=jnp.moveaxis(cast["outgoing"], -2, -1).reshape(-1, channels) if "outgoing" in cast else None,
+        gamma=cast.get("gamma"),
+        beta=cast.get("beta"),
+        extras={name: jnp.asarray(array, dtype) for name, array in more.items()},
+    )
+
+
+def check_classes(
+    moments: Moments, samples: jax.Array, labels: np.ndarray, kernel: jax.Array, outgoing: jax.Array | None
+) -> tuple[int, ...]:
+    """Checks the arguments of `Operands.build` and returns the number of sample rows of each class.
+
+    Raises:
+      ValueError: if shapes do not fit together or a class has no example.
+    """
+    num_classes = moments.count.shape[0]
+    if samples.ndim != 3 or labels.shape != samples.shape[:1]:
+        raise ValueError(
+            "Operands.build needs samples [n, D, C] with sample_labels [n], "
+            f"got shapes {samples.shape} and {labels.shape}. Flatten the positions into one axis."
+        )
+    channels = samples.shape[-1]
+    for name, array in {"moments.pivot": moments.pivot, "kernel": kernel, "outgoing": outgoing}.items():
+        if array is not None and (array.ndim != 2 or array.shape[-1] != channels):
+            raise ValueError(
+                f"Operands.build needs {name} with two axes, the last of {channels} channels as in samples, "
+                f"got shape {array.shape}."
+            )
+    if num_classes < 2:
+        raise ValueError(
+            f"scoring needs at least two classes, got {num_classes}. Add examples of another class."
+        )
+    if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
+        raise ValueError(
+            f"sample_labels must be class ids 0 .. {num_classes - 1}, got {labels.min()} .. {labels.max()}."
+        )
+    counts = np.bincount(labels, minlength=num_classes)
+    absent = set(np.flatnonzero(counts == 0).tolist())
+    if not isinstance(moments.count, jax.core.Tracer):
+        absent |= set(np.flatnonzero(np.asarray(moments.count) == 0).tolist())
+    if absent:
+        raise ValueError(
+            f"every class needs at least one example, but of {num_classes} classes {sorted(absent)} have none. "
+            "Add examples of these classes, or count only the classes that occur."
+        )
+    return tuple(int(count) for count in counts)
+
+
+def check_channel_indices(channel_indices: Array | Sequence[int], num_channels: int) -> jax.Array:
+    """Channel indices as an integer array, checked where their values are known.
+
+    Raises:
+      ValueError: if an index is negative or not below `num_channels`.
+    """
+    if not isinstance(channel_indices, jax.core.Tracer):
+        index = np.asarray(channel_indices, dtype=np.int32)
+        if index.ndim != 1 or index.size == 0 or index.min() < 0 or index.max() >= num_channels:
+            raise ValueError(
+                f"take needs a list of channel indices in 0 .. {num_channels - 1}, got {index.tolist()}."
+            )
+    return jnp.asarray(channel_indices, dtype=jnp.int32)
+
+
+_RANKS = {
+    "features": ((2, 3, 4), "[N, H, W, C], [N, L, C] or [N, C]"),
+    "kernel": ((2, 3, 4), "[kh, kw, c_in, C], [k, c_in, C] or [c_in, C]"),
+    "outgoing": ((2, 3, 4), "[kh, kw, C, c_out], [k, C, c_out] or [C, c_out]"),
+    "gamma": ((1,), "[C]"),
+    "beta": ((1,), "[C]"),
+}
+
+
+def _check_ranks(arrays: Mapping[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        ranks, wanted = _RANKS[name]
+        if array.ndim not in ranks or array.size == 0:
+            raise ValueError(
+                f"{name} must be a non-empty {wanted} array, got shape {array.shape}. "
+                f"The channel axis is last{' but one' if name == 'outgoing' else ''}."
+            )
+        if array.dtype == object or not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
+            raise ValueError(f"{name} must hold numbers, got dtype {array.dtype}.")
+        if jnp.issubdtype(array.dtype, jnp.complexfloating):
+            raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}.")
+
+
+def _check_channels(
+    arrays: Mapping[str, np.ndarray], extras: Mapping[str, np.ndarray], channels: int
+) -> None:
+    found = {name: array.shape[-2 if name == "outgoing" else -1] for name, array in arrays.items()}
+    found |= {f"extras[{name!r}]": value.shape[0] if value.ndim else 0 for name, value in extras.items()}
+    wrong = {name: count for name, count in found.items() if count != channels}
+    if wrong:
+        raise ValueError(
+            f"all operands must have the {channels} channels of features, got "
+            + ", ".join(f"{name} with {count}" for name, count in wrong.items())
+            + ". Kernels are [..., c_in, c_out] and features channels-last; transpose what is channels-first."
+        )
+
+
+def _check_finite(arrays: Mapping[str, np.ndarray]) -> None:
+    wrong = {}
+    for name, array in arrays.items():
+        bad = int(array.size - np.count_nonzero(np.isfinite(array.astype(np.float64, copy=False))))
+        if bad:
+            wrong[name] = f"{bad} of {array.size} in {name}"
+    if wrong:
+        raise ValueError(
+            "operands must be finite, got NaN or infinite values: "
+            + ", ".join(wrong.values())
+            + ". Check that the network did not diverge, or drop these examples."
+        )
+
+
+def _class_ids(labels: Array, num_examples: int) -> tuple[np.ndarray, int]:
+    """Labels as ids 0 .. K-1 in sorted order of the labels."""
+    values = np.asarray(labels)
+    if values.ndim != 1:
+        raise ValueError(
+            f"labels must be one class per example, [N], got shape {values.shape}. "
+            "For one-hot labels use labels.argmax(-1)."
+        )
+    if values.shape[0] != num_examples:
+        raise ValueError(
+            f"labels must match features: {num_examples} examples need as many labels, got {values.shape[0]}. "
+            "Pass the labels of exactly these examples."
+        )
+    if values.dtype == object or np.issubdtype(values.dtype, np.inexact):
+        raise ValueError(
+            f"labels must be whole numbers or strings, got dtype {values.dtype}. Use labels.astype(int)."
+        )
+    classes, ids = np.unique(values, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(
+            f"scoring needs at least two classes, got only class {classes[0]!r} in {num_examples} labels. "
+            "Add examples of another class."
+        )
+    return ids.astype(np.int32).reshape(-1), len(classes)

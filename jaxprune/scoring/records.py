@@ -1,0 +1,354 @@
+"""What a pruning function may read about one layer, as records that are JAX pytrees.
+
+`Operands` holds two views of the activations: moments of *all* calibration examples, and a class-sorted
+sample with moments of its own. A function that needs whole sample matrices reads everything from the sample,
+any other function reads the moments of all examples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.scoring.checks import CheckedArrays, check_arrays, check_channel_indices, check_classes
+from jaxprune.scoring.moments import Moments, add_examples, zero_moments
+from jaxprune.types import Array
+
+_Record = TypeVar("_Record")
+_ObservedStatic = tuple[tuple[str, ...], tuple[tuple[str, tuple[str, ...]], ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class Operands:
+    """Everything the pruning functions read about the C channels of one producer.
+
+    Make one with `Operands.from_arrays`, or let `observe` fill it. All arrays have the channel axis last,
+    except `extras`. Stacked operands (several members of one shape) have one more, leading axis on every array.
+    """
+
+    moments: Moments
+    """Moments of all calibration examples: K classes, D positions."""
+    samples: jax.Array
+    """[n, D', C] the sample, sorted by class."""
+    sample_moments: Moments
+    """Moments of `samples`."""
+    filters: jax.Array
+    """[F, C] the weights that produce each channel."""
+    bank: jax.Array
+    """[F, C_layer] the weights that produce all channels of the layer, also after `take`."""
+    outgoing: jax.Array | None = None
+    """[O, C] the weights that consume each channel."""
+    gamma: jax.Array | None = None
+    """[C] normalisation scale."""
+    beta: jax.Array | None = None
+    """[C] normalisation shift."""
+    extras: dict[str, jax.Array] = field(default_factory=dict)
+    """Registered operands by name, each [C, *axes of its type]."""
+    class_counts: tuple[int, ...] = ()
+    """Number of sample rows of each class; static."""
+    sample_is_full: bool = False
+    """Whether the sample holds all examples at all positions; static."""
+
+    @classmethod
+    def from_arrays(
+        cls,
+        *,
+        features: Array,
+        labels: Array,
+        kernel: Array,
+        outgoing: Array | None = None,
+        gamma: Array | None = None,
+        beta: Array | None = None,
+        extras: Mapping[str, Array] | None = None,
+    ) -> Operands:
+        """Operands of one layer from plain NumPy or JAX arrays; everything given is kept.
+
+        Args:
+          features: [N, H, W, C], [N, L, C] or [N, C] activations as the next layer sees them, finite.
+          labels: [N] class of each example, whole numbers or strings, at least two different ones.
+          kernel: [kh, kw, c_in, C] or [c_in, C] weights that produce the channels.
+          outgoing: [kh, kw, C, c_out] or [C, c_out] weights that consume them.
+          gamma: [C] normalisation scale, where the layer has one.
+          beta: [C] normalisation shift.
+          extras: values of registered operands by name, [C, *axes of their type].
+
+        Returns:
+          Operands in `promote_types(dtype, float32)`; float64 stays float64 where x64 is enabled.
+
+        Raises:
+          ValueError: for ranks, sizes or labels that do not fit together, a single class, or data that is NaN or
+            infinite.
+
+        Example:
+          >>> features = np.array([[0.0, 1.0], [2.0, 1.0], [4.0, 1.0]])
+          >>> labels = np.array([0, 0, 1])
+          >>> ops = Operands.from_arrays(features=features, labels=labels, kernel=np.ones((3, 2)))
+          >>> ops.num_channels, ops.num_classes, ops.class_counts
+          (2, 2, (2, 1))
+        """
+        checked: CheckedArrays = check_arrays(features, labels, kernel, outgoing, gamma, beta, extras or {})
+        moments = sample_moments(checked.features, checked.class_ids, num_classes=checked.num_classes)
+        return cls.build(
+            moments=moments,
+            samples=checked.features,
+            sample_labels=checked.class_ids,
+            kernel=checked.kernel,
+            outgoing=checked.outgoing,
+            gamma=checked.gamma,
+            beta=checked.beta,
+            extras=checked.extras,
+            sample_is_full=True,
+        )
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        moments: Moments,
+        samples: jax.Array,
+        sample_labels: np.ndarray,
+        kernel: jax.Array,
+        outgoing: jax.Array | None = None,
+        gamma: jax.Array | None = None,
+        beta: jax.Array | None = None,
+        extras: Mapping[str, jax.Array] | None = None,
+        sample_is_full: bool = False,
+    ) -> Operands:
+        """Operands from streamed moments and a sample; inside `jit` too, if `sample_labels` is concrete.
+
+        Args:
+          moments: of all calibration examples, [K, D, C].
+          samples: [n, D', C] sample rows in any order, D' may be smaller than D (pooled positions).
+          sample_labels: [n] class ids 0 .. K-1 as a NumPy array; every class needs one row.
+          kernel: [F, C] producing weights.
+          outgoing: [O, C] consuming weights, already flattened per channel.
+          gamma: [C] normalisation scale.
+          beta: [C] normalisation shift.
+          extras: [C, *axes] values of registered operands; an `NX` axis follows the order of `samples`.
+          sample_is_full: whether `samples` is all that `moments` saw; then both views are one.
+
+        Returns:
+          The operands, with samples sorted by class (stably).
+
+        Raises:
+          ValueError: if a class is absent or shapes do not fit.
+
+        Example:
+          >>> moments = sample_moments(jnp.ones((4, 1, 2)), np.array([0, 1, 0, 1]), num_classes=2)
+          >>> samples, labels = jnp.ones((2, 1, 2)), np.array([1, 0])
+          >>> ops = Operands.build(
+          ...     moments=moments, samples=samples, sample_labels=labels, kernel=jnp.ones((3, 2))
+          ... )
+          >>> ops.class_counts
+          (1, 1)
+        """
+        labels = np.asarray(sample_labels)
+        counts = check_classes(moments, samples, labels, kernel, outgoing)
+        dtype = jnp.promote_types(samples.dtype, jnp.float32)
+        order = np.argsort(labels, kind="stable")
+        in_order = bool(np.all(order == np.arange(len(order))))
+        wide = partial(jnp.asarray, dtype=dtype)
+        rows = wide(samples) if in_order else wide(samples)[order]
+        own = moments if sample_is_full else sample_moments(rows, labels[order], num_classes=len(counts))
+        arrays = {name: _sort_examples(name, wide(value), order) for name, value in (extras or {}).items()}
+        filters = wide(kernel)
+        rest = [None if value is None else wide(value) for value in (outgoing, gamma, beta)]
+        return cls(moments, rows, own, filters, filters, *rest, arrays, counts, sample_is_full)
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether arrays have a leading member axis."""
+        return self.samples.ndim == 4
+
+    @property
+    def num_members(self) -> int:
+        """Number of stacked members, 1 when not stacked."""
+        return self.samples.shape[0] if self.is_stacked else 1
+
+    @property
+    def num_channels(self) -> int:
+        """C."""
+        return self.samples.shape[-1]
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_counts)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the activations, float32 or float64."""
+        return np.dtype(self.samples.dtype)
+
+    def take(self, channel_indices: Array | Sequence[int]) -> Operands:
+        """The operands of some channels, in the order asked for; the bank `W` keeps all columns of the layer.
+
+        Raises:
+          ValueError: if an index is negative or not below `num_channels`.
+
+        Example:
+          >>> ops = Operands.from_arrays(features=np.eye(4), labels=np.array([0, 0, 1, 1]), kernel=np.eye(4))
+          >>> ops.take([2, 0]).filters.shape, ops.take([2, 0]).bank.shape
+          ((4, 2), (4, 4))
+        """
+        index = check_channel_indices(channel_indices, self.num_channels)
+        last = partial(jnp.take, indices=index, axis=-1)
+
+        def cut(moments: Moments) -> Moments:
+            return Moments(moments.count, last(moments.pivot), last(moments.offset), last(moments.m2))
+
+        full = cut(self.moments)
+        axis = 1 if self.is_stacked else 0
+        return dataclasses.replace(
+            self,
+            moments=full,
+            samples=last(self.samples),
+            sample_moments=full if self.sample_is_full else cut(self.sample_moments),
+            filters=last(self.filters),
+            outgoing=None if self.outgoing is None else last(self.outgoing),
+            gamma=None if self.gamma is None else last(self.gamma),
+            beta=None if self.beta is None else last(self.beta),
+            extras={name: jnp.take(value, index, axis=axis) for name, value in self.extras.items()},
+        )
+
+    def member(self, index: int) -> Operands:
+        """The operands of one stacked member."""
+        if not self.is_stacked:
+            raise ValueError("member(i) needs stacked operands, got one member. Use them as they are.")
+        return jax.tree.map(lambda leaf: leaf[index], self)
+
+    @staticmethod
+    def stack(members: Sequence[Operands]) -> Operands:
+        """Joins operands of equal shapes and class counts along a new leading member axis.
+
+        Raises:
+          ValueError: if there are none, or if two differ in shapes, class counts or present operands.
+
+        Example:
+          >>> ops = Operands.from_arrays(features=np.eye(4), labels=np.array([0, 0, 1, 1]), kernel=np.eye(4))
+          >>> Operands.stack([ops, ops]).samples.shape
+          (2, 4, 1, 4)
+        """
+        return stack_pytrees(members, "Operands.stack")
+
+
+jax.tree_util.register_dataclass(
+    Operands,
+    data_fields=[
+        "moments",
+        "samples",
+        "sample_moments",
+        "filters",
+        "bank",
+        "outgoing",
+        "gamma",
+        "beta",
+        "extras",
+    ],
+    meta_fields=["class_counts", "sample_is_full"],
+)
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclass(frozen=True, eq=False)
+class Observed(Mapping[str, Operands]):
+    """The operands of every producer of a network, and the groups its channels form.
+
+    A mapping from producer path to `Operands`; `groups` says which producers carry a group's channels.
+    """
+
+    operands: dict[str, Operands]
+    """Producer path -> operands, in program order."""
+    groups: dict[str, tuple[str, ...]]
+    """Group name -> paths of its producers."""
+
+    def __getitem__(self, producer: str) -> Operands:
+        return self.operands[producer]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.operands)
+
+    def __len__(self) -> int:
+        return len(self.operands)
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether the arrays have a leading member axis."""
+        return any(operands.is_stacked for operands in self.operands.values())
+
+    @property
+    def num_members(self) -> int:
+        """Number of stacked members, 1 when not stacked."""
+        return next((operands.num_members for operands in self.operands.values()), 1)
+
+    def member(self, index: int) -> Observed:
+        """One stacked member."""
+        members = {path: operands.member(index) for path, operands in self.operands.items()}
+        return Observed(members, self.groups)
+
+    @staticmethod
+    def stack(members: Sequence[Observed]) -> Observed:
+        """Joins observations of networks of one shape along a new leading member axis.
+
+        Raises:
+          ValueError: if there are none, or if two differ in producers, groups, shapes or class counts.
+        """
+        return stack_pytrees(members, "Observed.stack")
+
+    def tree_flatten(self) -> tuple[tuple[Operands, ...], _ObservedStatic]:
+        """The arrays, and what is static: paths and groups."""
+        return tuple(self.operands.values()), (tuple(self.operands), tuple(self.groups.items()))
+
+    @classmethod
+    def tree_unflatten(cls, static: _ObservedStatic, children: Sequence[Operands]) -> Observed:
+        """The inverse of `tree_flatten`."""
+        paths, groups = static
+        return cls(dict(zip(paths, children, strict=True)), dict(groups))
+
+
+@partial(jax.jit, static_argnames="num_classes")
+def sample_moments(rows: jax.Array, class_ids: Array, *, num_classes: int) -> Moments:
+    """Moments of [n, D, C] rows relative to the first of them.
+
+    Example:
+      >>> sample_moments(jnp.ones((2, 1, 1)), np.array([0, 1]), num_classes=2).m2.tolist()
+      [[[0.0]], [[0.0]]]
+    """
+    rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
+    return add_examples(zero_moments(rows[0], num_classes), rows, jnp.asarray(class_ids))
+
+
+def stack_pytrees(members: Sequence[_Record], caller: str) -> _Record:
+    """Stacks the leaves of records with equal structure and shapes; `caller` is named in errors."""
+    if not members:
+        raise ValueError(f"{caller} needs at least one member, got none.")
+    first = jax.tree.structure(members[0])
+    shapes = [leaf.shape for leaf in jax.tree.leaves(members[0])]
+    for number, member in enumerate(members):
+        found = [leaf.shape for leaf in jax.tree.leaves(member)]
+        if jax.tree.structure(member) != first or found != shapes:
+            raise ValueError(
+                f"{caller} needs members of one structure, class counts and shapes; member {number} differs "
+                f"from member 0: {found} against {shapes}, or in which operands are present. "
+                "Observe all members on the same examples."
+            )
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+
+
+def _sort_examples(name: str, value: jax.Array, order: np.ndarray) -> jax.Array:
+    """Brings the `NX` axis of a registered operand into the order of the sorted sample."""
+    from jaxprune.language.operands import OPERANDS
+
+    if name not in OPERANDS:
+        raise ValueError(f"extras must be registered operands, got {name!r}. Call register_operand first.")
+    for axis, axis_name in enumerate(OPERANDS[name].type):
+        if axis_name == "NX":
+            value = jnp.take(value, order, axis=axis + 1)
+    return value
