@@ -1,0 +1,292 @@
+"""Datasets as arrays in three splits that never mix: the only module that reads images from files.
+
+Training images are for fitting, validation images (cut out of the training part) for every choice, test images for
+the final report alone, behind a guard (`GuardedSplit`). Images are float32 [N, H, W, C], standardised: divided by
+their largest possible value, then shifted and scaled by mean and standard deviation of each colour over the training split.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.resources
+import io
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from jaxprune.training.guard import GuardedSplit, Split
+from jaxprune.types import Array
+
+DATASETS = ("digits", "fashion")
+"""Names that `load_dataset` knows; both are part of the package."""
+
+Arrays = tuple[Array, Array]
+"""Images [N, ...] and labels [N]."""
+
+_DIGITS_SOURCE = (
+    "Optical Recognition of Handwritten Digits (Alpaydin and Kaynak 1998), UCI Machine Learning Repository, CC BY 4.0"
+)
+_FASHION_SOURCE = "Fashion-MNIST (Xiao, Rasul, Vollgraf 2017), Zalando SE, MIT licence; 8,000 + 2,000 class-balanced images"
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images and labels in splits for training, validation and (guarded) test.
+
+    Attributes:
+      name: what the dataset is called in records and tables.
+      train: images [N, ...] float32 and labels [N] int32.
+      validation: likewise; every accuracy that a search or a comparison sees is measured here.
+      test: the test split behind its guard, or None.
+      num_classes: labels are in [0, num_classes).
+      source: where the images come from, and their licence.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: GuardedSplit | None
+    num_classes: int
+    source: str = ""
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one example, (H, W, C) for images."""
+        return tuple(int(size) for size in self.train.images.shape[1:])
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A short digest of the training and validation arrays: part of what a fitness is cached under."""
+        digest = hashlib.sha256(self.name.encode())
+        for array in (*self.train, *self.validation):
+            digest.update(f"{array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
+
+    def limited(self, *, num_train: int | None = None, num_validation: int | None = None) -> Dataset:
+        """A smaller dataset: the first examples of each class, as evenly over classes as they come; test untouched.
+
+        Args:
+          num_train: examples to keep of the training split, at least one a class; None keeps all.
+          num_validation: likewise of the validation split.
+
+        Raises:
+          ValueError: if a number is below the number of classes or above what there is.
+
+        Example:
+          >>> load_dataset("digits").limited(num_train=100).train.images.shape
+          (100, 8, 8, 1)
+        """
+        train = _first(self.train, num_train, self.num_classes, "num_train")
+        validation = _first(self.validation, num_validation, self.num_classes, "num_validation")
+        return replace(self, train=train, validation=validation)
+
+    @staticmethod
+    def from_arrays(
+        name: str,
+        *,
+        train: Arrays,
+        validation: Arrays | None = None,
+        test: Arrays | None = None,
+        num_classes: int | None = None,
+        standardise: bool | None = None,
+        source: str = "",
+    ) -> Dataset:
+        """A dataset of one's own arrays, checked.
+
+        Args:
+          name: what to call it.
+          train: images [N, H, W, C], [N, H, W] (a channel axis is added) or features [N, F], and whole-number
+            labels [N] from 0.
+          validation: likewise; without it, every fifth training image of each class becomes validation.
+          test: likewise, to be guarded; optional.
+          num_classes: number of classes; by default the largest training label plus one.
+          standardise: whether to shift and scale by the training split's mean and standard deviation of each colour;
+            by default done for whole-number images and left to the caller for floating-point ones.
+          source: where the images come from.
+
+        Returns:
+          The dataset, with float32 images and int32 labels that cannot be written to.
+
+        Raises:
+          ValueError: if labels and images do not match in number, shapes differ between splits, labels are not whole
+            numbers in [0, num_classes), training images show one class only, or images hold NaN or infinity.
+
+        Example:
+          >>> images = np.random.default_rng(0).normal(size=(20, 8, 8)).astype(np.float32)
+          >>> mine = Dataset.from_arrays("mine", train=(images, np.arange(20) % 2))
+          >>> mine.train.images.shape, mine.validation.images.shape, mine.num_classes
+          ((16, 8, 8, 1), (4, 8, 8, 1), 2)
+        """
+        whole = np.issubdtype(np.asarray(train[0]).dtype, np.integer)
+        parts = {"train": train, "validation": validation, "test": test}
+        splits = {part: _as_split(name, part, arrays) for part, arrays in parts.items() if arrays is not None}
+        classes = _check_splits(name, splits, num_classes)
+        if "validation" not in splits:
+            splits["train"], splits["validation"] = _cut_validation(name, splits["train"])
+        if whole if standardise is None else standardise:
+            splits = _standardised(splits)
+        splits = {part: _read_only(split) for part, split in splits.items()}
+        guarded = GuardedSplit(name, splits["test"]) if "test" in splits else None
+        return Dataset(name, splits["train"], splits["validation"], guarded, classes, source)
+
+
+@functools.cache
+def load_dataset(name: str) -> Dataset:
+    """One of the datasets that come with the package.
+
+    - "digits": 8x8 handwritten digits, 1,097 for training, 350 validation, 350 test.
+    - "fashion": 28x28 Fashion-MNIST, 6,000 for training, 2,000 validation, 2,000 test.
+
+    Validation and test hold equally many images of each class; which ones is fixed and the same everywhere.
+
+    Args:
+      name: one of `DATASETS`.
+
+    Returns:
+      The dataset, standardised, in shuffled order.
+
+    Raises:
+      ValueError: if there is no such dataset.
+
+    Example:
+      >>> digits = load_dataset("digits")
+      >>> digits.train.images.shape, digits.validation.labels.shape, digits.test
+      ((1097, 8, 8, 1), (350,), GuardedSplit('digits', 350 examples, closed))
+    """
+    if name == "digits":
+        archive = _read_archive("digits_8x8.npz")
+        everything = Split(archive["x"][..., None] / np.float32(16), archive["y"].astype(np.int32))
+        rest, test = _hold_out(name, "test", everything, num_per_class=35)
+        train, validation = _hold_out(name, "validation", rest, num_per_class=35)
+        return _packaged(name, train, validation, test, _DIGITS_SOURCE)
+    if name == "fashion":
+        archive = _read_archive("fashion_8k_2k.npz")
+        pixels = np.float32(255)
+        everything = Split(archive["x_train"][..., None] / pixels, archive["y_train"].astype(np.int32))
+        test = Split(archive["x_test"][..., None] / pixels, archive["y_test"].astype(np.int32))
+        train, validation = _hold_out(name, "validation", everything, num_per_class=200)
+        return _packaged(name, train, validation, test, _FASHION_SOURCE)
+    raise ValueError(
+        f"load_dataset needs one of {', '.join(DATASETS)}, got {name!r}. For other images read them yourself and "
+        "pass them to Dataset.from_arrays."
+    )
+
+
+def _read_archive(filename: str) -> dict[str, np.ndarray]:
+    """Arrays of an archive in the package."""
+    content = importlib.resources.files("jaxprune").joinpath("data", filename).read_bytes()
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        return {key: archive[key] for key in archive.files}
+
+
+def _packaged(name: str, train: Split, validation: Split, test: Split, source: str) -> Dataset:
+    """A dataset of splits with pixels in [0, 1]."""
+    return Dataset.from_arrays(name, train=train, validation=validation, test=test, standardise=True, source=source)
+
+
+def _hold_out(name: str, purpose: str, split: Split, *, num_per_class: int) -> tuple[Split, Split]:
+    """The rest and a held-out part, in an order given by digests: the same on every machine and NumPy version."""
+    ranks = [
+        hashlib.blake2b(f"{name} {purpose} {index}".encode(), digest_size=8).digest()
+        for index in range(len(split.labels))
+    ]
+    order = np.array(sorted(range(len(ranks)), key=ranks.__getitem__))
+    is_held_out = _rank_in_class(split.labels[order]) < num_per_class
+    rest, held_out = order[~is_held_out], order[is_held_out]
+    return Split(split.images[rest], split.labels[rest]), Split(split.images[held_out], split.labels[held_out])
+
+
+def _cut_validation(name: str, train: Split) -> tuple[Split, Split]:
+    """Training examples without, and validation examples made of, every fifth of each class."""
+    is_validation = _rank_in_class(train.labels) % 5 == 4
+    if not is_validation.any():
+        raise ValueError(
+            f"{name}: needs at least five training images of some class to cut validation images from, "
+            f"got {len(train.labels)} images in all. Pass validation=(images, labels)."
+        )
+    validation = Split(train.images[is_validation], train.labels[is_validation])
+    return Split(train.images[~is_validation], train.labels[~is_validation]), validation
+
+
+def _rank_in_class(labels: np.ndarray) -> np.ndarray:
+    """How many earlier examples have the same label, [N]."""
+    ranks = np.zeros(len(labels), np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        ranks[members] = np.arange(len(members))
+    return ranks
+
+
+def _first(split: Split, count: int | None, num_classes: int, argument: str) -> Split:
+    """The first `count` examples, taking turns between classes, in their old order."""
+    if count is None:
+        return split
+    if not num_classes <= count <= len(split.labels):
+        raise ValueError(
+            f"Dataset.limited needs {argument} between {num_classes}, one a class, and {len(split.labels)}, "
+            f"all there are, got {count}."
+        )
+    chosen = np.sort(np.argsort(_rank_in_class(split.labels), kind="stable")[:count])
+    return _read_only(Split(split.images[chosen], split.labels[chosen]))
+
+
+def _as_split(name: str, part: str, arrays: Arrays) -> Split:
+    """Images as float32 with a channel axis and labels as int32, checked one by one."""
+    images, labels = np.asarray(arrays[0]), np.asarray(arrays[1])
+    where = f"{name}, {part} split"
+    if images.ndim not in (2, 3, 4):
+        raise ValueError(f"{where}: needs images [N, H, W, C], [N, H, W] or features [N, F], got shape {images.shape}.")
+    if labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{where}: needs one label for each of {len(images)} images, got labels of shape {labels.shape}. "
+            "One-hot labels become numbers by labels.argmax(-1)."
+        )
+    if len(labels) == 0:
+        raise ValueError(f"{where}: needs at least one image, got none.")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{where}: needs whole-number labels, got {labels.dtype}. Convert with labels.astype(int).")
+    images = images.astype(np.float32)
+    num_bad = len(images) - int(np.isfinite(images.reshape(len(images), -1)).all(axis=1).sum())
+    if num_bad:
+        raise ValueError(f"{where}: needs finite images, got NaN or infinity in {num_bad} of {len(images)}. Drop or mend them.")
+    return Split(images[..., None] if images.ndim == 3 else images, labels.astype(np.int32))
+
+
+def _check_splits(name: str, splits: dict[str, Split], num_classes: int | None) -> int:
+    """The number of classes, once splits agree in shape and labels fit."""
+    shapes = {part: split.images.shape[1:] for part, split in splits.items()}
+    if len(set(shapes.values())) > 1:
+        found = ", ".join(f"{part} {shape}" for part, shape in shapes.items())
+        raise ValueError(f"{name}: needs images of one shape in all splits, got {found}. Resize them first.")
+    present = np.unique(splits["train"].labels)
+    if len(present) < 2:
+        raise ValueError(f"{name}: needs training images of at least two classes, got only label {present[0]}.")
+    classes = int(present[-1]) + 1 if num_classes is None else num_classes
+    ranges = {part: (int(split.labels.min()), int(split.labels.max())) for part, split in splits.items()}
+    bad = [f"{part} {low} to {high}" for part, (low, high) in ranges.items() if low < 0 or high >= classes]
+    if bad:
+        raise ValueError(
+            f"{name}: needs labels from 0 to {classes - 1}, got {', '.join(bad)}. Number the classes from 0, or pass num_classes."
+        )
+    return classes
+
+
+def _standardised(splits: dict[str, Split]) -> dict[str, Split]:
+    """Every split shifted and scaled by the training split's mean and standard deviation of each colour."""
+    train = splits["train"].images
+    axes = tuple(range(train.ndim - 1)) if train.ndim == 4 else (0,)
+    mean = train.mean(axis=axes, keepdims=True, dtype=np.float64)
+    spread = train.std(axis=axes, keepdims=True, dtype=np.float64)
+    spread = np.where(spread > 0, spread, 1.0)
+    return {
+        part: Split(((split.images - mean) / spread).astype(np.float32), split.labels) for part, split in splits.items()
+    }
+
+
+def _read_only(split: Split) -> Split:
+    """Views of the arrays that cannot be written to."""
+    images, labels = split.images.view(), split.labels.view()
+    images.flags.writeable = labels.flags.writeable = False
+    return Split(images, labels)

@@ -1,0 +1,215 @@
+"""Training recipes: frozen named settings that become Optax transformations."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, get_args
+
+import jax
+import optax
+
+Optimizer = Literal["adam", "sgd"]
+LearningRateSchedule = Literal["constant", "cosine", "steps"]
+Augmentation = Literal["none", "crop_flip"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train or fine-tune a network: optimiser, learning rate over time, length, batches, augmentation.
+
+    Attributes:
+      name: what the recipe is called in records.
+      optimizer: "adam" or "sgd" (with momentum).
+      learning_rate: its value at the start, > 0.
+      epochs: passes over the training split, >= 1.
+      batch_size: examples a step, >= 1; an incomplete last batch is left out.
+      weight_decay: ridge added to the gradient of every array of two or more axes, `weight_decay * w`, >= 0.
+      momentum: of "sgd", in [0, 1); "adam" does not read it.
+      nesterov: whether "sgd" looks ahead.
+      schedule: "constant"; "cosine" down to 0 at the last step; "steps" multiplies by `drop_factor` at each milestone.
+      milestones: parts of the whole run in (0, 1), increasing; read by "steps".
+      drop_factor: in (0, 1); read by "steps".
+      augment: "none", or "crop_flip": random shifts by up to an eighth of the side and left-right flips.
+
+    Raises:
+      ValueError: if a setting is out of its range; names all of them.
+
+    Example:
+      >>> recipe = RECIPES["adam_short"].replace(epochs=5)
+      >>> recipe.num_steps(num_examples=1097)
+      105
+    """
+
+    name: str
+    optimizer: Optimizer
+    learning_rate: float
+    epochs: int
+    batch_size: int
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    nesterov: bool = False
+    schedule: LearningRateSchedule = "constant"
+    milestones: tuple[float, ...] = ()
+    drop_factor: float = 0.1
+    augment: Augmentation = "none"
+
+    def __post_init__(self) -> None:
+        # A recipe read back from JSON has a list here, which would not hash.
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        problems = [message for is_good, message in self._checks() if not is_good]
+        if problems:
+            raise ValueError(f"Recipe {self.name!r} needs {'; '.join(problems)}.")
+
+    def replace(self, **changes: object) -> Recipe:
+        """A recipe with some settings changed, checked again.
+
+        Raises:
+          ValueError: if a setting is unknown or out of its range.
+
+        Example:
+          >>> RECIPES["adam_short"].replace(epochs=1).epochs
+          1
+        """
+        known = [field.name for field in dataclasses.fields(self)]
+        unknown = sorted(set(changes) - set(known))
+        if unknown:
+            raise ValueError(f"Recipe has the settings {', '.join(known)}, got {', '.join(unknown)}. Check the spelling.")
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    def num_steps(self, num_examples: int) -> int:
+        """Steps of the whole run over `num_examples` training examples.
+
+        Raises:
+          ValueError: if there are fewer examples than one batch.
+        """
+        if num_examples < self.batch_size:
+            raise ValueError(
+                f"Recipe {self.name!r} needs at least one batch of {self.batch_size} examples, got {num_examples}. "
+                f"Use recipe.replace(batch_size={max(num_examples, 1)}) or more examples."
+            )
+        return self.epochs * (num_examples // self.batch_size)
+
+    def learning_rates(self, num_steps: int) -> optax.Schedule:
+        """Step number -> learning rate, for a run of `num_steps` steps in all.
+
+        Example:
+          >>> rates = RECIPES["paper_vgg"].learning_rates(1000)
+          >>> [round(float(rates(step)), 6) for step in (0, 400, 800)]
+          [0.006, 0.00168, 0.00047]
+        """
+        if self.schedule == "cosine":
+            return optax.cosine_decay_schedule(self.learning_rate, max(num_steps, 1))
+        if self.schedule == "steps":
+            # A dict keeps one drop a step: milestones that round to one step multiply.
+            drops: dict[int, float] = {}
+            for milestone in self.milestones:
+                step = round(milestone * num_steps)
+                drops[step] = drops.get(step, 1.0) * self.drop_factor
+            return optax.piecewise_constant_schedule(self.learning_rate, drops)
+        return optax.constant_schedule(self.learning_rate)
+
+    def transformation(self, num_steps: int) -> optax.GradientTransformation:
+        """The Optax transformation of a run of `num_steps` steps.
+
+        Weight decay looks at how many axes an array has, so stacked members go through it under `jax.vmap` (or one
+        by one), not as one tree with a leading member axis.
+
+        Args:
+          num_steps: steps of the whole run, as `num_steps` gives them; the schedule ends there.
+
+        Returns:
+          A transformation with `init(params)` and `update(gradients, state, params)`.
+
+        Raises:
+          ValueError: if `num_steps` is below 1.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> transformation = RECIPES["adam_short"].transformation(num_steps=63)
+          >>> params = {"kernel": jnp.ones((2, 2))}
+          >>> updates, _ = transformation.update(params, transformation.init(params), params)
+          >>> round(float(updates["kernel"][0, 0]), 6)
+          -0.001
+        """
+        if num_steps < 1:
+            raise ValueError(f"Recipe.transformation needs num_steps >= 1, got {num_steps}. See Recipe.num_steps.")
+        rates = self.learning_rates(num_steps)
+        optimizer = (
+            optax.adam(rates)
+            if self.optimizer == "adam"
+            else optax.sgd(rates, momentum=self.momentum or None, nesterov=self.nesterov)
+        )
+        if self.weight_decay == 0:
+            return optimizer
+        return optax.chain(optax.add_decayed_weights(self.weight_decay, mask=_has_two_axes), optimizer)
+
+    def _checks(self) -> list[tuple[bool, str]]:
+        """(Whether a setting is good, what is needed and what came) for every setting with a range."""
+        rising = all(low < high for low, high in itertools.pairwise((0.0, *self.milestones, 1.0)))
+        return [
+            (self.optimizer in get_args(Optimizer), f"optimizer adam or sgd, got {self.optimizer!r}"),
+            (self.schedule in get_args(LearningRateSchedule), f"schedule constant, cosine or steps, got {self.schedule!r}"),
+            (self.augment in get_args(Augmentation), f"augment none or crop_flip, got {self.augment!r}"),
+            (0 < self.learning_rate < float("inf"), f"learning_rate > 0, got {self.learning_rate}"),
+            (isinstance(self.epochs, int) and self.epochs >= 1, f"epochs a whole number >= 1, got {self.epochs}"),
+            (
+                isinstance(self.batch_size, int) and self.batch_size >= 1,
+                f"batch_size a whole number >= 1, got {self.batch_size}",
+            ),
+            (0 <= self.weight_decay < float("inf"), f"weight_decay >= 0, got {self.weight_decay}"),
+            (0 <= self.momentum < 1, f"momentum in [0, 1), got {self.momentum}"),
+            (
+                self.schedule != "steps" or bool(self.milestones),
+                "milestones for schedule='steps', parts of the run such as (0.5, 0.75), got none",
+            ),
+            (not self.milestones or rising, f"milestones increasing in (0, 1), got {self.milestones}"),
+            (0 < self.drop_factor < 1, f"drop_factor in (0, 1), got {self.drop_factor}"),
+        ]
+
+
+def find_recipe(recipe: str | Recipe) -> Recipe:
+    """The recipe of that name; a recipe comes back as it is.
+
+    Raises:
+      ValueError: if there is no recipe of that name.
+
+    Example:
+      >>> find_recipe("adam_short").batch_size
+      50
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if recipe not in RECIPES:
+        close = difflib.get_close_matches(recipe, RECIPES, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else " Pass a Recipe for settings of your own."
+        raise ValueError(f"A recipe needs to be one of {', '.join(RECIPES)}, got {recipe!r}.{hint}")
+    return RECIPES[recipe]
+
+
+def _has_two_axes(params: optax.Params) -> optax.Params:
+    """True for kernels, False for biases and normalisation: what weight decay applies to."""
+    return jax.tree.map(lambda array: array.ndim >= 2, params)
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        recipe.name: recipe
+        for recipe in (
+            Recipe("adam_short", "adam", 1e-3, epochs=3, batch_size=50),
+            Recipe("adam_fashion", "adam", 1e-3, epochs=1, batch_size=100),
+            Recipe("adam_base_digits", "adam", 2e-3, epochs=15, batch_size=50, schedule="cosine"),
+            Recipe("adam_base_fashion", "adam", 1e-3, epochs=8, batch_size=100, schedule="cosine"),
+            Recipe("paper_lenet", "adam", 5e-4, epochs=100, batch_size=200, weight_decay=7e-5),
+            Recipe(
+                "paper_vgg", "sgd", 6e-3, epochs=100, batch_size=128, weight_decay=1e-3, nesterov=True,
+                schedule="steps", milestones=(0.4, 0.8), drop_factor=0.28, augment="crop_flip",
+            ),  # fmt: skip
+        )
+    }
+)
+"""Every named recipe: fine-tuning on the quick tasks, training their base networks, and the paper's two."""
