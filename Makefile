@@ -26,17 +26,18 @@ help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## make .venv and install jaxprune into it, with the tools to develop it
+	@echo "Set up: $$($(BIN)/python --version) in .venv"
 
 $(READY): pyproject.toml constraints.txt
 	@python=; seen=; \
 	for candidate in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python); do \
 	  version=$$("$$candidate" -c 'import ensurepip, sys, venv; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null) || continue; \
 	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then python=$$candidate; break; fi; \
-	  seen="$$seen $$candidate is $$version;"; \
+	  seen="$$seen$${seen:+, }$$candidate is $$version"; \
 	done; \
 	uv=$$(command -v uv || true); \
 	if [ -z "$$python" ] && [ -z "$$uv" ]; then \
-	  echo "jaxprune needs Python 3.11 or newer with its venv module, and found none ($${seen:- no Python at all;})." >&2; \
+	  echo "jaxprune needs Python 3.11 or newer with its venv module, and found none among $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python)$${seen:+ ($$seen)}." >&2; \
 	  echo "Install one (on Debian and Ubuntu: python3 and python3-venv), or name it: make setup PYTHON=/path/to/python3.12" >&2; \
 	  exit 1; \
 	fi; \
@@ -44,7 +45,7 @@ $(READY): pyproject.toml constraints.txt
 	rm -f $(READY); \
 	if [ -n "$$uv" ]; then \
 	  echo "Setting up .venv with uv ..."; \
-	  if { [ -x $(BIN)/python ] || uv venv --quiet --python "$${python:->=3.11}" .venv; } \
+	  if { [ -x $(BIN)/python ] || uv venv --quiet --seed --python "$${python:->=3.11}" .venv; } \
 	     && uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'; then \
 	    echo "$(CURDIR)" > $(READY); exit 0; \
 	  fi; \
@@ -54,7 +55,7 @@ $(READY): pyproject.toml constraints.txt
 	echo "Setting up .venv with $$python ($$version): a minute or two the first time ..."; \
 	[ -x $(BIN)/python ] || "$$python" -m venv .venv; \
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null; \
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'; \
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'; \
 	echo "$(CURDIR)" > $(READY)
 
 evolve: $(READY)  ## evolve pruning functions with the quick preset; ARGS="..." are passed on (see --help)
