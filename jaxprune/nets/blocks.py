@@ -48,7 +48,8 @@ def max_pool(x: jax.Array) -> jax.Array:
     """
     if x.ndim != 4 or min(x.shape[1:3]) < 2:
         raise ValueError(
-            f"max_pool needs [N, H, W, C] with H, W >= 2, got shape {x.shape}. Use larger images or pool less often."
+            f"max_pool needs [N, H, W, C] with H, W >= 2, got shape {x.shape}. "
+            "Use larger images or pool less often."
         )
     n, height, width, channels = x.shape
     rows, columns = height // 2, width // 2
@@ -77,10 +78,13 @@ def check_widths(owner: str, widths: Sequence[int], layers: Sequence[str]) -> tu
         raise ValueError(
             f"{owner} needs {len(layers)} widths, one each for {', '.join(layers)}, got {len(widths)}: {widths}."
         )
-    bad = [f"{layer}: {width!r}" for layer, width in zip(layers, widths, strict=True) if not _is_positive(width)]
+    bad = [
+        f"{layer}: {width!r}" for layer, width in zip(layers, widths, strict=True) if not _is_positive(width)
+    ]
     if bad:
         raise ValueError(
-            f"{owner} needs widths that are whole numbers >= 1, got {', '.join(bad)}. Keep at least one channel in each layer."
+            f"{owner} needs widths that are whole numbers >= 1, got {', '.join(bad)}. "
+            "Keep at least one channel in each layer."
         )
     return tuple(int(width) for width in widths)
 
@@ -130,7 +134,9 @@ def check_input(owner: str, x: jax.Array, image_shape: tuple[int, int, int]) -> 
             if tuple(x.shape) == image_shape
             else " Build the network with image_shape= of your images."
         )
-        raise ValueError(f"{owner} needs a batch of images [N, {', '.join(map(str, image_shape))}], got {x.shape}.{hint}")
+        raise ValueError(
+            f"{owner} needs a batch of images [N, {', '.join(map(str, image_shape))}], got {x.shape}.{hint}"
+        )
 
 
 def convolve_by_patches(
@@ -180,8 +186,9 @@ def convolve_by_patches(
     x = jnp.pad(lhs, ((0, 0), *map(tuple, padding), (0, 0)))
     rows = (x.shape[1] - kernel_rows) // row_step + 1
     columns = (x.shape[2] - kernel_columns) // column_step + 1
+    row_span, column_span = (rows - 1) * row_step + 1, (columns - 1) * column_step + 1
     views = [
-        x[:, i : i + (rows - 1) * row_step + 1 : row_step, j : j + (columns - 1) * column_step + 1 : column_step]
+        x[:, i : i + row_span : row_step, j : j + column_span : column_step]
         for i in range(kernel_rows)
         for j in range(kernel_columns)
     ]

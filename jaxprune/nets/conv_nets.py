@@ -57,6 +57,7 @@ class PlainConvNet(nnx.Module):
         self.output = nnx.Linear(hidden, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, num_classes] logits of images [N, H, W, C]."""
         check_input("PlainConvNet", x, self.image_shape)
         x = max_pool(jax.nn.relu(self.conv1(x)))
         x = max_pool(jax.nn.relu(self.conv2(x)))
@@ -65,9 +66,10 @@ class PlainConvNet(nnx.Module):
 
 
 class SmallConvNet(nnx.Module):
-    """Images [N, H, W, C] to logits: four times 3x3 convolution, batch norm, ReLU, pooled after two and four; dense, ReLU; output.
+    """Images [N, H, W, C] to logits: four times 3x3 convolution, batch norm, ReLU; dense, ReLU; output.
 
-    Pruned groups are named `conv1.kernel` to `conv4.kernel` and `dense.kernel`; `norm1` to `norm4` normalise.
+    Pooling (2x2 maximum) follows the second and the fourth convolution. Pruned groups are named
+    `conv1.kernel` to `conv4.kernel` and `dense.kernel`; `norm1` to `norm4` normalise.
 
     Args:
       rngs: random streams for the parameters.
@@ -109,6 +111,7 @@ class SmallConvNet(nnx.Module):
         self.output = nnx.Linear(hidden, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, num_classes] logits of images [N, H, W, C]."""
         check_input("SmallConvNet", x, self.image_shape)
         x = jax.nn.relu(self.norm1(self.conv1(x)))
         x = max_pool(jax.nn.relu(self.norm2(self.conv2(x))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 import jax
 from flax import nnx
@@ -38,7 +39,9 @@ def count_macs(model: nnx.Module, example: jax.Array | jax.ShapeDtypeStruct) -> 
       40
     """
     if len(example.shape) == 0:
-        raise ValueError("count_macs needs an example batch [N, ...], got a scalar. Pass images[:1], for instance.")
+        raise ValueError(
+            "count_macs needs an example batch [N, ...], got a scalar. Pass images[:1], for instance."
+        )
     one = jax.ShapeDtypeStruct((1, *example.shape[1:]), example.dtype)
     # The view shares the caller's variables; splitting and merging puts a copy between it and the traced call.
     view = nnx.view(model, use_running_average=True, deterministic=True, raise_if_not_found=False)
@@ -85,13 +88,13 @@ def _equation_macs(equation: Equation) -> int:
     """MACs of one equation: its own product, or those of the jaxprs it calls."""
     name, params = equation.primitive.name, equation.params
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape
+        kernel = _shape(equation.invars[1])
         out_axis = params["dimension_numbers"].rhs_spec[0]
-        return math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[out_axis]
+        return math.prod(_shape(equation.outvars[0])) * math.prod(kernel) // kernel[out_axis]
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        left = equation.invars[0].aval.shape
-        return math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+        left = _shape(equation.invars[0])
+        return math.prod(_shape(equation.outvars[0])) * math.prod(left[axis] for axis in contracted)
     inner = [_jaxpr_macs(jaxpr) for jaxpr in _called_jaxprs(equation)]
     if name == _BRANCHES:
         return max(inner, default=0)
@@ -101,6 +104,11 @@ def _equation_macs(equation: Equation) -> int:
             "depends on values. Write it as jax.lax.scan or with fixed bounds."
         )
     return sum(inner) * int(params["length"] if name == "scan" else 1)
+
+
+def _shape(value: core.Var | core.Literal) -> tuple[int, ...]:
+    """Shape of an equation's input or output."""
+    return cast(jax.ShapeDtypeStruct, value.aval).shape
 
 
 def _called_jaxprs(equation: Equation) -> Iterator[core.Jaxpr]:

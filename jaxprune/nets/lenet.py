@@ -11,7 +11,7 @@ from jaxprune.nets.blocks import check_input, check_sizes, check_widths, convolu
 
 
 class LeNet5(nnx.Module):
-    """Images [N, H, W, C] to logits [N, num_classes]: 5x5 convolution, ReLU, 2x2 max pooling, twice; dense, ReLU; output.
+    """Images [N, H, W, C] to logits: 5x5 convolution, ReLU, 2x2 max pooling, twice; dense, ReLU; output.
 
     With the default widths the kernels hold 500, 25,000, 400,000 and 5,000 weights. Pruned groups are named
     `conv1.kernel`, `conv2.kernel` and `dense.kernel`.
@@ -54,6 +54,7 @@ class LeNet5(nnx.Module):
         self.output = nnx.Linear(hidden, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, num_classes] logits of images [N, H, W, C]."""
         check_input("LeNet5", x, self.image_shape)
         x = max_pool(jax.nn.relu(self.conv1(x)))
         x = max_pool(jax.nn.relu(self.conv2(x)))

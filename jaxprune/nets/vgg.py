@@ -73,7 +73,10 @@ class VGG16(nnx.Module):
         height, width, channels = self.image_shape
         inputs = (channels, *conv_widths[:-1])
         self.convs = nnx.List(
-            [convolution(c_in, c_out, 3, "SAME", rngs) for c_in, c_out in zip(inputs, conv_widths, strict=True)]
+            [
+                convolution(c_in, c_out, 3, "SAME", rngs)
+                for c_in, c_out in zip(inputs, conv_widths, strict=True)
+            ]
         )
         self.norms = nnx.List([batch_norm(c_out, rngs) for c_out in conv_widths])
         self.dense = dense((height // 32) * (width // 32) * conv_widths[-1], hidden, rngs)
@@ -82,6 +85,7 @@ class VGG16(nnx.Module):
         self.output = nnx.Linear(hidden, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, num_classes] logits of images [N, H, W, C]."""
         check_input("VGG16", x, self.image_shape)
         for number, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True), start=1):
             x = norm(jax.nn.relu(conv(x)))

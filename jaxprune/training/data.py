@@ -2,7 +2,7 @@
 
 Training images are for fitting, validation images (cut out of the training part) for every choice, test images for
 the final report alone, behind a guard (`GuardedSplit`). Images are float32 [N, H, W, C], standardised: divided by
-their largest possible value, then shifted and scaled by mean and standard deviation of each colour over the training split.
+their largest possible value, then shifted and scaled by the training split's mean and standard deviation of each colour.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ Arrays = tuple[Array, Array]
 """Images [N, ...] and labels [N]."""
 
 _DIGITS_SOURCE = (
-    "Optical Recognition of Handwritten Digits (Alpaydin and Kaynak 1998), UCI Machine Learning Repository, CC BY 4.0"
+    "Optical Recognition of Handwritten Digits (Alpaydin and Kaynak 1998), "
+    "UCI Machine Learning Repository, CC BY 4.0"
 )
-_FASHION_SOURCE = "Fashion-MNIST (Xiao, Rasul, Vollgraf 2017), Zalando SE, MIT licence; 8,000 + 2,000 class-balanced images"
+_FASHION_SOURCE = (
+    "Fashion-MNIST (Xiao, Rasul, Vollgraf 2017), Zalando SE, MIT licence; 8,000 + 2,000 class-balanced images"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +186,9 @@ def _read_archive(filename: str) -> dict[str, np.ndarray]:
 
 def _packaged(name: str, train: Split, validation: Split, test: Split, source: str) -> Dataset:
     """A dataset of splits with pixels in [0, 1]."""
-    return Dataset.from_arrays(name, train=train, validation=validation, test=test, standardise=True, source=source)
+    return Dataset.from_arrays(
+        name, train=train, validation=validation, test=test, standardise=True, source=source
+    )
 
 
 def _hold_out(name: str, purpose: str, split: Split, *, num_per_class: int) -> tuple[Split, Split]:
@@ -194,8 +199,7 @@ def _hold_out(name: str, purpose: str, split: Split, *, num_per_class: int) -> t
     ]
     order = np.array(sorted(range(len(ranks)), key=ranks.__getitem__))
     is_held_out = _rank_in_class(split.labels[order]) < num_per_class
-    rest, held_out = order[~is_held_out], order[is_held_out]
-    return Split(split.images[rest], split.labels[rest]), Split(split.images[held_out], split.labels[held_out])
+    return _pick(split, order[~is_held_out]), _pick(split, order[is_held_out])
 
 
 def _cut_validation(name: str, train: Split) -> tuple[Split, Split]:
@@ -206,8 +210,12 @@ def _cut_validation(name: str, train: Split) -> tuple[Split, Split]:
             f"{name}: needs at least five training images of some class to cut validation images from, "
             f"got {len(train.labels)} images in all. Pass validation=(images, labels)."
         )
-    validation = Split(train.images[is_validation], train.labels[is_validation])
-    return Split(train.images[~is_validation], train.labels[~is_validation]), validation
+    return _pick(train, np.flatnonzero(~is_validation)), _pick(train, np.flatnonzero(is_validation))
+
+
+def _pick(split: Split, chosen: np.ndarray) -> Split:
+    """The examples of these indices, in their order."""
+    return Split(split.images[chosen], split.labels[chosen])
 
 
 def _rank_in_class(labels: np.ndarray) -> np.ndarray:
@@ -229,7 +237,7 @@ def _first(split: Split, count: int | None, num_classes: int, argument: str) -> 
             f"all there are, got {count}."
         )
     chosen = np.sort(np.argsort(_rank_in_class(split.labels), kind="stable")[:count])
-    return _read_only(Split(split.images[chosen], split.labels[chosen]))
+    return _read_only(_pick(split, chosen))
 
 
 def _as_split(name: str, part: str, arrays: Arrays) -> Split:
@@ -237,7 +245,9 @@ def _as_split(name: str, part: str, arrays: Arrays) -> Split:
     images, labels = np.asarray(arrays[0]), np.asarray(arrays[1])
     where = f"{name}, {part} split"
     if images.ndim not in (2, 3, 4):
-        raise ValueError(f"{where}: needs images [N, H, W, C], [N, H, W] or features [N, F], got shape {images.shape}.")
+        raise ValueError(
+            f"{where}: needs images [N, H, W, C], [N, H, W] or features [N, F], got shape {images.shape}."
+        )
     if labels.shape != images.shape[:1]:
         raise ValueError(
             f"{where}: needs one label for each of {len(images)} images, got labels of shape {labels.shape}. "
@@ -246,11 +256,16 @@ def _as_split(name: str, part: str, arrays: Arrays) -> Split:
     if len(labels) == 0:
         raise ValueError(f"{where}: needs at least one image, got none.")
     if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"{where}: needs whole-number labels, got {labels.dtype}. Convert with labels.astype(int).")
+        raise ValueError(
+            f"{where}: needs whole-number labels, got {labels.dtype}. Convert with labels.astype(int)."
+        )
     images = images.astype(np.float32)
     num_bad = len(images) - int(np.isfinite(images.reshape(len(images), -1)).all(axis=1).sum())
     if num_bad:
-        raise ValueError(f"{where}: needs finite images, got NaN or infinity in {num_bad} of {len(images)}. Drop or mend them.")
+        raise ValueError(
+            f"{where}: needs finite images, got NaN or infinity in {num_bad} of {len(images)}. "
+            "Drop or mend them."
+        )
     return Split(images[..., None] if images.ndim == 3 else images, labels.astype(np.int32))
 
 
@@ -262,13 +277,16 @@ def _check_splits(name: str, splits: dict[str, Split], num_classes: int | None) 
         raise ValueError(f"{name}: needs images of one shape in all splits, got {found}. Resize them first.")
     present = np.unique(splits["train"].labels)
     if len(present) < 2:
-        raise ValueError(f"{name}: needs training images of at least two classes, got only label {present[0]}.")
+        raise ValueError(
+            f"{name}: needs training images of at least two classes, got only label {present[0]}."
+        )
     classes = int(present[-1]) + 1 if num_classes is None else num_classes
     ranges = {part: (int(split.labels.min()), int(split.labels.max())) for part, split in splits.items()}
     bad = [f"{part} {low} to {high}" for part, (low, high) in ranges.items() if low < 0 or high >= classes]
     if bad:
         raise ValueError(
-            f"{name}: needs labels from 0 to {classes - 1}, got {', '.join(bad)}. Number the classes from 0, or pass num_classes."
+            f"{name}: needs labels from 0 to {classes - 1}, got {', '.join(bad)}. "
+            "Number the classes from 0, or pass num_classes."
         )
     return classes
 
@@ -277,11 +295,13 @@ def _standardised(splits: dict[str, Split]) -> dict[str, Split]:
     """Every split shifted and scaled by the training split's mean and standard deviation of each colour."""
     train = splits["train"].images
     axes = tuple(range(train.ndim - 1)) if train.ndim == 4 else (0,)
-    mean = train.mean(axis=axes, keepdims=True, dtype=np.float64)
-    spread = train.std(axis=axes, keepdims=True, dtype=np.float64)
+    # Rounded to float32, so that machines that sum in another order still get the same images and fingerprint.
+    mean = train.mean(axis=axes, keepdims=True, dtype=np.float64).astype(np.float32).astype(np.float64)
+    spread = train.std(axis=axes, keepdims=True, dtype=np.float64).astype(np.float32).astype(np.float64)
     spread = np.where(spread > 0, spread, 1.0)
     return {
-        part: Split(((split.images - mean) / spread).astype(np.float32), split.labels) for part, split in splits.items()
+        part: Split(((split.images - mean) / spread).astype(np.float32), split.labels)
+        for part, split in splits.items()
     }
 
 

@@ -93,7 +93,11 @@ class GuardedSplit:
             found = None
         same = isinstance(found, dict) and all(found.get(key) == value for key, value in entry.items())
         if not same or not found.get("opened"):
-            came = f"one of {found['dataset']!r}" if isinstance(found, dict) and "dataset" in found else "another file"
+            came = (
+                f"one of {found['dataset']!r}"
+                if isinstance(found, dict) and "dataset" in found
+                else "another file"
+            )
             raise ValueError(
                 f"The test split of {self.name} needs a record of its own, got {came} in {path}. "
                 "Name another file for the record."

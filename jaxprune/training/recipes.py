@@ -78,7 +78,9 @@ class Recipe:
         known = [field.name for field in dataclasses.fields(self)]
         unknown = sorted(set(changes) - set(known))
         if unknown:
-            raise ValueError(f"Recipe has the settings {', '.join(known)}, got {', '.join(unknown)}. Check the spelling.")
+            raise ValueError(
+                f"Recipe has the settings {', '.join(known)}, got {', '.join(unknown)}. Check the spelling."
+            )
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def num_steps(self, num_examples: int) -> int:
@@ -137,7 +139,9 @@ class Recipe:
           -0.001
         """
         if num_steps < 1:
-            raise ValueError(f"Recipe.transformation needs num_steps >= 1, got {num_steps}. See Recipe.num_steps.")
+            raise ValueError(
+                f"Recipe.transformation needs num_steps >= 1, got {num_steps}. See Recipe.num_steps."
+            )
         rates = self.learning_rates(num_steps)
         optimizer = (
             optax.adam(rates)
@@ -153,12 +157,18 @@ class Recipe:
         rising = all(low < high for low, high in itertools.pairwise((0.0, *self.milestones, 1.0)))
         return [
             (self.optimizer in get_args(Optimizer), f"optimizer adam or sgd, got {self.optimizer!r}"),
-            (self.schedule in get_args(LearningRateSchedule), f"schedule constant, cosine or steps, got {self.schedule!r}"),
+            (
+                self.schedule in get_args(LearningRateSchedule),
+                f"schedule constant, cosine or steps, got {self.schedule!r}",
+            ),
             (self.augment in get_args(Augmentation), f"augment none or crop_flip, got {self.augment!r}"),
             (0 < self.learning_rate < float("inf"), f"learning_rate > 0, got {self.learning_rate}"),
-            (isinstance(self.epochs, int) and self.epochs >= 1, f"epochs a whole number >= 1, got {self.epochs}"),
             (
-                isinstance(self.batch_size, int) and self.batch_size >= 1,
+                _is_count(self.epochs),
+                f"epochs a whole number >= 1, got {self.epochs}",
+            ),
+            (
+                _is_count(self.batch_size),
                 f"batch_size a whole number >= 1, got {self.batch_size}",
             ),
             (0 <= self.weight_decay < float("inf"), f"weight_decay >= 0, got {self.weight_decay}"),
@@ -191,6 +201,11 @@ def find_recipe(recipe: str | Recipe) -> Recipe:
     return RECIPES[recipe]
 
 
+def _is_count(value: object) -> bool:
+    """Whether `value` is a whole number of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def _has_two_axes(params: optax.Params) -> optax.Params:
     """True for kernels, False for biases and normalisation: what weight decay applies to."""
     return jax.tree.map(lambda array: array.ndim >= 2, params)
@@ -206,9 +221,18 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             Recipe("adam_base_fashion", "adam", 1e-3, epochs=8, batch_size=100, schedule="cosine"),
             Recipe("paper_lenet", "adam", 5e-4, epochs=100, batch_size=200, weight_decay=7e-5),
             Recipe(
-                "paper_vgg", "sgd", 6e-3, epochs=100, batch_size=128, weight_decay=1e-3, nesterov=True,
-                schedule="steps", milestones=(0.4, 0.8), drop_factor=0.28, augment="crop_flip",
-            ),  # fmt: skip
+                "paper_vgg",
+                "sgd",
+                6e-3,
+                epochs=100,
+                batch_size=128,
+                weight_decay=1e-3,
+                nesterov=True,
+                schedule="steps",
+                milestones=(0.4, 0.8),
+                drop_factor=0.28,
+                augment="crop_flip",
+            ),
         )
     }
 )
