@@ -101,7 +101,7 @@ def check_classes(
         absent |= set(np.flatnonzero(np.asarray(moments.count) == 0).tolist())
     if absent:
         raise ValueError(
-            f"every class needs at least one example, but of {num_classes} classes {sorted(absent)} have none. "
+            f"each of the {num_classes} classes needs an example, but {sorted(absent)} have none. "
             "Add examples of these classes, or count only the classes that occur."
         )
     return tuple(int(count) for count in counts)
@@ -183,7 +183,7 @@ def _class_ids(labels: Array, num_examples: int) -> tuple[np.ndarray, int]:
         )
     if values.shape[0] != num_examples:
         raise ValueError(
-            f"labels must match features: {num_examples} examples need as many labels, got {values.shape[0]}. "
+            f"labels must match features: {num_examples} examples, but {values.shape[0]} labels came. "
             "Pass the labels of exactly these examples."
         )
     if values.dtype == object or np.issubdtype(values.dtype, np.inexact):

@@ -1,8 +1,8 @@
 """Streamed per-class means and spreads of activations, safe in float32.
 
 Sums are taken relative to a *pivot*, the channel's first calibration example at each position: a constant
-channel has exactly zero variance, and a mean of 1e4 does not swallow a variance of 1e-2. Batches and classes are
-merged with the pairwise update of Chan et al.; the moments of "the other classes" are sums over those
+channel has exactly zero variance, and a mean of 1e4 does not swallow a variance of 1e-2. Batches and classes
+are merged with the pairwise update of Chan et al.; the moments of "the other classes" are sums over those
 classes, never the total minus one class.
 """
 
@@ -139,7 +139,7 @@ def merge_moments(first: Moments, second: Moments) -> Moments:
 
 
 def class_sets(moments: Moments) -> dict[str, SetMoments]:
-    """The sets an expression may speak of: `X` all examples (L = 1), `P` class k, `Q` the other classes (L = K).
+    """The sets a formula may speak of: `X` all examples (L = 1), `P` class k, `Q` the other classes (L = K).
 
     Example:
       >>> moments = zero_moments(jnp.zeros((1, 1)), 2)

@@ -30,7 +30,7 @@ class Operands:
     """Everything the pruning functions read about the C channels of one producer.
 
     Make one with `Operands.from_arrays`, or let `observe` fill it. All arrays have the channel axis last,
-    except `extras`. Stacked operands (several members of one shape) have one more, leading axis on every array.
+    except `extras`. Stacked operands (several members of one shape) have one more, leading axis everywhere.
     """
 
     moments: Moments
@@ -83,8 +83,8 @@ class Operands:
           Operands in `promote_types(dtype, float32)`; float64 stays float64 where x64 is enabled.
 
         Raises:
-          ValueError: for ranks, sizes or labels that do not fit together, a single class, or data that is NaN or
-            infinite.
+          ValueError: for ranks, sizes or labels that do not fit together, a single class, or data with NaN
+            or infinities.
 
         Example:
           >>> features = np.array([[0.0, 1.0], [2.0, 1.0], [4.0, 1.0]])
