@@ -1,0 +1,146 @@
+"""Operands: what a pruning function may read about one channel, and vocabularies that choose among them."""
+
+from __future__ import annotations
+
+import keyword
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jaxprune.language.axes import AXES, Type, is_axis, type_name
+from jaxprune.types import Array
+
+Reader = Callable[[Any], Array | None]
+"""From scoring's `Operands` to a [C, *axes] array, or None where the layer has none. (`Any`: scoring is above us.)"""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One name a formula may read.
+
+    Attributes:
+      name: how formulas spell it.
+      type: its axes for one channel and one class.
+      description: one phrase for `jaxprune list` and for generated code.
+      latex: its symbol.
+      per_class: whether its value depends on the class k.
+      paper: whether the paper's vocabulary has it.
+      read: gets a registered operand's [C, *axes] array from scoring's `Operands`; None for built-in ones.
+    """
+
+    name: str
+    type: Type
+    description: str
+    latex: str
+    per_class: bool = False
+    paper: bool = False
+    read: Reader | None = None
+
+
+OPERANDS: dict[str, Operand] = {}
+"""Name -> operand, in the order of the design; grows by `register_operand`."""
+
+
+def register_operand(
+    name: str,
+    *,
+    type: Type,
+    read: Reader,
+    description: str = "",
+    latex: str | None = None,
+    per_class: bool = False,
+) -> Operand:
+    """Makes one's own quantity readable by formulas; parsing, printing and scoring then know it.
+
+    Args:
+      name: a new identifier, as formulas will spell it.
+      type: its axes for one channel, out of `D NX N NQ F O C`; `()` for one number a channel.
+      read: takes scoring's `Operands`, returns a [C, *axes] array ([C, K, *axes] if `per_class`), or None
+        where the layer has none.
+      description: one phrase for lists and generated code.
+      latex: its symbol; the name upright by default.
+      per_class: whether its value depends on the class.
+
+    Returns:
+      The registered operand.
+
+    Raises:
+      ValueError: if the name is taken or no identifier, or the type has an unknown axis.
+
+    Example:
+      >>> entropy = register_operand("entropy", type=(), read=lambda operands: operands.extras["entropy"])
+      >>> type_name(entropy.type)
+      '()'
+      >>> del OPERANDS["entropy"]
+    """
+    if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name):
+        raise ValueError(f"An operand's name must be an ASCII identifier, got {name!r}. Use letters, digits, '_'.")
+    if name in OPERANDS:
+        raise ValueError(
+            f"An operand's name must be new, got {name!r}, which is {OPERANDS[name].description or 'registered'}. "
+            "Choose another name."
+        )
+    unknown = [axis for axis in type if not is_axis(axis)]
+    if unknown:
+        raise ValueError(
+            f"The type of operand {name!r} must be made of the axes {' '.join(AXES)}, got {unknown}. "
+            "Use () for one number a channel."
+        )
+    symbol = latex if latex is not None else rf"\mathrm{{{name}}}".replace("_", r"\_")
+    operand = Operand(name, tuple(type), description, symbol, per_class, read=read)
+    OPERANDS[name] = operand
+    return operand
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The operands, operators and constants that formulas are built from.
+
+    Attributes:
+      operands: names in `OPERANDS`.
+      operators: names in `OPERATORS`; empty means every registered operator.
+      literals: constants that random generation starts from; a formula may hold any finite number.
+    """
+
+    operands: tuple[str, ...]
+    operators: tuple[str, ...] = ()
+    literals: tuple[float, ...] = (1e-4, 0.05, 0.2, 0.5, 1.0, 2.0)
+
+    def restrict(self, available: Iterable[str]) -> Vocabulary:
+        """The same vocabulary without operands that are not in `available`.
+
+        Example:
+          >>> DEFAULT_VOCABULARY.restrict(["WI", "gamma"]).operands
+          ('WI', 'gamma')
+        """
+        names = frozenset(available)
+        return replace(self, operands=tuple(name for name in self.operands if name in names))
+
+
+def _declare(name: str, axes: str, description: str, latex: str, per_class: bool = False, paper: bool = True) -> None:
+    OPERANDS[name] = Operand(name, tuple(axes.split()), description, latex, per_class, paper)
+
+
+_declare("X", "NX D", "activations of the channel, all examples", "X")
+_declare("P", "N D", "activations of the channel, examples of class k", "X_{k}", per_class=True)
+_declare("Q", "NQ D", "activations of the channel, examples of the other classes", r"X_{\bar{k}}", per_class=True)
+_declare("mX", "D", "mean of X over examples", r"\bar{x}")
+_declare("mP", "D", "mean of P over examples", r"\bar{x}_{k}", per_class=True)
+_declare("mQ", "D", "mean of Q over examples", r"\bar{x}_{\bar{k}}", per_class=True)
+_declare("N", "", "number of examples of class k", "N_{k}", per_class=True)
+_declare("NQ", "", "number of examples of the other classes", r"N_{\bar{k}}", per_class=True)
+_declare("NX", "", "number of examples", "N")
+_declare("WI", "F", "weights that produce the channel", "w")
+_declare("W", "F C", "weights that produce all channels of the layer", "W")
+_declare("gamma", "", "normalisation scale of the channel", r"\gamma", paper=False)
+_declare("beta", "", "normalisation shift of the channel", r"\beta", paper=False)
+_declare("WO", "O", "weights that consume the channel", r"w^{\mathrm{out}}", paper=False)
+_declare("GW", "F", "gradient of the loss with respect to WI", r"\nabla_{\!w}", paper=False)
+_declare("GX", "NX D", "gradient of the loss with respect to X", r"\nabla_{\!X}", paper=False)
+
+PAPER_VOCABULARY = Vocabulary(tuple(operand.name for operand in OPERANDS.values() if operand.paper))
+"""What the paper's formulas read."""
+
+# GW and GX join the default once observation fills them.
+DEFAULT_VOCABULARY = Vocabulary((*PAPER_VOCABULARY.operands, "gamma", "beta", "WO"))
+"""The paper's operands, the normalisation's scale and shift, and the consuming weights."""

@@ -1,0 +1,118 @@
+"""The library: named pruning functions from the literature, and seeds of our own.
+
+Evolution starts from them and every comparison has rows for them. Values are means over classes (the papers
+often sum, which ranks the same).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from jaxprune.language.parsing import parse
+from jaxprune.language.tree import Expression
+
+
+@dataclass(frozen=True)
+class Published:
+    """A named function and where it comes from.
+
+    Attributes:
+      expression: the formula, of type ().
+      source: paper and equation, or what it is when it is ours.
+    """
+
+    expression: Expression
+    source: str
+
+
+_EVOLVED = "Liu, Kung, Wentzlaff, Evolving Transferable Neural Pruning Functions, GECCO 2022"
+_SIX = f"{_EVOLVED}, seed metrics"
+_OURS = "ours"
+
+_LIBRARY = {
+    "l1": ("sum(abs(WI))", "Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, sec. 3.1"),
+    "l2": ("sqrt(sum(square(WI)))", "He et al., Soft Filter Pruning, IJCAI 2018, eq. 2 with p = 2"),
+    "geometric_median": (
+        "sqrt(sum(square(WI - geometric_median(W))))",
+        "He et al., Filter Pruning via Geometric Median, CVPR 2019, eq. 4, with the medoid as the median",
+    ),
+    "abs_snr": ("abs(mean(P) - mean(Q))/(std(P) + std(Q) + 1e-4)", f"Golub et al., Science 1999; {_SIX}"),
+    "fdr": (
+        "square(mean(P) - mean(Q))/(var(P) + var(Q) + 1e-4)",
+        f"Pavlidis et al., Gene Functional Classification, RECOMB 2001; {_SIX}",
+    ),
+    "t_stat": (
+        "abs(mean(P) - mean(Q))/sqrt(var(P)/N + var(Q)/NQ + 1e-4)",
+        f"Welch, Biometrika 1947; {_SIX}",
+    ),
+    "sym_div": (
+        "var(P)/(var(Q) + 0.05) + var(Q)/(var(P) + 0.05) + square(mean(P) - mean(Q))/(var(P) + var(Q) + 0.05)",
+        f"symmetric divergence, Mak and Kung, Solving the Small-Sample Problem, 2006; {_SIX}",
+    ),
+    "di": (
+        "N*inner(mP - mX, matmul(inverse(matmul(transpose(X - mX), X - mX)), mP - mX))",
+        "Kung et al., Methodical Design and Trimming of Deep Learning Networks, ICASSP 2019: discriminant information",
+    ),
+    "mmd": (
+        "mean(rbf(P, 1)) + mean(rbf(Q, 1)) - 2*mean(rbf(P, Q, 1))",
+        "Gretton et al., A Kernel Two-Sample Test, JMLR 2012, eq. 5, one class against the others",
+    ),
+    "evolved_eq3": (
+        "sum(var(P)/(var(Q) + 0.05) + var(Q)/(var(P) + 0.05)"
+        " + square(std(mX)*var(Q)*mX + var(P) - mean(Q))/(var(P) + var(Q) + 0.05))",
+        f"{_EVOLVED}, eq. 3",
+    ),
+    "evolved_1": (
+        "sum(var(P) + square(var(Q) - mX)/(var(Q) + var(P) + 0.05))",
+        f"{_EVOLVED}, evolved functions, no. 1 of the reference implementation",
+    ),
+    "evolved_3": (
+        "sum(square(mX - var(Q))/sqrt(var(P)/N + var(Q)/NQ + 1e-4))",
+        f"{_EVOLVED}, evolved functions, no. 3 of the reference implementation",
+    ),
+    "evolved_4": (
+        "sum(var(P)/(var(Q)/NQ + 0.05) + abs(mean(P) - mean(Q)) + 0.05 + mQ)",
+        f"{_EVOLVED}, evolved functions, no. 4 of the reference implementation",
+    ),
+    "inspired_1": (
+        "std(P)/(std(Q) + 0.2) + std(Q)/(std(P) + 0.2)"
+        " + (sum(square(mX - mP)) + sum(square(mX - mQ)))/(std(P) + std(Q) + 0.2)",
+        f"{_EVOLVED}, functions inspired by evolution, no. 1 of the reference implementation",
+    ),
+    "bn_scale": (
+        "abs(gamma)",
+        "Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017; a control",
+    ),
+}
+
+_OWN_SEEDS = {
+    "mean_shift": ("sum(square(mP - mX))", f"{_OURS}: how far class means lie from the overall mean"),
+    "mean_shift_outgoing": (
+        "sum(square(mP - mX))*sum(square(WO))",
+        f"{_OURS}: class separation, weighted by what consumes the channel",
+    ),
+    "spread_outgoing": ("sqrt(var(X))*sqrt(sum(square(WO)))", f"{_OURS}: what removing the channel takes from the next layer"),
+    "norm_in_out": ("sqrt(sum(square(WI)))*sqrt(sum(square(WO)))", f"{_OURS}: norm of producing times consuming weights"),
+    "mean_activation": ("mean(X)", f"{_OURS}: average activation, a control"),
+}
+
+PUBLISHED: Mapping[str, Published] = MappingProxyType(
+    {name: Published(parse(text), source) for name, (text, source) in _LIBRARY.items()}
+)
+"""Library name -> formula and source."""
+
+library: Mapping[str, Expression] = MappingProxyType(
+    {name: published.expression for name, published in PUBLISHED.items()}
+)
+"""Library name -> formula."""
+
+own_seeds: Mapping[str, Expression] = MappingProxyType({name: parse(text) for name, (text, _) in _OWN_SEEDS.items()})
+"""Name -> formula of our own, that a population also starts from."""
+
+sources: Mapping[str, str] = MappingProxyType({name: source for name, (_, source) in (_LIBRARY | _OWN_SEEDS).items()})
+"""Name -> paper and equation, for `library` and `own_seeds`."""
+
+PAPER_SEEDS: tuple[str, ...] = ("abs_snr", "fdr", "sym_div", "t_stat", "l1", "l2", "geometric_median")
+"""The seven metrics that the paper's population starts from."""
