@@ -2,7 +2,7 @@
 
 Training images are for fitting, validation images (cut out of the training part) for every choice, test images for
 the final report alone, behind a guard (`GuardedSplit`). Images are float32 [N, H, W, C], standardised: divided by
-their largest possible value, then shifted and scaled by the training split's mean and standard deviation of each colour.
+their largest possible value, then shifted and scaled by the training split's mean and deviation of each colour.
 """
 
 from __future__ import annotations
