@@ -202,7 +202,10 @@ def fitness_of(
 
 
 def _combined(
-    by_task: Mapping[str, TaskResult], scales: Mapping[str, TaskScale], shares: Mapping[str, float], kind: FitnessKind
+    by_task: Mapping[str, TaskResult],
+    scales: Mapping[str, TaskScale],
+    shares: Mapping[str, float],
+    kind: FitnessKind,
 ) -> tuple[float, dict[str, float]]:
     """The combined value, and its derivative by each task's difference."""
     if kind == "paired":

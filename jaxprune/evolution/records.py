@@ -39,7 +39,7 @@ class TaskInfo:
     Args:
       name: the task's name, unique within a problem.
       weight: its weight in the fitness, > 0.
-      bases: number of search bases every promoted candidate is tried on, >= 1; base indices are `0..bases - 1`.
+      bases: number of search bases a promoted candidate is tried on, >= 1; their indices are `0..bases - 1`.
       extra_bases: number of further search bases, which only elites are tried on, >= 0; their indices follow.
       fingerprint: hash of data split, base networks, schedule and recipe; a run resumes only on equal ones.
 
@@ -60,7 +60,8 @@ class TaskInfo:
             raise ValueError(f"task {self.name!r} needs a finite weight > 0, got {self.weight}.")
         if self.bases < 1 or self.extra_bases < 0:
             raise ValueError(
-                f"task {self.name!r} needs bases >= 1 and extra_bases >= 0, got {self.bases} and {self.extra_bases}."
+                f"task {self.name!r} needs bases >= 1 and extra_bases >= 0, "
+                f"got {self.bases} and {self.extra_bases}."
             )
 
 
@@ -100,7 +101,9 @@ def pack_kept(is_kept: Sequence[np.ndarray]) -> str:
       >>> pack_kept([np.array([True, False, False, False]), np.array([True, True, False, True])])
       '8d'
     """
-    joined = np.concatenate([np.asarray(part, bool).ravel() for part in is_kept]) if is_kept else np.zeros(0, bool)
+    joined = (
+        np.concatenate([np.asarray(part, bool).ravel() for part in is_kept]) if is_kept else np.zeros(0, bool)
+    )
     return np.packbits(joined).tobytes().hex()
 
 
@@ -195,5 +198,5 @@ class BatchProblem(Protocol):
     """A problem that runs many trials faster together than one by one."""
 
     def run_many(self, trials: Sequence[Trial]) -> Iterable[Outcome]:
-        """Yields the outcomes in the order of `trials`, each as soon as it is known; equal to `run` on each."""
+        """Yields the outcomes in the order of `trials`, each as soon as it is known, equal to `run`."""
         ...

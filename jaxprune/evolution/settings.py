@@ -1,4 +1,4 @@
-"""The frozen settings of a search: flat, plain values, checked once, written to `config.json` and read back."""
+"""The frozen settings of a search: flat, plain values, checked once, kept in `config.json`."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ class EvolveConfig:
         "arithmetic" weighted mean of accuracies over tasks.
       strategy: "evolution", or "random", the control of equal budget whose proposals are fresh random
         expressions and never variations.
+      seeds: generation 0 is the library and our own seeds ("all"), or the paper's seven metrics ("paper").
       variation: "default" is the typed mix of operators; "paper" the paper's mutation and crossover.
       tournament: number of candidates a parent is the best of, >= 1.
       max_age: generations without re-evaluation after which a candidate stops being a parent, >= 1.
@@ -60,6 +61,7 @@ class EvolveConfig:
     vocabulary: Literal["default", "paper"] = "default"
     fitness: Literal["paired", "geometric", "arithmetic"] = "paired"
     strategy: Literal["evolution", "random"] = "evolution"
+    seeds: Literal["all", "paper"] = "all"
     variation: Literal["default", "paper"] = "default"
     tournament: int = 3
     max_age: int = 5
@@ -78,20 +80,28 @@ class EvolveConfig:
             "seed": 0,
         }
         problems = [
-            f"{name} >= {low} (got {getattr(self, name)})" for name, low in lowest.items() if getattr(self, name) < low
+            f"{name} >= {low} (got {getattr(self, name)})"
+            for name, low in lowest.items()
+            if getattr(self, name) < low
         ]
         if self.seed >= 2**31:
             problems.append(f"seed < 2**31 (got {self.seed})")
-        for name in ("promote_fraction", "min_plan_distance"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                problems.append(f"{name} from 0 to 1 (got {getattr(self, name)})")
+        problems += [
+            f"{name} from 0 to 1 (got {getattr(self, name)})"
+            for name in ("promote_fraction", "min_plan_distance")
+            if not 0.0 <= getattr(self, name) <= 1.0
+        ]
         for name in ("max_evaluations", "time_limit_seconds"):
             limit = getattr(self, name)
             if limit is not None and not (limit > 0 and math.isfinite(limit)):
                 problems.append(f"{name} above 0 or None (got {limit})")
         for name, hint in get_type_hints(EvolveConfig).items():
             choices = get_args(hint)
-            if choices and all(isinstance(choice, str) for choice in choices) and getattr(self, name) not in choices:
+            if (
+                choices
+                and all(isinstance(choice, str) for choice in choices)
+                and getattr(self, name) not in choices
+            ):
                 problems.append(f"{name} one of {', '.join(choices)} (got {getattr(self, name)!r})")
         if problems:
             raise ValueError(f"EvolveConfig needs {'; '.join(problems)}.")

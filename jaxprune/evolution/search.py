@@ -1,0 +1,302 @@
+"""The search: `init_search`, `ask`, `evaluate`, `tell` by hand, or `evolve_problem` with a run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxprune.evolution.asking import ask, propose
+from jaxprune.evolution.evaluation import (
+    Proposal,
+    Record,
+    SearchStopped,
+    TrialRecord,
+    evaluate,
+)
+from jaxprune.evolution.interrupts import Interrupts, SearchInterrupted
+from jaxprune.evolution.plain import candidate_to_json
+from jaxprune.evolution.population import Candidate, Member, SearchState, ancestry
+from jaxprune.evolution.records import InfrastructureError, Problem
+from jaxprune.evolution.rundir import RunDirectory
+from jaxprune.evolution.settings import EvolveConfig
+from jaxprune.evolution.summary import GenerationSummary
+from jaxprune.evolution.telling import tell
+from jaxprune.language.parsing import parse
+from jaxprune.language.tree import Expression
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = [
+    "Callback",
+    "EvolveConfig",
+    "GenerationSummary",
+    "Proposal",
+    "SearchInterrupted",
+    "SearchResult",
+    "SearchState",
+    "TrialRecord",
+    "ancestry",
+    "ask",
+    "evaluate",
+    "evolve_problem",
+    "init_search",
+    "tell",
+]
+
+
+class Callback:
+    """What a search tells while it runs. Override what is of interest; every method does nothing."""
+
+    def on_start(self, state: SearchState) -> None:
+        """Called once, with a fresh state or the one that the run goes on from."""
+
+    def on_evaluation(self, record: TrialRecord) -> None:
+        """Called after every fine-tuning, cached ones included."""
+
+    def on_generation(self, summary: GenerationSummary) -> None:
+        """Called after every generation, when its checkpoint is on the disk."""
+
+    def on_message(self, message: str) -> None:
+        """Called with what a user should know: repairs, retries, why the search ended."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Args:
+      best: the leader by mean minus standard error, with its expression and fitness.
+      archive: the Pareto front of fitness and complexity, simplest first.
+      journal: path of the journal; its folder is the run directory.
+      state: the state after the last complete generation.
+      stopped: why it ended: "generations", "evaluations", "time" or "exhausted" (nothing new was found).
+    """
+
+    best: Member
+    archive: tuple[Member, ...]
+    journal: Path
+    state: SearchState
+    stopped: str
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """All evaluated candidates as a table, best first; needs pandas.
+
+        Returns:
+          One row per candidate: id, formula, mean, se, lower, complexity, origin, parents, generation,
+          in_archive, and per task `TASK difference`, `TASK se`, `TASK bases`, `TASK accuracy`.
+        """
+        import pandas
+
+        rows = []
+        for member in self.state.ranked():
+            candidate, fitness = member.candidate, member.fitness
+            row: dict[str, Any] = {
+                "id": candidate.id,
+                "formula": candidate.text,
+                "mean": fitness.mean,
+                "se": fitness.se,
+                "lower": fitness.lower,
+                "complexity": candidate.complexity,
+                "origin": candidate.origin,
+                "parents": candidate.parents,
+                "generation": candidate.generation,
+                "in_archive": candidate.id in self.state.archive,
+            }
+            for name, result in fitness.tasks.items():
+                for column in ("difference", "se", "bases", "accuracy"):
+                    row[f"{name} {column}"] = getattr(result, column)
+            rows.append(row)
+        return pandas.DataFrame(rows)
+
+
+def init_search(
+    problem: Problem, config: EvolveConfig, guesses: Sequence[str | Expression] = ()
+) -> SearchState:
+    """The state before generation 0.
+
+    Args:
+      problem: what to search on.
+      config: how.
+      guesses: one's own formulas, which join generation 0.
+
+    Returns:
+      A state for `ask`.
+
+    Raises:
+      ValueError: if there are no tasks, two of one name, or a guess is not a pruning function.
+    """
+    tasks = tuple(problem.tasks)
+    names = [task.name for task in tasks]
+    if not tasks or len(set(names)) < len(names):
+        raise ValueError(f"a search needs one or more tasks with different names, got {names}.")
+    parsed = [guess if isinstance(guess, Expression) else parse(guess) for guess in guesses]
+    arrays = [str(guess) for guess in parsed if guess.type != ()]
+    if arrays:
+        raise ValueError(
+            f"a guess needs to give one number per channel, got an array from {'; '.join(arrays)}. "
+            "Reduce it, as in sum(...)."
+        )
+    return SearchState(config, tasks, problem, tuple(str(guess) for guess in parsed))
+
+
+def evolve_problem(
+    problem: Problem,
+    config: EvolveConfig,
+    run_dir: Path | str,
+    *,
+    callbacks: Sequence[object] = (),
+    resume: bool = False,
+    guesses: Sequence[str | Expression] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> SearchResult:
+    """Searches until a stop, with everything on the disk after every fine-tuning.
+
+    A kill at any moment loses at most the fine-tuning under way: resumed, the run ends with the journal and
+    archive that it would have had. The first Ctrl-C or SIGTERM lets the fine-tuning under way end.
+
+    Args:
+      problem: what to search on.
+      config: how, and when to stop. The time limit counts from this call and is kept between two
+        fine-tunings; a generation it cuts short is not part of the result, but a resume goes on from there.
+      run_dir: where journal, state and archive are written; created if missing.
+      callbacks: objects with any of the methods of `Callback`.
+      resume: go on with the run that is in `run_dir`; without one, start it.
+      guesses: one's own formulas for generation 0.
+      settings: further plain values for `config.json`, which a resume must repeat.
+
+    Returns:
+      The best candidate, the archive and the state.
+
+    Raises:
+      RunDirectoryError: if the directory is in use, not writable, full, or holds another run.
+      SearchInterrupted: after Ctrl-C or SIGTERM.
+      InfrastructureError: if a fine-tuning failed three times for reasons of its surroundings.
+    """
+    start = init_search(problem, config, guesses)
+    tellers = _Tellers(callbacks)
+    with RunDirectory(run_dir, tellers.message) as run, Interrupts() as interrupts:
+        state = run.open_run(start, settings or {}, resume)
+        run.event("resumed" if state.generation else "started", f"generation {state.generation}")
+        tellers.start(state)
+        loop = _Loop(run, interrupts, tellers, config.time_limit_seconds)
+        try:
+            state, stopped = loop.until_stopped(state)
+        except InfrastructureError as error:
+            run.event("failed", str(error))
+            raise InfrastructureError(
+                f"{error}. Everything before it is saved in {run.path}; when the cause is gone, go on with "
+                "resume=True (--resume)."
+            ) from error
+        run.event("stopped", stopped)
+        assert run.journal is not None
+        archive = tuple(state.member(id_) for id_ in state.archive)
+        return SearchResult(state.ranked()[0], archive, run.journal.path, state, stopped)
+
+
+class _Loop:
+    """Asks, evaluates, tells and checkpoints, generation by generation."""
+
+    def __init__(
+        self, run: RunDirectory, interrupts: Interrupts, tellers: _Tellers, time_limit_seconds: float | None
+    ) -> None:
+        self.run, self.interrupts, self.tellers = run, interrupts, tellers
+        self.deadline = None if time_limit_seconds is None else time.monotonic() + time_limit_seconds
+
+    def until_stopped(self, state: SearchState) -> tuple[SearchState, str]:
+        while state.generation <= state.config.generations:
+            try:
+                told = self._generation(state)
+            except SearchStopped as stop:
+                self._raise_if_interrupted(state)
+                return state, str(stop)
+            if told is None:
+                limit = state.config.max_evaluations
+                return state, "exhausted" if limit is None else "evaluations"
+            state = told
+        return state, "generations"
+
+    def _generation(self, state: SearchState) -> SearchState | None:
+        """One generation, journaled and checkpointed; None if there is nothing left to evaluate."""
+        journal = self.run.journal
+        assert journal is not None
+        started = time.monotonic()
+        if reason := self._reason_to_stop(state):
+            raise SearchStopped(reason)
+        asked = propose(state)
+        if not asked.proposals:
+            return None
+        records = evaluate(
+            state,
+            asked.proposals,
+            on_record=self._keep,
+            on_retry=self.run.notice,
+            should_stop=lambda: self._reason_to_stop(state),
+            recorded=journal.recorded_outcomes(),
+        )
+        told = tell(state, records, tally=asked.tally, seconds=time.monotonic() - started)
+        summary = told.summaries[-1]
+        journal.write({"kind": "generation", **dataclasses.asdict(summary)})
+        self.run.checkpoint(told)
+        self.tellers.generation(summary)
+        return told
+
+    def _keep(self, record: Record) -> None:
+        journal = self.run.journal
+        assert journal is not None
+        if isinstance(record, Candidate):
+            journal.write({"kind": "candidate", **candidate_to_json(record)})
+            return
+        if not record.is_cached:
+            plain = dataclasses.asdict(record)
+            del plain["is_cached"]
+            journal.write({"kind": "trial", **plain})
+        self.tellers.evaluation(record)
+
+    def _reason_to_stop(self, state: SearchState) -> str | None:
+        if self.interrupts.received is not None:
+            return "interrupted"
+        is_late = self.deadline is not None and time.monotonic() >= self.deadline
+        return "time" if is_late and state.generation > 0 else None
+
+    def _raise_if_interrupted(self, state: SearchState) -> None:
+        number = self.interrupts.received
+        if number is None:
+            return
+        message = (
+            f"stopped by signal {number} after {state.generation} complete generations and {state.evaluations} "
+            f"fine-tunings in them. Everything is saved in {self.run.path}; go on with resume=True (--resume)."
+        )
+        self.run.event("interrupted", message)
+        raise SearchInterrupted(message, number)
+
+
+class _Tellers:
+    """All callbacks as one; a callback may lack any method."""
+
+    def __init__(self, callbacks: Sequence[object]) -> None:
+        self.callbacks = callbacks
+
+    def start(self, state: SearchState) -> None:
+        self._call("on_start", state)
+
+    def evaluation(self, record: TrialRecord) -> None:
+        self._call("on_evaluation", record)
+
+    def generation(self, summary: GenerationSummary) -> None:
+        self._call("on_generation", summary)
+
+    def message(self, message: str) -> None:
+        if not self._call("on_message", message):
+            warnings.warn(message, stacklevel=2)
+
+    def _call(self, name: str, argument: object) -> bool:
+        methods = [getattr(callback, name) for callback in self.callbacks if hasattr(callback, name)]
+        for method in methods:
+            method(argument)
+        return bool(methods)
