@@ -1,0 +1,203 @@
+"""A traced network as a flat list of operations on numbered values, nested calls opened.
+
+The tracer reads it, and `evaluate` runs it while keeping chosen intermediate values: that is how activations are
+observed without touching the network's code.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import flax
+import jax
+import jax.extend.core as jex
+import jaxlib
+import optax
+from flax import nnx
+
+from jaxprune.pruning.states import FlatState, Path, merge_model
+
+_CALLS: Mapping[str, str] = MappingProxyType(
+    {
+        "jit": "jaxpr",
+        "pjit": "jaxpr",
+        "closed_call": "call_jaxpr",
+        "core_call": "call_jaxpr",
+        "checkpoint": "jaxpr",
+        "remat": "jaxpr",
+        "remat2": "jaxpr",
+        "custom_jvp_call": "call_jaxpr",
+        "custom_vjp_call": "call_jaxpr",
+        "custom_vjp_call_jaxpr": "fun_jaxpr",
+    }
+)
+_LIBRARIES = tuple(os.path.dirname(module.__file__ or "") for module in (jax, jaxlib, flax, optax))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation: what it is, which values it reads (a number, or a literal) and which it makes."""
+
+    equation: jex.JaxprEqn
+    inputs: tuple[int | jex.Literal, ...]
+    outputs: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The primitive's name."""
+        return self.equation.primitive.name
+
+    @property
+    def where(self) -> str:
+        """The primitive with the user's source line, for messages."""
+        traceback = self.equation.source_info.traceback
+        frames = list(traceback.frames) if traceback is not None else []
+        for frame in frames:
+            if not frame.file_name.startswith((*_LIBRARIES, os.path.dirname(__file__))):
+                return f"{self.name} at {frame.file_name}:{frame.line_num} ({frame.function_name})"
+        return self.name
+
+
+@dataclass(frozen=True)
+class Program:
+    """A network in evaluation mode: steps over numbered values.
+
+    `parameters` numbers the arrays by path, `example` is the number of the images, `outputs` those of what the
+    network returns, `constants` are arrays baked into the trace, `shapes` gives every value's shape.
+    """
+
+    steps: tuple[Step, ...]
+    parameters: Mapping[Path, int]
+    example: int
+    constants: Mapping[int, jax.Array]
+    outputs: tuple[int, ...]
+    shapes: Mapping[int, tuple[int, ...]]
+
+
+def trace_program(
+    graphdef: nnx.GraphDef[nnx.Module],
+    flat: Mapping[Path, jax.Array | jax.ShapeDtypeStruct],
+    rest: FlatState,
+    example: jax.ShapeDtypeStruct,
+) -> Program:
+    """Runs the network on shapes alone and records its operations.
+
+    Args:
+      graphdef, flat, rest: what `split_model(model, "evaluation")` returns; only shapes of `flat` are read.
+      example: shape and dtype of the images, batch first.
+
+    Raises:
+      ValueError: if the network cannot be run on such an input; the message carries the network's own error.
+    """
+
+    def forward(flat: FlatState, images: jax.Array) -> Any:
+        return merge_model(graphdef, flat, rest)(images)  # type: ignore[operator]
+
+    paths = list(flat)
+    shapes = {path: jax.ShapeDtypeStruct(flat[path].shape, flat[path].dtype) for path in paths}
+    try:
+        closed = jax.make_jaxpr(lambda arrays, images: forward(dict(zip(paths, arrays, strict=True)), images))(
+            [shapes[path] for path in paths], example
+        )
+    except Exception as error:
+        raise ValueError(
+            f"needs a network that runs on images of shape {example.shape} and dtype {example.dtype}, but it failed "
+            f"with {type(error).__name__}: {error}. Pass an example like the ones the network was built for."
+        ) from error
+    flattening = _Flattening()
+    inputs = [flattening.number(variable) for variable in closed.jaxpr.invars]
+    constants = {
+        flattening.number(variable): value
+        for variable, value in zip(closed.jaxpr.constvars, closed.consts, strict=True)
+    }
+    flattening.constants.update(constants)
+    flattening.open(closed.jaxpr)
+    outputs = tuple(
+        flattening.number(variable) for variable in closed.jaxpr.outvars if not isinstance(variable, jex.Literal)
+    )
+    return Program(
+        steps=tuple(flattening.steps),
+        parameters=dict(zip(paths, inputs[:-1], strict=True)),
+        example=inputs[-1],
+        constants=flattening.constants,
+        outputs=outputs,
+        shapes=flattening.shapes,
+    )
+
+
+def evaluate(program: Program, flat: Mapping[Path, jax.Array], images: jax.Array, wanted: Sequence[int]) -> list[jax.Array]:
+    """Runs the program and returns the values numbered `wanted`; steps that nothing needs are left out."""
+    needed = set(wanted)
+    steps: list[Step] = []
+    for step in reversed(program.steps):
+        if needed.intersection(step.outputs):
+            steps.append(step)
+            needed.update(value for value in step.inputs if isinstance(value, int))
+    values: dict[int, jax.Array] = {number: flat[path] for path, number in program.parameters.items()}
+    values.update(program.constants)
+    values[program.example] = images
+    for step in reversed(steps):
+        inputs = [values[value] if isinstance(value, int) else value.val for value in step.inputs]
+        primitive = step.equation.primitive
+        functions, params = primitive.get_bind_params(step.equation.params)
+        result = primitive.bind(*functions, *inputs, **params)
+        results = result if primitive.multiple_results else [result]
+        values.update(zip(step.outputs, results, strict=True))
+    return [values[number] for number in wanted]
+
+
+class _Flattening:
+    """Numbers variables and opens nested calls; one instance per trace."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.constants: dict[int, jax.Array] = {}
+        self.shapes: dict[int, tuple[int, ...]] = {}
+        self._numbers: dict[Any, int] = {}
+
+    def number(self, variable: jex.Var) -> int:
+        if variable not in self._numbers:
+            self._numbers[variable] = self._fresh(variable)
+        return self._numbers[variable]
+
+    def open(self, jaxpr: jex.Jaxpr) -> None:
+        """Appends the steps of `jaxpr`, whose inputs have numbers already."""
+        for equation in jaxpr.eqns:
+            inputs = tuple(
+                value if isinstance(value, jex.Literal) else self._read(value) for value in equation.invars
+            )
+            inner = equation.params.get(_CALLS.get(equation.primitive.name, ""))
+            if inner is None:
+                outputs = tuple(self.number(variable) for variable in equation.outvars)
+                self.steps.append(Step(equation, inputs, outputs))
+            else:
+                self._call(inner, inputs, equation)
+
+    def _call(self, inner: Any, inputs: tuple[int | jex.Literal, ...], equation: jex.JaxprEqn) -> None:
+        jaxpr = inner.jaxpr if isinstance(inner, jex.ClosedJaxpr) else inner
+        consts = inner.consts if isinstance(inner, jex.ClosedJaxpr) else ()
+        saved = self._numbers
+        # the same inner jaxpr may be called twice: its variables get fresh numbers each time
+        self._numbers = dict(zip(jaxpr.invars, inputs, strict=True))  # type: ignore[arg-type]
+        for variable, value in zip(jaxpr.constvars, consts, strict=True):
+            self.constants[self.number(variable)] = value
+        self.open(jaxpr)
+        results = [
+            variable if isinstance(variable, jex.Literal) else self._read(variable) for variable in jaxpr.outvars
+        ]
+        self._numbers = saved
+        self._numbers.update(zip(equation.outvars, results, strict=True))  # type: ignore[arg-type]
+
+    def _read(self, variable: jex.Var) -> Any:
+        return self._numbers[variable] if variable in self._numbers else self.number(variable)
+
+    def _fresh(self, variable: jex.Var) -> int:
+        number = len(self.shapes)
+        self.shapes[number] = tuple(variable.aval.shape)
+        return number
+
+

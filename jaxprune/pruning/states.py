@@ -1,0 +1,111 @@
+"""A Flax NNX network as plain data: a static graph, a flat dictionary of arrays, and the rest.
+
+Everything that changes a network works on the flat dictionary (path -> array), so the caller's model is never
+edited: `split_model` takes it apart and `merge_model` builds a new one. Random-number state (dropout keys and
+counters) stays apart in `rest`, because it is neither scored nor sliced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+import jax
+from flax import nnx
+
+Path: TypeAlias = tuple[str | int, ...]
+"""Where an array lives in a model: `("conv1", "kernel")`; positions in an `nnx.List` are whole numbers."""
+
+FlatState: TypeAlias = dict[Path, jax.Array]
+"""Path -> array, for parameters and batch statistics (and any other non-random variable)."""
+
+Mode: TypeAlias = Literal["as_is", "evaluation", "training"]
+
+
+def dotted(path: Path) -> str:
+    """The name a user sees for a path.
+
+    Example:
+      >>> dotted(("layers", 0, "kernel"))
+      'layers.0.kernel'
+    """
+    return ".".join(str(part) for part in path)
+
+
+def split_model(model: nnx.Module, mode: Mode = "as_is") -> tuple[nnx.GraphDef[nnx.Module], FlatState, FlatState]:
+    """Takes a model apart into a static graph, its arrays by path, and its random state by path.
+
+    The model itself is not changed: batch norm and dropout are switched on a view that shares its variables,
+    and only the arrays (which JAX never changes in place) are handed out.
+
+    Args:
+      model: any NNX module.
+      mode: `"evaluation"` uses running statistics and no dropout, `"training"` the opposite, `"as_is"` neither.
+
+    Returns:
+      `(graphdef, flat, rest)`; `merge_model` puts them together again. Equal architectures have equal graphs.
+
+    Raises:
+      TypeError: if `model` is not an NNX module.
+
+    Example:
+      >>> graphdef, flat, rest = split_model(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+      >>> {dotted(path): array.shape for path, array in flat.items()}
+      {'bias': (3,), 'kernel': (2, 3)}
+    """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"needs a Flax NNX module (flax.nnx.Module), got {type(model).__name__}. "
+            "Wrap a function and its parameters in an nnx.Module whose __call__ takes the images."
+        )
+    if mode != "as_is":
+        is_evaluation = mode == "evaluation"
+        model = nnx.view(
+            model,
+            use_running_average=is_evaluation,
+            deterministic=is_evaluation,
+            raise_if_not_found=False,
+        )
+    graphdef, random, arrays = nnx.split(model, nnx.RngState, ...)
+    return graphdef, _arrays(arrays), _arrays(random)
+
+
+def merge_model(
+    graphdef: nnx.GraphDef[nnx.Module], flat: Mapping[Path, jax.Array], rest: Mapping[Path, jax.Array]
+) -> nnx.Module:
+    """Builds a new model from what `split_model` returned; usable inside `jax.jit` and `jax.vmap`.
+
+    Example:
+      >>> parts = split_model(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+      >>> merge_model(*parts)(jax.numpy.ones((4, 2))).shape
+      (4, 3)
+    """
+    return nnx.merge(graphdef, _state(flat), _state(rest))
+
+
+def parameter_paths(model: nnx.Module) -> frozenset[Path]:
+    """Paths of the trained parameters (`nnx.Param`), without batch statistics."""
+    parameters = nnx.split(model, nnx.Param, ...)[1]
+    return frozenset(path for path, _ in nnx.to_flat_state(parameters))
+
+
+def fingerprint(flat: Mapping[Path, jax.Array | jax.ShapeDtypeStruct]) -> str:
+    """Sixteen hexadecimal digits that say which paths, shapes and dtypes a network has (not their values).
+
+    Example:
+      >>> flat = {("kernel",): jax.numpy.zeros((2, 3))}
+      >>> fingerprint(flat) == fingerprint({("kernel",): jax.numpy.ones((2, 3))})
+      True
+    """
+    rows = sorted([dotted(path), list(array.shape), str(array.dtype)] for path, array in flat.items())
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
+def _arrays(state: nnx.State) -> FlatState:
+    return {path: variable[...] for path, variable in nnx.to_flat_state(state)}
+
+
+def _state(flat: Mapping[Path, jax.Array]) -> nnx.State:
+    return nnx.from_flat_state(list(flat.items()))
