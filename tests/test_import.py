@@ -16,9 +16,9 @@ import rich.console, rich.live, rich.table
 import orbax.checkpoint
 from flax import nnx
 from jax._src import xla_bridge
-before, start = set(sys.modules), time.perf_counter()
+before, start = set(sys.modules), time.process_time()
 import jaxprune
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start  # of this process: a busy machine does not count
 print(json.dumps({
     "seconds": seconds,
     "added": sorted({name.split(".")[0] for name in set(sys.modules) - before}),
@@ -54,5 +54,5 @@ def test_importing_jaxprune_loads_only_itself_and_the_standard_library(probe):
 
 
 def test_importing_jaxprune_adds_little_to_its_dependencies(probe):
-    # The target is 0.3 s on an idle machine; the bound leaves room for a busy one and for a cold disk.
-    assert probe["seconds"] < 1.5, f"import jaxprune took {probe['seconds']:.2f} s over its dependencies"
+    # The target is 0.3 s on an idle machine; the bound leaves room for a slow one.
+    assert probe["seconds"] < 1.0, f"import jaxprune took {probe['seconds']:.2f} s over its dependencies"
