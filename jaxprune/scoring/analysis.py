@@ -1,0 +1,191 @@
+"""What an expression needs, found from the tree alone: operands, whole samples or moments, lanes and cost.
+
+Everything here is a pure function of an expression (and of sizes), computed once and remembered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+from jaxprune.language.axes import SAMPLE_AXES, Type, slice_bounds, slice_range
+from jaxprune.language.operands import OPERANDS
+from jaxprune.language.operators import OPERATORS
+from jaxprune.language.tree import Expression
+
+View = Literal["full", "sample"]
+"""Whether a function reads all calibration examples (by their moments) or the sample."""
+
+SETS = ("X", "P", "Q")
+"""Operands whose moments are kept."""
+
+MOMENT_NAMES = {"mX": "mean_samples(X)", "mP": "mean_samples(P)", "mQ": "mean_samples(Q)"}
+_ANSWERED = frozenset({"mean", "var", "std", "sum", "count", "mean_samples"})
+_CLASS_SIZES = frozenset({"N", "NQ", "NX"})
+_CHANNEL_FREE = _CLASS_SIZES | {"W"}
+
+# x / inf, exp(-inf), an entry cut away: here a non-finite value can turn into a finite one.
+_SWALLOWS: Mapping[str, tuple[int, ...]] = {
+    "/": (1,),
+    "rbf": (0, 1),
+    "slice": (0,),
+    "geometric_median": (0,),
+    "count": (0,),
+    "trace": (0,),
+    "inverse": (0,),
+}
+_HARMLESS = frozenset({"+", "-", "*", "abs", "square", "sqrt", "sum", "product", "mean", "std", "var"}) | {
+    "mean_samples",
+    "transpose",
+    "matmul",
+    "inner",
+    "outer",
+}
+
+
+class Lanes(NamedTuple):
+    """Whether a value differs between members, between classes, and between channels."""
+
+    member: bool
+    per_class: bool
+    channel: bool
+
+
+@lru_cache(maxsize=1 << 16)
+def moment_answer(node: Expression) -> str | None:
+    """The name of the moment that answers this node without sample matrices, such as `var(Q)`, or None.
+
+    Example:
+      >>> from jaxprune.language.parsing import parse
+      >>> moment_answer(parse("std(P)")), moment_answer(parse("std(abs(P))"))
+      ('std(P)', None)
+    """
+    if node.is_operand:
+        return MOMENT_NAMES.get(node.name)
+    if node.operator in _ANSWERED and node.children[0].is_operand and node.children[0].name in SETS:
+        return f"{node.operator}({node.children[0].name})"
+    return None
+
+
+@lru_cache(maxsize=1 << 16)
+def needs_samples(f: Expression) -> bool:
+    """Whether the function reads whole sample matrices, and therefore reads everything from the sample.
+
+    Example:
+      >>> from jaxprune.language.parsing import parse
+      >>> needs_samples(parse("var(P) + sum(mX)")), needs_samples(parse("mean(abs(P))"))
+      (False, True)
+    """
+    if moment_answer(f) is not None:
+        return False
+    if f.is_operand:
+        return not SAMPLE_AXES.isdisjoint(OPERANDS[f.name].type)
+    return any(needs_samples(child) for child in f.children)
+
+
+@lru_cache(maxsize=1 << 16)
+def reads_activations(f: Expression) -> bool:
+    """Whether the value depends on the view: whether it reads activations or class sizes."""
+    return any(name in _CLASS_SIZES or name in SETS or name in MOMENT_NAMES for name in f.operands)
+
+
+@lru_cache(maxsize=1 << 16)
+def lanes_of(f: Expression) -> Lanes:
+    """Which lanes the value depends on.
+
+    Example:
+      >>> from jaxprune.language.parsing import parse
+      >>> lanes_of(parse("mean(W) * N"))
+      Lanes(member=True, per_class=True, channel=False)
+    """
+    return Lanes(
+        member=bool(f.operands),
+        per_class=any(OPERANDS[name].per_class for name in f.operands),
+        channel=any(name not in _CHANNEL_FREE for name in f.operands),
+    )
+
+
+@lru_cache(maxsize=1 << 16)
+def evaluated_nodes(f: Expression) -> tuple[Expression, ...]:
+    """The nodes that are computed, children first: what a moment answers hides its arguments."""
+    found: dict[Expression, None] = {}
+
+    def visit(node: Expression) -> None:
+        if node in found:
+            return
+        if moment_answer(node) is None:
+            for child in node.children:
+                visit(child)
+        found[node] = None
+
+    visit(f)
+    return tuple(found)
+
+
+@lru_cache(maxsize=1 << 16)
+def swallowed_children(node: Expression) -> tuple[int, ...]:
+    """Arguments whose non-finite entries may vanish from the result, so that they must be looked at.
+
+    Example:
+      >>> from jaxprune.language.parsing import parse
+      >>> swallowed_children(parse("N / (NQ - NX)")), swallowed_children(parse("N / 2"))
+      ((1,), ())
+    """
+    if not node.children or moment_answer(node) is not None or node.operator in _HARMLESS:
+        return ()
+    looked_at = _SWALLOWS.get(node.operator, tuple(range(len(node.children))))
+    return tuple(i for i in looked_at if i < len(node.children) and not node.children[i].is_literal)
+
+
+class Cost(NamedTuple):
+    """What a function costs on one member of one layer, estimated from shapes."""
+
+    bytes_per_channel: int
+    """Of the largest value, over all classes."""
+    flops: float
+    """Of all nodes, over all classes and channels."""
+
+
+def value_shape(type: Type, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of a value for one channel and one class.
+
+    Example:
+      >>> value_shape(("N", "D[0:4]"), {"N": 5, "D": 16})
+      (5, 8)
+    """
+    return tuple(_axis_size(axis, sizes) for axis in type)
+
+
+def bytes_per_channel(node: Expression, sizes: Mapping[str, int], itemsize: int) -> int:
+    """Bytes of a node's value for one channel, all K classes (`sizes["K"]`) it depends on."""
+    classes = sizes["K"] if lanes_of(node).per_class else 1
+    return classes * math.prod(value_shape(node.type, sizes)) * itemsize
+
+
+def estimate_cost(f: Expression, sizes: Mapping[str, int], itemsize: int) -> Cost:
+    """The cost of a function from axis sizes, `K` classes and `C` channels; nothing is run.
+
+    Example:
+      >>> from jaxprune.language.parsing import parse
+      >>> estimate_cost(parse("sum(abs(WI))"), {"F": 9, "C": 4, "K": 10}, 4)
+      Cost(bytes_per_channel=36, flops=72.0)
+    """
+    largest, flops = itemsize, 0.0
+    for node in evaluated_nodes(f):
+        lanes = lanes_of(node)
+        copies = (sizes["K"] if lanes.per_class else 1) * (sizes["C"] if lanes.channel else 1)
+        largest = max(largest, bytes_per_channel(node, sizes, itemsize))
+        if node.children and moment_answer(node) is None:
+            shapes = [value_shape(child.type, sizes) for child in node.children]
+            flops += copies * OPERATORS[node.operator].flops(shapes)
+    return Cost(largest, flops)
+
+
+def _axis_size(axis: str, sizes: Mapping[str, int]) -> int:
+    part = slice_range(axis)
+    if part is None:
+        return sizes[axis]
+    start, stop = slice_bounds(sizes["D"], *part)
+    return stop - start

@@ -1,0 +1,143 @@
+"""One pruning function as one fused, jitted program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.language.axes import type_name
+from jaxprune.language.operators import OPERATORS
+from jaxprune.language.tree import Expression
+from jaxprune.scoring.analysis import View, evaluated_nodes, moment_answer, needs_samples
+from jaxprune.scoring.lanes import (
+    apply_lanes,
+    is_built_in,
+    masks_of,
+    moment_values,
+    registered_value,
+    sample_values,
+    weight_values,
+)
+from jaxprune.scoring.records import Operands
+
+CompiledFunction = Callable[[Operands], jax.Array]
+"""From operands to [C] scores ([B, C] for stacked operands)."""
+
+
+def compile(f: Expression) -> CompiledFunction:
+    """Compiles a pruning function for use after evolution: one fused program per shape of operands.
+
+    Args:
+      f: an expression of type ().
+
+    Returns:
+      A function from `Operands` to [C] scores, the mean over classes ([B, C] for B stacked members). It may be called
+      inside `jit` and `vmap`. Values follow plain IEEE arithmetic: what divides by zero is not finite.
+
+    Raises:
+      ValueError: if `f` is no scalar; when called, if an operand it reads is missing.
+
+    Example:
+      >>> import numpy as np
+      >>> from jaxprune.language.parsing import parse
+      >>> ops = Operands.from_arrays(features=np.eye(2), labels=[0, 1], kernel=[[1.0, -2.0], [3.0, 4.0]])
+      >>> compile(parse("sum(abs(WI))"))(ops).tolist()
+      [4.0, 6.0]
+    """
+    check_scalar(f)
+    return _compiled(f)
+
+
+def check_scalar(f: Expression) -> None:
+    """Refuses what is not a pruning function.
+
+    Raises:
+      TypeError: if `f` is not an expression.
+      ValueError: if its type is not ().
+    """
+    if not isinstance(f, Expression):
+        raise TypeError(f"a pruning function must be an Expression, got {type(f).__name__}. Use parse(text).")
+    if f.type != ():
+        raise ValueError(
+            f"a pruning function must be a scalar per channel, got {f} of type {type_name(f.type)}. "
+            "Reduce it, for example with sum(...) or mean(...)."
+        )
+
+
+def missing_operands(f: Expression, operands: Operands) -> tuple[str, ...]:
+    """Names of the operands that `f` reads and the layer does not have, sorted.
+
+    Example:
+      >>> import numpy as np
+      >>> from jaxprune.language.parsing import parse
+      >>> ops = Operands.from_arrays(features=np.eye(2), labels=[0, 1], kernel=np.eye(2))
+      >>> missing_operands(parse("gamma * sum(WO) + mean(X)"), ops)
+      ('WO', 'gamma')
+    """
+    optional = {"WO": operands.outgoing, "gamma": operands.gamma, "beta": operands.beta}
+    absent = {name for name, value in optional.items() if value is None}
+    for name in f.operands:
+        if not is_built_in(name) and registered_value(as_stacked(operands), name) is None:
+            absent.add(name)
+    return tuple(sorted(absent & f.operands))
+
+
+def explain_missing(names: tuple[str, ...]) -> str:
+    """The sentence for operands that a layer does not have."""
+    return f"operand {' and '.join(names)} is missing: this layer does not have it"
+
+
+def as_stacked(operands: Operands) -> Operands:
+    """The operands with a member axis, of size 1 if they had none."""
+    return operands if operands.is_stacked else jax.tree.map(lambda leaf: leaf[None], operands)
+
+
+def view_of(f: Expression, operands: Operands) -> View:
+    """Where `f` reads activations: from all examples, or everything from the sample if it needs sample matrices."""
+    return "sample" if needs_samples(f) and not operands.sample_is_full else "full"
+
+
+@lru_cache(maxsize=1024)
+def _compiled(f: Expression) -> CompiledFunction:
+    def scores(operands: Operands) -> jax.Array:
+        absent = missing_operands(f, operands)
+        if absent:
+            raise ValueError(f"{f}: {explain_missing(absent)}. Give it to the operands, or use another function.")
+        return _evaluate(f, operands)
+
+    return jax.jit(scores)
+
+
+def _evaluate(f: Expression, operands: Operands) -> jax.Array:
+    """[C] or [B, C] scores; every node with as few lanes as it depends on."""
+    stacked = as_stacked(operands)
+    known = weight_values(stacked) | moment_values(stacked, view_of(f, operands))
+    values: dict[Expression, jax.Array] = {}
+    for node in evaluated_nodes(f):
+        answer = moment_answer(node)
+        if answer is not None:
+            values[node] = known[answer]
+        elif node.is_literal:
+            values[node] = jnp.full((1, 1, 1), node.value, stacked.dtype)
+        elif node.is_operand:
+            values[node] = _operand_value(node.name, stacked, known)
+        else:
+            masks = tuple(masks_of(child.type, stacked.class_counts) for child in node.children)
+            arrays = [values[child] for child in node.children]
+            values[node] = apply_lanes(OPERATORS[node.operator].implement, arrays, masks, node.params)
+    scores = jnp.mean(values[f], axis=1)
+    scores = jnp.broadcast_to(scores, (stacked.num_members, stacked.num_channels))
+    return scores if operands.is_stacked else scores[0]
+
+
+def _operand_value(name: str, stacked: Operands, known: dict[str, jax.Array]) -> jax.Array:
+    if name in known:
+        return known[name]
+    if is_built_in(name):
+        return sample_values(stacked, name)
+    value = registered_value(stacked, name)
+    assert value is not None  # missing_operands has looked
+    return value
