@@ -1,0 +1,222 @@
+"""Mutations of one formula: a new subtree, another node, a part hoisted, constants jittered.
+
+Each is decided by its key alone, keeps the type and stays within the limits.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+
+from jaxprune.language.operands import Vocabulary
+from jaxprune.language.operators import OPERATORS, IllTypedError
+from jaxprune.language.productions import Goal
+from jaxprune.language.reachability import Grammar, grammar_of
+from jaxprune.language.sampling import Draws, Limits, grow, is_constant, target_size
+from jaxprune.language.sites import all_sites, node_weight, require_within, subtree_at, transplant
+from jaxprune.language.tree import Expression, apply, literal, operand
+
+_SAME_TYPE_WEIGHT = 4.0
+_JITTER_CHANCE, _JITTER_SPREAD = 0.5, 0.5
+_SMALLEST_CONSTANT, _LARGEST_CONSTANT = 1e-9, 1e9
+_ATTEMPTS = 4
+
+
+def mutate_subtree(
+    key: jax.Array, f: Expression, vocabulary: Vocabulary, limits: Limits | None = None
+) -> Expression:
+    """`f` with one subtree replaced by a random one of the same type.
+
+    A subtree that differs among channels is replaced by one that does too.
+
+    Args:
+      key: decides everything.
+      f: a formula within the limits.
+      vocabulary: what the new subtree is made of.
+      limits: largest size and depth of the result.
+
+    Returns:
+      A formula of `f.type` within the limits; `f` itself only if no draw found another (a vocabulary of one formula).
+
+    Raises:
+      ValueError: if `f` is beyond the limits.
+
+    Example:
+      >>> from jaxprune.language.operands import PAPER_VOCABULARY
+      >>> f = apply("sum", apply("abs", operand("WI")))
+      >>> mutate_subtree(jax.random.key(0), f, PAPER_VOCABULARY).type
+      ()
+    """
+    limits = require_within("mutate_subtree", f, limits)
+    draws, grammar = Draws(key), grammar_of(vocabulary)
+    sites = [s for s in all_sites(f, limits) if grammar.is_reachable(goal_of(s.node), s.depth, s.size)]
+    for index in draws.order([node_weight(site.node) for site in sites])[:_ATTEMPTS]:
+        site = sites[index]
+        goal = goal_of(site.node)
+        least = grammar.least_nodes(goal, site.depth) or 1
+        new = grow(draws, grammar, goal, site.depth, target_size(draws, least, site.size), site.above)
+        if new is not site.node:
+            return transplant(f, site.path, new)
+    return f
+
+
+def mutate_point(
+    key: jax.Array, f: Expression, vocabulary: Vocabulary, limits: Limits | None = None
+) -> Expression:
+    """`f` with one node replaced: an operand or constant by another, an operator by one that takes the same arguments.
+
+    A replacement may change types on the way (`mean(P)` becomes `mean(WI)`) as long as the whole stays well typed.
+
+    Args:
+      key: decides everything.
+      f: a formula within the limits.
+      vocabulary: what the new node is taken from.
+      limits: largest size and depth of the result.
+
+    Returns:
+      A formula of `f.type` within the limits; `f` itself if no single node can be replaced.
+
+    Raises:
+      ValueError: if `f` is beyond the limits.
+
+    Example:
+      >>> from jaxprune.language.operands import Vocabulary
+      >>> f = apply("sum", apply("abs", operand("WI")))
+      >>> str(mutate_point(jax.random.key(3), f, Vocabulary(("WI",), ("sum", "mean", "abs"))))
+      'mean(abs(WI))'
+    """
+    limits = require_within("mutate_point", f, limits)
+    draws, grammar = Draws(key), grammar_of(vocabulary)
+    sites = all_sites(f, limits)
+    for index in draws.order([1.0] * len(sites)):
+        site = sites[index]
+        options = _replacements(site.node, grammar)
+        for option in draws.order([weight for _, weight in options]):
+            new = options[option][0]
+            try:
+                child = transplant(f, site.path, new)
+            except IllTypedError:
+                continue
+            if child.type == f.type and child is not f and limits.allow(child):
+                return child
+    return f
+
+
+def mutate_hoist(key: jax.Array, f: Expression, limits: Limits | None = None) -> Expression:
+    """`f` with one subtree replaced by a smaller one from inside it, of the same type: it gets shorter.
+
+    Args:
+      key: decides everything.
+      f: a formula within the limits.
+      limits: largest size and depth of `f`.
+
+    Returns:
+      A smaller formula of `f.type`; `f` itself if nothing inside it can be hoisted.
+
+    Raises:
+      ValueError: if `f` is beyond the limits.
+
+    Example:
+      >>> f = apply("sqrt", apply("sum", operand("WI")))
+      >>> str(mutate_hoist(jax.random.key(0), f))
+      'sum(WI)'
+    """
+    limits = require_within("mutate_hoist", f, limits)
+    pairs = []
+    for site in all_sites(f, limits):
+        inner = [node for node in site.node.walk() if node.type == site.node.type and node is not site.node]
+        inner = inner if is_constant(site.node) else [node for node in inner if not is_constant(node)]
+        pairs += [(site, node) for node in inner if site.fits(node)]
+    if not pairs:
+        return f
+    site, node = pairs[Draws(key).index(len(pairs))]
+    return transplant(f, site.path, node)
+
+
+def jitter_constants(key: jax.Array, f: Expression, limits: Limits | None = None) -> Expression:
+    """`f` with constants multiplied by log-normal factors; signs never change and 0 stays 0.
+
+    Each literal and each continuous parameter (the width of `rbf`) changes with probability one half, at least
+    one of them always; results keep three significant digits so that formulas stay readable.
+
+    Args:
+      key: decides everything.
+      f: a formula within the limits.
+      limits: largest size and depth of `f`.
+
+    Returns:
+      A formula of the same shape; `f` itself if it has no constant but 0.
+
+    Raises:
+      ValueError: if `f` is beyond the limits.
+
+    Example:
+      >>> f = apply("/", operand("gamma"), literal(0.05))
+      >>> child = jitter_constants(jax.random.key(0), f)
+      >>> child.children[0] is f.children[0], child.children[1].value > 0
+      (True, True)
+    """
+    limits = require_within("jitter_constants", f, limits)
+    draws = Draws(key)
+    sites = [site for site in all_sites(f, limits) if _has_constant(site.node)]
+    if not sites:
+        return f
+    certain = draws.index(len(sites))
+    changed = f
+    for index, site in enumerate(sites):  # the shape stays, so the paths do
+        if index == certain or draws.fraction() < _JITTER_CHANCE:
+            node = subtree_at(changed, site.path)
+            changed = transplant(changed, site.path, _jittered(draws, node))
+    return changed
+
+
+def goal_of(node: Expression) -> Goal:
+    """What a replacement for `node` must be: of its type, and different among channels if `node` is."""
+    return Goal(node.type, not is_constant(node))
+
+
+def _replacements(node: Expression, grammar: Grammar) -> list[tuple[Expression, float]]:
+    """Other nodes over the same children, weighted; whether the types above take them is for the caller to try."""
+    if node.children:
+        steps = grammar.alternatives([child.type for child in node.children])
+        made = [(apply(step.head, *node.children, params=step.params), step.weight) for step in steps]
+        return [(new, weight) for new, weight in made if new is not node]
+    vocabulary = grammar.vocabulary
+    leaves = [operand(name) for name in vocabulary.operands]
+    if is_constant(node):
+        leaves += [literal(value) for value in vocabulary.literals]
+    else:
+        leaves = [leaf for leaf in leaves if not is_constant(leaf)]
+    return [
+        (leaf, _SAME_TYPE_WEIGHT if leaf.type == node.type else 1.0)
+        for leaf in leaves
+        if leaf is not node and bool(leaf.type) == bool(node.type)
+    ]
+
+
+def _has_constant(node: Expression) -> bool:
+    return node.value != 0 or (bool(node.params) and _takes_any_width(node.operator))
+
+
+def _takes_any_width(operator: str) -> bool:
+    """Whether an operator's parameters are continuous, unlike the bounds of `slice`."""
+    return any(
+        not float(param).is_integer() for choice in OPERATORS[operator].parameter_choices for param in choice
+    )
+
+
+def _jittered(draws: Draws, node: Expression) -> Expression:
+    if node.is_literal:
+        return literal(_jitter(draws, node.value))
+    try:
+        return apply(node.operator, *node.children, params=[_jitter(draws, param) for param in node.params])
+    except IllTypedError:  # an operator of one's own may bound its parameters
+        return node
+
+
+def _jitter(draws: Draws, value: float) -> float:
+    size = min(
+        max(abs(value) * math.exp(_JITTER_SPREAD * draws.normal()), _SMALLEST_CONSTANT), _LARGEST_CONSTANT
+    )
+    return math.copysign(float(f"{size:.3g}"), value) if value else 0.0
