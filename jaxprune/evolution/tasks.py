@@ -1,0 +1,218 @@
+"""What gives a pruning function a fitness: a task is data, a network, a pruning schedule and recipes.
+
+A `Task` is a frozen description; nothing is trained when one is made. `evolution/bases.py` trains its base
+networks and `evolution/trials.py` prunes and fine-tunes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from flax import nnx
+
+from jaxprune.training.data import Dataset
+from jaxprune.training.guard import GuardedSplit
+from jaxprune.training.recipes import Recipe, find_recipe
+from jaxprune.types import Array
+
+ModelFactory = Callable[[nnx.Rngs], nnx.Module]
+"""Builds a freshly initialised network from random streams."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many channels of each group are kept, in one or several rounds of pruning and fine-tuning.
+
+    Give either `kept_fraction`, the share of all channels that is left at the end (round r of R keeps
+    `kept_fraction ** (r / R)` of the original width), or `kept_counts`, explicit numbers.
+
+    Args:
+      kept_fraction: share of each group's channels left after the last round, in (0, 1].
+      rounds: number of rounds, >= 1.
+      kept_counts: one sequence per round with the number of kept channels of each group in program order.
+
+    Raises:
+      ValueError: if both or neither is given, or a value is out of range or grows from round to round.
+
+    Example:
+      >>> Schedule(kept_fraction=0.375).counts({"conv1.kernel": 16, "conv2.kernel": 32})
+      ({'conv1.kernel': 6, 'conv2.kernel': 12},)
+      >>> Schedule(kept_counts=((10, 20), (8, 10))).counts({"a": 16, "b": 32})
+      ({'a': 10, 'b': 20}, {'a': 8, 'b': 10})
+    """
+
+    kept_fraction: float | None = None
+    rounds: int = 1
+    kept_counts: tuple[tuple[int, ...], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.kept_fraction is None) == (self.kept_counts is None):
+            raise ValueError(
+                "Schedule needs exactly one of kept_fraction= and kept_counts=, "
+                f"got kept_fraction={self.kept_fraction} and kept_counts={self.kept_counts}."
+            )
+        if self.kept_fraction is not None and not 0 < self.kept_fraction <= 1:
+            raise ValueError(f"kept_fraction must be above 0 and at most 1, got {self.kept_fraction}.")
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be at least 1, got {self.rounds}.")
+        if self.kept_counts is not None:
+            counts = tuple(tuple(int(count) for count in each) for each in self.kept_counts)
+            object.__setattr__(self, "kept_counts", counts)
+            object.__setattr__(self, "rounds", len(counts))
+            if not counts or len({len(each) for each in counts}) != 1:
+                raise ValueError(
+                    f"kept_counts needs one sequence of equal length per round, got {self.kept_counts}."
+                )
+            if any(
+                now > before
+                for a, b in zip(counts, counts[1:], strict=False)
+                for before, now in zip(a, b, strict=True)
+            ):
+                raise ValueError(f"kept_counts must not grow from round to round, got {self.kept_counts}.")
+
+    def counts(self, sizes: Mapping[str, int]) -> tuple[dict[str, int], ...]:
+        """The kept number of every group after each round.
+
+        Args:
+          sizes: group name -> number of channels before pruning, in program order.
+
+        Raises:
+          ValueError: if explicit counts do not fit the groups, naming all that do not.
+        """
+        if self.kept_counts is None:
+            assert self.kept_fraction is not None
+            fractions = [self.kept_fraction ** ((r + 1) / self.rounds) for r in range(self.rounds)]
+            return tuple(
+                {name: max(1, math.floor(fraction * size + 0.5)) for name, size in sizes.items()}
+                for fraction in fractions
+            )
+        if len(self.kept_counts[0]) != len(sizes):
+            raise ValueError(
+                f"kept_counts needs {len(sizes)} numbers a round, one each for {', '.join(sizes)}, "
+                f"got {len(self.kept_counts[0])}."
+            )
+        bad = [
+            f"{name}: {count} of {size}"
+            for each in self.kept_counts
+            for (name, size), count in zip(sizes.items(), each, strict=True)
+            if not 1 <= count <= size
+        ]
+        if bad:
+            raise ValueError(f"kept counts must be from 1 to the group's width, got {'; '.join(bad)}.")
+        return tuple(dict(zip(sizes, each, strict=True)) for each in self.kept_counts)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A pruning problem that gives functions a fitness: data, network, schedule, recipes, base networks.
+
+    Args:
+      name: short and unique; part of keys and file names.
+      model: builds the network from random streams, `lambda rngs: MyNet(rngs=rngs)`; any chain-like NNX network.
+      train: (images [N, ...], labels [N]).
+      validation: (images, labels) held out of the training set; fitness is the accuracy on them.
+      schedule: how much is pruned, in how many rounds.
+      recipe: how a pruned network is fine-tuned, a `Recipe` or the name of one.
+      base_recipe: how base networks are trained; by default `recipe` with 8 times the epochs.
+      bases: number of independently trained networks that the search uses, >= 1.
+      extra_bases: number of further ones, for its leading candidates only.
+      final_bases: number of those trained after the search, for the report only.
+      weight: weight in a joint fitness, > 0.
+      test: guarded test images that only the final report opens, or None.
+      calibration: number of training images that activations are observed on, at most all of them.
+      num_samples: number of those in the sample that functions of whole sample matrices read.
+      max_positions: positions in that sample, average-pooled to at most this many.
+      finetune: "slim" trains physically smaller networks, "masked" full-shape ones held at zero.
+
+    Raises:
+      ValueError: for bad settings, or data that does not fit (`Dataset.from_arrays` says what it checks).
+
+    Example:
+      >>> from jaxprune.nets import PlainConvNet
+      >>> rng = np.random.default_rng(0)
+      >>> x, y = rng.normal(size=(40, 8, 8, 1)), np.arange(40) % 4
+      >>> make = lambda rngs: PlainConvNet(rngs, widths=(4, 4, 8), num_classes=4)
+      >>> Task("mine", model=make, train=(x, y), validation=(x, y)).num_classes
+      4
+    """
+
+    name: str
+    model: ModelFactory
+    train: tuple[Array, Array]
+    validation: tuple[Array, Array]
+    schedule: Schedule = field(default_factory=lambda: Schedule(kept_fraction=0.375))
+    recipe: Recipe | str = "adam_short"
+    base_recipe: Recipe | str | None = None
+    bases: int = 4
+    extra_bases: int = 2
+    final_bases: int = 8
+    weight: float = 1.0
+    test: GuardedSplit | None = None
+    calibration: int = 1000
+    num_samples: int = 100
+    max_positions: int = 16
+    finetune: Literal["slim", "masked"] = "slim"
+
+    def __post_init__(self) -> None:
+        set_field = object.__setattr__
+        if not self.name or not all(letter.isalnum() or letter in "-_." for letter in self.name):
+            raise ValueError(f"a task's name needs letters, digits, '-', '_' or '.', got {self.name!r}.")
+        if not callable(self.model):
+            raise ValueError(
+                f"task {self.name!r} needs model= a function of nnx.Rngs that builds the network, "
+                f"got {type(self.model).__name__}. Write model=lambda rngs: MyNet(rngs=rngs)."
+            )
+        recipe = find_recipe(self.recipe)
+        set_field(self, "recipe", recipe)
+        base = recipe.replace(epochs=8 * recipe.epochs) if self.base_recipe is None else self.base_recipe
+        set_field(self, "base_recipe", find_recipe(base))
+        bad = [
+            f"{name} >= {low} (got {getattr(self, name)})"
+            for name, low in {
+                "bases": 1, "extra_bases": 0, "final_bases": 1, "calibration": 2, "num_samples": 2, "max_positions": 1,
+            }.items()
+            if getattr(self, name) < low
+        ]  # fmt: skip
+        if not (math.isfinite(self.weight) and self.weight > 0):
+            bad.append(f"weight above 0 (got {self.weight})")
+        if self.finetune not in ("slim", "masked"):
+            bad.append(f'finetune "slim" or "masked" (got {self.finetune!r})')
+        if bad:
+            raise ValueError(f"task {self.name!r} needs {'; '.join(bad)}.")
+        data = Dataset.from_arrays(self.name, train=self.train, validation=self.validation)
+        set_field(self, "train", data.train)
+        set_field(self, "validation", data.validation)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes in the training labels."""
+        return int(np.max(np.asarray(self.train[1]))) + 1
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """Everything that is plain data, for `config.json` and fingerprints."""
+        skipped = {"model", "train", "validation", "test"}
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skipped}
+        return {
+            name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+            for name, value in plain.items()
+        }
+
+    def replace(self, **changes: object) -> Task:
+        """A copy with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+def check_unique(tasks: Sequence[Task]) -> None:
+    """Raises a ValueError if there are no tasks, or two share a name."""
+    names = [task.name for task in tasks]
+    if not names:
+        raise ValueError(
+            'at least one task is needed, got none. Use tasks=[Task(...)] or the preset "quick".'
+        )
+    if len(set(names)) < len(names):
+        raise ValueError(f"tasks need different names, got {', '.join(names)}.")

@@ -1,0 +1,238 @@
+"""One training run as a pure function: network, images and a data order in; trained network and accuracies out.
+
+A model is split once into static graphs (training and evaluation mode) and arrays. `train` is then a pure
+function of arrays, so that the same program trains a base network, fine-tunes a slim one, or, vmapped, many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from jaxprune.keys import derive, generator
+from jaxprune.pruning.states import FlatState, Path, merge_model, parameter_paths, split_model
+from jaxprune.training.augmentation import augment
+from jaxprune.training.recipes import Recipe
+
+EVALUATION_BATCH = 500
+"""Images per evaluation step: enough to keep the cores busy, little enough for patches of 28x28 images."""
+
+
+class Examples(NamedTuple):
+    """Images [N, H, W, C] (or [N, F]) and their labels [N], class ids from 0."""
+
+    x: jax.Array
+    y: jax.Array
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model without its weights: static graphs for both modes and what training leaves alone.
+
+    Args:
+      training: graph with batch statistics and dropout switched on.
+      evaluation: graph with running statistics and without dropout.
+      rest: random keys and counters by path.
+      trained: paths of the arrays that the optimiser changes; the others are running statistics.
+    """
+
+    training: nnx.GraphDef[nnx.Module]
+    evaluation: nnx.GraphDef[nnx.Module]
+    rest: FlatState
+    trained: frozenset[Path]
+
+    def logits(self, weights: FlatState, x: jax.Array) -> jax.Array:
+        """[N, K] logits in evaluation mode."""
+        model = merge_model(self.evaluation, weights, self.rest)
+        return model(x)
+
+
+def split_network(model: nnx.Module) -> tuple[Network, FlatState]:
+    """Splits a model into static graphs and weights (path -> array); the model itself is not changed.
+
+    Example:
+      >>> from jaxprune.nets import PlainConvNet
+      >>> network, weights = split_network(PlainConvNet(nnx.Rngs(0)))
+      >>> network.logits(weights, jnp.zeros((2, 8, 8, 1))).shape
+      (2, 10)
+    """
+    training, weights, rest = split_model(model, "training")
+    evaluation = split_model(model, "evaluation")[0]
+    return Network(training, evaluation, rest, parameter_paths(model)), weights
+
+
+def batch_order(key: jax.Array, num_examples: int, recipe: Recipe) -> np.ndarray:
+    """Example indices [steps, batch] of a whole run: every epoch a new permutation, the incomplete last batch dropped.
+
+    Raises:
+      ValueError: if there are fewer examples than one batch holds.
+
+    Example:
+      >>> from jaxprune.training.recipes import RECIPES
+      >>> batch_order(jax.random.key(0), 100, RECIPES["adam_short"].replace(epochs=2, batch_size=50)).shape
+      (4, 50)
+    """
+    steps = num_examples // recipe.batch_size
+    if steps < 1:
+        raise ValueError(
+            f"recipe {recipe.name!r} needs at least one batch of {recipe.batch_size} training images, "
+            f"got {num_examples}. Use recipe.replace(batch_size=...) with a smaller batch."
+        )
+    epochs = [
+        generator(derive(key, "epoch", epoch)).permutation(num_examples)[: steps * recipe.batch_size]
+        for epoch in range(recipe.epochs)
+    ]
+    return np.concatenate(epochs).reshape(recipe.epochs * steps, recipe.batch_size).astype(np.int32)
+
+
+class StepState(NamedTuple):
+    """What one step hands to the next."""
+
+    weights: FlatState
+    optimiser: optax.OptState
+
+
+def make_step(
+    network: Network, recipe: Recipe, num_steps: int
+) -> tuple[Callable[[FlatState], StepState], Callable[..., StepState]]:
+    """The two pure functions of a training run.
+
+    Returns:
+      `init(weights) -> StepState` and
+      `step(state, images, labels, key, masks) -> StepState`, where `masks` is None or path -> booleans: entries
+      where one is False are zero after every step, whatever the optimiser does.
+    """
+    optimiser = recipe.transformation(num_steps)
+
+    def init(weights: FlatState) -> StepState:
+        return StepState(weights, optimiser.init(_trained(network, weights)))
+
+    def step(
+        state: StepState, images: jax.Array, labels: jax.Array, key: jax.Array, masks: FlatState | None = None
+    ) -> StepState:
+        weights, slots = state
+        params = _trained(network, weights)
+
+        def loss(params: FlatState) -> tuple[jax.Array, FlatState]:
+            model = merge_model(
+                network.training, weights | params, _reseeded(network.rest, derive(key, "dropout"))
+            )
+            logits = model(augment(derive(key, "augment"), images, recipe.augment))  # type: ignore[operator]
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses.mean(), split_model(model)[1]
+
+        gradients, moved = jax.grad(loss, has_aux=True)(params)
+        updates, slots = optimiser.update(gradients, slots, params)
+        new = moved | optax.apply_updates(params, updates)
+        return StepState(new if masks is None else apply_masks(new, masks), slots)
+
+    return init, step
+
+
+def apply_masks(weights: FlatState, masks: FlatState) -> FlatState:
+    """Zeroes every entry whose mask is False; arrays without a mask stay as they are."""
+    return weights | {path: jnp.where(is_kept, weights[path], 0) for path, is_kept in masks.items()}
+
+
+def count_correct(network: Network, weights: FlatState, examples: Examples) -> jax.Array:
+    """The number of rightly classified examples, int32; a non-finite logit counts as wrong.
+
+    Evaluated in equal batches (the last one padded with label -1), so that memory does not grow with N.
+    """
+    num = examples.x.shape[0]
+    batches = -(-num // EVALUATION_BATCH)
+    size = -(-num // batches)
+    padding = batches * size - num
+    x = jnp.pad(examples.x, ((0, padding), *((0, 0),) * (examples.x.ndim - 1)))
+    y = jnp.pad(examples.y, (0, padding), constant_values=-1)
+
+    def correct(batch: Examples) -> jax.Array:
+        logits = network.logits(weights, batch.x)
+        right = (jnp.argmax(logits, -1) == batch.y) & jnp.all(jnp.isfinite(logits), -1)
+        return jnp.sum(right, dtype=jnp.int32)
+
+    if batches == 1:
+        return correct(Examples(x, y))
+    shaped = Examples(x.reshape(batches, size, *x.shape[1:]), y.reshape(batches, size))
+    return jnp.sum(jax.lax.map(correct, shaped))
+
+
+def train(
+    network: Network,
+    recipe: Recipe,
+    weights: FlatState,
+    data: Examples,
+    validation: Examples,
+    order: jax.Array,
+    key: jax.Array,
+    *,
+    masks: FlatState | None = None,
+    evaluations: int = 1,
+) -> tuple[FlatState, jax.Array]:
+    """Trains for all steps of `order` and counts right answers along the way; one compiled loop, jit it outside.
+
+    Args:
+      network, weights: of `split_network`, a slim network's or a full one's.
+      recipe: optimiser, schedule, augmentation.
+      data: training examples.
+      validation: examples held out of the training set.
+      order: [steps, batch] example indices, of `batch_order`.
+      key: seeds dropout and augmentation.
+      masks: see `make_step`.
+      evaluations: how often to evaluate, evenly spread, the last time after the last step; 1 to steps.
+
+    Returns:
+      The trained weights and [evaluations] int32 counts of rightly classified validation examples.
+    """
+    num_steps = order.shape[0]
+    init, step = make_step(network, recipe, num_steps)
+    state = init(weights if masks is None else apply_masks(weights, masks))
+
+    def one(state: StepState, item: tuple[jax.Array, jax.Array]) -> tuple[StepState, None]:
+        number, rows = item
+        key_now = jax.random.fold_in(key, number)
+        return step(state, data.x[rows], data.y[rows], key_now, masks), None
+
+    counts = []
+    numbers = jnp.arange(num_steps)
+    for first, last in segments(num_steps, evaluations):
+        state, _ = jax.lax.scan(one, state, (numbers[first:last], order[first:last]))
+        counts.append(count_correct(network, state.weights, validation))
+    return state.weights, jnp.stack(counts)
+
+
+def segments(num_steps: int, evaluations: int) -> list[tuple[int, int]]:
+    """The (first, last) steps between evaluations, evenly spread.
+
+    Raises:
+      ValueError: if there are more evaluations than steps, or none.
+
+    Example:
+      >>> segments(10, 4)
+      [(0, 3), (3, 5), (5, 8), (8, 10)]
+    """
+    if not 1 <= evaluations <= num_steps:
+        raise ValueError(
+            f"evaluations must be from 1 to the number of training steps, {num_steps}, got {evaluations}."
+        )
+    ends = [round(num_steps * (i + 1) / evaluations + 1e-9) for i in range(evaluations)]
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _trained(network: Network, weights: FlatState) -> FlatState:
+    return {path: array for path, array in weights.items() if path in network.trained}
+
+
+def _reseeded(rest: FlatState, key: jax.Array) -> FlatState:
+    """Every random stream reseeded from `key`, so that the step's argument decides dropout."""
+    return {
+        path: jax.random.fold_in(key, i) if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else value
+        for i, (path, value) in enumerate(sorted(rest.items()))
+    }

@@ -1,0 +1,243 @@
+"""Trains many networks of one shape with one compiled program: base networks, slim ones, masked ones.
+
+Equal kept counts give equal shapes, so all candidates and bases of a task are members of one program. How members
+are batched is a matter of speed:
+
+- "scan": one compiled loop over the steps of one member, members dealt to as many threads as there are cores;
+  fastest on a CPU when every convolution runs as patches and one matrix product.
+- "loop": a Python loop around one jitted, donated step; for networks whose convolutions must stay the library's,
+  which a CPU runs 5 to 8 times slower inside a compiled loop.
+- "vmap": chunks of one fixed size, the last one padded, vmapped; for accelerators.
+
+docs/fine_tuning.md holds the measurements behind the choice.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import islice
+from typing import Literal, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxprune.nets.blocks import with_patch_convolutions
+from jaxprune.pruning.states import FlatState
+from jaxprune.training.loop import (
+    Examples,
+    Network,
+    StepState,
+    apply_masks,
+    count_correct,
+    make_step,
+    segments,
+    split_network,
+    train,
+)
+from jaxprune.training.recipes import Recipe
+
+Strategy = Literal["auto", "scan", "loop", "vmap"]
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class Job(NamedTuple):
+    """One training run to do."""
+
+    weights: FlatState
+    """Where it starts, path -> array."""
+    order: np.ndarray
+    """[steps, batch] example indices, of `batch_order`; equal shapes for all jobs of a trainer."""
+    key: jax.Array
+    """Seeds dropout and augmentation."""
+    masks: FlatState | None = None
+    """Path -> booleans of what may be non-zero; given for all jobs of a trainer or for none."""
+
+
+class Trained(NamedTuple):
+    """What a training run gave."""
+
+    weights: FlatState
+    accuracies: np.ndarray
+    """[evaluations] validation accuracy in percent along the way, the last one after the last step."""
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Trainer:
+    """Trains networks of one shape on one dataset with one recipe; compiles once, at the first job.
+
+    Args:
+      model: any network of the wanted shape; its weights are not read and it is not changed.
+      recipe: optimiser, length, batches.
+      data: training examples.
+      validation: examples held out of the training set.
+      evaluations: how often a run is evaluated, evenly spread over its steps.
+      strategy: see the module; "auto" picks by backend and network.
+      chunk: members per program of "vmap"; a smaller last chunk is padded, so that nothing recompiles.
+      workers: threads of "scan" and "loop"; by default one per core, and 1 off the CPU.
+
+    Raises:
+      ValueError: if a setting is out of range.
+
+    Example:
+      >>> from jaxprune.nets import PlainConvNet
+      >>> from jaxprune.training.loop import batch_order
+      >>> from jaxprune.training.recipes import RECIPES
+      >>> model = PlainConvNet(nnx.Rngs(0), widths=(2, 2, 4))
+      >>> examples = Examples(jnp.zeros((50, 8, 8, 1)), jnp.zeros(50, jnp.int32))
+      >>> recipe = RECIPES["adam_short"].replace(epochs=1)
+      >>> trainer = Trainer(model, recipe, examples, examples)
+      >>> weights = split_network(model)[1]
+      >>> job = Job(weights, batch_order(jax.random.key(0), 50, recipe), jax.random.key(1))
+      >>> [trained.accuracies.shape for trained in trainer.run([job, job])]
+      [(1,), (1,)]
+    """
+
+    model: nnx.Module
+    recipe: Recipe
+    data: Examples
+    validation: Examples
+    evaluations: int = 1
+    strategy: Strategy = "auto"
+    chunk: int = 16
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.strategy not in ("auto", "scan", "loop", "vmap"):
+            raise ValueError(f'strategy must be "auto", "scan", "loop" or "vmap", got {self.strategy!r}.')
+        if self.chunk < 1 or (self.workers is not None and self.workers < 1):
+            raise ValueError(f"chunk and workers must be at least 1, got {self.chunk} and {self.workers}.")
+
+    @cached_property
+    def chosen(self) -> Strategy:
+        """The strategy in use."""
+        if self.strategy != "auto":
+            return self.strategy
+        if jax.default_backend() != "cpu":
+            return "vmap"
+        return "loop" if self._has_library_convolutions() else "scan"
+
+    @cached_property
+    def network(self) -> Network:
+        """Static graphs of the network; on a CPU its convolutions run as matrix products."""
+        on_patches = self.strategy != "loop" and (jax.default_backend() == "cpu" or self.strategy == "scan")
+        return split_network(with_patch_convolutions(self.model) if on_patches else self.model)[0]
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Trained]:
+        """Trains every job and yields the results in the order of the jobs, each as soon as it is known.
+
+        Jobs are taken from the iterable only as they are needed, so a lazy one costs little memory.
+        """
+        if self.chosen == "vmap":
+            yield from self._run_chunks(iter(jobs))
+            return
+        workers = self.workers or (os.cpu_count() or 1 if jax.default_backend() == "cpu" else 1)
+        with ThreadPoolExecutor(workers) as pool:
+            yield from in_order(pool, self._run_one, jobs, ahead=2 * workers)
+
+    def _run_one(self, job: Job) -> Trained:
+        start = time.perf_counter()
+        if self.chosen == "loop":
+            weights, counts = self._loop(job)
+        else:
+            weights, counts = self._jitted(job, self.data, self.validation)
+        jax.block_until_ready(counts)
+        return Trained(weights, self._percent(counts), time.perf_counter() - start)
+
+    def _run_chunks(self, jobs: Iterator[Job]) -> Iterator[Trained]:
+        while members := list(islice(jobs, self.chunk)):
+            start = time.perf_counter()
+            padded = members + [members[-1]] * (self.chunk - len(members))
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
+            weights, counts = jax.block_until_ready(self._vmapped(stacked, self.data, self.validation))
+            seconds = (time.perf_counter() - start) / len(members)
+            for i in range(len(members)):
+                yield Trained(
+                    jax.tree.map(lambda leaf, i=i: leaf[i], weights), self._percent(counts[i]), seconds
+                )
+
+    def _program(self, job: Job, data: Examples, validation: Examples) -> tuple[FlatState, jax.Array]:
+        return train(
+            self.network, self.recipe, job.weights, data, validation, jnp.asarray(job.order), job.key,
+            masks=job.masks, evaluations=self.evaluations,
+        )  # fmt: skip
+
+    @cached_property
+    def _jitted(self) -> Callable[[Job, Examples, Examples], tuple[FlatState, jax.Array]]:
+        return jax.jit(self._program)
+
+    @cached_property
+    def _vmapped(self) -> Callable[[Job, Examples, Examples], tuple[FlatState, jax.Array]]:
+        return jax.jit(jax.vmap(self._program, in_axes=(0, None, None)))
+
+    @cached_property
+    def _loop_parts(
+        self,
+    ) -> tuple[
+        Callable[[FlatState], StepState], Callable[..., StepState], Callable[[FlatState, Examples], jax.Array]
+    ]:
+        """Jitted initialisation, donated step and evaluation of "loop"."""
+        init, step = make_step(self.network, self.recipe, self.recipe.num_steps(self.data.x.shape[0]))
+
+        def take_step(
+            state: StepState,
+            number: int,
+            rows: jax.Array,
+            key: jax.Array,
+            masks: FlatState | None,
+            data: Examples,
+        ) -> StepState:
+            return step(state, data.x[rows], data.y[rows], jax.random.fold_in(key, number), masks)
+
+        return (
+            jax.jit(init),
+            jax.jit(take_step, donate_argnums=0),
+            jax.jit(partial(count_correct, self.network)),
+        )
+
+    def _loop(self, job: Job) -> tuple[FlatState, jax.Array]:
+        init, step, count = self._loop_parts
+        weights = job.weights if job.masks is None else apply_masks(job.weights, job.masks)
+        state = init(jax.tree.map(jnp.copy, weights))  # donation must not eat the caller's arrays
+        counts = []
+        for first, last in segments(len(job.order), self.evaluations):
+            for number in range(first, last):
+                state = step(state, number, jnp.asarray(job.order[number]), job.key, job.masks, self.data)
+            counts.append(count(state.weights, self.validation))
+        return state.weights, jnp.stack(counts)
+
+    def _percent(self, counts: jax.Array) -> np.ndarray:
+        return np.asarray(counts, np.float64) * 100.0 / self.validation.x.shape[0]
+
+    def _has_library_convolutions(self) -> bool:
+        """Whether the network, with patches wherever they can be, still calls the library's convolution."""
+        weights = split_network(self.model)[1]
+        image = jax.ShapeDtypeStruct((2, *self.data.x.shape[1:]), self.data.x.dtype)
+        return "conv_general_dilated" in str(jax.make_jaxpr(self.network.logits)(weights, image))
+
+
+def in_order(
+    pool: ThreadPoolExecutor, function: Callable[[_Item], _Result], items: Iterable[_Item], *, ahead: int
+) -> Iterator[_Result]:
+    """`map` over threads that keeps at most `ahead` items under way, and drops the rest when it is closed."""
+    waiting: deque[Future[_Result]] = deque()
+    source = iter(items)
+    try:
+        for item in islice(source, ahead):
+            waiting.append(pool.submit(function, item))
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(function, item) for item in islice(source, 1))
+    finally:
+        for future in waiting:
+            future.cancel()
