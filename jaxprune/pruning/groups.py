@@ -332,15 +332,3 @@ class _Grouping:
             constant = prod(self.atoms.size(leaf) for leaf in leaves if leaf not in names and leaf not in self.batch)
             result.append((constant, tuple(names[leaf] for leaf in leaves if leaf in names)))
         return tuple(result)
-
-
-def index_arrays(structure: Structure, kept: Mapping[str, Sequence[int] | Array]) -> dict[str, Array]:
-    """Checks kept indices against the groups and returns them as integer arrays; groups left out keep everything.
-
-    Raises:
-      ValueError: for groups that the network does not have.
-    """
-    unknown = sorted(set(kept) - set(structure.groups))
-    if unknown:
-        raise ValueError(f"needs groups of this network, {sorted(structure.groups)}, got {unknown}.")
-    return {name: index if isinstance(index, jax.Array) else np.asarray(index, np.int32) for name, index in kept.items()}

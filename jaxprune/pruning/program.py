@@ -143,8 +143,10 @@ def evaluate(program: Program, flat: Mapping[Path, jax.Array], images: jax.Array
     for step in reversed(steps):
         inputs = [values[value] if isinstance(value, int) else value.val for value in step.inputs]
         primitive = step.equation.primitive
-        functions, params = primitive.get_bind_params(step.equation.params)
-        result = primitive.bind(*functions, *inputs, **params)
+        bound = primitive.get_bind_params(step.equation.params)
+        functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair in older JAX versions
+        with step.equation.ctx.manager:
+            result = primitive.bind(*functions, *inputs, **params)
         results = result if primitive.multiple_results else [result]
         values.update(zip(step.outputs, results, strict=True))
     return [values[number] for number in wanted]

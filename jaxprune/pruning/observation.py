@@ -1,0 +1,261 @@
+"""What pruning functions read, observed on a network: activations entering the next layer, weights, norms.
+
+Moments are streamed over all images; a class-balanced sample of whole activation maps is kept besides. Both
+run the traced program up to the last value needed, so nothing in the network's own code is touched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from math import ceil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxprune.pruning.groups import Site, Structure, structure_of
+from jaxprune.pruning.program import evaluate
+from jaxprune.pruning.states import FlatState, Path, fingerprint, parameter_paths, split_model
+from jaxprune.scoring.moments import Moments, add_examples, zero_moments
+from jaxprune.scoring.records import Observed, Operands, sample_moments
+from jaxprune.types import Array
+
+Observer = Callable[[Mapping[Path, jax.Array]], Observed]
+"""Arrays of a network (from `split_model`) -> what was observed on it."""
+
+
+def observe(
+    model: nnx.Module,
+    images: Array,
+    labels: Array,
+    *,
+    num_samples: int = 256,
+    max_positions: int = 64,
+    batch_size: int = 256,
+) -> Observed:
+    """Operands of every producer of every group, from the activations on some labelled images.
+
+    A producer's activations are those that enter its first consumer, before any flattening: after activation,
+    normalisation and pooling, whichever the network does in between. The network runs in evaluation mode.
+
+    Args:
+      model: NNX network; it is not changed.
+      images: [N, ...] finite calibration images.
+      labels: [N] their classes, whole numbers, at least two different ones.
+      num_samples: size of the sample; the first `num_samples // K` images of each of K classes (at least one).
+      max_positions: activation maps of the sample with more positions are average-pooled; moments never are.
+      batch_size: images per forward pass.
+
+    Returns:
+      Producer path -> operands, with the groups.
+
+    Raises:
+      ValueError: if nothing can be pruned, the network does not run on the images, labels do not match, only one
+        class occurs, or images are not finite.
+    """
+    settings = {"num_samples": num_samples, "max_positions": max_positions, "batch_size": batch_size}
+    return make_observer(model, images, labels, **settings)(split_model(model)[1])
+
+
+def make_observer(
+    model: nnx.Module,
+    images: Array,
+    labels: Array,
+    *,
+    num_samples: int = 256,
+    max_positions: int = 64,
+    batch_size: int = 256,
+) -> Observer:
+    """A function that observes any network of one architecture on the same images; it compiles only once.
+
+    Args: as `observe`; of `model` only the architecture and shapes are used.
+
+    Returns:
+      A function from `split_model(network)[1]` to `Observed`.
+
+    Raises:
+      ValueError: as `observe`; the returned function raises for arrays of another architecture.
+    """
+    pixels, class_ids = _check_examples(images, labels)
+    for name, value in {"num_samples": num_samples, "max_positions": max_positions, "batch_size": batch_size}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be a whole number >= 1, got {value}.")
+    rows = balanced_sample(class_ids, num_samples)
+    batch_size = max(2, min(batch_size, len(pixels)))
+    graphdef, flat, rest = split_model(model, "evaluation")
+    trace = partial(structure_of, graphdef, flat, rest, parameter_paths(model), pixels)
+    structure = trace(batch=batch_size)
+    structure.require_groups()
+    is_everything = len(rows) == len(pixels)
+    # the second trace only differs in the batch size
+    sample = partial(_sample_step, trace(batch=len(rows)), class_ids[rows], max_positions, is_everything)
+    gather_sample, add_batch = jax.jit(sample), jax.jit(partial(_add_batch, structure))
+    sample_images = jnp.asarray(pixels[rows])
+    batches = [] if is_everything else _batches(pixels, class_ids, batch_size)
+    num_classes = int(class_ids.max()) + 1
+    producers = tuple(structure.sites)
+    groups = {name: group.producers for name, group in structure.groups.items()}
+
+    def observer(arrays: Mapping[Path, jax.Array]) -> Observed:
+        found = fingerprint(arrays)
+        if found != structure.fingerprint:
+            raise ValueError(
+                f"needs the arrays of a network of fingerprint {structure.fingerprint}, got {found}. "
+                "Make an observer for this architecture with make_observer."
+            )
+        operands, pivots = gather_sample(dict(arrays), sample_images)
+        if not is_everything:
+            moments = {name: zero_moments(pivots[name], num_classes) for name in producers}
+            for batch in batches:
+                moments = add_batch(dict(arrays), moments, *batch)
+            operands = {name: dataclasses.replace(operands[name], moments=moments[name]) for name in producers}
+        return Observed({name: operands[name] for name in producers}, groups)
+
+    return observer
+
+
+def balanced_sample(class_ids: np.ndarray, num_samples: int) -> np.ndarray:
+    """Indices of the first `num_samples // K` examples of each class (at least one), sorted by class.
+
+    Example:
+      >>> balanced_sample(np.array([1, 0, 1, 0, 1]), 4).tolist()
+      [1, 3, 0, 2]
+    """
+    num_classes = int(class_ids.max()) + 1
+    quota = max(1, num_samples // num_classes)
+    return np.concatenate([np.flatnonzero(class_ids == k)[:quota] for k in range(num_classes)])
+
+
+def pool_positions(features: jax.Array, max_positions: int) -> jax.Array:
+    """[N, *space, C] averaged over equal windows until at most `max_positions` positions are left.
+
+    Windows have the same length along every axis; those at the far edge may hold fewer positions.
+
+    Example:
+      >>> pool_positions(jnp.arange(4.0)[None, :, None], 2)[0, :, 0]
+      Array([0.5, 2.5], dtype=float32)
+    """
+    space = features.shape[1:-1]
+    window = 1
+    while np.prod([ceil(length / window) for length in space], initial=1) > max_positions:
+        window += 1
+    if window == 1:
+        return features
+    for axis, length in enumerate(space, start=1):
+        starts = range(0, length, window)
+        parts = [
+            jnp.mean(jax.lax.slice_in_dim(features, start, min(start + window, length), axis=axis), axis=axis)
+            for start in starts
+        ]
+        features = jnp.stack(parts, axis=axis)
+    return features
+
+
+def _check_examples(images: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:
+    pixels, classes = np.asarray(images), np.asarray(labels)
+    if classes.ndim != 1 or pixels.ndim < 2 or len(pixels) != len(classes):
+        raise ValueError(
+            f"needs images [N, ...] and one label for each, [N], got shapes {pixels.shape} and {classes.shape}. "
+            "Pass the labels of exactly these images; for one-hot labels use labels.argmax(-1)."
+        )
+    if not np.isfinite(pixels).all():
+        bad = int(np.size(pixels) - np.isfinite(pixels).sum())
+        raise ValueError(f"needs finite images, got {bad} NaN or infinite values. Clean or drop these examples.")
+    names, class_ids = np.unique(classes, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(f"needs images of at least two classes, got only {names.tolist()}. Add another class.")
+    return pixels, class_ids.reshape(-1).astype(np.int32)
+
+
+def _batches(pixels: np.ndarray, class_ids: np.ndarray, size: int) -> list[tuple[jax.Array, jax.Array, jax.Array]]:
+    """Equal batches on the device; the last repeats its first image, marked as not real."""
+    result = []
+    for start in range(0, len(pixels), size):
+        index = np.arange(start, start + size)
+        is_real = index < len(pixels)
+        index = np.where(is_real, index, start)
+        result.append((jnp.asarray(pixels[index]), jnp.asarray(class_ids[index]), jnp.asarray(is_real)))
+    return result
+
+
+def _activations(structure: Structure, arrays: FlatState, images: jax.Array) -> dict[str, jax.Array]:
+    """Producer path -> [N, *space, C] activations entering its first consumer, at least float32."""
+    sites = structure.sites
+    values = evaluate(structure.program, arrays, images, [site.value for site in sites.values()])
+    return {name: _channels_last(value, site) for (name, site), value in zip(sites.items(), values, strict=True)}
+
+
+def _channels_last(value: jax.Array, site: Site) -> jax.Array:
+    kinds = [kind for kind, _ in site.value_layout]
+    order = [
+        position for wanted in ("batch", "position", "channel") for position, kind in enumerate(kinds) if kind == wanted
+    ]
+    value = value.reshape([size for _, size in site.value_layout]).transpose(order)
+    num_batch = kinds.count("batch")
+    value = value.reshape((-1, *value.shape[num_batch:]))
+    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
+
+
+def _flat_positions(features: jax.Array) -> jax.Array:
+    return features.reshape(features.shape[0], -1, features.shape[-1])
+
+
+def _add_batch(
+    structure: Structure,
+    arrays: FlatState,
+    moments: dict[str, Moments],
+    images: jax.Array,
+    class_ids: jax.Array,
+    is_real: jax.Array,
+) -> dict[str, Moments]:
+    features = _activations(structure, arrays, images)
+    return {
+        name: add_examples(moments[name], _flat_positions(value), class_ids, is_real)
+        for name, value in features.items()
+    }
+
+
+def _sample_step(
+    structure: Structure,
+    class_ids: np.ndarray,
+    max_positions: int,
+    is_everything: bool,
+    arrays: FlatState,
+    images: jax.Array,
+) -> tuple[dict[str, Operands], dict[str, jax.Array]]:
+    """Operands whose moments are those of the sample, and per producer the pivot for the streamed ones."""
+    operands: dict[str, Operands] = {}
+    pivots: dict[str, jax.Array] = {}
+    num_classes = int(class_ids.max()) + 1
+    for name, features in _activations(structure, arrays, images).items():
+        rows = _flat_positions(features)
+        pooled = _flat_positions(pool_positions(features, max_positions))
+        operands[name] = Operands.build(
+            moments=sample_moments(rows, class_ids, num_classes=num_classes),
+            samples=pooled,
+            sample_labels=class_ids,
+            sample_is_full=is_everything and pooled.shape == rows.shape,
+            **_weights(structure, structure.sites[name], arrays),
+        )
+        pivots[name] = rows[0]
+    return operands, pivots
+
+
+def _weights(structure: Structure, site: Site, arrays: FlatState) -> dict[str, jax.Array | None]:
+    """The weights that make each channel [F, C] and read it [O, C], and its scale and shift [C]."""
+    kernel = jnp.moveaxis(arrays[site.kernel], site.axis, -1)
+    channels = kernel.shape[-1]
+    layout = structure.layouts[site.consumer]
+    (group,) = (name for name, _ in structure.layouts[site.kernel][site.axis])
+    factors = [(axis, name, size) for axis, parts in enumerate(layout) for name, size in parts]
+    position = next(i for i, (axis, name, _) in enumerate(factors) if axis == site.consumer_axis and name == group)
+    outgoing = jnp.moveaxis(arrays[site.consumer].reshape([size for *_, size in factors]), position, -1)
+    return {
+        "kernel": kernel.reshape(-1, channels),
+        "outgoing": outgoing.reshape(-1, channels),
+        "gamma": None if site.gamma is None else arrays[site.gamma].reshape(channels),
+        "beta": None if site.beta is None else arrays[site.beta].reshape(channels),
+    }
