@@ -6,6 +6,7 @@ plans everything, drops what is invalid or known, and picks expressions whose pl
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,7 +24,7 @@ from jaxprune.language.parsing import parse
 from jaxprune.language.published import PAPER_SEEDS, library, own_seeds
 from jaxprune.language.sampling import Limits, random_expression
 from jaxprune.language.tree import Expression
-from jaxprune.language.variation import vary
+from jaxprune.language.variation import VariationSettings, vary
 from jaxprune.types import Invalid
 
 ROUNDS = 4
@@ -165,27 +166,35 @@ def _drafts(state: SearchState, numbers: range) -> Iterator[_Draft]:
     """Expressions in canonical form; the key of each follows from its number, not from what came before."""
     config, vocabulary = state.config, vocabulary_of(state)
     limits = Limits(max_size=config.max_size, max_depth=config.max_depth)
+    settings = VariationSettings(preset=config.variation)
     root = derive(jax.random.key(config.seed), "ask", state.generation)
     parsed = {id_: state.candidates[id_].expression for id_ in state.population}
+    fertile = [id_ for id_ in state.population if limits.allow(parsed[id_])]  # a guess may be larger
     for number in numbers:
         key = derive(root, number)
-        if config.strategy == "random" or not parsed:
-            yield _Draft(canonical(random_expression(key, vocabulary, limits=limits)), "random")
-            continue
-        parents = _tournaments(derive(key, "select"), state, num_parents=2)
-        child, origin = vary(
-            derive(key, "vary"), [parsed[id_] for id_ in parents], vocabulary, limits, config.variation
-        )
-        if "crossover" not in origin:
-            parents = () if origin == "random" else parents[:1]
-        yield _Draft(canonical(child), origin, tuple(dict.fromkeys(parents)))
+        if config.strategy == "random" or not fertile:
+            child, origin, parents = random_expression(key, vocabulary, limits=limits), "random", ()
+        else:
+            parents = _tournaments(derive(key, "select"), fertile, config.tournament)
+            child, origin = vary(
+                derive(key, "vary"), [parsed[id_] for id_ in parents], vocabulary, limits, settings
+            )
+            parents = _parents_used(origin, parents)
+        simple = canonical(child)
+        yield _Draft(simple if limits.allow(simple) else child, origin, parents)
 
 
-def _tournaments(key: jax.Array, state: SearchState, num_parents: int) -> tuple[int, ...]:
-    """Per parent the best of a few drawn from the population, which is ranked: the lowest place wins."""
-    size = (num_parents, state.config.tournament)
-    places = generator(key).integers(len(state.population), size=size).min(axis=1)
-    return tuple(state.population[int(place)] for place in places)
+def _parents_used(origin: str, parents: tuple[int, ...]) -> tuple[int, ...]:
+    """Both parents of a crossover, once if they are one; the first of anything else; none of a random one."""
+    if "crossover" in origin:
+        return tuple(dict.fromkeys(parents))
+    return () if origin == "random" else parents[:1]
+
+
+def _tournaments(key: jax.Array, ranked: Sequence[int], size: int, num_parents: int = 2) -> tuple[int, ...]:
+    """Per parent the best of a few drawn at random from ids that are ranked: the lowest place wins."""
+    places = generator(key).integers(len(ranked), size=(num_parents, size)).min(axis=1)
+    return tuple(ranked[int(place)] for place in places)
 
 
 def _pick(
@@ -228,19 +237,18 @@ def _check_digests(digests: Mapping[str, tuple[str, ...]], tasks: Sequence[TaskI
 
 
 def _candidate(state: SearchState, id_: int, draft: _Draft, found: Behaviour | Invalid) -> Candidate:
-    is_ok = isinstance(found, Behaviour)
-    return Candidate(
+    candidate = Candidate(
         id=id_,
         text=str(draft.expression),
         complexity=draft.expression.complexity,
         origin=draft.origin,
         parents=draft.parents,
         generation=state.generation,
-        status="ok" if is_ok else "invalid",
-        reason="" if is_ok else found.reason,
-        behaviour=found if is_ok else None,
         last_evaluated=state.generation,
     )
+    if isinstance(found, Invalid):
+        return dataclasses.replace(candidate, status="invalid", reason=found.reason)
+    return dataclasses.replace(candidate, behaviour=found)
 
 
 @lru_cache(maxsize=65536)

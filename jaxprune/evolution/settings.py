@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 STOPS = ("generations", "max_evaluations", "time_limit_seconds")
 """The settings that only say when to stop: a resume may change them, because no result depends on them."""
@@ -141,15 +141,16 @@ class EvolveConfig:
         return EvolveConfig(**{name: _checked(name, value, hints[name]) for name, value in plain.items()})
 
 
-def _checked(name: str, value: object, hint: object) -> object:
+def _checked(name: str, value: object, hint: object) -> Any:  # noqa: ANN401 - as the setting is annotated
     """`value`, if it is of the kind that the annotation says; a whole number passes for a float."""
     kinds = get_args(hint) or (hint,)
     if value is None and type(None) in kinds:
         return None
     if all(isinstance(kind, str) for kind in kinds):
         return value  # a choice: __post_init__ names the allowed ones
-    wanted = float if float in kinds else int
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or (wanted is int and int(value) != value):  # type: ignore[call-overload]
-        raise TypeError(f"{name} needs {'a number' if wanted is float else 'a whole number'}, got {value!r}.")
-    return wanted(value)  # type: ignore[arg-type]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if float in kinds:
+            return float(value)
+        if float(value).is_integer():
+            return int(value)
+    raise TypeError(f"{name} needs {'a number' if float in kinds else 'a whole number'}, got {value!r}.")

@@ -60,7 +60,7 @@ def test_config_refuses_unknown_settings_and_wrong_kinds() -> None:
         EvolveConfig.from_json({"popluation": 3})
     with pytest.raises(TypeError, match="population needs a whole number, got 'many'"):
         EvolveConfig.from_json({"population": "many"})
-    with pytest.raises(TypeError, match="elites needs a whole number, got 1.5"):
+    with pytest.raises(TypeError, match=r"elites needs a whole number, got 1\.5"):
         EvolveConfig().replace(elites=1.5)
     with pytest.raises(TypeError, match="promote_fraction needs a number, got True"):
         EvolveConfig.from_json({"promote_fraction": True})

@@ -88,5 +88,7 @@ def test_scale_by_hand() -> None:
 def test_scale_falls_back_where_nothing_varies() -> None:
     alone = task_scale(results(l00=80, l10=90), TASK, [L2], L2)
     assert (alone.spread, alone.base_sd, alone.reference) == (1.0, 1.0, 85.0)
-    one_base = task_scale(results(l00=80, f00=84), TaskInfo("t"), [{"t": ("l",)}, {"t": ("f",)}], {"t": ("l",)})
+    one_base = task_scale(
+        results(l00=80, f00=84), TaskInfo("t"), [{"t": ("l",)}, {"t": ("f",)}], {"t": ("l",)}
+    )
     assert one_base.base_sd == one_base.spread == pytest.approx(math.sqrt(8.0))

@@ -16,7 +16,10 @@ from jaxprune.language.tree import Expression
 from jaxprune.types import Invalid
 
 NUM_CHANNELS = 16
-TASKS = (TaskInfo("digits", bases=3, extra_bases=1, fingerprint="a"), TaskInfo("fashion", weight=0.5, bases=2))
+TASKS = (
+    TaskInfo("digits", bases=3, extra_bases=1, fingerprint="a"),
+    TaskInfo("fashion", weight=0.5, bases=2),
+)
 SMALL = EvolveConfig(generations=4, population=6, proposals_per_slot=4, elites=1, seed=1)
 
 
