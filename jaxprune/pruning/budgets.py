@@ -51,7 +51,9 @@ def counts_within(
     """Group name -> kept channels, for every group in program order, under exactly one of `budgets`."""
     given = {name: value for name, value in budgets.items() if value is not None}
     if len(given) != 1:
-        raise ValueError(f"needs exactly one budget out of {', '.join(budgets)}, got {sorted(given) or 'none'}.")
+        raise ValueError(
+            f"needs exactly one budget out of {', '.join(budgets)}, got {sorted(given) or 'none'}."
+        )
     if scope not in ("group", "global"):
         raise ValueError(f"scope must be 'group' or 'global', got {scope!r}.")
     if multiple_of < 1:
@@ -71,7 +73,9 @@ def counts_within(
     return _first_within(structure, steps, name, value, free)
 
 
-def check_scores(structure: Structure, scores: Mapping[str, Array], needed: Sequence[str]) -> dict[str, np.ndarray]:
+def check_scores(
+    structure: Structure, scores: Mapping[str, Array], needed: Sequence[str]
+) -> dict[str, np.ndarray]:
     """Scores as NumPy arrays, all problems reported at once.
 
     Raises:
@@ -85,7 +89,9 @@ def check_scores(structure: Structure, scores: Mapping[str, Array], needed: Sequ
             continue
         values = np.asarray(scores[name])
         if values.shape != (structure.widths[name],):
-            problems.append(f"group {name!r} needs [{structure.widths[name]}] scores, got shape {values.shape}")
+            problems.append(
+                f"group {name!r} needs [{structure.widths[name]}] scores, got shape {values.shape}"
+            )
             continue
         for channel in np.flatnonzero(~np.isfinite(values)):
             problems.append(f"group {name!r} channel {channel} has score {values[channel]}")
@@ -104,7 +110,9 @@ def _free_groups(structure: Structure, ignore: Sequence[str]) -> list[str]:
         pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in structure.groups)
     ]
     if unmatched:
-        raise ValueError(f"ignore needs names or patterns of groups, {', '.join(structure.groups)}, got {unmatched}.")
+        raise ValueError(
+            f"ignore needs names or patterns of groups, {', '.join(structure.groups)}, got {unmatched}."
+        )
     return [name for name in structure.groups if not any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
@@ -114,7 +122,9 @@ def _explicit(structure: Structure, counts: Mapping[str, int], free: Sequence[st
         if name not in structure.groups:
             problems.append(f"{name!r} is no group (groups: {', '.join(structure.groups)})")
         elif count != int(count) or not 1 <= count <= structure.widths[name]:
-            problems.append(f"{name!r} needs between 1 and {structure.widths[name]} kept channels, got {count}")
+            problems.append(
+                f"{name!r} needs between 1 and {structure.widths[name]} kept channels, got {count}"
+            )
         elif name not in free and count != structure.widths[name]:
             problems.append(f"{name!r} is ignored and has a kept count of {count}")
     if problems:
@@ -131,14 +141,18 @@ def _rounded(count: int, width: int, multiple_of: int) -> int:
 def _uniform(structure: Structure, free: Sequence[str], fraction: float, multiple_of: int) -> dict[str, int]:
     widths = structure.widths
     return {
-        name: widths[name] if fraction == 1 else _rounded(max(1, round(fraction * widths[name])), widths[name], multiple_of)
+        name: widths[name]
+        if fraction == 1
+        else _rounded(max(1, round(fraction * widths[name])), widths[name], multiple_of)
         for name in free
     }
 
 
 def _uniform_steps(structure: Structure, free: Sequence[str], multiple_of: int) -> Iterator[dict[str, int]]:
     """Counts for falling fractions, at every fraction where a count changes."""
-    fractions = {(kept + 0.5) / structure.widths[name] for name in free for kept in range(structure.widths[name])}
+    fractions = {
+        (kept + 0.5) / structure.widths[name] for name in free for kept in range(structure.widths[name])
+    }
     yield dict(structure.widths)
     for fraction in sorted(fractions, reverse=True):
         # just below the half, so that the count that rounds up there is already left behind

@@ -110,7 +110,9 @@ class Structure:
         """Number of trained parameters at these widths."""
         full: dict[str | None, int] = {**self.widths, **(widths or {})}
         return sum(
-            prod(full[name] if name is not None else size for axis in self.layouts[path] for name, size in axis)
+            prod(
+                full[name] if name is not None else size for axis in self.layouts[path] for name, size in axis
+            )
             for path in self.trained
         )
 
@@ -122,7 +124,9 @@ class Structure:
         """
         names = {dotted(known) for known in self.layouts}
         if path not in names:
-            raise ValueError(f"needs the dotted path of an array of the network, got {path!r}; it has {sorted(names)}.")
+            raise ValueError(
+                f"needs the dotted path of an array of the network, got {path!r}; it has {sorted(names)}."
+            )
         lines = [f"{key}: {reason}" for key, reason in self.frozen.items() if key.rpartition("[")[0] == path]
         return "\n".join(lines) or f"nothing of {path} is frozen"
 
@@ -258,9 +262,14 @@ class _Grouping:
                 continue
             leaves = [part for dim in production.use.dims for part in self.atoms.leaves(dim)]
             if leaves.count(leaf) != 1 or any(leaves.count(part) != 1 for part in self.batch):
-                reason = reason or f"activations of {dotted(production.kernel)} have no plain batch and channel axes"
+                reason = (
+                    reason
+                    or f"activations of {dotted(production.kernel)} have no plain batch and channel axes"
+                )
             if self._consumer_axis(leaf, production.use) is None:
-                reason = reason or f"{dotted(production.use.kernel)} reads these channels on no axis of its own"
+                reason = (
+                    reason or f"{dotted(production.use.kernel)} reads these channels on no axis of its own"
+                )
         if reason is not None:
             self.atoms.freeze((leaf,), reason)
         return reason is not None
@@ -322,13 +331,17 @@ class _Grouping:
                 free = [leaf for leaf in leaves if leaf not in names]
                 if leaves and len(free) == len(leaves):
                     reasons = [reason for leaf in free if (reason := self.atoms.reason(leaf)) is not None]
-                    result[f"{dotted(path)}[{axis}]"] = reasons[0] if reasons else "no layer makes these indices"
+                    result[f"{dotted(path)}[{axis}]"] = (
+                        reasons[0] if reasons else "no layer makes these indices"
+                    )
         return result
 
     def _contractions(self, names: Mapping[int, str]) -> tuple[tuple[int, tuple[str, ...]], ...]:
         result = []
         for cost in self.trace.costs:
             leaves: Dim = tuple(leaf for dim in cost.dims for leaf in self.atoms.leaves(dim))
-            constant = prod(self.atoms.size(leaf) for leaf in leaves if leaf not in names and leaf not in self.batch)
+            constant = prod(
+                self.atoms.size(leaf) for leaf in leaves if leaf not in names and leaf not in self.batch
+            )
             result.append((constant, tuple(names[leaf] for leaf in leaves if leaf in names)))
         return tuple(result)

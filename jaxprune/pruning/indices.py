@@ -41,7 +41,9 @@ def index_arrays(structure: Structure, kept: KeptIndices) -> dict[str, Array]:
         if index.ndim != 1 or not 1 <= index.size <= group.size:
             problems.append(f"{name} needs between 1 and {group.size} kept indices, got shape {index.shape}")
         elif (np.diff(index) <= 0).any() or index[0] < 0 or index[-1] >= group.size:
-            problems.append(f"{name} needs rising indices between 0 and {group.size - 1}, got {index.tolist()}")
+            problems.append(
+                f"{name} needs rising indices between 0 and {group.size - 1}, got {index.tolist()}"
+            )
         result[name] = index
     if problems:
         raise ValueError(f"needs kept indices that fit the network's groups: {'; '.join(problems)}.")

@@ -80,7 +80,11 @@ def make_observer(
       ValueError: as `observe`; the returned function raises for arrays of another architecture.
     """
     pixels, class_ids = _check_examples(images, labels)
-    for name, value in {"num_samples": num_samples, "max_positions": max_positions, "batch_size": batch_size}.items():
+    for name, value in {
+        "num_samples": num_samples,
+        "max_positions": max_positions,
+        "batch_size": batch_size,
+    }.items():
         if value < 1:
             raise ValueError(f"{name} must be a whole number >= 1, got {value}.")
     rows = balanced_sample(class_ids, num_samples)
@@ -111,7 +115,9 @@ def make_observer(
             moments = {name: zero_moments(pivots[name], num_classes) for name in producers}
             for batch in batches:
                 moments = add_batch(dict(arrays), moments, *batch)
-            operands = {name: dataclasses.replace(operands[name], moments=moments[name]) for name in producers}
+            operands = {
+                name: dataclasses.replace(operands[name], moments=moments[name]) for name in producers
+            }
         return Observed({name: operands[name] for name in producers}, groups)
 
     return observer
@@ -163,14 +169,20 @@ def _check_examples(images: Array, labels: Array) -> tuple[np.ndarray, np.ndarra
         )
     if not np.isfinite(pixels).all():
         bad = int(np.size(pixels) - np.isfinite(pixels).sum())
-        raise ValueError(f"needs finite images, got {bad} NaN or infinite values. Clean or drop these examples.")
+        raise ValueError(
+            f"needs finite images, got {bad} NaN or infinite values. Clean or drop these examples."
+        )
     names, class_ids = np.unique(classes, return_inverse=True)
     if len(names) < 2:
-        raise ValueError(f"needs images of at least two classes, got only {names.tolist()}. Add another class.")
+        raise ValueError(
+            f"needs images of at least two classes, got only {names.tolist()}. Add another class."
+        )
     return pixels, class_ids.reshape(-1).astype(np.int32)
 
 
-def _batches(pixels: np.ndarray, class_ids: np.ndarray, size: int) -> list[tuple[jax.Array, jax.Array, jax.Array]]:
+def _batches(
+    pixels: np.ndarray, class_ids: np.ndarray, size: int
+) -> list[tuple[jax.Array, jax.Array, jax.Array]]:
     """Equal batches on the device; the last repeats its first image, marked as not real."""
     result = []
     for start in range(0, len(pixels), size):
@@ -185,13 +197,18 @@ def _activations(structure: Structure, arrays: FlatState, images: jax.Array) -> 
     """Producer path -> [N, *space, C] activations entering its first consumer, at least float32."""
     sites = structure.sites
     values = evaluate(structure.program, arrays, images, [site.value for site in sites.values()])
-    return {name: _channels_last(value, site) for (name, site), value in zip(sites.items(), values, strict=True)}
+    return {
+        name: _channels_last(value, site) for (name, site), value in zip(sites.items(), values, strict=True)
+    }
 
 
 def _channels_last(value: jax.Array, site: Site) -> jax.Array:
     kinds = [kind for kind, _ in site.value_layout]
     order = [
-        position for wanted in ("batch", "position", "channel") for position, kind in enumerate(kinds) if kind == wanted
+        position
+        for wanted in ("batch", "position", "channel")
+        for position, kind in enumerate(kinds)
+        if kind == wanted
     ]
     value = value.reshape([size for _, size in site.value_layout]).transpose(order)
     num_batch = kinds.count("batch")
@@ -251,7 +268,9 @@ def _weights(structure: Structure, site: Site, arrays: FlatState) -> dict[str, j
     layout = structure.layouts[site.consumer]
     (group,) = (name for name, _ in structure.layouts[site.kernel][site.axis])
     factors = [(axis, name, size) for axis, parts in enumerate(layout) for name, size in parts]
-    position = next(i for i, (axis, name, _) in enumerate(factors) if axis == site.consumer_axis and name == group)
+    position = next(
+        i for i, (axis, name, _) in enumerate(factors) if axis == site.consumer_axis and name == group
+    )
     outgoing = jnp.moveaxis(arrays[site.consumer].reshape([size for *_, size in factors]), position, -1)
     return {
         "kernel": kernel.reshape(-1, channels),

@@ -164,8 +164,12 @@ def plan(
         "macs_fraction": macs_fraction,
         "params_fraction": params_fraction,
     }
-    counts = counts_within(structure, budgets, scores=scores, scope=scope, multiple_of=multiple_of, ignore=ignore)
-    checked = check_scores(structure, scores, needed=[name for name, n in counts.items() if n < structure.widths[name]])
+    counts = counts_within(
+        structure, budgets, scores=scores, scope=scope, multiple_of=multiple_of, ignore=ignore
+    )
+    checked = check_scores(
+        structure, scores, needed=[name for name, n in counts.items() if n < structure.widths[name]]
+    )
     return make_plan(structure, select(checked, counts))
 
 
@@ -180,7 +184,9 @@ def make_plan(structure: Structure, kept: Kept | Mapping[str, tuple[int, ...]]) 
     indices = index_arrays(structure, kept)
     return Plan(
         kept={
-            name: tuple(int(index) for index in np.asarray(indices[name])) if name in indices else tuple(range(width))
+            name: tuple(int(index) for index in np.asarray(indices[name]))
+            if name in indices
+            else tuple(range(width))
             for name, width in structure.widths.items()
         },
         widths=structure.widths,
@@ -204,7 +210,9 @@ def select(scores: Mapping[str, Array], counts: Mapping[str, int]) -> Kept:
       >>> select({"conv": np.array([3.0, 1.0, 1.0, 2.0])}, {"conv": 3})
       (('conv', (0, 2, 3)),)
     """
-    return tuple((name, _highest(scores[name] if name in scores else None, count)) for name, count in counts.items())
+    return tuple(
+        (name, _highest(scores[name] if name in scores else None, count)) for name, count in counts.items()
+    )
 
 
 def check_plan(model: nnx.Module, plan: Plan) -> Structure:
@@ -227,5 +235,3 @@ def _highest(scores: Array | None, count: int) -> tuple[int, ...]:
         return tuple(range(count))
     order = np.argsort(np.asarray(scores), kind="stable")
     return tuple(np.sort(order[len(order) - count :]).tolist())
-
-

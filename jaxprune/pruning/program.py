@@ -100,9 +100,9 @@ def trace_program(
     paths = list(flat)
     shapes = {path: jax.ShapeDtypeStruct(flat[path].shape, flat[path].dtype) for path in paths}
     try:
-        closed = jax.make_jaxpr(lambda arrays, images: forward(dict(zip(paths, arrays, strict=True)), images))(
-            [shapes[path] for path in paths], example
-        )
+        closed = jax.make_jaxpr(
+            lambda arrays, images: forward(dict(zip(paths, arrays, strict=True)), images)
+        )([shapes[path] for path in paths], example)
     except Exception as error:
         raise ValueError(
             f"needs a network that runs on images of shape {example.shape} and dtype {example.dtype}, but it failed "
@@ -117,7 +117,9 @@ def trace_program(
     flattening.constants.update(constants)
     flattening.open(closed.jaxpr)
     outputs = tuple(
-        flattening.number(variable) for variable in closed.jaxpr.outvars if not isinstance(variable, jex.Literal)
+        flattening.number(variable)
+        for variable in closed.jaxpr.outvars
+        if not isinstance(variable, jex.Literal)
     )
     return Program(
         steps=tuple(flattening.steps),
@@ -129,7 +131,9 @@ def trace_program(
     )
 
 
-def evaluate(program: Program, flat: Mapping[Path, jax.Array], images: jax.Array, wanted: Sequence[int]) -> list[jax.Array]:
+def evaluate(
+    program: Program, flat: Mapping[Path, jax.Array], images: jax.Array, wanted: Sequence[int]
+) -> list[jax.Array]:
     """Runs the program and returns the values numbered `wanted`; steps that nothing needs are left out."""
     needed = set(wanted)
     steps: list[Step] = []
@@ -189,7 +193,8 @@ class _Flattening:
             self.constants[self.number(variable)] = value
         self.open(jaxpr)
         results = [
-            variable if isinstance(variable, jex.Literal) else self._read(variable) for variable in jaxpr.outvars
+            variable if isinstance(variable, jex.Literal) else self._read(variable)
+            for variable in jaxpr.outvars
         ]
         self._numbers = saved
         self._numbers.update(zip(equation.outvars, results, strict=True))  # type: ignore[arg-type]
@@ -201,5 +206,3 @@ class _Flattening:
         number = len(self.shapes)
         self.shapes[number] = tuple(variable.aval.shape)
         return number
-
-

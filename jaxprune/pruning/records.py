@@ -76,7 +76,9 @@ class Trace:
         self.consumers.append((kernel, axes))
         leaves = set(self.atoms.leaves(axes))
         ended = frozenset(
-            index for index in value.producers if leaves.intersection(self.atoms.leaves(self.productions[index].dim))
+            index
+            for index in value.producers
+            if leaves.intersection(self.atoms.leaves(self.productions[index].dim))
         )
         for index in ended:
             if self.productions[index].use is None:

@@ -46,7 +46,8 @@ def _unknown(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
         for dim in value.dims:
             trace.atoms.freeze(dim, reason)
     return [
-        _combined(inputs, tuple(trace.atoms.dim(size, reason) for size in shape)) for shape in output_shapes(step)
+        _combined(inputs, tuple(trace.atoms.dim(size, reason) for size in shape))
+        for shape in output_shapes(step)
     ]
 
 
@@ -120,7 +121,9 @@ def _along(trace: Trace, step: Step, value: Value, is_whole: Sequence[bool]) -> 
 
 
 def _pad(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
-    return _along(trace, step, inputs[0], [config == (0, 0, 0) for config in step.equation.params["padding_config"]])
+    return _along(
+        trace, step, inputs[0], [config == (0, 0, 0) for config in step.equation.params["padding_config"]]
+    )
 
 
 def _slice(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
@@ -146,7 +149,9 @@ def _window(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     (shape,) = output_shapes(step)
     sizes = step.equation.invars[0].aval.shape
     window = step.equation.params["window_dimensions"]
-    is_whole = [length == 1 and before == after for length, before, after in zip(window, sizes, shape, strict=True)]
+    is_whole = [
+        length == 1 and before == after for length, before, after in zip(window, sizes, shape, strict=True)
+    ]
     return _along(trace, step, inputs[0], is_whole)
 
 
@@ -260,7 +265,16 @@ _RULES: Mapping[str, Rule] = MappingProxyType(
     {
         **dict.fromkeys(_ELEMENTWISE, _elementwise),
         **dict.fromkeys(
-            ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin"),
+            (
+                "reduce_sum",
+                "reduce_max",
+                "reduce_min",
+                "reduce_prod",
+                "reduce_and",
+                "reduce_or",
+                "argmax",
+                "argmin",
+            ),
             _reduce,
         ),
         **dict.fromkeys(("reduce_window_max", "reduce_window_min", "reduce_window_sum"), _window),

@@ -113,13 +113,17 @@ def _check_forward(model: nnx.Module, smaller: nnx.Module, structure: Structure,
     for network in (model, smaller):
         graphdef, flat, rest = split_model(network, "evaluation")
 
-        def forward(arrays: FlatState, images: jax.Array, graphdef: Any = graphdef, rest: FlatState = rest) -> Any:
+        def forward(
+            arrays: FlatState, images: jax.Array, graphdef: Any = graphdef, rest: FlatState = rest
+        ) -> Any:
             return merge_model(graphdef, arrays, rest)(images)  # type: ignore[operator]
 
         try:
             output = jax.eval_shape(forward, flat, structure.example)
         except Exception as error:
-            sizes = ", ".join(f"{name} {structure.widths[name]} -> {len(kept)}" for name, kept in plan.kept.items())
+            sizes = ", ".join(
+                f"{name} {structure.widths[name]} -> {len(kept)}" for name, kept in plan.kept.items()
+            )
             raise ValueError(
                 f"needs a network whose code follows the sizes of its arrays, but after slimming ({sizes}) it failed "
                 f"with {type(error).__name__}: {error}. Replace the fixed number in its code (often in a reshape) by "

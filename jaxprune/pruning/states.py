@@ -34,7 +34,9 @@ def dotted(path: Path) -> str:
     return ".".join(str(part) for part in path)
 
 
-def split_model(model: nnx.Module, mode: Mode = "as_is") -> tuple[nnx.GraphDef[nnx.Module], FlatState, FlatState]:
+def split_model(
+    model: nnx.Module, mode: Mode = "as_is"
+) -> tuple[nnx.GraphDef[nnx.Module], FlatState, FlatState]:
     """Takes a model apart into a static graph, its arrays by path, and its random state by path.
 
     The model itself is not changed: batch norm and dropout are switched on a view that shares its variables,
