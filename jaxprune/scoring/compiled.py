@@ -105,7 +105,9 @@ def _compiled(f: Expression) -> CompiledFunction:
     def scores(operands: Operands) -> jax.Array:
         absent = missing_operands(f, operands)
         if absent:
-            raise ValueError(f"{f}: {explain_missing(absent)}. Give it to the operands, or use another function.")
+            raise ValueError(
+                f"{f}: {explain_missing(absent)}. Give it to the operands, or use another function."
+            )
         return _evaluate(f, operands)
 
     return jax.jit(scores)

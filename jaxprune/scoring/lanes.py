@@ -7,7 +7,7 @@ not depend on it. Sample axes of classes of unequal size are padded and carry ma
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from typing import Protocol
 
 import jax
@@ -32,13 +32,20 @@ class Kernel(Protocol):
     """A jitted operator: arrays with lanes, their masks, traced parameters, and static lanes of the result."""
 
     def __call__(
-        self, arrays: tuple[Array, ...], masks: LaneMasks, params: tuple[Array, ...], lanes: tuple[int, ...] | None
+        self,
+        arrays: tuple[Array, ...],
+        masks: LaneMasks,
+        params: tuple[Array, ...],
+        lanes: tuple[int, ...] | None,
     ) -> jax.Array:
         """Runs it."""
 
 
 def apply_lanes(
-    implement: Implementation, arrays: Sequence[Array], masks: LaneMasks, params: tuple[float | jax.Array, ...]
+    implement: Implementation,
+    arrays: Sequence[Array],
+    masks: LaneMasks,
+    params: tuple[float | jax.Array, ...],
 ) -> jax.Array:
     """Runs a one-channel, one-class implementation over all lanes, never repeating a lane of size 1.
 
@@ -68,7 +75,7 @@ def apply_lanes(
     return result.reshape(sizes + result.shape[sum(size > 1 for size in sizes) :])
 
 
-@lru_cache(maxsize=None)
+@cache
 def lane_kernel(implement: Implementation, static_params: tuple[float, ...]) -> Kernel:
     """The jitted form of `apply_lanes` for one operator; compiled once per shape, shared by all formulas."""
 
@@ -119,7 +126,12 @@ def axis_sizes(operands: Operands, view: View) -> dict[str, int]:
     """The size of every axis of one layer, with `K` classes and `C` channels of the layer."""
     moments = operands.moments if view == "full" else operands.sample_moments
     counts = operands.class_counts
-    sizes = {"D": moments.pivot.shape[-2], "NX": sum(counts), "N": max(counts), "NQ": sum(counts) - min(counts)}
+    sizes = {
+        "D": moments.pivot.shape[-2],
+        "NX": sum(counts),
+        "N": max(counts),
+        "NQ": sum(counts) - min(counts),
+    }
     sizes |= {"F": operands.filters.shape[-2], "C": operands.bank.shape[-1], "K": len(counts)}
     return sizes | {"O": 0 if operands.outgoing is None else operands.outgoing.shape[-2]}
 
@@ -225,7 +237,40 @@ def _set_values(found: SetMoments) -> dict[str, jax.Array]:
     }
 
 
-jitted_weights = jax.jit(weight_values)
-jitted_moments = jax.jit(moment_values, static_argnums=1)
-jitted_samples = jax.jit(sample_values, static_argnums=1)
-jitted_finite = jax.jit(all_finite)
+@partial(jax.jit, static_argnums=1)
+def cut_lanes(value: Array, lanes: tuple[int, int, int]) -> jax.Array:
+    """The first entries of each lane; for values that are equal along the lanes that are cut."""
+    members, classes, channels = lanes
+    return value[:members, :classes, :channels]
+
+
+@partial(jax.jit, static_argnums=1)
+def weight_table(operands: Operands, lanes: tuple[int, int, int]) -> dict[str, jax.Array]:
+    """`weight_values`, scalars with all lanes."""
+    return _with_all_lanes(weight_values(operands), lanes)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def moment_table(operands: Operands, view: View, lanes: tuple[int, int, int]) -> dict[str, jax.Array]:
+    """`moment_values`, scalars with all lanes."""
+    return _with_all_lanes(moment_values(operands, view), lanes)
+
+
+@jax.jit
+def block_operands(operands: Operands, member: jax.Array, channels: jax.Array) -> Operands:
+    """One member and some channels of stacked operands, still stacked."""
+    return jax.tree.map(lambda leaf: leaf[member][None], operands).take(channels)
+
+
+@jax.jit
+def class_mean(value: Array) -> jax.Array:
+    """[B, K, C] scores of a class turn to [B, C] scores."""
+    return jnp.mean(value, axis=1)
+
+
+sample_table = jax.jit(sample_values, static_argnums=1)
+finite_lanes = jax.jit(all_finite)
+
+
+def _with_all_lanes(values: dict[str, jax.Array], lanes: tuple[int, int, int]) -> dict[str, jax.Array]:
+    return {name: jnp.broadcast_to(v, lanes) if v.ndim == NUM_LANES else v for name, v in values.items()}
