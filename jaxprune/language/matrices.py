@@ -56,13 +56,20 @@ def _trace(matrix: jax.Array, *, masks: Masks = None, params: Params = ()) -> ja
 
 
 def _inverse(matrix: jax.Array, *, masks: Masks = None, params: Params = ()) -> jax.Array:
-    """(A + 1e-4 I)^-1, padding replaced by an identity block."""
+    """(A + 1e-4 I)^-1, padding replaced by an identity block.
+
+    Rows and columns are scaled to a unit diagonal first: in float32 that keeps one to two more digits when positions
+    differ in scale (a Newton step after it was measured to gain nothing).
+    """
     eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
     mask = None if masks is None else masks[0][0]
     ridged = matrix + INVERSE_RIDGE * eye
     if mask is not None:
         ridged = jnp.where(mask[:, None] & mask[None], ridged, eye)
-    return jnp.linalg.inv(ridged)
+    diagonal = jnp.diagonal(ridged)
+    scale = jnp.where(diagonal > 0, jax.lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1)), 1)
+    scaled = ridged * scale[:, None] * scale[None]
+    return jnp.linalg.inv(scaled) * scale[:, None] * scale[None]
 
 
 def _rbf(*samples: jax.Array, masks: Masks = None, params: Params = ()) -> jax.Array:

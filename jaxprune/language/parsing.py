@@ -222,7 +222,7 @@ class _Reader:
 
     def fail(self, reason: str, where: ast.expr | int) -> NoReturn:
         column = where if isinstance(where, int) else where.col_offset + self.num_indented
-        raise ParseError(reason, self.text, column)
+        raise ParseError(reason, self.text, column) from None
 
 
 def _anchor(node: ast.expr) -> ast.expr:

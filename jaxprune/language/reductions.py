@@ -6,7 +6,6 @@ away. Means and variances are taken relative to the first real entry, so a const
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import jax
@@ -52,13 +51,12 @@ def _count(values: jax.Array, *, masks: Sequence[AxisMasks] | None = None, param
 
 
 def _mean(values: jax.Array, *, masks: Sequence[AxisMasks] | None = None, params: Params = ()) -> jax.Array:
-    first, shifted, count = _shifted(values, _of(masks, 0))
-    return first + jnp.sum(shifted) / count
+    mean, deviations, count = _centred(values, _of(masks, 0))
+    return mean + jnp.sum(deviations) / count
 
 
 def _var(values: jax.Array, *, masks: Sequence[AxisMasks] | None = None, params: Params = ()) -> jax.Array:
-    _, shifted, count = _shifted(values, _of(masks, 0))
-    deviations = zero_padding(shifted - jnp.sum(shifted) / count, _of(masks, 0))
+    _, deviations, count = _centred(values, _of(masks, 0))
     return jnp.sum(jnp.square(deviations)) / count
 
 
@@ -68,20 +66,28 @@ def _std(values: jax.Array, *, masks: Sequence[AxisMasks] | None = None, params:
 
 def _mean_samples(samples: jax.Array, *, masks: Sequence[AxisMasks] | None = None, params: Params = ()) -> jax.Array:
     rows = masks[0][0] if masks is not None else None
-    if rows is None:
-        return samples[0] + jnp.mean(samples - samples[:1], axis=0)
-    first = samples[jnp.argmax(rows)]
-    return first + jnp.sum(jnp.where(rows[:, None], samples - first[None], 0), axis=0) / jnp.sum(rows)
+    is_real = jnp.ones(samples.shape[:1], bool) if rows is None else rows
+    count = jnp.sum(is_real)
+    mean = samples[jnp.argmax(is_real)]
+    for _ in range(2):  # see _centred
+        mean = mean + jnp.sum(jnp.where(is_real[:, None], samples - mean[None], 0), axis=0) / count
+    return mean
 
 
-def _shifted(values: jax.Array, masks: AxisMasks | None) -> tuple[jax.Array, jax.Array, jax.Array | int]:
-    """The first real entry, the values minus it with 0 in the padding, and the number of real entries."""
+def _centred(values: jax.Array, masks: AxisMasks | None) -> tuple[jax.Array, jax.Array, jax.Array | int]:
+    """A close estimate of the mean, the deviations from it with 0 in the padding, and the number of real entries.
+
+    The estimate starts at the first real entry: a constant is exact, and what is left to add up is small, so that
+    long float32 sums keep their digits (differences of kernel means need them).
+    """
     flat = values.reshape(-1)
     is_real = real_entries(values, masks)
     if is_real is None:
-        return flat[0], values - flat[0], math.prod(values.shape)
-    first = flat[jnp.argmax(is_real.reshape(-1))]
-    return first, jnp.where(is_real, values - first, 0), jnp.sum(is_real)
+        mean = flat[0] + jnp.sum(values - flat[0]) / values.size
+        return mean, values - mean, values.size
+    first, count = flat[jnp.argmax(is_real.reshape(-1))], jnp.sum(is_real)
+    mean = first + jnp.sum(jnp.where(is_real, values - first, 0)) / count
+    return mean, jnp.where(is_real, values - mean, 0), count
 
 
 def _mean_samples_latex(arguments: Sequence[Fragment], params: Params) -> str:

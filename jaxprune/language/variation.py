@@ -130,10 +130,10 @@ def vary(
         "random": lambda key: random_expression(key, vocabulary, limits=limits),
     }
     weights = {name: weight for name, weight in settings.weights().items() if weight > 0}
-    draws = Draws(derive(key, "choice"))
-    chosen = list(weights)[draws.order(list(weights.values()))[0]]
+    chosen = list(weights)[Draws(key).order(list(weights.values()))[0]]
+    move_key = derive(key, "move")
     for name in dict.fromkeys([chosen, "subtree", "random"]):
-        child = moves[name](derive(key, name))
+        child = moves[name](move_key)
         if child is not first:
             return child, name
     return first, "clone"
