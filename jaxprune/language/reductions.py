@@ -94,23 +94,34 @@ def _mean_samples_latex(arguments: Sequence[Fragment], params: Params) -> str:
     return rf"\operatorname{{mean}}_{{n}}\left({arguments[0].text}\right)"
 
 
+_MEAN = '''\
+def mean(values):
+    """Mean of all entries; relative to the first one, so that a constant is exact."""
+    first = values.reshape(-1)[0]
+    return first + np.mean(values - first)'''
+
 _VARIANCE = '''\
 def variance(values):
     """Mean squared deviation of all entries; relative to the first one, so that a constant gives exactly 0."""
     shifted = values - values.reshape(-1)[0]
     return np.mean(np.square(shifted - np.mean(shifted)))'''
 
+_SAMPLE_MEAN = '''\
+def sample_mean(samples):
+    """Mean of the rows of [n, D] samples; relative to the first row, so that a constant is exact."""
+    return samples[0] + np.mean(samples - samples[:1], 0)'''
+
 _COUNT = {
-    "numpy": "X.dtype.type(np.size({0}))",
-    "jax": "jnp.asarray(jnp.size({0}), X.dtype)",
-    "torch": "torch.tensor(torch.numel({0}), dtype=X.dtype)",
+    "numpy": "np.asarray(np.size({0}), dtype=X.dtype)",
+    "jax": "jnp.asarray(jnp.size({0}), dtype=X.dtype)",
+    "torch": "torch.asarray(torch.numel({0}), dtype=X.dtype)",
 }
 
 _WHOLE = ("* -> ()",)
 
 register_operator("sum", _sum, signatures=_WHOLE, uses_masks=True, code="np.sum({0})")
 register_operator("product", _product, signatures=_WHOLE, uses_masks=True, code="np.prod({0})")
-register_operator("mean", _mean, signatures=_WHOLE, uses_masks=True, code="np.mean({0})")
+register_operator("mean", _mean, signatures=_WHOLE, uses_masks=True, code="mean({0})", helper=_MEAN)
 register_operator("std", _std, signatures=_WHOLE, uses_masks=True, code="np.sqrt(variance({0}))", helper=_VARIANCE)
 register_operator("var", _var, signatures=_WHOLE, uses_masks=True, code="variance({0})", helper=_VARIANCE)
 register_operator("count", _count, signatures=_WHOLE, uses_masks=True, code=_COUNT)
@@ -120,5 +131,6 @@ register_operator(
     signatures=("(n,d) -> (d)",),
     uses_masks=True,
     latex=_mean_samples_latex,
-    code="np.mean({0}, 0)",
+    code="sample_mean({0})",
+    helper=_SAMPLE_MEAN,
 )
