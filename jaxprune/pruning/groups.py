@@ -179,7 +179,7 @@ def trace_structure(model: nnx.Module, example: Array | jax.ShapeDtypeStruct) ->
 
 def structure_of(
     graphdef: nnx.GraphDef[nnx.Module],
-    flat: Mapping[Path, jax.Array],
+    flat: Mapping[Path, Array],
     rest: FlatState,
     trained: frozenset[Path],
     example: Array | jax.ShapeDtypeStruct,

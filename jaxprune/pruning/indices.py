@@ -50,7 +50,7 @@ def index_arrays(structure: Structure, kept: KeptIndices) -> dict[str, Array]:
     return result
 
 
-def gather(array: jax.Array, layout: Layout, kept: Mapping[str, Array]) -> jax.Array:
+def gather(array: Array, layout: Layout, kept: Mapping[str, Array]) -> Array:
     """The array without the channels that are not kept; `layout` names the factors of each axis.
 
     Example:
@@ -64,22 +64,33 @@ def gather(array: jax.Array, layout: Layout, kept: Mapping[str, Array]) -> jax.A
     array = array.reshape([size for _, size in factors])
     for position, (name, _) in enumerate(factors):
         if name is not None and name in kept:
-            array = jnp.take(array, kept[name], axis=position)
+            if isinstance(array, np.ndarray):  # plain NumPy on the host compiles nothing
+                array = np.take(array, np.asarray(kept[name]), axis=position)
+            else:
+                array = jnp.take(array, kept[name], axis=position)
     sizes = iter(array.shape)
     return array.reshape([prod(next(sizes) for _ in axis) for axis in layout])
 
 
-def keep_mask(layout: Layout, kept: Mapping[str, Array]) -> jax.Array:
-    """True where an entry belongs to kept channels only, of the array's shape.
+def keep_mask(layout: Layout, kept: Mapping[str, Array]) -> Array:
+    """True where an entry belongs to kept channels only, of the array's shape; NumPy unless an index is traced.
 
     Example:
       >>> keep_mask(((("conv", 3),),), {"conv": np.array([0, 2])})
-      Array([ True, False,  True], dtype=bool)
+      array([ True, False,  True])
     """
     factors = [factor for axis in layout for factor in axis]
-    mask = jnp.ones([size for _, size in factors], bool)
+    mask: Array = np.ones([size for _, size in factors], bool)
     for position, (name, size) in enumerate(factors):
         if name is not None and name in kept:
-            line = jnp.zeros(size, bool).at[kept[name]].set(True)
-            mask &= line.reshape([size if axis == position else 1 for axis in range(len(factors))])
+            line = _line(kept[name], size)
+            mask = mask & line.reshape([size if axis == position else 1 for axis in range(len(factors))])
     return mask.reshape([prod(size for _, size in axis) for axis in layout])
+
+
+def _line(index: Array, size: int) -> Array:
+    if isinstance(index, np.ndarray):
+        line = np.zeros(size, bool)
+        line[index] = True
+        return line
+    return jnp.zeros(size, bool).at[index].set(True)

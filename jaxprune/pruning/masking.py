@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -14,6 +15,7 @@ from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.indices import KeptIndices, index_arrays, keep_mask
 from jaxprune.pruning.planning import Plan, check_plan
 from jaxprune.pruning.states import FlatState, Path, merge_model, split_model
+from jaxprune.types import Array
 
 
 def mask(model: nnx.Module, plan: Plan) -> nnx.Module:
@@ -35,10 +37,11 @@ def mask(model: nnx.Module, plan: Plan) -> nnx.Module:
     """
     structure = check_plan(model, plan)
     graphdef, flat, rest = split_model(model)
-    return merge_model(graphdef, apply_masks(flat, channel_masks(structure, plan.kept)), rest)
+    masked = apply_masks(jax.device_get(flat), channel_masks(structure, plan.kept))  # on the host: nothing compiles
+    return merge_model(graphdef, jax.tree.map(jnp.asarray, masked), rest)
 
 
-def channel_masks(structure: Structure, kept: KeptIndices) -> dict[Path, jax.Array]:
+def channel_masks(structure: Structure, kept: KeptIndices) -> dict[Path, Array]:
     """Boolean arrays, True where an entry stays, for every array of the network.
 
     Args:
@@ -56,21 +59,18 @@ def channel_masks(structure: Structure, kept: KeptIndices) -> dict[Path, jax.Arr
     return {path: keep_mask(layout, indices) for path, layout in structure.layouts.items()}
 
 
-def apply_masks(flat: Mapping[Path, jax.Array], masks: Mapping[Path, jax.Array]) -> FlatState:
+def apply_masks(flat: Mapping[Path, Array], masks: Mapping[Path, Array]) -> FlatState:
     """The arrays with zeros where a mask is False; arrays without a mask pass.
 
     Example:
       >>> apply_masks({("w",): jnp.ones(2)}, {("w",): jnp.array([True, False])})[("w",)]
       Array([1., 0.], dtype=float32)
     """
-    return {
-        path: jnp.where(masks[path], array, jnp.zeros_like(array)) if path in masks else array
-        for path, array in flat.items()
-    }
+    return {path: _zeroed(array, masks[path]) if path in masks else array for path, array in flat.items()}
 
 
 def keep_masked(
-    masks: Mapping[Path, jax.Array], optimizer: optax.GradientTransformation | None = None
+    masks: Mapping[Path, Array], optimizer: optax.GradientTransformation | None = None
 ) -> optax.GradientTransformation:
     """Holds masked parameters at exactly zero, under any optimizer, momentum and weight decay.
 
@@ -104,14 +104,14 @@ def keep_masked(
     return optax.GradientTransformation(inner.init, update)
 
 
-def _masked(tree: Any, masks: Mapping[Path, jax.Array]) -> Any:
+def _masked(tree: Any, masks: Mapping[Path, Array]) -> Any:
     leaves, definition = jax.tree_util.tree_flatten_with_path(tree)
     found = 0
     result = []
     for keys, leaf in leaves:
         held = _lookup(keys, masks)
         found += held is not None
-        result.append(leaf if held is None else jnp.where(held, leaf, jnp.zeros_like(leaf)))
+        result.append(leaf if held is None else _zeroed(leaf, held))
     if masks and not found:
         paths = ", ".join(jax.tree_util.keystr(keys) for keys, _ in leaves[:3])
         raise ValueError(
@@ -121,7 +121,13 @@ def _masked(tree: Any, masks: Mapping[Path, jax.Array]) -> Any:
     return jax.tree_util.tree_unflatten(definition, result)
 
 
-def _lookup(keys: tuple[Any, ...], masks: Mapping[Path, jax.Array]) -> jax.Array | None:
+def _zeroed(array: Array, held: Array) -> Array:
+    if isinstance(array, np.ndarray) and isinstance(held, np.ndarray):
+        return np.where(held, array, np.zeros_like(array))
+    return jnp.where(held, array, jnp.zeros_like(array))
+
+
+def _lookup(keys: tuple[Any, ...], masks: Mapping[Path, Array]) -> Array | None:
     """The mask of a leaf: its tree path without the wrappers that NNX variables add at the end."""
     path: list[str | int] = []
     for key in keys:

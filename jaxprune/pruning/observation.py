@@ -23,7 +23,7 @@ from jaxprune.scoring.moments import Moments, add_examples, zero_moments
 from jaxprune.scoring.records import Observed, Operands, sample_moments
 from jaxprune.types import Array
 
-Observer = Callable[[Mapping[Path, jax.Array]], Observed]
+Observer = Callable[[Mapping[Path, Array]], Observed]
 """Arrays of a network (from `split_model`) -> what was observed on it."""
 
 
@@ -103,7 +103,7 @@ def make_observer(
     producers = tuple(structure.sites)
     groups = {name: group.producers for name, group in structure.groups.items()}
 
-    def observer(arrays: Mapping[Path, jax.Array]) -> Observed:
+    def observer(arrays: Mapping[Path, Array]) -> Observed:
         found = fingerprint(arrays)
         if found != structure.fingerprint:
             raise ValueError(

@@ -20,6 +20,7 @@ import optax
 from flax import nnx
 
 from jaxprune.pruning.states import FlatState, Path, merge_model
+from jaxprune.types import Array
 
 _CALLS: Mapping[str, str] = MappingProxyType(
     {
@@ -80,7 +81,7 @@ class Program:
 
 def trace_program(
     graphdef: nnx.GraphDef[nnx.Module],
-    flat: Mapping[Path, jax.Array | jax.ShapeDtypeStruct],
+    flat: Mapping[Path, Array | jax.ShapeDtypeStruct],
     rest: FlatState,
     example: jax.ShapeDtypeStruct,
 ) -> Program:
@@ -132,7 +133,7 @@ def trace_program(
 
 
 def evaluate(
-    program: Program, flat: Mapping[Path, jax.Array], images: jax.Array, wanted: Sequence[int]
+    program: Program, flat: Mapping[Path, Array], images: jax.Array, wanted: Sequence[int]
 ) -> list[jax.Array]:
     """Runs the program and returns the values numbered `wanted`; steps that nothing needs are left out."""
     needed = set(wanted)

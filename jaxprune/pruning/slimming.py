@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.indices import KeptIndices, gather, index_arrays
 from jaxprune.pruning.planning import Plan, check_plan
 from jaxprune.pruning.states import FlatState, Mode, Path, merge_model, split_model
+from jaxprune.types import Array
 
 
 def slim(model: nnx.Module, plan: Plan) -> nnx.Module:
@@ -29,14 +31,14 @@ def slim(model: nnx.Module, plan: Plan) -> nnx.Module:
     """
     structure = check_plan(model, plan)
     _, flat, rest = split_model(model)
-    smaller = slim_state(structure, flat, plan.kept)
+    smaller = slim_state(structure, jax.device_get(flat), plan.kept)  # on the host: nothing compiles
     graphdef = slim_graphdef(model, structure, {name: len(kept) for name, kept in plan.kept.items()})
-    result = merge_model(graphdef, smaller, rest)
+    result = merge_model(graphdef, jax.tree.map(jnp.asarray, smaller), rest)
     _check_forward(model, result, structure, plan)
     return result
 
 
-def slim_state(structure: Structure, flat: Mapping[Path, jax.Array], kept: KeptIndices) -> FlatState:
+def slim_state(structure: Structure, flat: Mapping[Path, Array], kept: KeptIndices) -> FlatState:
     """The arrays of the slim network: gathers only, so jit and vmap over many candidates are fine.
 
     Args:

@@ -15,11 +15,13 @@ from typing import Literal, TypeAlias
 import jax
 from flax import nnx
 
+from jaxprune.types import Array
+
 Path: TypeAlias = tuple[str | int, ...]
 """Where an array lives in a model: `("conv1", "kernel")`; positions in an `nnx.List` are whole numbers."""
 
-FlatState: TypeAlias = dict[Path, jax.Array]
-"""Path -> array, for parameters and batch statistics (and any other non-random variable)."""
+FlatState: TypeAlias = dict[Path, Array]
+"""Path -> NumPy or JAX array, for parameters and batch statistics (and any other non-random variable)."""
 
 Mode: TypeAlias = Literal["as_is", "evaluation", "training"]
 
@@ -75,7 +77,7 @@ def split_model(
 
 
 def merge_model(
-    graphdef: nnx.GraphDef[nnx.Module], flat: Mapping[Path, jax.Array], rest: Mapping[Path, jax.Array]
+    graphdef: nnx.GraphDef[nnx.Module], flat: Mapping[Path, Array], rest: Mapping[Path, Array]
 ) -> nnx.Module:
     """Builds a new model from what `split_model` returned; usable inside `jax.jit` and `jax.vmap`.
 
@@ -93,7 +95,7 @@ def parameter_paths(model: nnx.Module) -> frozenset[Path]:
     return frozenset(path for path, _ in nnx.to_flat_state(parameters))
 
 
-def fingerprint(flat: Mapping[Path, jax.Array | jax.ShapeDtypeStruct]) -> str:
+def fingerprint(flat: Mapping[Path, Array | jax.ShapeDtypeStruct]) -> str:
     """Sixteen hexadecimal digits that say which paths, shapes and dtypes a network has (not their values).
 
     Example:
@@ -109,5 +111,5 @@ def _arrays(state: nnx.State) -> FlatState:
     return {path: variable[...] for path, variable in nnx.to_flat_state(state)}
 
 
-def _state(flat: Mapping[Path, jax.Array]) -> nnx.State:
+def _state(flat: Mapping[Path, Array]) -> nnx.State:
     return nnx.from_flat_state(list(flat.items()))
