@@ -13,9 +13,13 @@ WEIGHT_INIT = nnx.initializers.he_normal()
 """Initialiser of every layer that a ReLU follows."""
 
 
-def convolution(c_in: int, c_out: int, size: int, padding: str, rngs: nnx.Rngs) -> nnx.Conv:
-    """A `size` x `size` convolution with bias, initialised for a ReLU."""
-    return nnx.Conv(c_in, c_out, (size, size), padding=padding, kernel_init=WEIGHT_INIT, rngs=rngs)
+def convolution(
+    c_in: int, c_out: int, size: int, padding: str, rngs: nnx.Rngs, *, use_bias: bool = True
+) -> nnx.Conv:
+    """A `size` x `size` convolution initialised for a ReLU; straight before a normalisation a bias is idle."""
+    return nnx.Conv(
+        c_in, c_out, (size, size), padding=padding, use_bias=use_bias, kernel_init=WEIGHT_INIT, rngs=rngs
+    )
 
 
 def dense(c_in: int, c_out: int, rngs: nnx.Rngs) -> nnx.Linear:

@@ -69,7 +69,8 @@ class SmallConvNet(nnx.Module):
     """Images [N, H, W, C] to logits: four times 3x3 convolution, batch norm, ReLU; dense, ReLU; output.
 
     Pooling (2x2 maximum) follows the second and the fourth convolution. Pruned groups are named
-    `conv1.kernel` to `conv4.kernel` and `dense.kernel`; `norm1` to `norm4` normalise.
+    `conv1.kernel` to `conv4.kernel` and `dense.kernel`; `norm1` to `norm4` normalise and
+    stand in for biases.
 
     Args:
       rngs: random streams for the parameters.
@@ -99,13 +100,13 @@ class SmallConvNet(nnx.Module):
         conv1, conv2, conv3, conv4, hidden = check_widths("SmallConvNet", widths, layers)
         self.image_shape = check_sizes("SmallConvNet", image_shape, num_classes, smallest=4)
         height, width, channels = self.image_shape
-        self.conv1 = convolution(channels, conv1, 3, "SAME", rngs)
+        self.conv1 = convolution(channels, conv1, 3, "SAME", rngs, use_bias=False)
         self.norm1 = batch_norm(conv1, rngs)
-        self.conv2 = convolution(conv1, conv2, 3, "SAME", rngs)
+        self.conv2 = convolution(conv1, conv2, 3, "SAME", rngs, use_bias=False)
         self.norm2 = batch_norm(conv2, rngs)
-        self.conv3 = convolution(conv2, conv3, 3, "SAME", rngs)
+        self.conv3 = convolution(conv2, conv3, 3, "SAME", rngs, use_bias=False)
         self.norm3 = batch_norm(conv3, rngs)
-        self.conv4 = convolution(conv3, conv4, 3, "SAME", rngs)
+        self.conv4 = convolution(conv3, conv4, 3, "SAME", rngs, use_bias=False)
         self.norm4 = batch_norm(conv4, rngs)
         self.dense = dense((height // 4) * (width // 4) * conv4, hidden, rngs)
         self.output = nnx.Linear(hidden, num_classes, rngs=rngs)
