@@ -192,14 +192,20 @@ def _packaged(name: str, train: Split, validation: Split, test: Split, source: s
 
 
 def _hold_out(name: str, purpose: str, split: Split, *, num_per_class: int) -> tuple[Split, Split]:
-    """The rest and a held-out part, in an order given by digests: the same on every machine and NumPy version."""
-    ranks = [
-        hashlib.blake2b(f"{name} {purpose} {index}".encode(), digest_size=8).digest()
-        for index in range(len(split.labels))
+    """The rest and a held-out part with equally many of each class, both shuffled."""
+    draw = _shuffled(f"{name} {purpose}", len(split.labels))
+    held_out = draw[_rank_in_class(split.labels[draw]) < num_per_class]
+    # In the order of the draw the rest would start with what is left of the rarest class: shuffle it anew.
+    order = _shuffled(f"{name} without {purpose}", len(split.labels))
+    return _pick(split, order[~np.isin(order, held_out)]), _pick(split, held_out)
+
+
+def _shuffled(purpose: str, count: int) -> np.ndarray:
+    """Indices ordered by digests: the same on every machine and with every NumPy version."""
+    digests = [
+        hashlib.blake2b(f"{purpose} {index}".encode(), digest_size=8).digest() for index in range(count)
     ]
-    order = np.array(sorted(range(len(ranks)), key=ranks.__getitem__))
-    is_held_out = _rank_in_class(split.labels[order]) < num_per_class
-    return _pick(split, order[~is_held_out]), _pick(split, order[is_held_out])
+    return np.array(sorted(range(count), key=digests.__getitem__))
 
 
 def _cut_validation(name: str, train: Split) -> tuple[Split, Split]:
