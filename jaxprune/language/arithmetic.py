@@ -22,7 +22,9 @@ from jaxprune.language.operators import (
 def _aligned(fragments: Sequence[Fragment]) -> list[Fragment]:
     """Writes a position vector that meets samples as the matrix of its copies, one per row."""
     rank = max(len(fragment.type) for fragment in fragments)
-    if rank != 2 or not any(is_sample_axis(fragment.type[0]) for fragment in fragments if len(fragment.type) == 2):
+    if rank != 2 or not any(
+        is_sample_axis(fragment.type[0]) for fragment in fragments if len(fragment.type) == 2
+    ):
         return list(fragments)
     return [
         Fragment(rf"\mathbf{{1}} {fragment.within(ATOM_LEVEL)}^{{\top}}", PRODUCT_LEVEL, fragment.type)

@@ -143,7 +143,9 @@ def _split_sign(node: Expression) -> tuple[int, Expression]:
         factors = _factors(node)
         num_negative = sum(factor.is_literal and factor.value < 0 for factor in factors)
         if num_negative % 2:
-            first = next(index for index, factor in enumerate(factors) if factor.is_literal and factor.value < 0)
+            first = next(
+                index for index, factor in enumerate(factors) if factor.is_literal and factor.value < 0
+            )
             factors[first] = literal(-factors[first].value)
             return -1, _product(factors)
     return 1, node
@@ -195,7 +197,12 @@ def _quotient(node: Expression) -> Expression:
     bottom_sign, bottom = _split_sign(node.children[1])
     if bottom == literal(1.0):
         value = top
-    elif top.is_literal and bottom.is_literal and bottom.value and _is_safe(top.value, top.value / bottom.value):
+    elif (
+        top.is_literal
+        and bottom.is_literal
+        and bottom.value
+        and _is_safe(top.value, top.value / bottom.value)
+    ):
         value = literal(top.value / bottom.value)
     else:
         value = apply("/", top, bottom)

@@ -121,7 +121,8 @@ def _juxtaposed(arguments: Sequence[Fragment], params: Params) -> Fragment:
 
 
 def _outer_latex(arguments: Sequence[Fragment], params: Params) -> Fragment:
-    return Fragment(rf"{arguments[0].within(PRODUCT_LEVEL)}\, {arguments[1].within(ATOM_LEVEL)}^{{\top}}", PRODUCT_LEVEL)
+    left, right = arguments[0].within(PRODUCT_LEVEL), arguments[1].within(ATOM_LEVEL)
+    return Fragment(rf"{left}\, {right}^{{\top}}", PRODUCT_LEVEL)
 
 
 def _transpose_latex(arguments: Sequence[Fragment], params: Params) -> Fragment:
@@ -146,9 +147,8 @@ def _medoid_latex(arguments: Sequence[Fragment], params: Params) -> str:
 
 
 def _slice_latex(arguments: Sequence[Fragment], params: Params) -> Fragment:
-    return Fragment(
-        rf"{{{arguments[0].within(ATOM_LEVEL)}}}_{{\left[{int(params[0])}/8 : {int(params[1])}/8\right]}}", PRODUCT_LEVEL
-    )
+    eighths = rf"\left[{int(params[0])}/8 : {int(params[1])}/8\right]"
+    return Fragment(rf"{{{arguments[0].within(ATOM_LEVEL)}}}_{{{eighths}}}", PRODUCT_LEVEL)
 
 
 def _matmul_flops(shapes: Sequence[Shape]) -> float:

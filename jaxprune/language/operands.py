@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxprune.language.axes import AXES, Type, is_axis, type_name
+from jaxprune.language.axes import AXES, Type, is_axis
 from jaxprune.types import Array
 
 Reader = Callable[[Any], Array | None]
@@ -69,12 +69,14 @@ def register_operand(
 
     Example:
       >>> entropy = register_operand("entropy", type=(), read=lambda operands: operands.extras["entropy"])
-      >>> type_name(entropy.type)
-      '()'
+      >>> entropy.type
+      ()
       >>> del OPERANDS["entropy"]
     """
     if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name):
-        raise ValueError(f"An operand's name must be an ASCII identifier, got {name!r}. Use letters, digits, '_'.")
+        raise ValueError(
+            f"An operand's name must be an ASCII identifier, got {name!r}. Use letters, digits, '_'."
+        )
     if name in OPERANDS:
         raise ValueError(
             f"An operand's name must be new, got {name!r}, which is {OPERANDS[name].description or 'registered'}. "
@@ -117,13 +119,17 @@ class Vocabulary:
         return replace(self, operands=tuple(name for name in self.operands if name in names))
 
 
-def _declare(name: str, axes: str, description: str, latex: str, per_class: bool = False, paper: bool = True) -> None:
+def _declare(
+    name: str, axes: str, description: str, latex: str, per_class: bool = False, paper: bool = True
+) -> None:
     OPERANDS[name] = Operand(name, tuple(axes.split()), description, latex, per_class, paper)
 
 
 _declare("X", "NX D", "activations of the channel, all examples", "X")
 _declare("P", "N D", "activations of the channel, examples of class k", "X_{k}", per_class=True)
-_declare("Q", "NQ D", "activations of the channel, examples of the other classes", r"X_{\bar{k}}", per_class=True)
+_declare(
+    "Q", "NQ D", "activations of the channel, examples of the other classes", r"X_{\bar{k}}", per_class=True
+)
 _declare("mX", "D", "mean of X over examples", r"\bar{x}")
 _declare("mP", "D", "mean of P over examples", r"\bar{x}_{k}", per_class=True)
 _declare("mQ", "D", "mean of Q over examples", r"\bar{x}_{\bar{k}}", per_class=True)

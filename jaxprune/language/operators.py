@@ -38,7 +38,9 @@ class IllTypedError(ValueError):
 class Implementation(Protocol):
     """Computes an operator for one channel and one class: one array dimension per axis of its type."""
 
-    def __call__(self, *arrays: jax.Array, masks: Sequence[AxisMasks] | None = None, params: Params = ()) -> jax.Array:
+    def __call__(
+        self, *arrays: jax.Array, masks: Sequence[AxisMasks] | None = None, params: Params = ()
+    ) -> jax.Array:
         """`masks[i]` says which entries of `arrays[i]` are real; None means all of all."""
 
 
@@ -101,7 +103,10 @@ class Signature:
         return tuple(result)
 
     def __str__(self) -> str:
-        shown = ["*" if pattern == ("*",) else f"({','.join(pattern)})" for pattern in (*self.arguments, self.result)]
+        shown = [
+            "*" if pattern == ("*",) else f"({','.join(pattern)})"
+            for pattern in (*self.arguments, self.result)
+        ]
         return f"{', '.join(shown[:-1])} -> {shown[-1]}"
 
 
@@ -152,7 +157,11 @@ class Operator:
     def text(self, arguments: Sequence[str], params: Sequence[str]) -> str:
         """The call or infix text around arguments that already carry the parentheses they need."""
         if self.is_infix:
-            return f"{arguments[0]}{self.name}{arguments[1]}" if self.name in "*/" else f" {self.name} ".join(arguments)
+            return (
+                f"{arguments[0]}{self.name}{arguments[1]}"
+                if self.name in "*/"
+                else f" {self.name} ".join(arguments)
+            )
         return f"{self.name}({', '.join([*arguments, *params])})"
 
 
@@ -208,9 +217,13 @@ def register_operator(
       >>> del OPERATORS["cube"]
     """
     if level == ATOM_LEVEL and (not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name)):
-        raise ValueError(f"An operator's name must be an ASCII identifier, got {name!r}. Use letters, digits, '_'.")
+        raise ValueError(
+            f"An operator's name must be an ASCII identifier, got {name!r}. Use letters, digits, '_'."
+        )
     if name in OPERATORS or name in OPERANDS:
-        raise ValueError(f"An operator's name must be new, got {name!r}, which is registered. Choose another name.")
+        raise ValueError(
+            f"An operator's name must be new, got {name!r}, which is registered. Choose another name."
+        )
     parsed = tuple(Signature.parse(text) for text in signatures)
     if not uses_masks and any(signature.result not in _broadcast_results(signature) for signature in parsed):
         raise ValueError(
@@ -223,7 +236,7 @@ def register_operator(
         implement=implement if uses_masks else _elementwise(implement),
         latex=latex or functools.partial(_call_latex, name),
         sympy=sympy,
-        code=_per_backend(code) if code is not None else dict.fromkeys(MODULES, f"{name}({_call_slots(parsed, parameter_choices)})"),
+        code=_per_backend(code if code is not None else f"{name}({_call_slots(parsed, parameter_choices)})"),
         helper=_per_backend(helper) if code is not None else _helper_stub(name, implement),
         level=level,
         complexity=complexity,
@@ -259,7 +272,9 @@ def infer_type(operator: str, child_types: Sequence[Type], params: Params = ()) 
         if result is not None:
             return result
     needed = " or ".join(map(str, record.signatures))
-    raise IllTypedError(f"{operator} needs {needed}, got {', '.join(map(type_name, child_types)) or 'nothing'}.")
+    raise IllTypedError(
+        f"{operator} needs {needed}, got {', '.join(map(type_name, child_types)) or 'nothing'}."
+    )
 
 
 MODULES: Mapping[str, str] = {"numpy": "np", "jax": "jnp", "torch": "torch"}
@@ -275,7 +290,9 @@ def _parse_pattern(text: str) -> tuple[str, ...]:
     axes = ("*",) if text == "*" else tuple(axis.strip() for axis in text[1:-1].split(",") if axis.strip())
     for axis in axes:
         if axis not in ("*", "D[i:j]") and not (axis.islower() and len(axis) == 1) and not is_axis(axis):
-            raise ValueError(f"A signature's axes must be single lower-case letters or axis names, got {axis!r}.")
+            raise ValueError(
+                f"A signature's axes must be single lower-case letters or axis names, got {axis!r}."
+            )
     return axes
 
 
@@ -297,7 +314,9 @@ def _elementwise(function: Callable[..., jax.Array]) -> Implementation:
     """Adapts `function(*arrays, *params)`: masks play no part, positions are laid along the rows of samples."""
 
     @functools.wraps(function)
-    def implement(*arrays: jax.Array, masks: Sequence[AxisMasks] | None = None, params: Params = ()) -> jax.Array:
+    def implement(
+        *arrays: jax.Array, masks: Sequence[AxisMasks] | None = None, params: Params = ()
+    ) -> jax.Array:
         rank = max((array.ndim for array in arrays), default=0)
         aligned = [array[None] if array.ndim and array.ndim < rank else array for array in arrays]
         return function(*aligned, *params)

@@ -63,10 +63,14 @@ def parse(text: str, vocabulary: Vocabulary | None = None) -> Expression:
       '-1*square(mP - mX)'
     """
     if not isinstance(text, str):
-        raise TypeError(f"parse needs a formula as text, got {type(text).__name__}. Write parse('sum(abs(WI))').")
+        raise TypeError(
+            f"parse needs a formula as text, got {type(text).__name__}. Write parse('sum(abs(WI))')."
+        )
     flat = "".join(" " if character.isspace() else character for character in text)
     if len(flat) > MAX_CHARACTERS:
-        raise ParseError(f"A formula has at most {MAX_CHARACTERS} characters, got {len(flat)}.", flat, MAX_CHARACTERS)
+        raise ParseError(
+            f"A formula has at most {MAX_CHARACTERS} characters, got {len(flat)}.", flat, MAX_CHARACTERS
+        )
     return _Reader(flat, vocabulary).read()
 
 
@@ -87,16 +91,22 @@ class _Reader:
             self.fail("A formula is needed, got empty text. Write something like sum(abs(WI)).", 0)
         for column, character in enumerate(self.text):
             if not character.isascii() or not character.isprintable() or character in "#;\\":
-                self.fail(f"A formula is plain ASCII infix text, got {character!r}. Remove that character.", column)
+                self.fail(
+                    f"A formula is plain ASCII infix text, got {character!r}. Remove that character.", column
+                )
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 body = ast.parse(self.text.strip(), mode="eval").body
         except SyntaxError as error:
             column = max(0, min((error.offset or 1) - 1 + self.num_indented, len(self.text)))
-            self.fail(f"A formula like var(P)/(var(Q) + 0.05) is needed, got a syntax error: {error.msg}.", column)
+            self.fail(
+                f"A formula like var(P)/(var(Q) + 0.05) is needed, got a syntax error: {error.msg}.", column
+            )
         except (ValueError, MemoryError, RecursionError) as error:
-            self.fail(f"A formula of at most {MAX_DEPTH} levels is needed, got one too deep to read ({error}).", 0)
+            self.fail(
+                f"A formula of at most {MAX_DEPTH} levels is needed, got one too deep to read ({error}).", 0
+            )
         return self.expression(body, 1)
 
     def expression(self, node: ast.expr, level: int) -> Expression:
@@ -111,9 +121,9 @@ class _Reader:
             return self.call(node, level)
         if isinstance(node, ast.Name):
             return self.name(node)
-        if isinstance(node, ast.Constant):
-            return literal(self.number(node))
-        self.fail(f"A formula has names, numbers, + - * / and calls, got {_kind(node)}.", node)
+        if not isinstance(node, ast.Constant):
+            self.fail(f"A formula has names, numbers, + - * / and calls, got {_kind(node)}.", node)
+        return literal(self.number(node))
 
     def chain(self, node: ast.BinOp, level: int) -> Expression:
         """Reads `a + b + c ...` down its left spine, so that a long chain is neither deep nor recursive."""
@@ -129,14 +139,18 @@ class _Reader:
                 continue
             symbol = _BINARY.get(type(link.op))
             if symbol is None:
-                self.fail(f"Between values a formula has {' '.join(_BINARY.values())}, got {_kind(link.op)}.", link)
+                self.fail(
+                    f"Between values a formula has {' '.join(_BINARY.values())}, got {_kind(link.op)}.", link
+                )
             value = self.build(symbol, [value, self.expression(link.right, level + 1)], (), link)
         return value
 
     def power(self, node: ast.BinOp, base: Expression) -> Expression:
         exponent = self.number(node.right) if isinstance(node.right, ast.Constant) else None
         if exponent != 2:
-            self.fail("The only power is **2, which is square(x). Use products or sqrt for others.", node.right)
+            self.fail(
+                "The only power is **2, which is square(x). Use products or sqrt for others.", node.right
+            )
         return self.build("square", [base], (), node)
 
     def signed(self, node: ast.UnaryOp, level: int) -> Expression:
@@ -156,7 +170,9 @@ class _Reader:
         if name not in self.operators or OPERATORS[name].is_infix:
             self.fail_unknown("operator", name, (key for key in self.operators if key.isidentifier()), node)
         if node.keywords:
-            self.fail(f"{name} takes its arguments by position, got {node.keywords[0].arg}=. Drop the name.", node)
+            self.fail(
+                f"{name} takes its arguments by position, got {node.keywords[0].arg}=. Drop the name.", node
+            )
         num_params = OPERATORS[name].num_params
         if len(node.args) <= num_params:
             signatures = " or ".join(map(str, OPERATORS[name].signatures))
@@ -164,7 +180,9 @@ class _Reader:
             self.fail(f"{name} needs {signatures}{followed}, got {len(node.args)} arguments.", node)
         split = len(node.args) - num_params
         params = [self.parameter(name, argument) for argument in node.args[split:]]
-        return self.build(name, [self.expression(argument, level + 1) for argument in node.args[:split]], params, node)
+        return self.build(
+            name, [self.expression(argument, level + 1) for argument in node.args[:split]], params, node
+        )
 
     def parameter(self, name: str, node: ast.expr) -> float:
         """A literal parameter, which counts as no node."""
@@ -172,7 +190,10 @@ class _Reader:
         inner = node.operand if isinstance(node, ast.UnaryOp) and is_negative else node
         if not isinstance(inner, ast.Constant):
             num_params = OPERATORS[name].num_params
-            self.fail(f"{name} ends with {num_params} literal number(s), got {_kind(inner)}. Write a number here.", node)
+            reason = (
+                f"{name} ends with {num_params} literal numbers, got {_kind(inner)}. Write a number here."
+            )
+            self.fail(reason, node)
         return -self.number(inner) if is_negative else self.number(inner)
 
     def name(self, node: ast.Name) -> Expression:
@@ -188,10 +209,14 @@ class _Reader:
         except OverflowError:
             value = math.inf
         if not math.isfinite(value):
-            self.fail("A number must be finite in double precision, got one too large. Use a smaller one.", node)
+            self.fail(
+                "A number must be finite in double precision, got one too large. Use a smaller one.", node
+            )
         return value
 
-    def build(self, operator: str, children: list[Expression], params: Sequence[float], node: ast.expr) -> Expression:
+    def build(
+        self, operator: str, children: list[Expression], params: Sequence[float], node: ast.expr
+    ) -> Expression:
         if operator not in self.operators:
             self.fail(f"This vocabulary has the operators {' '.join(self.operators)}, got {operator}.", node)
         try:
@@ -242,5 +267,8 @@ def _kind(node: ast.AST) -> str:
         "Lambda": "a lambda",
         "IfExp": "if/else",
         "Constant": "a constant",
+        "Name": "a name",
+        "Call": "a call",
+        "BinOp": "a formula",
         "Starred": "a starred argument",
     }.get(type(node).__name__, f"Python's {type(node).__name__}")

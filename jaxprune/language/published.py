@@ -93,8 +93,14 @@ _OWN_SEEDS = {
         "sum(square(mP - mX))*sum(square(WO))",
         f"{_OURS}: class separation, weighted by what consumes the channel",
     ),
-    "spread_outgoing": ("sqrt(var(X))*sqrt(sum(square(WO)))", f"{_OURS}: what removing the channel takes from the next layer"),
-    "norm_in_out": ("sqrt(sum(square(WI)))*sqrt(sum(square(WO)))", f"{_OURS}: norm of producing times consuming weights"),
+    "spread_outgoing": (
+        "sqrt(var(X))*sqrt(sum(square(WO)))",
+        f"{_OURS}: what removing the channel takes from the next layer",
+    ),
+    "norm_in_out": (
+        "sqrt(sum(square(WI)))*sqrt(sum(square(WO)))",
+        f"{_OURS}: norm of producing times consuming weights",
+    ),
     "mean_activation": ("mean(X)", f"{_OURS}: average activation, a control"),
 }
 
@@ -108,10 +114,14 @@ library: Mapping[str, Expression] = MappingProxyType(
 )
 """Library name -> formula."""
 
-own_seeds: Mapping[str, Expression] = MappingProxyType({name: parse(text) for name, (text, _) in _OWN_SEEDS.items()})
+own_seeds: Mapping[str, Expression] = MappingProxyType(
+    {name: parse(text) for name, (text, _) in _OWN_SEEDS.items()}
+)
 """Name -> formula of our own, that a population also starts from."""
 
-sources: Mapping[str, str] = MappingProxyType({name: source for name, (_, source) in (_LIBRARY | _OWN_SEEDS).items()})
+sources: Mapping[str, str] = MappingProxyType(
+    {name: source for name, (_, source) in (_LIBRARY | _OWN_SEEDS).items()}
+)
 """Name -> paper and equation, for `library` and `own_seeds`."""
 
 PAPER_SEEDS: tuple[str, ...] = ("abs_snr", "fdr", "sym_div", "t_stat", "l1", "l2", "geometric_median")

@@ -40,7 +40,9 @@ def _sum(values: jax.Array, *, masks: Sequence[AxisMasks] | None = None, params:
     return jnp.sum(zero_padding(values, _of(masks, 0)))
 
 
-def _product(values: jax.Array, *, masks: Sequence[AxisMasks] | None = None, params: Params = ()) -> jax.Array:
+def _product(
+    values: jax.Array, *, masks: Sequence[AxisMasks] | None = None, params: Params = ()
+) -> jax.Array:
     is_real = real_entries(values, _of(masks, 0))
     return jnp.prod(values if is_real is None else jnp.where(is_real, values, 1))
 
@@ -64,7 +66,9 @@ def _std(values: jax.Array, *, masks: Sequence[AxisMasks] | None = None, params:
     return jnp.sqrt(_var(values, masks=masks))
 
 
-def _mean_samples(samples: jax.Array, *, masks: Sequence[AxisMasks] | None = None, params: Params = ()) -> jax.Array:
+def _mean_samples(
+    samples: jax.Array, *, masks: Sequence[AxisMasks] | None = None, params: Params = ()
+) -> jax.Array:
     rows = masks[0][0] if masks is not None else None
     is_real = jnp.ones(samples.shape[:1], bool) if rows is None else rows
     count = jnp.sum(is_real)
@@ -122,7 +126,9 @@ _WHOLE = ("* -> ()",)
 register_operator("sum", _sum, signatures=_WHOLE, uses_masks=True, code="np.sum({0})")
 register_operator("product", _product, signatures=_WHOLE, uses_masks=True, code="np.prod({0})")
 register_operator("mean", _mean, signatures=_WHOLE, uses_masks=True, code="mean({0})", helper=_MEAN)
-register_operator("std", _std, signatures=_WHOLE, uses_masks=True, code="np.sqrt(variance({0}))", helper=_VARIANCE)
+register_operator(
+    "std", _std, signatures=_WHOLE, uses_masks=True, code="np.sqrt(variance({0}))", helper=_VARIANCE
+)
 register_operator("var", _var, signatures=_WHOLE, uses_masks=True, code="variance({0})", helper=_VARIANCE)
 register_operator("count", _count, signatures=_WHOLE, uses_masks=True, code=_COUNT)
 register_operator(

@@ -57,7 +57,9 @@ def _latex(node: Expression, children: Sequence[Fragment]) -> Fragment:
         return Fragment(symbol, PRODUCT_LEVEL if "^" in symbol else ATOM_LEVEL, node.type)
     if node.is_literal:
         number = _latex_number(node.value)
-        return Fragment(number, SUM_LEVEL if node.value < 0 else PRODUCT_LEVEL if "^" in number else ATOM_LEVEL)
+        return Fragment(
+            number, SUM_LEVEL if node.value < 0 else PRODUCT_LEVEL if "^" in number else ATOM_LEVEL
+        )
     rendered = OPERATORS[node.operator].latex(children, node.params)
     fragment = rendered if isinstance(rendered, Fragment) else Fragment(rendered)
     return fragment._replace(type=node.type)

@@ -74,13 +74,19 @@ class Expression:
         Raises:
           TypeError: always.
         """
-        raise TypeError("An Expression is made by operand(), literal(), apply() or parse(), which check its types.")
+        raise TypeError(
+            "An Expression is made by operand(), literal(), apply() or parse(), which check its types."
+        )
 
     def __setattr__(self, attribute: str, value: object) -> None:
-        raise AttributeError(f"An Expression cannot be changed (tried to set {attribute!r}); build a new one.")
+        raise AttributeError(
+            f"An Expression cannot be changed (tried to set {attribute!r}); build a new one."
+        )
 
     def __delattr__(self, attribute: str) -> None:
-        raise AttributeError(f"An Expression cannot be changed (tried to delete {attribute!r}); build a new one.")
+        raise AttributeError(
+            f"An Expression cannot be changed (tried to delete {attribute!r}); build a new one."
+        )
 
     def __hash__(self) -> int:
         return self._hash
@@ -159,7 +165,7 @@ class Expression:
         return to_latex(self)
 
     def sympy(self) -> Expr:
-        """The formula in SymPy: operands as symbols, arithmetic entrywise, other operators as functions; never fails."""
+        """The formula in SymPy, operators that SymPy lacks as functions; never fails."""
         from jaxprune.language.symbolic import to_sympy
 
         return to_sympy(self)
@@ -251,7 +257,9 @@ def _intern(
             return known
         node: Expression = object.__new__(Expression)
         # Hashes are the same in every process, so that the order of sets never changes a run.
-        digest = zlib.crc32(repr((operator, params, name, value, type, [child._hash for child in children])).encode())
+        digest = zlib.crc32(
+            repr((operator, params, name, value, type, [child._hash for child in children])).encode()
+        )
         fields: dict[str, object] = {
             "operator": operator,
             "children": children,
