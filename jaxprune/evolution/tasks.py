@@ -127,6 +127,8 @@ class Task:
       num_samples: number of those in the sample that functions of whole sample matrices read.
       max_positions: positions in that sample, average-pooled to at most this many.
       finetune: "slim" trains physically smaller networks, "masked" full-shape ones held at zero.
+      num_classes: number of classes, read from the training labels; not an argument.
+      data_fingerprint: a digest of the images and labels; not an argument.
 
     Raises:
       ValueError: for bad settings, or data that does not fit (`Dataset.from_arrays` says what it checks).
@@ -156,6 +158,8 @@ class Task:
     num_samples: int = 100
     max_positions: int = 16
     finetune: Literal["slim", "masked"] = "slim"
+    num_classes: int = field(init=False)
+    data_fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
@@ -186,16 +190,13 @@ class Task:
         data = Dataset.from_arrays(self.name, train=self.train, validation=self.validation)
         set_field(self, "train", data.train)
         set_field(self, "validation", data.validation)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes in the training labels."""
-        return int(np.max(np.asarray(self.train[1]))) + 1
+        set_field(self, "num_classes", data.num_classes)
+        set_field(self, "data_fingerprint", data.fingerprint)
 
     @property
     def settings(self) -> dict[str, object]:
         """Everything that is plain data, for `config.json` and fingerprints."""
-        skipped = {"model", "train", "validation", "test"}
+        skipped = {"model", "train", "validation", "test", "num_classes"}
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skipped}
         return {
             name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value

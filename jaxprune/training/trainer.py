@@ -3,7 +3,7 @@
 Equal kept counts give equal shapes, so all candidates and bases of a task are members of one program. How members
 are batched is a matter of speed:
 
-- "scan": one compiled loop over the steps of one member, members dealt to as many threads as there are cores;
+- "scan": one compiled loop over the steps of one member, members dealt to threads (`training/threads.py`);
   fastest on a CPU when every convolution runs as patches and one matrix product.
 - "loop": a Python loop around one jitted, donated step; for networks whose convolutions must stay the library's,
   which a CPU runs 5 to 8 times slower inside a compiled loop.
@@ -14,15 +14,12 @@ docs/fine_tuning.md holds the measurements behind the choice.
 
 from __future__ import annotations
 
-import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +42,6 @@ from jaxprune.training.loop import (
 from jaxprune.training.recipes import Recipe
 
 Strategy = Literal["auto", "scan", "loop", "vmap"]
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 class Job(NamedTuple):
@@ -84,7 +78,6 @@ class Trainer:
       evaluations: how often a run is evaluated, evenly spread over its steps.
       strategy: see the module; "auto" picks by backend and network.
       chunk: members per program of "vmap"; a smaller last chunk is padded, so that nothing recompiles.
-      workers: threads of "scan" and "loop"; by default one per core, and 1 off the CPU.
 
     Raises:
       ValueError: if a setting is out of range.
@@ -110,13 +103,12 @@ class Trainer:
     evaluations: int = 1
     strategy: Strategy = "auto"
     chunk: int = 16
-    workers: int | None = None
 
     def __post_init__(self) -> None:
         if self.strategy not in ("auto", "scan", "loop", "vmap"):
             raise ValueError(f'strategy must be "auto", "scan", "loop" or "vmap", got {self.strategy!r}.')
-        if self.chunk < 1 or (self.workers is not None and self.workers < 1):
-            raise ValueError(f"chunk and workers must be at least 1, got {self.chunk} and {self.workers}.")
+        if self.chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {self.chunk}.")
 
     @cached_property
     def chosen(self) -> Strategy:
@@ -134,16 +126,14 @@ class Trainer:
         return split_network(with_patch_convolutions(self.model) if on_patches else self.model)[0]
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Trained]:
-        """Trains every job and yields the results in the order of the jobs, each as soon as it is known.
+        """Trains every job and yields the results in the order of the jobs; jobs are taken as they are needed.
 
-        Jobs are taken from the iterable only as they are needed, so a lazy one costs little memory.
+        Safe to call from several threads at once: that is how "scan" and "loop" use more than one core.
         """
         if self.chosen == "vmap":
             yield from self._run_chunks(iter(jobs))
-            return
-        workers = self.workers or (os.cpu_count() or 1 if jax.default_backend() == "cpu" else 1)
-        with ThreadPoolExecutor(workers) as pool:
-            yield from in_order(pool, self._run_one, jobs, ahead=2 * workers)
+        else:
+            yield from map(self._run_one, jobs)
 
     def _run_one(self, job: Job) -> Trained:
         start = time.perf_counter()
@@ -224,20 +214,3 @@ class Trainer:
         weights = split_network(self.model)[1]
         image = jax.ShapeDtypeStruct((2, *self.data.x.shape[1:]), self.data.x.dtype)
         return "conv_general_dilated" in str(jax.make_jaxpr(self.network.logits)(weights, image))
-
-
-def in_order(
-    pool: ThreadPoolExecutor, function: Callable[[_Item], _Result], items: Iterable[_Item], *, ahead: int
-) -> Iterator[_Result]:
-    """`map` over threads that keeps at most `ahead` items under way, and drops the rest when it is closed."""
-    waiting: deque[Future[_Result]] = deque()
-    source = iter(items)
-    try:
-        for item in islice(source, ahead):
-            waiting.append(pool.submit(function, item))
-        while waiting:
-            yield waiting.popleft().result()
-            waiting.extend(pool.submit(function, item) for item in islice(source, 1))
-    finally:
-        for future in waiting:
-            future.cancel()
