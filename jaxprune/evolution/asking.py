@@ -1,7 +1,7 @@
 """Which expressions to evaluate next: a pure function of the state.
 
 Scoring and planning cost next to nothing compared with one fine-tuning, so a generation proposes in bulk,
-plans everything, drops what is invalid or known, and picks expressions whose plans differ from all others.
+plans everything, drops what is invalid or known, and picks plans that promise much and differ from others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from functools import lru_cache
 import jax
 
 from jaxprune.evolution.evaluation import Proposal, largest_cost
-from jaxprune.evolution.population import REFERENCE_ID, Candidate, SearchState
+from jaxprune.evolution.guidance import most_promising
+from jaxprune.evolution.population import REFERENCE_ID, Candidate, SearchState, one_per_behaviour
 from jaxprune.evolution.records import Behaviour, TaskInfo, plan_distance
 from jaxprune.evolution.summary import Tally
 from jaxprune.keys import derive, generator
@@ -172,14 +173,14 @@ def _drafts(state: SearchState, numbers: range) -> Iterator[_Draft]:
     fertile = [id_ for id_ in state.population if limits.allow(parsed[id_])]  # a guess may be larger
     for number in numbers:
         key = derive(root, number)
+        parents: tuple[int, ...] = ()
         if config.strategy == "random" or not fertile:
-            child, origin, parents = random_expression(key, vocabulary, limits=limits), "random", ()
+            child, origin = random_expression(key, vocabulary, limits=limits), "random"
         else:
-            parents = _tournaments(derive(key, "select"), fertile, config.tournament)
-            child, origin = vary(
-                derive(key, "vary"), [parsed[id_] for id_ in parents], vocabulary, limits, settings
-            )
-            parents = _parents_used(origin, parents)
+            couple = _tournaments(derive(key, "select"), fertile, config.tournament)
+            functions = [parsed[parent] for parent in couple]
+            child, origin = vary(derive(key, "vary"), functions, vocabulary, limits, settings)
+            parents = _parents_used(origin, couple)
         simple = canonical(child)
         yield _Draft(simple if limits.allow(simple) else child, origin, parents)
 
@@ -200,20 +201,39 @@ def _tournaments(key: jax.Array, ranked: Sequence[int], size: int, num_parents: 
 def _pick(
     valid: Sequence[tuple[_Draft, Behaviour]], state: SearchState, num_slots: int
 ) -> list[tuple[_Draft, Behaviour]]:
-    """Picks in order of proposal, leaving plans too near to a known or picked one for last, farthest first."""
+    """Picks the promising share, then in order of proposal; plans too near to others come last, farthest first."""
     plans = [found.behaviour.kept for found in state.candidates if found.behaviour is not None]
-    picked: list[tuple[_Draft, Behaviour]] = []
-    near: list[tuple[float, int]] = []
-    for place, (draft, behaviour) in enumerate(valid):
+    picked: list[int] = []
+    near: dict[int, float] = {}
+    guided = _guided(valid, state, num_slots)
+    for place in dict.fromkeys([*guided, *range(len(valid))]):
         if len(picked) == num_slots:
             break
-        distance = min((plan_distance(behaviour.kept, plan) for plan in plans), default=1.0)
+        kept = valid[place][1].kept
+        distance = min((plan_distance(kept, plan) for plan in plans), default=1.0)
         if distance < state.config.min_plan_distance:
-            near.append((-distance, place))
+            near[place] = distance
         else:
-            picked.append((draft, behaviour))
-            plans.append(behaviour.kept)
-    return picked + [valid[place] for _, place in sorted(near)[: num_slots - len(picked)]]
+            picked.append(place)
+            plans.append(kept)
+    rest = sorted(near, key=lambda place: (-near[place], place))[: num_slots - len(picked)]
+    return [valid[place] for place in (*picked, *rest)]
+
+
+def _guided(valid: Sequence[tuple[_Draft, Behaviour]], state: SearchState, num_slots: int) -> list[int]:
+    """Places of the proposals that most is expected of; none in the random control."""
+    if state.config.strategy == "random":
+        return []
+    members = [
+        member for member in one_per_behaviour(state.ranked()) if member.candidate.behaviour is not None
+    ]
+    return most_promising(
+        [member.candidate.behaviour.kept for member in members if member.candidate.behaviour is not None],
+        [member.fitness.mean for member in members],
+        [member.fitness.se for member in members],
+        [behaviour.kept for _, behaviour in valid],
+        round(num_slots * state.config.guided_fraction),
+    )
 
 
 def _behaviours(state: SearchState, functions: Sequence[Expression]) -> list[Behaviour | Invalid]:

@@ -36,6 +36,8 @@ class EvolveConfig:
       tournament: number of candidates a parent is the best of, >= 1.
       max_age: generations without re-evaluation after which a candidate stops being a parent, >= 1.
       min_plan_distance: proposals nearer than this share of kept channels to a known plan come last.
+      guided_fraction: share of a generation picked by what their plans let expect (see `guidance.py`), in
+        [0, 1]; the rest are picked in order of proposal. The random control is never guided.
 
     Raises:
       ValueError: if any setting is out of range, naming all that are.
@@ -66,6 +68,7 @@ class EvolveConfig:
     tournament: int = 3
     max_age: int = 5
     min_plan_distance: float = 0.02
+    guided_fraction: float = 0.5
 
     def __post_init__(self) -> None:
         lowest = {
@@ -88,7 +91,7 @@ class EvolveConfig:
             problems.append(f"seed < 2**31 (got {self.seed})")
         problems += [
             f"{name} from 0 to 1 (got {getattr(self, name)})"
-            for name in ("promote_fraction", "min_plan_distance")
+            for name in ("promote_fraction", "min_plan_distance", "guided_fraction")
             if not 0.0 <= getattr(self, name) <= 1.0
         ]
         for name in ("max_evaluations", "time_limit_seconds"):

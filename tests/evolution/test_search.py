@@ -95,7 +95,7 @@ class DyingProblem(ToyProblem):
         return super().run(trial)
 
 
-@pytest.mark.parametrize("step", [1, 7, 23, 50])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 9, 23, 50])
 def test_killed_again_and_again_the_run_ends_the_same(
     whole: tuple[SearchResult, Path], tmp_path: Path, step: int
 ) -> None:
