@@ -6,15 +6,14 @@ productions whose parts fit never dead-ends and never has to throw a tree away.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from jaxprune.language.axes import Type
-from jaxprune.language.operands import OPERANDS, Vocabulary
-from jaxprune.language.operators import OPERATORS, Params
+from jaxprune.language.operands import OPERANDS, Operand, Vocabulary
+from jaxprune.language.operators import OPERATORS, Operator, Params
 from jaxprune.language.productions import Goal, Part, Production, Style, all_productions
 
 CHAINS = {"+": "sum", "-": "sum", "*": "product"}
@@ -160,10 +159,17 @@ def grammar_of(vocabulary: Vocabulary, style: Style = "useful") -> Grammar:
     Returns:
       Its reachability tables; operators and operands registered so far are in it.
     """
-    names = [name for name in OPERATORS if not vocabulary.operators or name in vocabulary.operators]
-    operators = tuple((name, OPERATORS[name].signatures) for name in names)
-    operands = tuple(OPERANDS[name].type for name in vocabulary.operands)
-    return _cached_grammar(vocabulary, style, operators, operands)
+    registered = [*OPERATORS.values(), *(OPERANDS[name] for name in vocabulary.operands)]
+    known = _GRAMMARS.get((vocabulary, style))
+    if known is None or known[0] != registered:
+        if len(_GRAMMARS) >= _MAX_GRAMMARS:
+            del _GRAMMARS[next(iter(_GRAMMARS))]
+        known = _GRAMMARS[vocabulary, style] = (registered, Grammar(vocabulary, style))
+    return known[1]
+
+
+_MAX_GRAMMARS = 32
+_GRAMMARS: dict[tuple[Vocabulary, Style], tuple[list[Operator | Operand], Grammar]] = {}
 
 
 def _by_child_types(
@@ -176,8 +182,3 @@ def _by_child_types(
                 types = tuple(part.goal.type for part in step.parts)
                 found.setdefault(types, {}).setdefault((step.head, step.params), step)
     return {types: tuple(steps.values()) for types, steps in found.items()}
-
-
-@functools.lru_cache(maxsize=16)
-def _cached_grammar(vocabulary: Vocabulary, style: Style, operators: object, operands: object) -> Grammar:
-    return Grammar(vocabulary, style)

@@ -83,7 +83,20 @@ def test_a_registered_operator_joins_the_grammar():
         assert "cube" not in {step.head for step in before.alternatives([("F",)])}
     finally:
         del OPERATORS["cube"]
-    assert grammar_of(vocabulary) is before
+    assert "cube" not in {step.head for step in grammar_of(vocabulary).alternatives([("F",)])}
+
+
+def test_grammars_are_built_once():
+    assert grammar_of(TINY) is grammar_of(
+        Vocabulary(operands=("WI",), operators=("abs", "sum"), literals=(2.0,))
+    )
+
+
+def test_old_grammars_are_forgotten():
+    first = grammar_of(TINY)
+    for number in range(40):
+        grammar_of(Vocabulary(operands=("WI",), operators=("abs", "sum"), literals=(float(number + 3),)))
+    assert grammar_of(TINY) is not first
 
 
 def test_nothing_is_undone_right_away():

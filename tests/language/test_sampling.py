@@ -187,7 +187,7 @@ def test_target_sizes_stay_between_their_bounds():
 def test_draws_look_uniform_normal_and_weighted():
     draws = Draws(jax.random.key(0))
     fractions = [draws.fraction() for _ in range(2000)]
-    assert 0 <= min(fractions) and max(fractions) < 1 and abs(sum(fractions) / 2000 - 0.5) < 0.03
+    assert min(fractions) >= 0 and max(fractions) < 1 and abs(sum(fractions) / 2000 - 0.5) < 0.03
     normals = [draws.normal() for _ in range(2000)]
     assert abs(sum(normals) / 2000) < 0.1 and abs(sum(n * n for n in normals) / 2000 - 1) < 0.15
     firsts = Counter(draws.order([3.0, 1.0])[0] for _ in range(1000))
