@@ -167,6 +167,8 @@ def _check_examples(images: Array, labels: Array) -> tuple[np.ndarray, np.ndarra
             f"needs images [N, ...] and one label for each, [N], got shapes {pixels.shape} and {classes.shape}. "
             "Pass the labels of exactly these images; for one-hot labels use labels.argmax(-1)."
         )
+    if classes.dtype == object or np.issubdtype(classes.dtype, np.inexact):
+        raise ValueError(f"labels must be whole numbers or strings, got dtype {classes.dtype}. Use labels.astype(int).")
     if not np.isfinite(pixels).all():
         bad = int(np.size(pixels) - np.isfinite(pixels).sum())
         raise ValueError(

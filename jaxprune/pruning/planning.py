@@ -90,7 +90,7 @@ class Plan:
                 example_shape=tuple(int(size) for size in record["example"]["shape"]),
                 example_dtype=str(record["example"]["dtype"]),
             )
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"needs a plan as Plan.to_json writes it, got {text[:60]!r} ({type(error).__name__}: {error})."
             ) from error

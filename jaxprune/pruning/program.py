@@ -46,6 +46,8 @@ class Step:
     equation: jex.JaxprEqn
     inputs: tuple[int | jex.Literal, ...]
     outputs: tuple[int, ...]
+    callers: tuple[jex.JaxprEqn, ...] = ()
+    """The nested calls it sits in, innermost first."""
 
     @property
     def name(self) -> str:
@@ -55,9 +57,8 @@ class Step:
     @property
     def where(self) -> str:
         """The primitive with the user's source line, for messages."""
-        traceback = self.equation.source_info.traceback
-        frames = list(traceback.frames) if traceback is not None else []
-        for frame in frames:
+        # a library function's own jit knows no user line, the call of it does
+        for frame in (frame for equation in (self.equation, *self.callers) for frame in _frames(equation)):
             if not frame.file_name.startswith((*_LIBRARIES, os.path.dirname(__file__))):
                 return f"{self.name} at {frame.file_name}:{frame.line_num} ({frame.function_name})"
         return self.name
@@ -171,7 +172,7 @@ class _Flattening:
             self._numbers[variable] = self._fresh(variable)
         return self._numbers[variable]
 
-    def open(self, jaxpr: jex.Jaxpr) -> None:
+    def open(self, jaxpr: jex.Jaxpr, callers: tuple[jex.JaxprEqn, ...] = ()) -> None:
         """Appends the steps of `jaxpr`, whose inputs have numbers already."""
         for equation in jaxpr.eqns:
             inputs = tuple(
@@ -180,11 +181,17 @@ class _Flattening:
             inner = equation.params.get(_CALLS.get(equation.primitive.name, ""))
             if inner is None:
                 outputs = tuple(self.number(variable) for variable in equation.outvars)
-                self.steps.append(Step(equation, inputs, outputs))
+                self.steps.append(Step(equation, inputs, outputs, callers))
             else:
-                self._call(inner, inputs, equation)
+                self._call(inner, inputs, equation, callers)
 
-    def _call(self, inner: Any, inputs: tuple[int | jex.Literal, ...], equation: jex.JaxprEqn) -> None:
+    def _call(
+        self,
+        inner: Any,
+        inputs: tuple[int | jex.Literal, ...],
+        equation: jex.JaxprEqn,
+        callers: tuple[jex.JaxprEqn, ...],
+    ) -> None:
         jaxpr = inner.jaxpr if isinstance(inner, jex.ClosedJaxpr) else inner
         consts = inner.consts if isinstance(inner, jex.ClosedJaxpr) else ()
         saved = self._numbers
@@ -192,7 +199,7 @@ class _Flattening:
         self._numbers = dict(zip(jaxpr.invars, inputs, strict=True))  # type: ignore[arg-type]
         for variable, value in zip(jaxpr.constvars, consts, strict=True):
             self.constants[self.number(variable)] = value
-        self.open(jaxpr)
+        self.open(jaxpr, (equation, *callers))
         results = [
             variable if isinstance(variable, jex.Literal) else self._read(variable)
             for variable in jaxpr.outvars
@@ -207,3 +214,8 @@ class _Flattening:
         number = len(self.shapes)
         self.shapes[number] = tuple(variable.aval.shape)
         return number
+
+
+def _frames(equation: jex.JaxprEqn) -> list[Any]:
+    traceback: Any = equation.source_info.traceback
+    return [] if traceback is None else list(traceback.frames)
