@@ -24,14 +24,14 @@ _ATTEMPTS = 4
 
 
 def mutate_subtree(
-    key: jax.Array, f: Expression, vocabulary: Vocabulary, limits: Limits | None = None
+    key: jax.Array | Draws, f: Expression, vocabulary: Vocabulary, limits: Limits | None = None
 ) -> Expression:
     """`f` with one subtree replaced by a random one of the same type.
 
     A subtree that differs among channels is replaced by one that does too.
 
     Args:
-      key: decides everything.
+      key: decides everything; a `Draws` stream is read on.
       f: a formula within the limits.
       vocabulary: what the new subtree is made of.
       limits: largest size and depth of the result.
@@ -49,7 +49,7 @@ def mutate_subtree(
       ()
     """
     limits = require_within("mutate_subtree", f, limits)
-    draws, grammar = Draws(key), grammar_of(vocabulary)
+    draws, grammar = Draws.of(key), grammar_of(vocabulary)
     sites = [s for s in all_sites(f, limits) if grammar.is_reachable(goal_of(s.node), s.depth, s.size)]
     for index in draws.order([node_weight(site.node) for site in sites])[:_ATTEMPTS]:
         site = sites[index]
@@ -62,14 +62,14 @@ def mutate_subtree(
 
 
 def mutate_point(
-    key: jax.Array, f: Expression, vocabulary: Vocabulary, limits: Limits | None = None
+    key: jax.Array | Draws, f: Expression, vocabulary: Vocabulary, limits: Limits | None = None
 ) -> Expression:
     """`f` with one node replaced: an operand or constant by another, an operator by one that takes the same arguments.
 
     A replacement may change types on the way (`mean(P)` becomes `mean(WI)`) as long as the whole stays well typed.
 
     Args:
-      key: decides everything.
+      key: decides everything; a `Draws` stream is read on.
       f: a formula within the limits.
       vocabulary: what the new node is taken from.
       limits: largest size and depth of the result.
@@ -87,7 +87,7 @@ def mutate_point(
       'mean(abs(WI))'
     """
     limits = require_within("mutate_point", f, limits)
-    draws, grammar = Draws(key), grammar_of(vocabulary)
+    draws, grammar = Draws.of(key), grammar_of(vocabulary)
     sites = all_sites(f, limits)
     for index in draws.order([1.0] * len(sites)):
         site = sites[index]
@@ -103,11 +103,11 @@ def mutate_point(
     return f
 
 
-def mutate_hoist(key: jax.Array, f: Expression, limits: Limits | None = None) -> Expression:
+def mutate_hoist(key: jax.Array | Draws, f: Expression, limits: Limits | None = None) -> Expression:
     """`f` with one subtree replaced by a smaller one from inside it, of the same type: it gets shorter.
 
     Args:
-      key: decides everything.
+      key: decides everything; a `Draws` stream is read on.
       f: a formula within the limits.
       limits: largest size and depth of `f`.
 
@@ -130,18 +130,18 @@ def mutate_hoist(key: jax.Array, f: Expression, limits: Limits | None = None) ->
         pairs += [(site, node) for node in inner if site.fits(node)]
     if not pairs:
         return f
-    site, node = pairs[Draws(key).index(len(pairs))]
+    site, node = pairs[Draws.of(key).index(len(pairs))]
     return transplant(f, site.path, node)
 
 
-def jitter_constants(key: jax.Array, f: Expression, limits: Limits | None = None) -> Expression:
+def jitter_constants(key: jax.Array | Draws, f: Expression, limits: Limits | None = None) -> Expression:
     """`f` with constants multiplied by log-normal factors; signs never change and 0 stays 0.
 
     Each literal and each continuous parameter (the width of `rbf`) changes with probability one half, at least
     one of them always; results keep three significant digits so that formulas stay readable.
 
     Args:
-      key: decides everything.
+      key: decides everything; a `Draws` stream is read on.
       f: a formula within the limits.
       limits: largest size and depth of `f`.
 
@@ -158,7 +158,7 @@ def jitter_constants(key: jax.Array, f: Expression, limits: Limits | None = None
       (True, True)
     """
     limits = require_within("jitter_constants", f, limits)
-    draws = Draws(key)
+    draws = Draws.of(key)
     sites = [site for site in all_sites(f, limits) if _has_constant(site.node)]
     if not sites:
         return f

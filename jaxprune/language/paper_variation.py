@@ -19,12 +19,12 @@ MAX_HEIGHT = 4
 
 
 def paper_mutation(
-    key: jax.Array, f: Expression, vocabulary: Vocabulary, limits: Limits | None = None
+    key: jax.Array | Draws, f: Expression, vocabulary: Vocabulary, limits: Limits | None = None
 ) -> Expression:
     """`f` with an evenly drawn subtree replaced by a full random tree of height 0 to 4.
 
     Args:
-      key: decides everything.
+      key: decides everything; a `Draws` stream is read on.
       f: a formula within the limits.
       vocabulary: what the new subtree is made of.
       limits: largest size and depth of the result; where a full tree does not fit, branches end earlier.
@@ -46,7 +46,7 @@ def paper_mutation(
       Liu, Kung, Wentzlaff, Evolving Transferable (Neural) Pruning Functions, 2022; reference code.
     """
     limits = require_within("paper_mutation", f, limits)
-    draws, grammar = Draws(key), grammar_of(vocabulary, "uniform")
+    draws, grammar = Draws.of(key), grammar_of(vocabulary, "uniform")
     goals = [(site, Goal(site.node.type, informative=bool(site.node.type))) for site in all_sites(f, limits)]
     goals = [(site, goal) for site, goal in goals if grammar.is_reachable(goal, site.depth, site.size)]
     if not goals:
@@ -58,11 +58,13 @@ def paper_mutation(
     )
 
 
-def paper_crossover(key: jax.Array, a: Expression, b: Expression, limits: Limits | None = None) -> Expression:
+def paper_crossover(
+    key: jax.Array | Draws, a: Expression, b: Expression, limits: Limits | None = None
+) -> Expression:
     """`a` with a subtree replaced by one of `b`: a type that both have below their roots, then a place in each, evenly.
 
     Args:
-      key: decides everything.
+      key: decides everything; a `Draws` stream is read on.
       a: a formula within the limits.
       b: the formula that gives.
       limits: largest size and depth of the result; pairs of places that would pass them are left out.
@@ -82,7 +84,7 @@ def paper_crossover(key: jax.Array, a: Expression, b: Expression, limits: Limits
       Liu, Kung, Wentzlaff, Evolving Transferable (Neural) Pruning Functions, 2022; reference code.
     """
     limits = require_within("paper_crossover", a, limits)
-    draws = Draws(key)
+    draws = Draws.of(key)
     donors = [site.node for site in all_sites(b, limits)[1:]]
     pairs = [
         (site, node) for site in all_sites(a, limits)[1:] for node in donors if node.type == site.node.type

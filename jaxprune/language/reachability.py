@@ -159,7 +159,10 @@ def grammar_of(vocabulary: Vocabulary, style: Style = "useful") -> Grammar:
     Returns:
       Its reachability tables; operators and operands registered so far are in it.
     """
-    registered = [*OPERATORS.values(), *(OPERANDS[name] for name in vocabulary.operands)]
+    registered: list[Operator | Operand] = [
+        *OPERATORS.values(),
+        *(OPERANDS[name] for name in vocabulary.operands),
+    ]
     known = _GRAMMARS.get((vocabulary, style))
     if known is None or known[0] != registered:
         if len(_GRAMMARS) >= _MAX_GRAMMARS:

@@ -69,6 +69,11 @@ class Draws:
         self._generator: np.random.Generator = generator(key)
         self._block: list[float] = []
 
+    @classmethod
+    def of(cls, source: jax.Array | Draws) -> Draws:
+        """The stream of a key; a stream stays itself, so that one operator can go on where another stopped."""
+        return source if isinstance(source, Draws) else cls(source)
+
     def fraction(self) -> float:
         """A number in [0, 1)."""
         if not self._block:
@@ -91,7 +96,7 @@ class Draws:
 
 
 def random_expression(
-    key: jax.Array, vocabulary: Vocabulary, *, type: Type = (), limits: Limits | None = None
+    key: jax.Array | Draws, vocabulary: Vocabulary, *, type: Type = (), limits: Limits | None = None
 ) -> Expression:
     """A random formula of a type, within the limits, biased to what published metrics are made of.
 
@@ -125,7 +130,7 @@ def random_expression(
             f"{limits.max_size} nodes and depth {limits.max_depth}, got operands: {operands}; operators: {operators}. "
             "Add operands or operators, or raise the limits."
         )
-    draws = Draws(key)
+    draws = Draws.of(key)
     size = target_size(draws, grammar.least_nodes(goal, limits.max_depth) or 1, limits.max_size)
     return grow(draws, grammar, goal, limits.max_depth, size, stage="branch")
 

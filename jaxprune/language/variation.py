@@ -11,7 +11,6 @@ from typing import Literal
 
 import jax
 
-from jaxprune.keys import derive
 from jaxprune.language.mutation import jitter_constants, mutate_hoist, mutate_point, mutate_subtree
 from jaxprune.language.operands import Vocabulary
 from jaxprune.language.paper_variation import paper_crossover, paper_mutation
@@ -115,35 +114,37 @@ def vary(
       ((), False)
     """
     limits, settings = limits or Limits(), settings or VariationSettings()
+    draws = Draws(key)
     usable = [parent for parent in parents if parent.type == () and limits.allow(parent)]
     if not usable:
-        return random_expression(derive(key, "random"), vocabulary, limits=limits), "random"
+        return random_expression(draws, vocabulary, limits=limits), "random"
     if settings.preset == "paper":
-        return _vary_like_paper(key, usable, vocabulary, limits, settings)
+        return _vary_like_paper(draws, usable, vocabulary, limits, settings)
     first, last = usable[0], usable[-1]
-    moves: dict[Origin, Callable[[jax.Array], Expression]] = {
-        "subtree": lambda key: mutate_subtree(key, first, vocabulary, limits),
-        "crossover": lambda key: crossover(key, first, last, limits),
-        "point": lambda key: mutate_point(key, first, vocabulary, limits),
-        "hoist": lambda key: mutate_hoist(key, first, limits),
-        "constants": lambda key: jitter_constants(key, first, limits),
-        "random": lambda key: random_expression(key, vocabulary, limits=limits),
+    moves: dict[Origin, Callable[[], Expression]] = {
+        "subtree": lambda: mutate_subtree(draws, first, vocabulary, limits),
+        "crossover": lambda: crossover(draws, first, last, limits),
+        "point": lambda: mutate_point(draws, first, vocabulary, limits),
+        "hoist": lambda: mutate_hoist(draws, first, limits),
+        "constants": lambda: jitter_constants(draws, first, limits),
+        "random": lambda: random_expression(draws, vocabulary, limits=limits),
     }
     weights = {name: weight for name, weight in settings.weights().items() if weight > 0}
-    chosen = list(weights)[Draws(key).order(list(weights.values()))[0]]
-    move_key = derive(key, "move")
+    chosen = list(weights)[draws.order(list(weights.values()))[0]]
     for name in dict.fromkeys([chosen, "subtree", "random"]):
-        child = moves[name](move_key)
+        child = moves[name]()
         if child is not first:
             return child, name
     return first, "clone"
 
 
-def crossover(key: jax.Array, a: Expression, b: Expression, limits: Limits | None = None) -> Expression:
+def crossover(
+    key: jax.Array | Draws, a: Expression, b: Expression, limits: Limits | None = None
+) -> Expression:
     """`a` with one subtree replaced by a subtree of `b` of the same type.
 
     Args:
-      key: decides everything.
+      key: decides everything; a `Draws` stream is read on.
       a: a formula within the limits, which keeps its root or is replaced whole by a part of `b`.
       b: the formula that gives; it may be beyond the limits.
       limits: largest size and depth of the result.
@@ -162,7 +163,7 @@ def crossover(key: jax.Array, a: Expression, b: Expression, limits: Limits | Non
       ((), False)
     """
     limits = require_within("crossover", a, limits)
-    draws = Draws(key)
+    draws = Draws.of(key)
     sites = all_sites(a, limits)
     donors = list(b.walk())
     for index in draws.order([node_weight(site.node) for site in sites]):
@@ -183,20 +184,19 @@ def crossover(key: jax.Array, a: Expression, b: Expression, limits: Limits | Non
 
 
 def _vary_like_paper(
-    key: jax.Array,
+    draws: Draws,
     parents: Sequence[Expression],
     vocabulary: Vocabulary,
     limits: Limits,
     settings: VariationSettings,
 ) -> tuple[Expression, Origin]:
-    draws = Draws(derive(key, "choice"))
     is_crossed = draws.fraction() < settings.paper_crossover_probability
     is_mutated = draws.fraction() < settings.paper_mutation_probability
     child = parents[0]
     if is_crossed:
-        child = paper_crossover(derive(key, "paper_crossover"), child, parents[-1], limits)
+        child = paper_crossover(draws, child, parents[-1], limits)
     if is_mutated:
-        child = paper_mutation(derive(key, "paper_mutation"), child, vocabulary, limits)
+        child = paper_mutation(draws, child, vocabulary, limits)
     if is_crossed and is_mutated:
         return child, "paper_crossover+mutation"
     return child, "paper_crossover" if is_crossed else "paper_mutation" if is_mutated else "clone"

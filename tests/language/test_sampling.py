@@ -190,6 +190,7 @@ def test_draws_look_uniform_normal_and_weighted():
     assert min(fractions) >= 0 and max(fractions) < 1 and abs(sum(fractions) / 2000 - 0.5) < 0.03
     normals = [draws.normal() for _ in range(2000)]
     assert abs(sum(normals) / 2000) < 0.1 and abs(sum(n * n for n in normals) / 2000 - 1) < 0.15
+    assert Draws.of(draws) is draws
     firsts = Counter(draws.order([3.0, 1.0])[0] for _ in range(1000))
     assert abs(firsts[0] / 1000 - 0.75) < 0.05
 
