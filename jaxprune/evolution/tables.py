@@ -1,0 +1,86 @@
+"""Comparisons as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxprune.evolution.measurements import REFERENCE, Comparison, SummaryRow, TaskFacts
+
+
+def comparison_table(comparison: Comparison) -> str:
+    """Per task one line of facts and one table, best row first, invalid functions listed below it."""
+    parts = []
+    for task in comparison.task_names:
+        rows = [row for row in comparison.summary() if row.task == task]
+        facts = next((each for each in comparison.tasks if each.name == task), None)
+        parts.append(
+            "\n".join([f"### {task}", "", *([_facts_line(facts), ""] if facts else []), _table(rows)])
+        )
+        invalid = [f"- {row.name}{_formula(row)}: invalid, {row.reason}" for row in rows if not row.n]
+        if invalid:
+            parts.append("\n".join(invalid))
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table: the first column to the left, the others to the right.
+
+    Example:
+      >>> print(markdown_table(["name", "n"], [["l1", "4"]]))
+      | name | n |
+      |---|--:|
+      | l1 | 4 |
+    """
+    lines = [f"| {' | '.join(header)} |", "|---|" + "--:|" * (len(header) - 1)]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+
+
+def with_error(mean: float | None, se: float | None, *, signed: bool = False) -> str:
+    """A mean with its standard error, or what is known of it.
+
+    Example:
+      >>> with_error(1.234, 0.5, signed=True), with_error(80.0, None), with_error(None, None)
+      ('+1.2 ± 0.5', '80.0', '')
+    """
+    if mean is None:
+        return ""
+    shown = f"{mean:+.1f}" if signed else f"{mean:.1f}"
+    return shown if se is None else f"{shown} ± {se:.1f}"
+
+
+def _table(rows: Sequence[SummaryRow]) -> str:
+    has_test = any(row.test is not None for row in rows)
+    header = ["function", "accuracy % ± SE", "bases", f"difference to {REFERENCE} ± SE", "wins/ties/losses"]
+    header += ["test %", "test difference ± SE"] if has_test else []
+    header += ["complexity", "seconds"]
+    cells = []
+    for row in rows:
+        if row.n:
+            difference = with_error(row.difference, row.difference_se, signed=True)
+            line = [f"{row.name}{_formula(row)}", with_error(row.mean, row.se), str(row.n)]
+            line += ["", ""] if row.name == REFERENCE else [difference, f"{row.wins}/{row.ties}/{row.losses}"]
+            if has_test:
+                of_test = with_error(row.test_difference, row.test_difference_se, signed=True)
+                line += [with_error(row.test, None), "" if row.name == REFERENCE else of_test]
+            line += ["" if row.complexity is None else str(row.complexity), f"{row.seconds or 0.0:.2f}"]
+            cells.append(line)
+    return markdown_table(header, cells)
+
+
+def _formula(row: SummaryRow) -> str:
+    """The formula in brackets, where the name is not the formula itself."""
+    return f" `{row.formula}`" if row.formula and row.formula != row.name else ""
+
+
+def _facts_line(facts: TaskFacts) -> str:
+    kept = ", ".join(f"{group} {facts.kept[group]} of {width}" for group, width in facts.widths.items())
+    mean, low, high = (
+        float(each(facts.base_accuracies)) if facts.base_accuracies else float("nan")
+        for each in (np.mean, np.min, np.max)
+    )
+    return (
+        f"{len(facts.base_accuracies)} {facts.pool} bases with {mean:.1f} % validation accuracy before pruning "
+        f"({low:.1f} to {high:.1f}); channels kept: {kept}. SE and n count bases; differences are paired."
+    )
