@@ -99,7 +99,9 @@ class _Reader:
                 warnings.simplefilter("ignore")
                 body = ast.parse(self.text.strip(), mode="eval").body
         except SyntaxError as error:
-            column = max(0, min((error.offset or 1) - 1 + self.num_indented, len(self.text)))
+            is_at_end = not error.offset or error.lineno != 1  # Python stopped behind the last character
+            start = len(self.text.strip()) if is_at_end or error.offset is None else error.offset - 1
+            column = min(start + self.num_indented, len(self.text))
             self.fail(
                 f"A formula like var(P)/(var(Q) + 0.05) is needed, got a syntax error: {error.msg}.", column
             )
@@ -234,7 +236,8 @@ class _Reader:
 
     def fail_unknown(self, kind: str, name: str, known: Iterable[str], node: ast.expr) -> NoReturn:
         names = list(known)
-        close = difflib.get_close_matches(name, names, 1, 0.5)
+        close = [other for other in names if other.lower() == name.lower()]
+        close = close or difflib.get_close_matches(name, names, 1, 0.5)
         registered = name in OPERANDS or name in OPERATORS
         hint = f"Did you mean {close[0]}?" if close else "Is it registered?"
         if kind == "operand" and name in OPERATORS:

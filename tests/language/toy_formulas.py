@@ -1,0 +1,116 @@
+"""What the tests of the language share: random formulas, values to compute them on, and padded copies of those."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import strategies as st
+
+from jaxprune.language.axes import slice_range, sliced_mask
+from jaxprune.language.operands import DEFAULT_VOCABULARY, OPERANDS
+from jaxprune.language.operators import OPERATORS, IllTypedError
+from jaxprune.language.parsing import parse
+from jaxprune.language.tree import Expression, apply, literal, operand
+
+SIZES = {"D": 4, "NX": 7, "N": 3, "NQ": 4, "F": 6, "O": 5, "C": 3}
+PADDED = {"D": 8, "NX": 8, "N": 8, "NQ": 6, "F": 8, "O": 8, "C": 4}
+ARGUMENTS = tuple(
+    parse(text)
+    for text in (
+        "N", "X", "P", "Q", "mX", "mP", "WI", "W", "WO", "transpose(X)", "matmul(transpose(X), X)", "rbf(X, 1)",
+        "slice(P, 2, 5)", "slice(mX, 2, 5)",
+    )
+)  # fmt: skip
+
+
+def applications(name: str) -> list[Expression]:
+    """The operator applied to some combinations, of all its signatures, of a few arguments that it takes."""
+    found = []
+    operator = OPERATORS[name]
+    for arity in sorted({len(signature.arguments) for signature in operator.signatures}):
+        for children in itertools.product(ARGUMENTS, repeat=arity):
+            for params in {operator.parameter_choices[0], operator.parameter_choices[-1]}:
+                try:
+                    found.append(apply(name, *children, params=params))
+                except IllTypedError:
+                    continue
+    return found[:: max(1, len(found) // 5)]
+
+
+@st.composite
+def expressions(draw: st.DrawFn, steps: int = 8, scalar: bool = True) -> Expression:
+    """A well-typed formula, grown from leaves by applying random operators to what there is."""
+    names = draw(st.lists(st.sampled_from(DEFAULT_VOCABULARY.operands), min_size=1, max_size=4))
+    numbers = draw(st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=2))
+    pool = [*map(operand, names), *map(literal, numbers)]
+    for _ in range(draw(st.integers(0, steps))):
+        name = draw(st.sampled_from(sorted(OPERATORS)))
+        operator = OPERATORS[name]
+        arity = len(draw(st.sampled_from(operator.signatures)).arguments)
+        children = [draw(st.sampled_from(pool)) for _ in range(arity)]
+        params = draw(st.sampled_from(operator.parameter_choices))
+        try:
+            pool.append(apply(name, *children, params=params))
+        except IllTypedError:
+            pool.append(apply("abs", pool[-1]))
+    return apply("mean", pool[-1]) if scalar and pool[-1].type else pool[-1]
+
+
+def values(seed: int = 0, sizes: dict[str, int] = SIZES) -> dict[str, jax.Array]:
+    """A consistent value per operand for one channel and one class: the first N rows of X are P."""
+    rng = np.random.default_rng(seed)
+    made = {
+        name: rng.normal(0.5, 1.0, [sizes[axis] for axis in record.type]) for name, record in OPERANDS.items()
+    }
+    made["P"], made["Q"] = made["X"][: sizes["N"]], made["X"][sizes["N"] :]
+    made |= {f"m{name}": made[name].mean(0) for name in "XPQ"}
+    made |= {"N": sizes["N"], "NQ": sizes["NQ"], "NX": sizes["NX"], "WI": made["W"][:, 0]}
+    return {name: jnp.asarray(value, jnp.float32) for name, value in made.items()}
+
+
+def masks_of(f: Expression) -> tuple[jax.Array, ...]:
+    """Which entries of a padded value are real, per axis."""
+    return tuple(_mask(axis) for axis in f.type)
+
+
+def padded(value: jax.Array, f: Expression) -> jax.Array:
+    """The value with NaN up to the padded sizes."""
+    if not f.type:
+        return value
+    pairs = [(0, PADDED[axis] - size) for axis, size in zip(f.type, value.shape, strict=True)]
+    return jnp.asarray(np.pad(np.asarray(value), pairs, constant_values=np.nan))
+
+
+def evaluate(f: Expression, of: dict[str, jax.Array], *, is_padded: bool = False) -> jax.Array:
+    """The value of a formula for one channel and one class, operator by operator."""
+
+    def combine(node: Expression, children: list[jax.Array]) -> jax.Array:
+        if node.is_operand:
+            return padded(of[node.name], node) if is_padded else of[node.name]
+        if node.is_literal:
+            return jnp.asarray(node.value, jnp.float32)
+        masks = [masks_of(child) for child in node.children] if is_padded else None
+        return OPERATORS[node.operator].implement(*children, masks=masks, params=node.params)
+
+    return f.fold(combine)
+
+
+def real_part(value: jax.Array, f: Expression) -> np.ndarray:
+    """A padded value without its padding."""
+    return (
+        np.asarray(value)[np.ix_(*(np.asarray(mask) for mask in masks_of(f)))]
+        if f.type
+        else np.asarray(value)
+    )
+
+
+def _mask(axis: str) -> jax.Array:
+    bounds = slice_range(axis)
+    if bounds is not None:
+        mask = sliced_mask(_mask("D"), *bounds)
+        assert mask is not None
+        return mask
+    return jnp.arange(PADDED[axis]) < SIZES[axis]
