@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -34,6 +36,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._is_immediate = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -47,9 +50,22 @@ class Interrupts:
     ) -> None:
         self._restore()
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Work that may be dropped at any point: a signal ends it by a `KeyboardInterrupt` right there."""
+        self._is_immediate = True
+        try:
+            if self.received is not None:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._is_immediate = False
+
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self._restore()
+        if self._is_immediate:
+            raise KeyboardInterrupt
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -215,6 +215,9 @@ class _Loop:
             except SearchStopped as stop:
                 self._raise_if_interrupted(state)
                 return state, str(stop)
+            except KeyboardInterrupt:
+                self._raise_if_interrupted(state)
+                raise
             if told is None:
                 limit = state.config.max_evaluations
                 return state, "exhausted" if limit is None else "evaluations"
@@ -228,7 +231,8 @@ class _Loop:
         started = time.monotonic()
         if reason := self._reason_to_stop(state):
             raise SearchStopped(reason)
-        asked = propose(state)
+        with self.interrupts.at_once():  # nothing is lost: it is a pure function of the state
+            asked = propose(state)
         if not asked.proposals:
             return None
         records = evaluate(
@@ -269,7 +273,7 @@ class _Loop:
         if number is None:
             return
         message = (
-            f"stopped by signal {number} after {state.generation} complete generations and {state.evaluations} "
+            f"stopped by signal {number} after {state.generation} complete generation(s) and {state.evaluations} "
             f"fine-tunings in them. Everything is saved in {self.run.path}; go on with resume=True (--resume)."
         )
         self.run.event("interrupted", message)

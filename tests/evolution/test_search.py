@@ -184,6 +184,25 @@ def test_ctrl_c_ends_the_fine_tuning_under_way(whole: tuple[SearchResult, Path],
     assert contents(tmp_path) == contents(whole[1])
 
 
+class SlowScoring(ToyProblem):
+    """Is interrupted while it scores generation 1 (or trains its base networks)."""
+
+    def behaviours(self, functions: Sequence[Expression]) -> list[Behaviour | Invalid]:
+        if self.ran:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        return super().behaviours(functions)
+
+
+def test_scoring_is_interrupted_at_once(whole: tuple[SearchResult, Path], tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(SearchInterrupted, match=r"after 1 complete generation\(s\)") as caught:
+        evolve_problem(SlowScoring(), SMALL, tmp_path)
+    assert caught.value.exit_status == 143 and time.monotonic() - started < 20
+    evolve_problem(ToyProblem(), SMALL, tmp_path, resume=True)
+    assert contents(tmp_path) == contents(whole[1])
+
+
 def test_resuming_a_finished_run_changes_nothing(whole: tuple[SearchResult, Path]) -> None:
     result, run_dir = whole
     before = contents(run_dir)
