@@ -7,7 +7,8 @@ remembered up to a number of bytes, so equal subtrees of a population are shared
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -129,7 +130,7 @@ class ValueGraph:
         arrays = tuple(self._argument(child, node, view) for child in node.children)
         masks = tuple(masks_of(child.type, self.operands.class_counts) for child in node.children)
         params = tuple(np.asarray(param, self.operands.dtype) for param in traced)
-        kernel = lane_kernel(OPERATORS[node.operator].implement, static)
+        kernel = lane_kernel(cast(Hashable, OPERATORS[node.operator].implement), static)
         return kernel(arrays, masks, params, self.lanes if node.type == () else None)
 
     def _argument(self, child: Expression, node: Expression, view: View) -> Array:

@@ -6,9 +6,9 @@ not depend on it. Sample axes of classes of unequal size are padded and carry ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cache, lru_cache, partial
-from typing import Protocol
+from typing import Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxprune.language.axes import Type
 from jaxprune.language.operands import OPERANDS
-from jaxprune.language.operators import Implementation
+from jaxprune.language.operators import Implementation, Params
 from jaxprune.language.tree import Expression
 from jaxprune.scoring.analysis import View, lanes_of
 from jaxprune.scoring.moments import SetMoments, class_sets
@@ -45,7 +45,7 @@ def apply_lanes(
     implement: Implementation,
     arrays: Sequence[Array],
     masks: LaneMasks,
-    params: tuple[float | jax.Array, ...],
+    params: Params,
 ) -> jax.Array:
     """Runs a one-channel, one-class implementation over all lanes, never repeating a lane of size 1.
 
@@ -76,13 +76,15 @@ def apply_lanes(
 
 
 @cache
-def lane_kernel(implement: Implementation, static_params: tuple[float, ...]) -> Kernel:
+def lane_kernel(implement: Hashable, static_params: tuple[float, ...]) -> Kernel:
     """The jitted form of `apply_lanes` for one operator; compiled once per shape, shared by all formulas."""
 
     def run(
         arrays: tuple[Array, ...], masks: LaneMasks, params: tuple[Array, ...], lanes: tuple[int, ...] | None
     ) -> jax.Array:
-        result = apply_lanes(implement, arrays, masks, static_params or params)
+        # A traced parameter is a scalar array, which arithmetic takes like the float it stands for.
+        numbers = static_params or cast(Params, params)
+        result = apply_lanes(cast(Implementation, implement), arrays, masks, numbers)
         return result if lanes is None else jnp.broadcast_to(result, lanes)
 
     return jax.jit(run, static_argnums=3)
@@ -159,7 +161,7 @@ def moment_values(operands: Operands, view: View) -> dict[str, jax.Array]:
         values: dict[str, jax.Array] = {}
         for name, found in class_sets(member).items():  # type: ignore[arg-type]
             values |= {f"{operator}({name})": value for operator, value in _set_values(found).items()}
-            values[{"X": "NX", "P": "N", "Q": "NQ"}[name]] = found.count[:, None]
+            values[{"X": "NX", "P": "N", "Q": "NQ"}[name]] = found.num_examples[:, None]
         return values
 
     return jax.vmap(one_member)(moments)
@@ -241,7 +243,7 @@ def _set_values(found: SetMoments) -> dict[str, jax.Array]:
 def cut_lanes(value: Array, lanes: tuple[int, int, int]) -> jax.Array:
     """The first entries of each lane; for values that are equal along the lanes that are cut."""
     members, classes, channels = lanes
-    return value[:members, :classes, :channels]
+    return jnp.asarray(value)[:members, :classes, :channels]
 
 
 @partial(jax.jit, static_argnums=1)

@@ -22,7 +22,7 @@ class Moments(NamedTuple):
     Under stacked members every array has one more, leading axis.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # a tuple has a method of this name, which nobody calls here
     """[K] number of examples of each class, as a float."""
     pivot: jax.Array
     """[D, C] the value that sums are taken relative to: the first calibration example."""
@@ -35,7 +35,7 @@ class Moments(NamedTuple):
 class SetMoments(NamedTuple):
     """Moments of L sets of examples, each all of them, one class, or the other classes."""
 
-    count: jax.Array
+    num_examples: jax.Array
     """[L] number of examples."""
     pivot: jax.Array
     """[D, C] as in `Moments`."""
@@ -52,7 +52,7 @@ class SetMoments(NamedTuple):
     @property
     def num_entries(self) -> jax.Array:
         """[L] examples times positions."""
-        return self.count * self.pivot.shape[0]
+        return self.num_examples * self.pivot.shape[0]
 
     @property
     def entry_mean(self) -> jax.Array:
@@ -64,7 +64,7 @@ class SetMoments(NamedTuple):
         """[L, C] variance over all examples and positions (dividing by their number)."""
         shifted = self._shifted()
         between = jnp.mean((shifted - jnp.mean(shifted, axis=1, keepdims=True)) ** 2, axis=1)
-        return jnp.mean(self.m2, axis=1) / self.count[:, None] + between
+        return jnp.mean(self.m2, axis=1) / self.num_examples[:, None] + between
 
     def _shifted(self) -> jax.Array:
         """[L, D, C] means relative to the pivot of the first position: no large mean enters a square."""
@@ -144,7 +144,7 @@ def class_sets(moments: Moments) -> dict[str, SetMoments]:
     Example:
       >>> moments = zero_moments(jnp.zeros((1, 1)), 2)
       >>> moments = add_examples(moments, jnp.ones((3, 1, 1)), jnp.array([0, 0, 1]))
-      >>> {name: found.count.tolist() for name, found in class_sets(moments).items()}
+      >>> {name: found.num_examples.tolist() for name, found in class_sets(moments).items()}
       {'X': [3.0], 'P': [2.0, 1.0], 'Q': [1.0, 2.0]}
     """
     num_classes = moments.count.shape[0]

@@ -159,8 +159,19 @@ class Operands:
         own = moments if sample_is_full else sample_moments(rows, labels[order], num_classes=len(counts))
         arrays = {name: _sort_examples(name, wide(value), order) for name, value in (extras or {}).items()}
         filters = wide(kernel)
-        rest = [None if value is None else wide(value) for value in (outgoing, gamma, beta)]
-        return cls(moments, rows, own, filters, filters, *rest, arrays, counts, sample_is_full)
+        return cls(
+            moments=moments,
+            samples=rows,
+            sample_moments=own,
+            filters=filters,
+            bank=filters,
+            outgoing=None if outgoing is None else wide(outgoing),
+            gamma=None if gamma is None else wide(gamma),
+            beta=None if beta is None else wide(beta),
+            extras=arrays,
+            class_counts=counts,
+            sample_is_full=sample_is_full,
+        )
 
     @property
     def is_stacked(self) -> bool:
@@ -329,17 +340,21 @@ def stack_pytrees(members: Sequence[_Record], caller: str) -> _Record:
     """Stacks the leaves of records with equal structure and shapes; `caller` is named in errors."""
     if not members:
         raise ValueError(f"{caller} needs at least one member, got none.")
-    first = jax.tree.structure(members[0])
     shapes = [leaf.shape for leaf in jax.tree.leaves(members[0])]
     for number, member in enumerate(members):
         found = [leaf.shape for leaf in jax.tree.leaves(member)]
-        if jax.tree.structure(member) != first or found != shapes:
+        if not _same_structure(member, members[0]) or found != shapes:
             raise ValueError(
                 f"{caller} needs members of one structure, class counts and shapes; member {number} differs "
                 f"from member 0: {found} against {shapes}, or in which operands are present. "
                 "Observe all members on the same examples."
             )
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+
+
+def _same_structure(first: object, second: object) -> bool:
+    structures: list[object] = [jax.tree.structure(first), jax.tree.structure(second)]
+    return structures[0] == structures[1]
 
 
 def _sort_examples(name: str, value: jax.Array, order: np.ndarray) -> jax.Array:

@@ -23,7 +23,7 @@ def assert_equal_to_float64(moments, features, labels, rtol):
     for name, found in class_sets(moments).items():
         for row, examples in enumerate(expected[name]):
             scale = np.abs(examples).max()
-            np.testing.assert_allclose(found.count[row], len(examples))
+            np.testing.assert_allclose(found.num_examples[row], len(examples))
             np.testing.assert_allclose(found.mean[row], examples.mean(0), rtol=2e-7, atol=2e-7 * scale)
             np.testing.assert_allclose(
                 found.entry_mean[row], examples.mean((0, 1)), rtol=2e-7, atol=2e-7 * scale
@@ -32,7 +32,7 @@ def assert_equal_to_float64(moments, features, labels, rtol):
             np.testing.assert_allclose(
                 found.entry_variance[row], variance, rtol=rtol, atol=rtol * variance.max()
             )
-            spread = found.m2[row] / found.count[row]
+            spread = found.m2[row] / found.num_examples[row]
             np.testing.assert_allclose(spread, examples.var(0), rtol=rtol, atol=rtol * variance.max())
 
 
@@ -61,7 +61,7 @@ def test_positions_of_different_level_keep_their_variance():
     features = (level + 0.1 * rng.standard_normal((200, 2, 2))).astype(np.float32)
     labels = rng.integers(0, 2, 200)
     sets = class_sets(sample_moments(features, labels, num_classes=2))
-    spread = sets["Q"].m2[1] / sets["Q"].count[1]
+    spread = sets["Q"].m2[1] / sets["Q"].num_examples[1]
     np.testing.assert_allclose(spread, features[labels != 1].astype(np.float64).var(0), rtol=1e-5)
 
 

@@ -1,0 +1,222 @@
+"""From functions and an observed network to an order of channels in every group, or the reason why there is none.
+
+Scores of a group's producers are made unitless and joined; non-finite values make a function invalid, a group of
+equal scores falls back to the order of `l2`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from jaxprune.language.published import library
+from jaxprune.language.tree import Expression
+from jaxprune.scoring.evaluator import PopulationScores, Scorer
+from jaxprune.scoring.records import Observed
+from jaxprune.types import Invalid
+
+Aggregation = Literal["relative", "mean", "max", "first"]
+"""How the scores of a group's producers become one: `relative` is the mean of scores divided by their mean
+magnitude, `mean` the plain mean, `max` the largest relative score, `first` the first producer's score alone."""
+
+_CONSTANT_ULPS = 8  # a spread of less is rounding, not an order
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Finite scores of all channels of a network by one function; the lowest are pruned first."""
+
+    scores: Mapping[str, np.ndarray]
+    """Group name -> [C] float64 scores."""
+    fallback_groups: tuple[str, ...]
+    """Groups whose scores were all equal, which hold the scores of `l2` instead."""
+    num_ties: int
+    """Channels of the other groups that share their score with one of lower index."""
+
+
+def score(
+    f: Expression, operands: Observed, *, aggregation: Aggregation = "relative"
+) -> dict[str, np.ndarray]:
+    """The score of every channel of every group of an observed network.
+
+    Args:
+      f: a pruning function.
+      operands: what `observe` returns.
+      aggregation: how the scores of several producers of one group are joined, see `Aggregation`. The default
+        divides by the mean magnitude in groups of one producer too, so that groups can be compared.
+
+    Returns:
+      Group name -> [C] float64 scores ([B, C] for stacked operands), the lowest to be pruned first. Values that
+      the arithmetic makes NaN or infinite stay so.
+
+    Raises:
+      ValueError: if a producer lacks an operand, or the aggregation is unknown.
+
+    Example:
+      >>> from jaxprune.language.parsing import parse
+      >>> from jaxprune.scoring.records import Operands
+      >>> ops = Operands.from_arrays(features=np.eye(2), labels=[0, 1], kernel=[[1.0, -2.0], [3.0, 4.0]])
+      >>> score(parse("sum(abs(WI))"), Observed({"dense.kernel": ops}, {"dense.kernel": ("dense.kernel",)}))
+      {'dense.kernel': array([0.8, 1.2])}
+    """
+    found = _score_producers([f], operands)
+    reasons = [f"{path}: {result.reasons[0]}" for path, (_, result) in found.items() if result.reasons[0]]
+    if reasons:
+        raise ValueError(
+            f"{f} needs operands that every layer has, but {'; '.join(reasons)}. Use another function."
+        )
+    joined = {}
+    for group, paths in operands.groups.items():
+        scores = aggregate([found[path][1].scores[0] for path in paths], aggregation)
+        joined[group] = scores if operands.is_stacked else scores[0]
+    return joined
+
+
+def rank_population(
+    functions: Sequence[Expression], operands: Observed, *, aggregation: Aggregation = "relative"
+) -> list[Ranking | Invalid] | list[list[Ranking | Invalid]]:
+    """Ranks the channels of a network by many functions at once.
+
+    A function is invalid, with a reason, where a score or an intermediate value is not finite (the reason names
+    group, channel and the first offending sub-expression), where an operand is missing, where it would cost too much,
+    and where its scores are constant in every group.
+
+    Args:
+      functions: P pruning functions.
+      operands: what `observe` returns, or several of these stacked.
+      aggregation: see `Aggregation`.
+
+    Returns:
+      One result per function; for stacked operands, per function a list with one result per member.
+
+    Example:
+      >>> from jaxprune.language.parsing import parse
+      >>> from jaxprune.scoring.records import Operands
+      >>> ops = Operands.from_arrays(features=np.eye(2), labels=[0, 1], kernel=[[1.0, -2.0], [3.0, 4.0]])
+      >>> observed = Observed({"dense.kernel": ops}, {"dense.kernel": ("dense.kernel",)})
+      >>> print(rank_population([parse("N / (NX - NX)")], observed)[0])
+      invalid: not finite in group dense.kernel, channel 0: N/(NX - NX)
+    """
+    unique = list(dict.fromkeys([*functions, library["l2"]]))
+    found = _score_producers(unique, operands)
+    fallback = _group_scores(found, operands, unique.index(library["l2"]), aggregation)
+    ranked: dict[Expression, list[Ranking | Invalid]] = {}
+    for row, f in enumerate(unique):
+        scores = _group_scores(found, operands, row, aggregation)
+        ranked[f] = [
+            _first_problem(f, row, member, found, operands) or _rank(scores, fallback, member)
+            for member in range(operands.num_members)
+        ]
+    if operands.is_stacked:
+        return [ranked[f] for f in functions]
+    return [ranked[f][0] for f in functions]
+
+
+def pruning_order(scores: np.ndarray) -> np.ndarray:
+    """Channel indices from the first to be pruned to the last: lowest score first, ties by index.
+
+    Example:
+      >>> pruning_order(np.array([2.0, 1.0, 2.0, 0.5])).tolist()
+      [3, 1, 0, 2]
+    """
+    return np.argsort(scores, kind="stable")
+
+
+def aggregate(scores: Sequence[np.ndarray], aggregation: Aggregation) -> np.ndarray:
+    """Joins [..., C] scores of several producers; float64, so that dividing makes no new ties.
+
+    Raises:
+      ValueError: if the aggregation is unknown.
+
+    Example:
+      >>> aggregate([np.array([1.0, 3.0]), np.array([20.0, 20.0])], "relative").tolist()
+      [0.75, 1.25]
+    """
+    if aggregation not in _JOINED:
+        raise ValueError(f"aggregation must be one of {', '.join(_JOINED)}, got {aggregation!r}.")
+    with np.errstate(invalid="ignore", over="ignore"):
+        return _JOINED[aggregation](np.stack([np.asarray(values, np.float64) for values in scores]))
+
+
+def is_constant(scores: np.ndarray) -> bool:
+    """Whether [C] finite scores differ by no more than rounding.
+
+    Example:
+      >>> is_constant(np.array([0.1, 0.1 + 1e-9])), is_constant(np.array([0.1, 0.11]))
+      (True, False)
+    """
+    spread = float(scores.max() - scores.min())
+    return spread <= _CONSTANT_ULPS * float(np.finfo(np.float32).eps) * float(np.abs(scores).max())
+
+
+def _relative(scores: np.ndarray) -> np.ndarray:
+    """Scores divided by their mean magnitude; those of a producer of zeros stay zero."""
+    magnitude = np.mean(np.abs(scores), axis=-1, keepdims=True)
+    return scores / np.where(magnitude == 0, 1.0, magnitude)
+
+
+_JOINED: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+    "relative": lambda scores: np.mean(_relative(scores), axis=0),
+    "mean": lambda scores: np.mean(scores, axis=0),
+    "max": lambda scores: np.max(_relative(scores), axis=0),
+    "first": lambda scores: scores[0],
+}
+
+_Found = dict[str, tuple[Scorer, PopulationScores]]
+
+
+def _score_producers(functions: Sequence[Expression], operands: Observed) -> _Found:
+    """Scores the functions on every producer, producers side by side: compiling a kernel occupies one core."""
+    paths = list(dict.fromkeys(path for producers in operands.groups.values() for path in producers))
+    scorers = {path: Scorer(operands[path]) for path in paths}
+    with ThreadPoolExecutor(max_workers=max(1, min(len(paths), os.cpu_count() or 1))) as pool:
+        results = list(pool.map(lambda path: scorers[path].run(functions), paths))
+    return {path: (scorers[path], result) for path, result in zip(paths, results, strict=True)}
+
+
+def _group_scores(
+    found: _Found, operands: Observed, row: int, aggregation: Aggregation
+) -> dict[str, np.ndarray]:
+    """Group name -> [B, C] scores of one function; NaN where it was not evaluated."""
+    return {
+        group: aggregate([found[path][1].scores[row] for path in paths], aggregation)
+        for group, paths in operands.groups.items()
+    }
+
+
+def _first_problem(f: Expression, row: int, member: int, found: _Found, operands: Observed) -> Invalid | None:
+    """Why a function gives no scores on a member, or None."""
+    for group, paths in operands.groups.items():
+        for path in paths:
+            scorer, result = found[path]
+            reason = result.reasons[row]
+            if reason is not None:
+                return Invalid(f"{reason} ({path})")
+            bad = np.flatnonzero(~result.is_sound[row, member])
+            if bad.size:
+                offending = scorer.first_offending(f, member, int(bad[0]))
+                return Invalid(f"not finite in group {group}, channel {int(bad[0])}: {offending}")
+    return None
+
+
+def _rank(
+    scores: Mapping[str, np.ndarray], fallback: Mapping[str, np.ndarray], member: int
+) -> Ranking | Invalid:
+    """The ranking of one member from finite scores."""
+    chosen, equal, ties = {}, [], 0
+    for group, values in scores.items():
+        own = values[member]
+        if is_constant(own):
+            equal.append(group)
+            own = fallback[group][member]
+        else:
+            ties += own.size - np.unique(own).size
+        chosen[group] = own
+    if len(equal) == len(scores):
+        return Invalid("constant in every group")
+    return Ranking(chosen, tuple(equal), ties)
