@@ -1,1 +1,148 @@
-"""Evolve pruning functions and use them to make Flax networks smaller."""
+"""Evolve pruning functions and use them to make Flax networks smaller.
+
+Every public name is here, `import jaxprune as jp`; its module is loaded when the name is first used, so that
+importing the package costs nothing and starts no device work.
+
+    jp.parse("sum(abs(WI))")                       formulas
+    jp.observe, jp.score, jp.plan, jp.slim         from a network to a smaller one
+    jp.Task, jp.evolve, jp.compare, jp.calibrate   from tasks to formulas, and how good they are
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from jaxprune._version import __version__
+
+if TYPE_CHECKING:  # for type checkers and editors; `_HOME` says the same at run time, and a test compares them
+    from jaxprune.evolution.asking import ask
+    from jaxprune.evolution.calibration import calibrate
+    from jaxprune.evolution.comparison import compare
+    from jaxprune.evolution.evaluation import evaluate
+    from jaxprune.evolution.evolving import evolve
+    from jaxprune.evolution.presets import find_task
+    from jaxprune.evolution.problem import TaskProblem
+    from jaxprune.evolution.search import init_search
+    from jaxprune.evolution.settings import EvolveConfig
+    from jaxprune.evolution.tasks import Schedule, Task
+    from jaxprune.evolution.telling import tell
+    from jaxprune.language.operands import register_operand
+    from jaxprune.language.operators import register_operator
+    from jaxprune.language.parsing import ParseError, parse
+    from jaxprune.language.published import library, own_seeds, sources
+    from jaxprune.language.tree import Expression
+    from jaxprune.nets.conv_nets import PlainConvNet, SmallConvNet
+    from jaxprune.nets.cost import count_macs, count_parameters
+    from jaxprune.nets.lenet import LeNet5
+    from jaxprune.nets.vgg import VGG16
+    from jaxprune.pruning.masking import mask
+    from jaxprune.pruning.observation import observe
+    from jaxprune.pruning.planning import Plan, plan
+    from jaxprune.pruning.slimming import slim
+    from jaxprune.report import write_report
+    from jaxprune.scoring.compiled import compile
+    from jaxprune.scoring.evaluator import score_population
+    from jaxprune.scoring.ranking import score
+    from jaxprune.scoring.records import Operands
+    from jaxprune.training.data import Dataset, load_dataset
+    from jaxprune.training.recipes import Recipe
+    from jaxprune.types import Invalid
+
+__all__ = [
+    "VGG16",
+    "Dataset",
+    "EvolveConfig",
+    "Expression",
+    "Invalid",
+    "LeNet5",
+    "Operands",
+    "ParseError",
+    "PlainConvNet",
+    "Plan",
+    "Recipe",
+    "Schedule",
+    "SmallConvNet",
+    "Task",
+    "TaskProblem",
+    "__version__",
+    "ask",
+    "calibrate",
+    "compare",
+    "compile",
+    "count_macs",
+    "count_parameters",
+    "evaluate",
+    "evolve",
+    "find_task",
+    "init_search",
+    "library",
+    "load_dataset",
+    "mask",
+    "observe",
+    "own_seeds",
+    "parse",
+    "plan",
+    "register_operand",
+    "register_operator",
+    "score",
+    "score_population",
+    "slim",
+    "sources",
+    "tell",
+    "write_report",
+]
+
+_NAMES = {
+    "evolution.asking": "ask",
+    "evolution.calibration": "calibrate",
+    "evolution.comparison": "compare",
+    "evolution.evaluation": "evaluate",
+    "evolution.evolving": "evolve",
+    "evolution.presets": "find_task",
+    "evolution.problem": "TaskProblem",
+    "evolution.search": "init_search",
+    "evolution.settings": "EvolveConfig",
+    "evolution.tasks": "Schedule Task",
+    "evolution.telling": "tell",
+    "language.operands": "register_operand",
+    "language.operators": "register_operator",
+    "language.parsing": "ParseError parse",
+    "language.published": "library own_seeds sources",
+    "language.tree": "Expression",
+    "nets.conv_nets": "PlainConvNet SmallConvNet",
+    "nets.cost": "count_macs count_parameters",
+    "nets.lenet": "LeNet5",
+    "nets.vgg": "VGG16",
+    "pruning.masking": "mask",
+    "pruning.observation": "observe",
+    "pruning.planning": "Plan plan",
+    "pruning.slimming": "slim",
+    "report": "write_report",
+    "scoring.compiled": "compile",
+    "scoring.evaluator": "score_population",
+    "scoring.ranking": "score",
+    "scoring.records": "Operands",
+    "training.data": "Dataset load_dataset",
+    "training.recipes": "Recipe",
+    "types": "Invalid",
+}
+_HOME = {name: f"jaxprune.{module}" for module, names in _NAMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> object:
+    """The public name, from its module, which is loaded now.
+
+    Raises:
+      AttributeError: if there is no such name.
+    """
+    if name not in _HOME:
+        raise AttributeError(f"module 'jaxprune' has no attribute {name!r}; see jaxprune.__all__.")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value  # found at once from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted({*globals(), *__all__})
