@@ -104,10 +104,10 @@ def compare(
         jobs, invalid = planned_jobs(base_pool, rows, draws=draws, repeats=repeats, with_scratch=with_scratch)
         test = None
         if test_records is not None and task.test is not None:
-            base_pool.bases  # noqa: B018 - trained before the test images are opened, so that a crash does not waste them
-            images, labels = task.test.open(
-                FilePath(test_records) / f"test-{task.name}.json", reopen=reopen_test
-            )
+            # The bases are trained by now, so a crash while training leaves the test images closed.
+            records = FilePath(test_records)
+            records.mkdir(parents=True, exist_ok=True)
+            images, labels = task.test.open(records / f"test-{task.name}.json", reopen=reopen_test)
             test = Examples(jnp.asarray(images), jnp.asarray(labels))
         measurements += measure_jobs(base_pool, jobs, evaluations=evaluations, test=test, on_row=on_row)
         refused += invalid
