@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from math import prod
 
 import jax
-import numpy as np
 from flax import nnx
 
 from jaxprune.pruning.atoms import Dim
@@ -51,6 +50,7 @@ class Site:
     `"batch"`, `"channel"` or `"position"` with sizes.
     """
 
+    group: str
     kernel: Path
     axis: int
     gamma: Path | None
@@ -108,7 +108,7 @@ class Structure:
 
     def count_parameters(self, widths: Mapping[str, int] | None = None) -> int:
         """Number of trained parameters at these widths."""
-        full: dict[str | None, int] = {**self.widths, **(widths or {})}
+        full = {**self.widths, **(widths or {})}
         return sum(
             prod(
                 full[name] if name is not None else size for axis in self.layouts[path] for name, size in axis
@@ -169,7 +169,7 @@ def trace_structure(model: nnx.Module, example: Array | jax.ShapeDtypeStruct) ->
       ...         self.head = nnx.Linear(4 * 64, 10, rngs=rngs)
       ...     def __call__(self, x):
       ...         return self.head(nnx.relu(self.conv(x)).reshape(x.shape[0], -1))
-      >>> structure = trace_structure(Net(nnx.Rngs(0)), np.zeros((1, 8, 8, 1), np.float32))
+      >>> structure = trace_structure(Net(nnx.Rngs(0)), jax.numpy.zeros((1, 8, 8, 1)))
       >>> [str(member) for member in structure.groups["conv.kernel"].members]
       ['conv.bias axis 0', 'conv.kernel axis 3', 'head.kernel axis 0 as 64 x channel x 1']
     """
@@ -213,14 +213,12 @@ class _Grouping:
         for production in self.trace.productions:
             self._check(production)
         for leaf, productions in list(self.made.items()):
-            if self.atoms.reason(leaf) is not None:
-                del self.made[leaf]
-            elif self._unusable(leaf, productions):
+            if self.atoms.reason(leaf) is not None or self._unusable(leaf, productions):
                 del self.made[leaf]
         names = {leaf: dotted(productions[0].kernel) for leaf, productions in self.made.items()}
         groups = {name: self._group(leaf, name) for leaf, name in names.items()}
         sites = {
-            dotted(production.kernel): self._site(leaf, production)
+            dotted(production.kernel): self._site(leaf, names[leaf], production)
             for leaf, productions in self.made.items()
             for production in reversed(productions)  # of a shared kernel's uses the first one is read
         }
@@ -306,7 +304,7 @@ class _Grouping:
             consumers=tuple(dict.fromkeys(self.consumed[leaf])),
         )
 
-    def _site(self, leaf: int, production: Production) -> Site:
+    def _site(self, leaf: int, group: str, production: Production) -> Site:
         use, axis = production.use, self._axis(production.kernel, production.dim)
         assert use is not None and axis is not None  # checked by _unusable and _check
         consumer_axis = self._consumer_axis(leaf, use)
@@ -314,6 +312,7 @@ class _Grouping:
         leaves = [part for dim in use.dims for part in self.atoms.leaves(dim)]
         kinds = {leaf: "channel", **dict.fromkeys(self.batch, "batch")}
         return Site(
+            group=group,
             kernel=production.kernel,
             axis=axis,
             gamma=production.gamma,

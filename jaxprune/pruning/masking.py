@@ -37,7 +37,9 @@ def mask(model: nnx.Module, plan: Plan) -> nnx.Module:
     """
     structure = check_plan(model, plan)
     graphdef, flat, rest = split_model(model)
-    masked = apply_masks(jax.device_get(flat), channel_masks(structure, plan.kept))  # on the host: nothing compiles
+    masked = apply_masks(
+        jax.device_get(flat), channel_masks(structure, plan.kept)
+    )  # on the host: nothing compiles
     return merge_model(graphdef, jax.tree.map(jnp.asarray, masked), rest)
 
 
@@ -97,14 +99,16 @@ def keep_masked(
     """
     inner = optax.identity() if optimizer is None else optimizer
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         changes, state = inner.update(_masked(updates, masks), state, params)
         return _masked(changes, masks), state
 
     return optax.GradientTransformation(inner.init, update)
 
 
-def _masked(tree: Any, masks: Mapping[Path, Array]) -> Any:
+def _masked(tree: optax.Updates, masks: Mapping[Path, Array]) -> optax.Updates:
     leaves, definition = jax.tree_util.tree_flatten_with_path(tree)
     found = 0
     result = []

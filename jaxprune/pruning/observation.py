@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from math import ceil
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,17 @@ from jaxprune.pruning.states import FlatState, Path, fingerprint, parameter_path
 from jaxprune.scoring.moments import Moments, add_examples, zero_moments
 from jaxprune.scoring.records import Observed, Operands, sample_moments
 from jaxprune.types import Array
+
+
+class _Weights(TypedDict):
+    kernel: jax.Array
+    outgoing: jax.Array
+
+
+class _Norm(TypedDict):
+    gamma: jax.Array | None
+    beta: jax.Array | None
+
 
 Observer = Callable[[Mapping[Path, Array]], Observed]
 """Arrays of a network (from `split_model`) -> what was observed on it."""
@@ -168,7 +180,9 @@ def _check_examples(images: Array, labels: Array) -> tuple[np.ndarray, np.ndarra
             "Pass the labels of exactly these images; for one-hot labels use labels.argmax(-1)."
         )
     if classes.dtype == object or np.issubdtype(classes.dtype, np.inexact):
-        raise ValueError(f"labels must be whole numbers or strings, got dtype {classes.dtype}. Use labels.astype(int).")
+        raise ValueError(
+            f"labels must be whole numbers or strings, got dtype {classes.dtype}. Use labels.astype(int)."
+        )
     if not np.isfinite(pixels).all():
         bad = int(np.size(pixels) - np.isfinite(pixels).sum())
         raise ValueError(
@@ -258,25 +272,26 @@ def _sample_step(
             sample_labels=class_ids,
             sample_is_full=is_everything and pooled.shape == rows.shape,
             **_weights(structure, structure.sites[name], arrays),
+            **_scale_and_shift(structure.sites[name], arrays),
         )
         pivots[name] = rows[0]
     return operands, pivots
 
 
-def _weights(structure: Structure, site: Site, arrays: FlatState) -> dict[str, jax.Array | None]:
-    """The weights that make each channel [F, C] and read it [O, C], and its scale and shift [C]."""
+def _weights(structure: Structure, site: Site, arrays: FlatState) -> _Weights:
+    """The weights that make each channel [F, C] and those that read it [O, C]."""
     kernel = jnp.moveaxis(arrays[site.kernel], site.axis, -1)
     channels = kernel.shape[-1]
     layout = structure.layouts[site.consumer]
-    (group,) = (name for name, _ in structure.layouts[site.kernel][site.axis])
     factors = [(axis, name, size) for axis, parts in enumerate(layout) for name, size in parts]
     position = next(
-        i for i, (axis, name, _) in enumerate(factors) if axis == site.consumer_axis and name == group
+        i for i, (axis, name, _) in enumerate(factors) if axis == site.consumer_axis and name == site.group
     )
     outgoing = jnp.moveaxis(arrays[site.consumer].reshape([size for *_, size in factors]), position, -1)
-    return {
-        "kernel": kernel.reshape(-1, channels),
-        "outgoing": outgoing.reshape(-1, channels),
-        "gamma": None if site.gamma is None else arrays[site.gamma].reshape(channels),
-        "beta": None if site.beta is None else arrays[site.beta].reshape(channels),
-    }
+    return {"kernel": kernel.reshape(-1, channels), "outgoing": outgoing.reshape(-1, channels)}
+
+
+def _scale_and_shift(site: Site, arrays: FlatState) -> _Norm:
+    """Gamma and beta [C] of the normalisation after the kernel, as far as there are any."""
+    gamma, beta = (None if path is None else jnp.ravel(arrays[path]) for path in (site.gamma, site.beta))
+    return {"gamma": gamma, "beta": beta}

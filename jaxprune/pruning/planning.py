@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
-
 import jax
 import numpy as np
 from flax import nnx
 
 from jaxprune.pruning.budgets import Scope, check_scores, counts_within
 from jaxprune.pruning.groups import Structure, trace_structure
+from jaxprune.pruning.indices import index_arrays
 from jaxprune.pruning.states import fingerprint, split_model
 from jaxprune.types import Array, Kept
 
@@ -179,8 +179,6 @@ def make_plan(structure: Structure, kept: Kept | Mapping[str, tuple[int, ...]]) 
     Raises:
       ValueError: for indices that do not fit the groups.
     """
-    from jaxprune.pruning.indices import index_arrays
-
     indices = index_arrays(structure, kept)
     return Plan(
         kept={
@@ -210,9 +208,7 @@ def select(scores: Mapping[str, Array], counts: Mapping[str, int]) -> Kept:
       >>> select({"conv": np.array([3.0, 1.0, 1.0, 2.0])}, {"conv": 3})
       (('conv', (0, 2, 3)),)
     """
-    return tuple(
-        (name, _highest(scores[name] if name in scores else None, count)) for name, count in counts.items()
-    )
+    return tuple((name, _highest(scores.get(name), count)) for name, count in counts.items())
 
 
 def check_plan(model: nnx.Module, plan: Plan) -> Structure:
@@ -224,8 +220,9 @@ def check_plan(model: nnx.Module, plan: Plan) -> Structure:
     found = fingerprint(split_model(model)[1])
     if found != plan.fingerprint:
         raise ValueError(
-            f"needs the network that the plan was made for (fingerprint {plan.fingerprint}, widths {dict(plan.widths)}), "
-            f"got one with fingerprint {found}. Make a new plan for this network, or load the right one."
+            f"needs the network that the plan was made for (fingerprint {plan.fingerprint}, widths "
+            f"{dict(plan.widths)}), got one with fingerprint {found}. "
+            "Make a new plan for this network, or load the right one."
         )
     return trace_structure(model, plan.example)
 

@@ -7,10 +7,10 @@ observed without touching the network's code.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import flax
 import jax
@@ -95,16 +95,14 @@ def trace_program(
     Raises:
       ValueError: if the network cannot be run on such an input; the message carries the network's own error.
     """
-
-    def forward(flat: FlatState, images: jax.Array) -> Any:
-        return merge_model(graphdef, flat, rest)(images)  # type: ignore[operator]
-
     paths = list(flat)
+
+    def forward(arrays: list[Array], images: jax.Array) -> Array:
+        return cast(Array, merge_model(graphdef, dict(zip(paths, arrays, strict=True)), rest)(images))
+
     shapes = {path: jax.ShapeDtypeStruct(flat[path].shape, flat[path].dtype) for path in paths}
     try:
-        closed = jax.make_jaxpr(
-            lambda arrays, images: forward(dict(zip(paths, arrays, strict=True)), images)
-        )([shapes[path] for path in paths], example)
+        closed = jax.make_jaxpr(forward)([shapes[path] for path in paths], example)
     except Exception as error:
         raise ValueError(
             f"needs a network that runs on images of shape {example.shape} and dtype {example.dtype}, but it failed "
@@ -143,7 +141,7 @@ def evaluate(
         if needed.intersection(step.outputs):
             steps.append(step)
             needed.update(value for value in step.inputs if isinstance(value, int))
-    values: dict[int, jax.Array] = {number: flat[path] for path, number in program.parameters.items()}
+    values: dict[int, Any] = {number: flat[path] for path, number in program.parameters.items()}
     values.update(program.constants)
     values[program.example] = images
     for step in reversed(steps):
@@ -158,6 +156,11 @@ def evaluate(
     return [values[number] for number in wanted]
 
 
+def shape_of(variable: jex.Var | jex.Literal) -> tuple[int, ...]:
+    """The shape of a variable of a trace."""
+    return tuple(getattr(variable.aval, "shape", ()))
+
+
 class _Flattening:
     """Numbers variables and opens nested calls; one instance per trace."""
 
@@ -165,7 +168,7 @@ class _Flattening:
         self.steps: list[Step] = []
         self.constants: dict[int, jax.Array] = {}
         self.shapes: dict[int, tuple[int, ...]] = {}
-        self._numbers: dict[Any, int] = {}
+        self._numbers: dict[jex.Var, Any] = {}  # a number, or the literal an inner call was given
 
     def number(self, variable: jex.Var) -> int:
         if variable not in self._numbers:
@@ -187,7 +190,7 @@ class _Flattening:
 
     def _call(
         self,
-        inner: Any,
+        inner: jex.ClosedJaxpr | jex.Jaxpr,
         inputs: tuple[int | jex.Literal, ...],
         equation: jex.JaxprEqn,
         callers: tuple[jex.JaxprEqn, ...],
@@ -196,7 +199,7 @@ class _Flattening:
         consts = inner.consts if isinstance(inner, jex.ClosedJaxpr) else ()
         saved = self._numbers
         # the same inner jaxpr may be called twice: its variables get fresh numbers each time
-        self._numbers = dict(zip(jaxpr.invars, inputs, strict=True))  # type: ignore[arg-type]
+        self._numbers = dict(zip(jaxpr.invars, inputs, strict=True))
         for variable, value in zip(jaxpr.constvars, consts, strict=True):
             self.constants[self.number(variable)] = value
         self.open(jaxpr, (equation, *callers))
@@ -205,14 +208,14 @@ class _Flattening:
             for variable in jaxpr.outvars
         ]
         self._numbers = saved
-        self._numbers.update(zip(equation.outvars, results, strict=True))  # type: ignore[arg-type]
+        self._numbers.update(zip(equation.outvars, results, strict=True))
 
-    def _read(self, variable: jex.Var) -> Any:
+    def _read(self, variable: jex.Var) -> int | jex.Literal:
         return self._numbers[variable] if variable in self._numbers else self.number(variable)
 
     def _fresh(self, variable: jex.Var) -> int:
         number = len(self.shapes)
-        self.shapes[number] = tuple(variable.aval.shape)
+        self.shapes[number] = shape_of(variable)
         return number
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from jaxprune.pruning.atoms import Atoms, Dim
-from jaxprune.pruning.program import Program, Step
+from jaxprune.pruning.program import Program, Step, shape_of
 from jaxprune.pruning.states import Path
 
 
@@ -111,4 +111,4 @@ class Trace:
 
 def output_shapes(step: Step) -> list[tuple[int, ...]]:
     """Shapes of what a step makes."""
-    return [tuple(variable.aval.shape) for variable in step.equation.outvars]
+    return [shape_of(variable) for variable in step.equation.outvars]

@@ -10,16 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from jaxprune.pruning.atoms import Dim
-from jaxprune.pruning.program import Step
+from jaxprune.pruning.program import Step, shape_of
 from jaxprune.pruning.records import Cost, Trace, Value, output_shapes
 from jaxprune.pruning.states import Path
 
 Rule = Callable[[Trace, Step, Sequence[Value]], list[Value]]
 
 _ELEMENTWISE = """
-abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp clip convert_element_type copy copy_p cos cosh
-digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic lt max
-min mul ne neg nextafter not or population_count pow real reduce_precision rem round rsqrt select_n sign sin sinh
+abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp clip convert_element_type copy copy_p
+cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic
+lt max min mul ne neg nextafter not or population_count pow real reduce_precision rem round rsqrt select_n sign sin sinh
 sqrt square stop_gradient sub tan tanh xor
 """.split()
 
@@ -128,7 +128,7 @@ def _pad(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
 
 def _slice(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     params = step.equation.params
-    sizes = step.equation.invars[0].aval.shape
+    sizes = shape_of(step.equation.invars[0])
     strides = params["strides"] or (1,) * len(sizes)
     bounds = zip(params["start_indices"], params["limit_indices"], strides, sizes, strict=True)
     is_whole = [(start, stop, stride) == (0, size, 1) for start, stop, stride, size in bounds]
@@ -147,7 +147,7 @@ def _cumulative(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value
 
 def _window(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     (shape,) = output_shapes(step)
-    sizes = step.equation.invars[0].aval.shape
+    sizes = shape_of(step.equation.invars[0])
     window = step.equation.params["window_dimensions"]
     is_whole = [
         length == 1 and before == after for length, before, after in zip(window, sizes, shape, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from flax import nnx
 from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.indices import KeptIndices, gather, index_arrays
 from jaxprune.pruning.planning import Plan, check_plan
+from jaxprune.pruning.program import trace_program
 from jaxprune.pruning.states import FlatState, Mode, Path, merge_model, split_model
 from jaxprune.types import Array
 
@@ -34,7 +35,7 @@ def slim(model: nnx.Module, plan: Plan) -> nnx.Module:
     smaller = slim_state(structure, jax.device_get(flat), plan.kept)  # on the host: nothing compiles
     graphdef = slim_graphdef(model, structure, {name: len(kept) for name, kept in plan.kept.items()})
     result = merge_model(graphdef, jax.tree.map(jnp.asarray, smaller), rest)
-    _check_forward(model, result, structure, plan)
+    _check_forward(result, structure, plan)
     return result
 
 
@@ -74,7 +75,8 @@ def slim_graphdef(
       A graph that merges with what `slim_state` returns; equal widths give equal graphs.
     """
     copy = merge_model(*split_model(model))
-    for path, module in nnx.iter_modules(copy):
+    for key, module in nnx.iter_modules(copy):
+        path = cast(Path, key)
         shapes = {
             name: _shape(structure, (*path, name), widths) for name in ("kernel", "scale", "bias", "mean")
         }
@@ -95,12 +97,15 @@ def _shape(structure: Structure, path: Path, widths: Mapping[str, int]) -> tuple
     return tuple(shape)
 
 
-def _resize(module: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _resize(module: nnx.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Sets the attributes of a Flax layer that repeat the sizes of its arrays."""
     kernel = shapes.get("kernel")
     if isinstance(module, nnx.Conv) and kernel is not None:
         module.kernel_shape = kernel
         module.in_features, module.out_features = kernel[-2] * module.feature_group_count, kernel[-1]
+    elif isinstance(module, nnx.ConvTranspose) and kernel is not None:
+        module.kernel_shape = kernel
+        module.in_features, module.out_features = kernel[:-3:-1] if module.transpose_kernel else kernel[-2:]
     elif isinstance(module, nnx.Linear) and kernel is not None:
         module.in_features, module.out_features = kernel
     elif isinstance(module, nnx.BatchNorm | nnx.LayerNorm | nnx.RMSNorm):
@@ -109,31 +114,22 @@ def _resize(module: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
             module.num_features = vectors[0][0]
 
 
-def _check_forward(model: nnx.Module, smaller: nnx.Module, structure: Structure, plan: Plan) -> None:
-    """Runs both networks on shapes and compares what comes out."""
-    shapes = []
-    for network in (model, smaller):
-        graphdef, flat, rest = split_model(network, "evaluation")
-
-        def forward(
-            arrays: FlatState, images: jax.Array, graphdef: Any = graphdef, rest: FlatState = rest
-        ) -> Any:
-            return merge_model(graphdef, arrays, rest)(images)  # type: ignore[operator]
-
-        try:
-            output = jax.eval_shape(forward, flat, structure.example)
-        except Exception as error:
-            sizes = ", ".join(
-                f"{name} {structure.widths[name]} -> {len(kept)}" for name, kept in plan.kept.items()
-            )
-            raise ValueError(
-                f"needs a network whose code follows the sizes of its arrays, but after slimming ({sizes}) it failed "
-                f"with {type(error).__name__}: {error}. Replace the fixed number in its code (often in a reshape) by "
-                "a shape read from the array, such as x.reshape(x.shape[0], -1)."
-            ) from error
-        shapes.append(jax.tree.map(lambda leaf: leaf.shape, output))
-    if shapes[0] != shapes[1]:
+def _check_forward(smaller: nnx.Module, structure: Structure, plan: Plan) -> None:
+    """Runs the slim network on shapes and compares what comes out with the full one."""
+    graphdef, flat, rest = split_model(smaller, "evaluation")
+    try:
+        program = trace_program(graphdef, flat, rest, structure.example)
+    except ValueError as error:
+        sizes = ", ".join(f"{name} {plan.widths[name]} -> {len(kept)}" for name, kept in plan.kept.items())
+        cause = error.__cause__
         raise ValueError(
-            f"needs a slim network with the outputs of the full one, {shapes[0]}, got {shapes[1]}. "
+            f"needs a network whose code follows the sizes of its arrays, but after slimming ({sizes}) it failed "
+            f"with {type(cause).__name__}: {cause}. Replace the fixed number in its code (often in a reshape) by "
+            "a shape read from the array, such as x.reshape(x.shape[0], -1)."
+        ) from error
+    full, found = ([run.shapes[number] for number in run.outputs] for run in (structure.program, program))
+    if full != found:
+        raise ValueError(
+            f"needs a slim network with the outputs of the full one, {full}, got {found}. "
             f"A fixed size in its code regroups what was pruned; ignore these groups: {[*plan.kept]}."
         )

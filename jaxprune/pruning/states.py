@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import jax
 from flax import nnx
@@ -72,8 +72,8 @@ def split_model(
             deterministic=is_evaluation,
             raise_if_not_found=False,
         )
-    graphdef, random, arrays = nnx.split(model, nnx.RngState, ...)
-    return graphdef, _arrays(arrays), _arrays(random)
+    graphdef, random, *arrays = nnx.split(model, nnx.RngState, ...)
+    return graphdef, _arrays(arrays[0]), _arrays(random)
 
 
 def merge_model(
@@ -92,7 +92,7 @@ def merge_model(
 def parameter_paths(model: nnx.Module) -> frozenset[Path]:
     """Paths of the trained parameters (`nnx.Param`), without batch statistics."""
     parameters = nnx.split(model, nnx.Param, ...)[1]
-    return frozenset(path for path, _ in nnx.to_flat_state(parameters))
+    return frozenset(_arrays(parameters))
 
 
 def fingerprint(flat: Mapping[Path, Array | jax.ShapeDtypeStruct]) -> str:
@@ -107,9 +107,9 @@ def fingerprint(flat: Mapping[Path, Array | jax.ShapeDtypeStruct]) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
-def _arrays(state: nnx.State) -> FlatState:
-    return {path: variable[...] for path, variable in nnx.to_flat_state(state)}
+def _arrays(state: nnx.State[Any, Any]) -> FlatState:
+    return {cast(Path, path): variable[...] for path, variable in nnx.to_flat_state(state)}
 
 
-def _state(flat: Mapping[Path, Array]) -> nnx.State:
+def _state(flat: Mapping[Path, Array]) -> nnx.State[Any, Any]:
     return nnx.from_flat_state(list(flat.items()))

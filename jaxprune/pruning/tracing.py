@@ -7,10 +7,10 @@ are in `rules.py`. Whatever has no rule freezes the axes that it touches.
 
 from __future__ import annotations
 
-import jax
+import jax.extend.core as jex
 
 from jaxprune.pruning.atoms import Atoms
-from jaxprune.pruning.program import Program
+from jaxprune.pruning.program import Program, shape_of
 from jaxprune.pruning.records import Trace, Value
 from jaxprune.pruning.rules import apply_rule
 from jaxprune.pruning.states import Path
@@ -50,8 +50,7 @@ def walk(program: Program, trained: frozenset[Path]) -> Trace:
     return trace
 
 
-def _read(trace: Trace, value: object) -> Value:
+def _read(trace: Trace, value: int | jex.Literal) -> Value:
     if isinstance(value, int):
         return trace.values[value]
-    shape = jax.numpy.shape(getattr(value, "val", value))
-    return Value(tuple(trace.atoms.dim(size, "a constant array") for size in shape))
+    return Value(tuple(trace.atoms.dim(size, "a constant array") for size in shape_of(value)))

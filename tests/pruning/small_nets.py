@@ -83,7 +83,8 @@ def conv_relu_norm():
 def global_average():
     layers = {"conv1": conv(1, 4), "conv2": conv(4, 6, 1), "head": linear(6, 3, 2)}
     return Net(
-        layers, lambda net, x: net.head(nnx.relu(net.conv2(nnx.max_pool(net.conv1(x), (2, 2), (2, 2)))).mean((1, 2)))
+        layers,
+        lambda net, x: net.head(nnx.relu(net.conv2(nnx.max_pool(net.conv1(x), (2, 2), (2, 2)))).mean((1, 2))),
     )
 
 
@@ -101,7 +102,9 @@ def sigmoid_net():
     layers = {"conv1": conv(1, 4), "conv2": conv(4, 6, 1), "head": linear(24, 3, 2)}
     return Net(
         layers,
-        lambda net, x: net.head(flat(nnx.avg_pool(nnx.sigmoid(net.conv2(nnx.sigmoid(net.conv1(x)))), (4, 4), (4, 4)))),
+        lambda net, x: net.head(
+            flat(nnx.avg_pool(nnx.sigmoid(net.conv2(nnx.sigmoid(net.conv1(x)))), (4, 4), (4, 4)))
+        ),
     )
 
 

@@ -42,14 +42,20 @@ def test_addition_joins_producers_and_finds_each_norm():
     assert structure.groups["stem.kernel"].producers == ("stem.kernel", "conv2.kernel")
     assert structure.groups["stem.kernel"].consumers == ("conv1.kernel", "head.kernel")
     sites = structure.sites
-    assert (sites["stem.kernel"].gamma, sites["conv2.kernel"].gamma) == (("norm0", "scale"), ("norm2", "scale"))
+    assert (sites["stem.kernel"].gamma, sites["conv2.kernel"].gamma) == (
+        ("norm0", "scale"),
+        ("norm2", "scale"),
+    )
     assert (sites["stem.kernel"].beta, sites["conv2.kernel"].beta) == (("norm0", "bias"), ("norm2", "bias"))
     assert (sites["stem.kernel"].consumer[0], sites["conv2.kernel"].consumer[0]) == ("conv1", "head")
 
 
 def test_norm_after_the_activation_is_found_and_a_later_one_is_not():
     sites = groups_of(conv_relu_norm()).sites
-    assert (sites["conv1.kernel"].gamma, sites["conv1.kernel"].beta) == (("norm1", "scale"), ("norm1", "bias"))
+    assert (sites["conv1.kernel"].gamma, sites["conv1.kernel"].beta) == (
+        ("norm1", "scale"),
+        ("norm1", "bias"),
+    )
     assert sites["dense.kernel"].gamma == ("norm2", "scale")
 
 
@@ -134,7 +140,9 @@ FROZEN = {
     ),
     "constant": (
         {"a": conv(1, 4), "head": head(4)},
-        lambda net, x: net.head((net.a(x) * jnp.asarray(np.arange(4.0, dtype=np.float32))[None, None, None]).mean((1, 2))),
+        lambda net, x: net.head(
+            (net.a(x) * jnp.asarray(np.arange(4.0, dtype=np.float32))[None, None, None]).mean((1, 2))
+        ),
         "fixed size",
     ),
     "sort": (

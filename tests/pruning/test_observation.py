@@ -5,7 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from small_nets import IMAGES, LABELS, channels_first, conv_norm_relu, conv_relu_norm, flat, plain, pool, residual
+from small_nets import (
+    IMAGES,
+    LABELS,
+    channels_first,
+    conv_norm_relu,
+    conv_relu_norm,
+    flat,
+    plain,
+    pool,
+    residual,
+)
 
 from jaxprune.pruning.observation import balanced_sample, make_observer, observe, pool_positions
 from jaxprune.pruning.planning import plan
@@ -131,6 +141,9 @@ def test_one_observer_serves_all_networks_of_a_shape_without_compiling():
     with count_compilations() as compiled:
         two = observer(split_model(second)[1])
     assert compiled == []
+    with count_compilations() as control:
+        jax.jit(lambda x: x * 3.25 + 1.5)(jnp.ones(3))
+    assert control
     assert not np.allclose(one["conv1.kernel"].samples, two["conv1.kernel"].samples)
     expected = observe(second, IMAGES, LABELS, num_samples=6)
     assert np.allclose(two["conv2.kernel"].samples, expected["conv2.kernel"].samples, atol=1e-5)
@@ -140,7 +153,12 @@ def test_one_observer_serves_all_networks_of_a_shape_without_compiling():
 
 def test_slim_networks_are_observed_too():
     net = conv_norm_relu()
-    smaller = slim(net, plan(net, {"conv1.kernel": np.arange(4.0), "conv2.kernel": np.arange(6.0)}, IMAGES, kept_fraction=0.5))
+    smaller = slim(
+        net,
+        plan(
+            net, {"conv1.kernel": np.arange(4.0), "conv2.kernel": np.arange(6.0)}, IMAGES, kept_fraction=0.5
+        ),
+    )
     assert observe(smaller, IMAGES, LABELS)["conv1.kernel"].num_channels == 2
 
 
@@ -165,7 +183,11 @@ def test_labels_may_be_any_whole_numbers():
         (IMAGES, np.eye(3)[LABELS], "one label for each"),
         (IMAGES, np.zeros(24, int), r"at least two classes, got only \[0\]"),
         (IMAGES, LABELS + 0.5, "labels must be whole numbers"),
-        (np.where(np.arange(24)[:, None, None, None] == 3, np.nan, IMAGES), LABELS, "needs finite images, got 64 NaN"),
+        (
+            np.where(np.arange(24)[:, None, None, None] == 3, np.nan, IMAGES),
+            LABELS,
+            "needs finite images, got 64 NaN",
+        ),
     ],
 )
 def test_bad_examples_are_refused(images, labels, message):

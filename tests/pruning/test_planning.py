@@ -33,7 +33,11 @@ def test_select_keeps_all_of_a_group_without_scores():
 
 
 def test_kept_fraction_rounds_half_to_even_and_keeps_one():
-    assert plan_plain(kept_fraction=0.5).kept_counts == {"conv1.kernel": 2, "conv2.kernel": 3, "dense.kernel": 2}
+    assert plan_plain(kept_fraction=0.5).kept_counts == {
+        "conv1.kernel": 2,
+        "conv2.kernel": 3,
+        "dense.kernel": 2,
+    }
     assert set(plan_plain(kept_fraction=0.01).kept_counts.values()) == {1}
     assert plan_plain(kept_fraction=1.0).kept_counts == STRUCTURE.widths
 
@@ -53,7 +57,10 @@ def test_kept_counts_are_met_and_other_groups_stay_whole():
 @pytest.mark.parametrize("fraction", [0.3, 0.5, 0.8])
 def test_cost_budgets_hold_for_the_slim_network_and_nothing_larger_would(scope, fraction):
     net = plain()
-    for name, cost in (("macs_fraction", lambda m: count_macs(m, IMAGES[:1])), ("params_fraction", count_parameters)):
+    for name, cost in (
+        ("macs_fraction", lambda m: count_macs(m, IMAGES[:1])),
+        ("params_fraction", count_parameters),
+    ):
         made = plan(net, SCORES, IMAGES, scope=scope, **{name: fraction})
         assert cost(slim(net, made)) <= fraction * cost(net)
         assert any(count < STRUCTURE.widths[group] for group, count in made.kept_counts.items())
@@ -65,22 +72,31 @@ def test_uniform_macs_budget_is_the_greatest_fraction_that_fits():
     fitting = [
         budget_counts(STRUCTURE, kept_fraction=float(t))
         for t in fractions
-        if STRUCTURE.count_macs(budget_counts(STRUCTURE, kept_fraction=float(t))) <= 0.5 * STRUCTURE.count_macs()
+        if STRUCTURE.count_macs(budget_counts(STRUCTURE, kept_fraction=float(t)))
+        <= 0.5 * STRUCTURE.count_macs()
     ]
     assert counts == fitting[-1]
 
 
 def test_global_scope_removes_the_lowest_of_all_groups():
-    scores = {"conv1.kernel": np.arange(4) + 10.0, "conv2.kernel": np.arange(6.0), "dense.kernel": np.arange(5) + 20.0}
+    scores = {
+        "conv1.kernel": np.arange(4) + 10.0,
+        "conv2.kernel": np.arange(6.0),
+        "dense.kernel": np.arange(5) + 20.0,
+    }
     made = plan_plain(scores, kept_fraction=12 / 15, scope="global")
     assert made.kept_counts == {"conv1.kernel": 4, "conv2.kernel": 3, "dense.kernel": 5}
-    assert plan_plain(scores, kept_fraction=3 / 15, scope="global").kept_counts == dict.fromkeys(STRUCTURE.widths, 1)
+    assert plan_plain(scores, kept_fraction=3 / 15, scope="global").kept_counts == dict.fromkeys(
+        STRUCTURE.widths, 1
+    )
     even = plan_plain(scores, kept_fraction=0.7, scope="global", multiple_of=2).kept_counts
     assert even["conv2.kernel"] == 2
 
 
 def test_ignored_groups_stay_whole():
-    counts = plan_plain({"dense.kernel": SCORES["dense.kernel"]}, kept_fraction=0.4, ignore=("conv*",)).kept_counts
+    counts = plan_plain(
+        {"dense.kernel": SCORES["dense.kernel"]}, kept_fraction=0.4, ignore=("conv*",)
+    ).kept_counts
     assert counts == {"conv1.kernel": 4, "conv2.kernel": 6, "dense.kernel": 2}
 
 
@@ -99,7 +115,10 @@ def test_ignored_groups_stay_whole():
         ({"kept_counts": {"conv1.kernel": 0}}, "'conv1.kernel' needs between 1 and 4 kept channels, got 0"),
         ({"kept_counts": {"conv1.kernel": 5}}, "'conv1.kernel' needs between 1 and 4 kept channels, got 5"),
         ({"kept_counts": {"conv7.kernel": 1}}, "'conv7.kernel' is no group"),
-        ({"kept_counts": {"conv1.kernel": 1}, "ignore": ("conv1.kernel",)}, "is ignored and has a kept count"),
+        (
+            {"kept_counts": {"conv1.kernel": 1}, "ignore": ("conv1.kernel",)},
+            "is ignored and has a kept count",
+        ),
     ],
 )
 def test_impossible_budgets_are_refused(budget, message):
@@ -137,14 +156,14 @@ def test_json_round_trip_through_a_file(tmp_path):
 
 def test_a_plan_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     (tmp_path / "plan.json").mkdir()
-    with pytest.raises(OSError, match="plan.json"):
+    with pytest.raises(OSError, match=r"plan\.json"):
         plan_plain(kept_fraction=0.5).save(tmp_path / "plan.json")
     assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
 
 
 @pytest.mark.parametrize("text", ["{}", "nonsense", "[]", '{"format": 1, "groups": 3}'])
 def test_text_that_is_no_plan_is_refused(text):
-    with pytest.raises(ValueError, match="needs a plan as Plan.to_json writes it"):
+    with pytest.raises(ValueError, match=r"needs a plan as Plan\.to_json writes it"):
         Plan.from_json(text)
 
 

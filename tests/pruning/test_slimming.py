@@ -110,7 +110,10 @@ def test_functional_path_under_vmap_equals_one_by_one():
     net = residual()
     structure = trace_structure(net, IMAGES)
     graphdef, flat, rest = split_model(net, "evaluation")
-    candidates = {"stem.kernel": jnp.array([[0, 1], [1, 3]]), "conv1.kernel": jnp.array([[0, 1, 2], [1, 2, 5]])}
+    candidates = {
+        "stem.kernel": jnp.array([[0, 1], [1, 3]]),
+        "conv1.kernel": jnp.array([[0, 1, 2], [1, 2, 5]]),
+    }
     stacked = jax.jit(jax.vmap(lambda kept: slim_state(structure, flat, kept)))(candidates)
     small = slim_graphdef(net, structure, {"stem.kernel": 2, "conv1.kernel": 3}, "evaluation")
     assert graphdef != small
@@ -141,18 +144,25 @@ def test_a_fixed_size_in_the_code_is_named():
 
 def test_outputs_that_change_shape_are_refused():
     def forward(net, x):
-        return net.head(net.a(x).reshape(-1, 8, net.width)).mean((1, 2))[:, None] * jnp.ones((1, net.a.out_features))
+        return net.head(net.a(x).reshape(-1, 8, net.width)).mean((1, 2))[:, None] * jnp.ones(
+            (1, net.a.out_features)
+        )
 
     net = Net({"a": linear(1, 4), "head": linear(4, 3)}, forward)
     net.width = 4
-    net.forward = lambda net, x: net.head(net.a(x)).mean((1, 2))[:, :, None] * jnp.ones((1, 1, net.a.out_features))
+    net.forward = lambda net, x: (
+        net.head(net.a(x)).mean((1, 2))[:, :, None] * jnp.ones((1, 1, net.a.out_features))
+    )
     made = plan(net, scores_of(trace_structure(net, IMAGES)), IMAGES, kept_fraction=0.5)
     with pytest.raises(ValueError, match="needs a slim network with the outputs of the full one"):
         slim(net, made)
 
 
 @settings(max_examples=12)
-@given(st.lists(st.sampled_from(["conv", "norm", "relu", "sigmoid", "skip"]), min_size=1, max_size=6), st.integers(0, 99))
+@given(
+    st.lists(st.sampled_from(["conv", "norm", "relu", "sigmoid", "skip"]), min_size=1, max_size=6),
+    st.integers(0, 99),
+)
 def test_random_chains_are_exact(kinds, seed):
     rng = np.random.default_rng(seed)
     width = int(rng.integers(2, 6))
