@@ -31,7 +31,7 @@ class Look:
 
     color: str
     marker: str
-    line: str
+    line: str | tuple[int, tuple[int, ...]]
 
 
 LOOKS = {
@@ -39,7 +39,8 @@ LOOKS = {
     "l2": Look("#000000", "s", "--"),
     "l1": Look("#8a8a8a", "D", ":"),
     "random": Look("#E69F00", "X", "-."),
-    "scratch": Look("#CC79A7", "v", (0, (5, 1, 1, 1, 1, 1))),  # type: ignore[arg-type]  # matplotlib takes both
+    "scratch": Look("#CC79A7", "v", (0, (5, 1, 1, 1, 1, 1))),
+    "oracle": Look("#117733", "*", "-"),
 }
 """The looks of the rows that every comparison has."""
 
@@ -78,7 +79,7 @@ _RC: dict[str, object] = {
 
 
 def looks_of(names: Sequence[str]) -> dict[str, Look]:
-    """A look for every name: fixed for winner, l2, l1, random and scratch, the others in their order.
+    """A look for every name: fixed for winner, l2, l1 and the controls, the others in their order.
 
     Example:
       >>> looks_of(["winner", "fdr"])["fdr"].color
@@ -127,6 +128,15 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
         figure.savefig(beside, format="png", dpi=DPI, metadata={"Software": None})
     os.replace(beside, path)
     return path
+
+
+def panels(figure: Figure, count: int, columns: int) -> list[Axes]:
+    """`count` panels in rows of `columns`; what is left of the last row stays empty."""
+    rows = -(-count // columns)
+    found: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for axes in found[count:]:
+        axes.set_axis_off()
+    return found[:count]
 
 
 @dataclass

@@ -1,22 +1,19 @@
-"""The figures of a search and of its final comparison, from plain data to matplotlib figures.
+"""The figures of a search: fitness over generations, and the front of fitness and complexity.
 
-`save_figure` of `drawing` writes them. Accuracies are in percent, differences in points of accuracy.
+`save_figure` of `drawing` writes them; `charts.py` has those of comparisons and calibrations.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxprune.display import shortened
-from jaxprune.drawing import DARK, GREY, LIGHT, OTHERS, looks_of, new_figure
+from jaxprune.drawing import DARK, GREY, OTHERS, looks_of, new_figure
 from jaxprune.evolution.population import REFERENCE_ID, Member, SearchState
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WINNER = looks_of(["winner"])["winner"].color
@@ -132,54 +129,6 @@ def pareto_figure(state: SearchState, *, max_labels: int = 10) -> Figure:
     return figure
 
 
-def curves_figure(
-    curves: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], steps: Mapping[str, int] | None = None
-) -> Figure:
-    """Validation accuracy over the fine-tuning, mean over bases with a band of one standard error.
-
-    Args:
-      curves: task -> name -> one row of accuracies in percent per base, evenly spread over the fine-tuning.
-      steps: task -> number of optimiser steps; without it the axis is the share of the fine-tuning.
-
-    Returns:
-      A figure with one panel per task, for `save_figure`.
-    """
-    names = list(dict.fromkeys(name for by_name in curves.values() for name in by_name))
-    looks = looks_of(names)
-    columns = min(3, len(curves))
-    rows = math.ceil(len(curves) / columns)
-    with new_figure(max(5.2, 4.2 * columns), 3.5 * rows + 0.5) as figure:
-        panels = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes, (task, by_name) in zip(panels, curves.items(), strict=False):
-            num_bases = 0
-            for name, by_base in by_name.items():
-                found = np.asarray(by_base, float)
-                num_bases = max(num_bases, len(found))
-                x = np.arange(1, found.shape[1] + 1) / found.shape[1]
-                x = x * steps[task] if steps and task in steps else 100 * x
-                mean = found.mean(0)
-                se = found.std(0, ddof=1) / math.sqrt(len(found)) if len(found) > 1 else np.zeros_like(mean)
-                look, is_winner = looks[name], name == "winner"
-                axes.fill_between(x, mean - se, mean + se, color=look.color, alpha=0.15, lw=0)
-                axes.plot(
-                    x, mean, color=look.color, ls=look.line, marker=look.marker, ms=4.5,
-                    lw=2.2 if is_winner else 1.5, label=name, zorder=4 if is_winner else 3,
-                )  # fmt: skip
-            axes.set_title(f"{task} ({num_bases} base{'' if num_bases == 1 else 's'})")
-            axes.set_xlabel("fine-tuning steps" if steps and task in steps else "share of the fine-tuning (%)")
-            axes.set_xlim(left=0)
-            axes.grid()
-        for axes in panels[len(curves) :]:
-            axes.set_axis_off()
-        for axes in panels[::columns]:
-            axes.set_ylabel("validation accuracy (%)")
-        handles = dict(
-            zip(*reversed(panels[0].get_legend_handles_labels()), strict=True)
-        )
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(names)))
-    return figure
-
-
 def fitness_label(state: SearchState, statistic: str = "mean") -> str:
     """What the fitness of a state is, with its unit, for an axis."""
     if state.config.fitness == "paired":
@@ -197,12 +146,3 @@ def _bottom(found: np.ndarray, needed: float) -> float:
     top = float(found.max())
     middle = float(np.median(found))
     return max(float(found.min()), min(needed, top - 2.0 * (top - middle)))
-
-
-def _panels(figure: Figure, count: int, columns: int) -> list[Axes]:
-    """`count` panels in rows of `columns`; the rest of the last row stays empty."""
-    rows = math.ceil(count / columns)
-    panels: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).ravel())
-    for axes in panels[count:]:
-        axes.set_axis_off()
-    return panels[:count]

@@ -1,0 +1,355 @@
+"""The figures of comparisons and calibrations.
+
+`save_figure` of `drawing` writes them. Accuracies are in percent, differences in points of accuracy; what is
+called n or an interval counts base networks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxprune.drawing import DARK, GREY, OTHERS, looks_of, new_figure, panels
+from jaxprune.evolution.measurements import REFERENCE, Comparison, SummaryRow
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from jaxprune.evolution.calibration import Calibration
+    from jaxprune.evolution.comparison import LayerView
+
+NAME_LENGTH = 26
+
+
+def curves_figure(
+    comparison: Comparison, names: Sequence[str] | None = None, steps: Mapping[str, int] | None = None
+) -> Figure:
+    """Validation accuracy over the fine-tuning, mean over bases with a band of one standard error.
+
+    Args:
+      comparison: measured with several evaluations.
+      names: the rows to draw; by default all.
+      steps: task -> number of optimiser steps; without it the axis is the share of the fine-tuning.
+
+    Returns:
+      A figure with one panel per task, for `save_figure`.
+    """
+    tasks = comparison.task_names
+    shown = list(dict.fromkeys(name for task in tasks for name in names or comparison.names(task)))
+    looks = looks_of(shown)
+    columns = min(3, len(tasks))
+    with new_figure(max(5.6, 3.8 * columns), 3.5 * math.ceil(len(tasks) / columns) + 0.4) as figure:
+        axes_of = panels(figure, len(tasks), columns)
+        handles = {}
+        for axes, task in zip(axes_of, tasks, strict=True):
+            num_bases = 0
+            is_in_steps = steps is not None and task in steps
+            for name in [name for name in shown if name in comparison.names(task)]:
+                rows = base_curves(comparison, name, task)
+                num_bases = max(num_bases, len(rows))
+                x = np.arange(1, rows.shape[1] + 1) / rows.shape[1]
+                x = x * (steps[task] if steps is not None and is_in_steps else 100)
+                mean = rows.mean(0)
+                se = rows.std(0, ddof=1) / math.sqrt(len(rows)) if len(rows) > 1 else np.zeros_like(mean)
+                look, is_winner = looks[name], name == "winner"
+                axes.fill_between(x, mean - se, mean + se, color=look.color, alpha=0.15, lw=0)
+                (handles[name],) = axes.plot(
+                    x, mean, color=look.color, ls=look.line, marker=look.marker, ms=4.5,
+                    lw=2.2 if is_winner else 1.5, zorder=4 if is_winner else 3,
+                )  # fmt: skip
+            axes.set_title(f"{task} (n = {num_bases} bases)")
+            axes.set_xlabel("fine-tuning steps" if is_in_steps else "share of the fine-tuning (%)")
+            axes.set_xlim(left=0)
+            axes.grid()
+        for axes in axes_of[::columns]:
+            axes.set_ylabel("validation accuracy (%)")
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles)))
+    return figure
+
+
+def base_curves(comparison: Comparison, name: str, task: str) -> np.ndarray:
+    """[bases, evaluations] accuracies along the fine-tuning in percent, averaged over draws and repeats."""
+    by_base: dict[int, list[tuple[float, ...]]] = {}
+    for found in comparison.of(name, task):
+        by_base.setdefault(found.base, []).append(found.curve)
+    return np.array([np.mean(by_base[base], axis=0) for base in sorted(by_base)])
+
+
+def ranks_figure(comparison: Comparison) -> Figure:
+    """Rows in order of their paired difference to l2, with intervals of one and two standard errors.
+
+    A filled marker is more than two standard errors away from l2, a hollow one is not distinguishable from it.
+
+    Args:
+      comparison: on one or more tasks.
+
+    Returns:
+      A figure with one panel per task, for `save_figure`.
+    """
+    by_task = {
+        task: [row for row in comparison.summary() if row.task == task and row.difference is not None]
+        for task in comparison.task_names
+    }
+    looks = looks_of(["winner", "random", "scratch", "oracle"])
+    columns = min(2, len(by_task))
+    longest = max(len(rows) for rows in by_task.values())
+    rows_of_panels = math.ceil(len(by_task) / columns)
+    with new_figure(5.9 * columns, (0.27 * longest + 1.25) * rows_of_panels + 0.2) as figure:
+        for axes, (task, rows) in zip(panels(figure, len(by_task), columns), by_task.items(), strict=True):
+            rows = sorted(rows, key=lambda row: -(row.difference or 0.0))
+            left, right = _rank_limits(rows)
+            for place, row in enumerate(rows):
+                color = looks[row.name].color if row.name in looks else DARK
+                _draw_rank(axes, place, row, color, left)
+            axes.axvline(0.0, color="black", ls="--", lw=1, zorder=1)
+            axes.set_xlim(left, right + 0.32 * (right - left))
+            axes.set_ylim(len(rows) - 0.5, -0.5)
+            axes.set_yticks(
+                range(len(rows)), [f"{place}  {_short(row.name)}" for place, row in enumerate(rows, start=1)]
+            )
+            for label, row in zip(axes.get_yticklabels(), rows, strict=True):
+                if row.name in looks:
+                    label.set_color(looks[row.name].color)
+                if row.name == "winner":
+                    label.set_fontweight("bold")
+            axes.tick_params(axis="y", length=0)
+            axes.grid(axis="x")
+            axes.set_title(f"{task} (n = {max(row.n for row in rows)} bases)")
+            axes.set_xlabel(f"paired difference to {REFERENCE} (points of accuracy), ± 1 and 2 SE")
+    return figure
+
+
+def _rank_limits(rows: Sequence[SummaryRow]) -> tuple[float, float]:
+    """Limits that show most intervals; rows far below are drawn at the edge."""
+    reach = [(row.kind, row.difference or 0.0, 2 * (row.difference_se or 0.0)) for row in rows]
+    top = max(0.5, *(mean + error for _, mean, error in reach))
+    lows = sorted((mean - error for kind, mean, error in reach if kind == "metric"), reverse=True)
+    controls = sorted((mean - error for kind, mean, error in reach if kind != "metric"), reverse=True)
+    left = min(-0.5, *lows[:3])
+    for low in [*lows[3:], *controls]:  # as far down as there is no large gap
+        if low > top - 2.2 * (top - left):
+            left = min(left, low)
+    span = top - left
+    return left - 0.06 * span, top + 0.04 * span
+
+
+def _draw_rank(axes: Axes, place: int, row: SummaryRow, color: str, left: float) -> None:
+    assert row.difference is not None
+    mean, se = row.difference, row.difference_se or 0.0
+    is_far = mean < left
+    if not is_far:
+        axes.plot([max(left, mean - 2 * se), mean + 2 * se], [place, place], color=color, lw=1.0, zorder=2)
+        axes.plot([max(left, mean - se), mean + se], [place, place], color=color, lw=3.0, zorder=2)
+        is_clear = abs(mean) > 2 * se
+        axes.plot(mean, place, "o", ms=6.5, mec=color, mew=1.4, mfc=color if is_clear else "white", zorder=3)
+    else:
+        axes.plot(0.018, place, "<", ms=7, color=color, transform=axes.get_yaxis_transform(), zorder=3)
+    text = "0 (reference)" if row.name == REFERENCE else f"{mean:+.1f}" + (f" ± {se:.1f}" if row.difference_se else "")
+    axes.text(
+        0.995, place, text, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=8.5, color=color,
+        bbox={"fc": "white", "ec": "none", "pad": 1.5},
+    )  # fmt: skip
+
+
+def overlap_figure(views: Sequence[LayerView], title: str = "") -> Figure:
+    """How many of the channels that one function keeps another keeps too, layer by layer.
+
+    Args:
+      views: from `layer_views`; the rows "random 1", "random 2", ... are averaged.
+      title: a heading, such as the task and the base.
+
+    Returns:
+      A figure with one matrix per group, in percent of the kept channels, for `save_figure`.
+    """
+    names = list(dict.fromkeys("random" if name.startswith("random ") else name for name in views[0].kept))
+    columns = min(4, len(views))
+    size = 0.42 * len(names) + 0.35
+    left = 0.09 * max(len(_short(name)) for name in names) + 0.3
+    rows = math.ceil(len(views) / columns)
+    with new_figure(max(size * columns + left, 5.0), (size + 0.55) * rows + 0.4) as figure:
+        for number, (axes, view) in enumerate(zip(panels(figure, len(views), columns), views, strict=True)):
+            table = overlaps(view, names)
+            axes.imshow(table, cmap="Blues", vmin=0, vmax=140)
+            for i in range(len(names)):
+                for j in range(len(names)):
+                    text = "" if math.isnan(table[i, j]) else f"{table[i, j]:.0f}"
+                    axes.text(j, i, text, ha="center", va="center", fontsize=9, color=DARK)
+            is_first = number % columns == 0
+            labels = [f"{_short(name)}  {place}" for place, name in enumerate(names, start=1)]
+            axes.set_xticks(range(len(names)), [str(place) for place in range(1, len(names) + 1)])
+            axes.set_yticks(range(len(names)), labels if is_first else [])
+            axes.tick_params(length=0)
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+            axes.set_title(f"{_layer(view.group)}\n", fontsize=10.5)
+            axes.text(
+                0, 1.03, f"keeps {view.count} of {view.width}; by chance {100 * view.count / view.width:.0f}",
+                transform=axes.transAxes, fontsize=8, color=GREY, va="bottom",
+            )  # fmt: skip
+        heading = "Channels kept by both (% of the kept)"
+        figure.suptitle(f"{heading}: {title}" if title else heading, fontweight="bold", x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def overlaps(view: LayerView, names: Sequence[str]) -> np.ndarray:
+    """[names, names] percent of the kept channels that two rows share; "random" is the mean over draws.
+
+    NaN for a row with itself, and where there is nothing to compare, as with a single draw.
+    """
+    draws = [name for name in view.kept if name.startswith("random ")]
+
+    def members(name: str) -> list[str]:
+        return draws if name == "random" else [name]
+
+    table = np.full((len(names), len(names)), np.nan)
+    for i, first in enumerate(names):
+        for j, second in enumerate(names):
+            if first == second == "random":
+                pairs = list(combinations(draws, 2))
+            else:
+                pairs = [(a, b) for a in members(first) for b in members(second) if a != b]
+            shared = [
+                100 * len(set(view.kept[a]) & set(view.kept[b])) / len(view.kept[a])
+                for a, b in pairs
+                if a in view.kept and b in view.kept
+            ]
+            if shared:
+                table[i, j] = np.mean(shared)
+    return table
+
+
+def scores_figure(views: Sequence[LayerView], title: str = "") -> Figure:
+    """Scores of every layer in falling order, each function scaled to its own range, with the cut.
+
+    A steep fall at the cut means that a function is sure which channels to keep; a flat one that it hardly
+    distinguishes them.
+
+    Args:
+      views: from `layer_views`.
+      title: a heading, such as the task and the base.
+
+    Returns:
+      A figure with one panel per group, for `save_figure`.
+    """
+    names = list(dict.fromkeys(name for view in views for name in view.scores))
+    looks = looks_of(names)
+    columns = min(3, len(views))
+    with new_figure(max(3.3 * columns + 0.6, 5.6), 2.7 * math.ceil(len(views) / columns) + 0.7) as figure:
+        handles = {}
+        axes_of = panels(figure, len(views), columns)
+        for number, (axes, view) in enumerate(zip(axes_of, views, strict=True)):
+            x = np.arange(1, view.width + 1)
+            axes.axvspan(view.count + 0.5, view.width + 0.5, color="#f3f3f3", lw=0, zorder=0)
+            axes.axvline(view.count + 0.5, color=GREY, lw=1.2, zorder=1)
+            for name, scores in view.scores.items():
+                found = np.asarray(scores, float)
+                span = found.max() - found.min()
+                scaled = (found - found.min()) / span if span > 0 else np.full_like(found, 0.5)
+                (handles[name],) = axes.plot(
+                    x, scaled, color=looks[name].color, ls=looks[name].line, lw=1.6,
+                    marker=looks[name].marker if view.width <= 40 else "", ms=4,
+                )  # fmt: skip
+            axes.text(
+                view.count + 0.5 + 0.02 * view.width, 0.99, "pruned", color=GREY, fontsize=8.5, va="top",
+                transform=axes.get_xaxis_transform(),
+            )  # fmt: skip
+            axes.set_xlim(0.5, view.width + 0.5)
+            axes.set_ylim(-0.04, 1.12)
+            axes.set_yticks([0, 0.5, 1], ["lowest", "", "highest"] if number % columns == 0 else [])
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.set_title(f"{_layer(view.group)}, keeps {view.count} of {view.width}", fontsize=10)
+            axes.grid(axis="y")
+        for axes in axes_of[-columns:]:
+            axes.set_xlabel("channels, by falling score")
+        heading = "Sorted scores and the cut"
+        figure.suptitle(f"{heading}: {title}" if title else heading, fontweight="bold", x=0.01, ha="left", fontsize=11)
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles)))
+    return figure
+
+
+def calibration_figure(calibration: Calibration) -> Figure:
+    """What a task can tell: every function on every base, the controls, and where the variation comes from.
+
+    Args:
+      calibration: of one task.
+
+    Returns:
+      A figure for `save_figure`.
+    """
+    found, task = calibration.comparison, calibration.task
+    names = sorted(calibration.functions, key=lambda name: calibration.means[name])
+    looks = looks_of(["random", "scratch", "oracle"])
+    with new_figure(10.8, max(4.2, 0.27 * len(names) + 1.7)) as figure:
+        axes, bars = figure.subplots(1, 2, width_ratios=[2.4, 1])
+        colors = [look.color for look in OTHERS]
+        for place, name in enumerate(names):
+            by_base = found.by_base(name, task)
+            axes.plot([min(by_base.values()), max(by_base.values())], [place, place], color="#d5d5d5", lw=1.2, zorder=1)
+            for base, accuracy in by_base.items():
+                axes.plot(accuracy, place, "o", ms=4.5, color=colors[base % len(colors)], alpha=0.8, zorder=2)
+            axes.plot(calibration.means[name], place, "|", ms=15, mew=2.4, color=DARK, zorder=3)
+        for name, look in looks.items():
+            if name in calibration.means:
+                mean = calibration.means[name]
+                axes.axvline(
+                    mean, color=look.color, ls=look.line if name != "oracle" else "-", lw=1.8, zorder=1,
+                    label=f"{name} {mean:.1f} %",
+                )  # fmt: skip
+        axes.plot([], [], "|", ms=12, mew=2.4, color=DARK, ls="", label="mean over bases")
+        for base in range(min(calibration.bases, len(colors))):
+            axes.plot([], [], "o", ms=4.5, color=colors[base], ls="", label=f"base {base}")
+        axes.set_yticks(range(len(names)), [_short(name) for name in names])
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(-0.6, len(names) - 0.4)
+        axes.grid(axis="x")
+        axes.set_xlabel("validation accuracy after pruning and fine-tuning (%)")
+        axes.set_title(f"{task}: functions on {calibration.bases} bases")
+        if calibration.shares:
+            low, gap = calibration.means["random"], calibration.means["oracle"] - calibration.means["random"]
+            top = axes.secondary_xaxis(
+                "top", functions=(lambda x: 100 * (x - low) / gap, lambda share: low + share * gap / 100)
+            )
+            top.set_xlabel("share of the way from random plans to the oracle (%)", fontsize=9, color=GREY)
+            top.tick_params(labelsize=8, colors=GREY)
+            top.spines["top"].set_visible(False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.055 - 0.85 / len(names)), ncols=4, columnspacing=1.2)
+        _draw_components(bars, calibration)
+    return figure
+
+
+def _draw_components(axes: Axes, calibration: Calibration) -> None:
+    """Bars of the three standard deviations, and the reliability that follows from them."""
+    components = calibration.components
+    if components is None:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "variance components need\n2 bases and 2 functions", ha="center", color=GREY)
+        return
+    values = {
+        "function": components.function_sd,
+        "function × base": components.interaction_sd,
+        "seed": components.seed_sd,
+    }
+    axes.bar(range(3), values.values(), width=0.62, color=[OTHERS[1].color, OTHERS[0].color, "#b9b9b9"])
+    for place, value in enumerate(values.values()):
+        axes.text(place, value, f"{value:.1f}", ha="center", va="bottom", fontsize=9)
+    axes.set_xticks(range(3), ["function\n(signal)", "function\n× base", "seed"])
+    axes.tick_params(axis="x", length=0)
+    axes.set_ylabel("standard deviation (points)")
+    axes.margins(y=0.12)
+    reliability = calibration.search_reliability
+    line = "" if reliability is None else f"reliability {reliability:.2f} on {calibration.search_bases} search bases"
+    axes.set_title("Sources of variation\n", fontsize=10.5)
+    axes.text(0, 1.02, line, transform=axes.transAxes, fontsize=9, color=GREY, va="bottom")
+
+
+def _layer(group: str) -> str:
+    return group.removesuffix(".kernel")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
