@@ -20,6 +20,9 @@ from small_nets import (
     scores_of,
 )
 
+from jaxprune.nets.conv_nets import PlainConvNet, SmallConvNet
+from jaxprune.nets.lenet import LeNet5
+from jaxprune.nets.vgg import VGG16
 from jaxprune.pruning.groups import trace_structure
 from jaxprune.pruning.masking import mask
 from jaxprune.pruning.planning import make_plan, plan
@@ -36,6 +39,24 @@ def test_slim_equals_masked(name, fraction):
     masked, smaller = run(mask(net, made)), run(slim(net, made))
     assert relative_error(masked, smaller) < 1e-5
     assert relative_error(run(net), smaller) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("build", "widths", "shape"),
+    [
+        (PlainConvNet, (4, 6, 8), (8, 8, 1)),
+        (SmallConvNet, (4, 4, 6, 6, 8), (8, 8, 1)),
+        (LeNet5, (4, 6, 10), (28, 28, 1)),
+        (VGG16, (4, 4, 6, 6, 8, 8, 8, 10, 10, 10, 10, 10, 10, 12), (32, 32, 3)),
+    ],
+)
+def test_own_networks_prune_in_every_hidden_layer(build, widths, shape):
+    net = build(rngs=nnx.Rngs(0), widths=widths)
+    images = np.random.default_rng(1).normal(size=(2, *shape)).astype(np.float32)
+    structure = trace_structure(net, images)
+    assert tuple(structure.widths.values()) == widths
+    made = plan(net, scores_of(structure), images, kept_fraction=0.5)
+    assert relative_error(run(mask(net, made), images), run(slim(net, made), images)) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["conv_norm_relu", "residual", "channels_first"])
