@@ -52,8 +52,8 @@ class VarianceComponents:
           ValueError: if a number is below 1.
 
         Example:
-          >>> VarianceComponents(80.0, 4.6, 3.1, 1.5, 0.0, 0.0).reliability(bases=4)
-          0.8771...
+          >>> round(VarianceComponents(80.0, 4.6, 3.1, 1.5, 0.0, 0.0).reliability(bases=4), 3)
+          0.877
         """
         if bases < 1 or repeats < 1:
             raise ValueError(f"reliability needs bases >= 1 and repeats >= 1, got {bases} and {repeats}.")

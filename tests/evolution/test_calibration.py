@@ -1,0 +1,192 @@
+"""Calibration: what follows from made-up measurements, by hand, and one run end to end on a tiny task."""
+
+from __future__ import annotations
+
+import pytest
+from tiny_task import tiny_programs
+
+from jaxprune.evolution.calibration import Calibration, calibrate, task_rank_correlations
+from jaxprune.evolution.measurements import Comparison, Measurement, Refused, TaskFacts
+from jaxprune.evolution.oracle import Climb
+
+
+def calibration(table, *, task="t", bases=2, repeats=1, search_bases=4, digests=None, climbs=()):
+    """A calibration of name -> accuracies on the bases, repeats in turn."""
+    kinds = {"random": "random", "scratch": "scratch", "oracle": "oracle"}
+    measurements = [
+        Measurement(
+            task,
+            name,
+            kinds.get(name, "metric"),
+            name,
+            number // repeats,
+            0,
+            number % repeats,
+            value,
+            None,
+            (value,),
+            0.25,
+            (digests or {}).get(name, name),
+        )
+        for name, values in table.items()
+        for number, value in enumerate(values)
+    ]
+    facts = TaskFacts(task, "search", {"conv": 4}, {"conv": 2}, (90.0,) * bases)
+    refused = (Refused(task, "bn_scale", "abs(gamma)", "base 0: no gamma"),)
+    return Calibration(Comparison(tuple(measurements), (facts,), refused), climbs, search_bases)
+
+
+TABLE = {
+    "l2": (80.0, 70.0),
+    "f": (84.0, 74.0),
+    "g": (76.0, 66.0),
+    "random": (60.0, 60.0),
+    "scratch": (50.0, 50.0),
+    "oracle": (90.0, 80.0),
+}
+
+
+def test_share_of_the_gap_by_hand():
+    found = calibration(TABLE)
+    # random 60, oracle 85: the gap is 25; l2 75, f 79, g 71
+    assert found.shares == pytest.approx({"l2": 0.6, "f": 0.76, "g": 0.44})
+    assert (found.best_function, found.headroom) == ("f", 6.0)
+
+
+def test_components_are_those_of_the_functions_alone():
+    found = calibration(TABLE)
+    assert found.components.function_sd == pytest.approx(4.0)
+    assert (found.components.interaction_sd, found.reliability, found.search_reliability) == (0.0, 1.0, 1.0)
+    assert found.base_rank_correlation == pytest.approx(1.0)
+    assert found.warnings == ()
+
+
+def test_functions_with_equal_plans_count_once():
+    found = calibration(
+        {"l2": (80.0, 70.0), "twice": (80.0, 70.0), "f": (84.0, 74.0)}, digests={"twice": "l2"}
+    )
+    assert found.functions == ("l2", "f")
+
+
+def test_a_search_on_luck_is_warned_of():
+    found = calibration({"l2": (80.0, 70.0), "f": (70.0, 80.0), "g": (76.0, 75.0)})
+    assert found.search_reliability == 0.0
+    assert found.base_rank_correlation == pytest.approx(-1.0)
+    assert (
+        "reliability is 0.00 on 4 search bases, below 0.5: a search would mostly select luck"
+        in found.warnings[0]
+    )
+
+
+def test_a_task_on_which_scratch_does_as_well_is_warned_of():
+    found = calibration({**TABLE, "scratch": (80.0, 70.0)})
+    (warning,) = found.warnings
+    assert "training from scratch (75.0 %) is as good as the median function (75.0 %)" in warning
+
+
+def test_a_task_without_a_gap_is_warned_of():
+    found = calibration({**TABLE, "oracle": (60.0, 60.0)})
+    assert found.shares == {}
+    assert "nothing to find" in found.warnings[0]
+
+
+def test_one_base_has_no_components():
+    found = calibration({"l2": (80.0,), "f": (84.0,)}, bases=1)
+    assert (found.components, found.reliability, found.search_reliability) == (None, None, None)
+    assert found.base_rank_correlation is None
+    assert "SD between functions" not in found.to_markdown()
+
+
+def test_repeats_are_told_from_bases():
+    found = calibration({"l2": (80.0, 82.0, 70.0, 72.0), "f": (85.0, 83.0, 73.0, 75.0)}, repeats=2)
+    assert found.repeats == 2
+    # seed deviations: -1 1 / 1 -1 on base 0 around shared orders, none on base 1: mean square 4 / 2
+    assert found.components.seed_sd == pytest.approx(2**0.5)
+
+
+def test_tasks_are_correlated_by_ranks():
+    first = calibration(TABLE, task="a")
+    second = calibration({"l2": (70.0, 70.0), "f": (60.0, 60.0), "h": (99.0, 99.0)}, task="b")
+    third = calibration({"l2": (70.0, 70.0)}, task="c")
+    assert task_rank_correlations([first, second, third]) == {("a", "b"): -1.0}
+
+
+def test_markdown_shows_the_table_the_components_and_the_climbs():
+    climbs = (Climb(0, "f", 40, 3, ((1, 84.0), (40, 91.0)), (("conv", (0, 1)),)),)
+    text = calibration(TABLE, climbs=climbs).to_markdown()
+    assert "| f | 79.0 ± 5.0 | 84.0 | 74.0 | +4.0 ± 0.0 | 76 % |" in text
+    assert "| SD between functions | 4.0 points |" in text
+    assert "| headroom: oracle minus best function (f) | +6.0 points |" in text
+    assert "- bn_scale `abs(gamma)`: invalid, base 0: no gamma" in text
+    assert "base 0: from f, 84.0 to 91.0 % in 40 evaluations" in text
+
+
+def test_json_round_trip():
+    climbs = (Climb(0, "f", 40, 3, ((1, 84.0), (40, 91.0)), (("conv", (0, 1)),)),)
+    found = calibration(TABLE, climbs=climbs)
+    assert Calibration.from_json(found.to_json()) == found
+
+
+def test_other_json_is_refused():
+    with pytest.raises(ValueError, match=r"needs a calibration as Calibration.to_json writes it"):
+        Calibration.from_json("{}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bases": 0}, r"bases >= 1 \(got 0\)"),
+        ({"repeats": 0, "draws": -1}, r"repeats >= 1 \(got 0\), draws >= 0 \(got -1\)"),
+        ({"oracle_evaluations": -1}, r"oracle_evaluations >= 0 \(got -1\)"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=f"calibrate needs {message}"):
+        calibrate(tiny_programs().task, **settings)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    programs = tiny_programs()
+    messages: list[str] = []
+    folder = tmp_path_factory.mktemp("bases")
+    settings = {
+        "bases": 2,
+        "draws": 1,
+        "functions": ["l1", "bn_scale"],
+        "programs": programs,
+        "folder": folder,
+    }
+    found = calibrate(programs.task, oracle_evaluations=17, on_message=messages.append, **settings)
+    return found, messages, settings
+
+
+def test_a_real_calibration_has_all_rows(real):
+    found, _, _ = real
+    assert set(found.means) == {"l2", "l1", "random", "scratch", "oracle"}
+    assert (found.bases, found.repeats, found.search_bases) == (2, 2, 4)
+    assert found.comparison.tasks[0].pool == "search"
+    assert len(found.comparison.of("oracle", "tiny")) == 4
+
+
+def test_the_oracle_climbs_from_the_best_plan_of_each_base(real):
+    found, messages, _ = real
+    assert [each.base for each in found.climbs] == [0, 1]
+    for each in found.climbs:
+        by_function = {name: found.comparison.by_base(name, "tiny")[each.base] for name in ("l1", "l2")}
+        assert by_function[each.start] == max(by_function.values())
+        assert each.evaluations <= 17 and each.trace[-1][1] >= each.trace[0][1]
+    assert any(message.startswith("oracle: 17 of 17") for message in messages)
+
+
+def test_a_real_calibration_survives_json_and_prints(real):
+    found, _, _ = real
+    assert Calibration.from_json(found.to_json()) == found
+    assert "Calibration of tiny" in found.to_markdown()
+
+
+def test_without_an_oracle_the_other_rows_are_the_same(real):
+    found, _, settings = real
+    without = calibrate(settings["programs"].task, oracle_evaluations=0, **settings)
+    assert without.climbs == () and without.headroom is None and without.shares == {}
+    assert without.means == {name: mean for name, mean in found.means.items() if name != "oracle"}

@@ -1,0 +1,180 @@
+"""A comparison end to end on a tiny task: what is equal, what is shared, what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from tiny_task import tiny_programs, tiny_task
+
+from jaxprune.evolution.bases import BasePool
+from jaxprune.evolution.comparison import compare, layer_views
+from jaxprune.evolution.measurements import Comparison
+from jaxprune.language.parsing import parse
+from jaxprune.language.published import library
+from jaxprune.training.guard import AlreadyOpenedError
+
+
+def compared(functions=("l1", "2*sum(abs(WI))", "bn_scale"), bases=2, **settings):
+    programs = tiny_programs()
+    return compare(functions, programs.task, bases, programs={"tiny": programs}, **settings)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("bases")
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return []
+
+
+@pytest.fixture(scope="module")
+def found(folder, rows, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("run") / "new"
+    return compared(
+        draws=2, evaluations=3, repeats=2, folder=folder, test_records=run_dir, on_row=rows.append
+    )
+
+
+def by_place(comparison, name):
+    return {(each.base, each.draw, each.repeat): each for each in comparison.of(name, "tiny")}
+
+
+def test_every_row_is_measured_on_every_base_and_repeat(found):
+    places = {(base, 0, repeat) for base in range(2) for repeat in range(2)}
+    for name in ("l2", "l1", "2*sum(abs(WI))", "scratch"):
+        assert set(by_place(found, name)) == places
+    assert set(by_place(found, "random")) == {(b, d, r) for b in range(2) for d in range(2) for r in range(2)}
+    assert [row.n for row in found.summary()] == [2, 2, 2, 2, 2, 0]
+
+
+def test_functions_with_one_plan_are_fine_tuned_once(found):
+    ours, theirs = by_place(found, "2*sum(abs(WI))"), by_place(found, "l1")
+    for place, measured in theirs.items():
+        assert ours[place].seconds == measured.seconds
+        assert (ours[place].validation, ours[place].digest) == (measured.validation, measured.digest)
+    assert found.paired("2*sum(abs(WI))", "l1", "tiny") == (0.0, 0.0, 2)
+
+
+def test_an_invalid_function_is_a_row_with_its_reason(found):
+    assert [(each.name, each.formula) for each in found.refused] == [("bn_scale", "abs(gamma)")]
+    assert "gamma" in found.refused[0].reason
+    assert "- bn_scale `abs(gamma)`: invalid, base 0:" in found.to_markdown()
+
+
+def test_curves_end_with_the_accuracy(found):
+    assert all(len(each.curve) == 3 and each.curve[-1] == each.validation for each in found.measurements)
+
+
+def test_accuracies_are_percentages_of_the_images(found):
+    assert all((each.validation * 50 / 100).is_integer() for each in found.measurements)
+    tested = np.array([each.test for each in found.measurements]) * 350 / 100
+    np.testing.assert_allclose(tested, np.round(tested), atol=1e-6)
+
+
+def test_facts_of_the_task_are_told(found):
+    (facts,) = found.tasks
+    assert (facts.name, facts.pool, len(facts.base_accuracies)) == ("tiny", "final", 2)
+    assert facts.widths == {"conv1.kernel": 4, "conv2.kernel": 4, "dense.kernel": 8}
+    assert facts.kept == {"conv1.kernel": 2, "conv2.kernel": 2, "dense.kernel": 4}
+    assert found.complexities["l1"] == library["l1"].complexity
+
+
+def test_each_measurement_is_told(found, rows):
+    assert sorted(map(str, rows)) == sorted(map(str, found.measurements))
+
+
+def test_the_same_seed_gives_the_same_comparison(found, folder):
+    again = compared(draws=2, repeats=2, evaluations=3, folder=folder)
+    for first, second in zip(found.measurements, again.measurements, strict=True):
+        assert (first.name, first.curve, first.digest) == (second.name, second.curve, second.digest)
+
+
+def test_a_row_does_not_depend_on_which_other_rows_there_are(found, folder):
+    alone = compared(["norm_in_out", "l1"], draws=0, with_scratch=False, folder=folder)
+    assert alone.names("tiny") == ("l2", "norm_in_out", "l1")
+    for (base, draw, repeat), measured in by_place(alone, "l1").items():
+        assert measured.validation == by_place(found, "l1")[base, draw, repeat].validation
+
+
+def test_the_search_pool_has_other_networks_than_the_final_one(found):
+    search = compared([], bases=2, draws=0, with_scratch=False, pool="search")
+    assert search.tasks[0].pool == "search"
+    assert search.of("l2", "tiny")[0].digest != found.of("l2", "tiny")[0].digest
+
+
+def test_test_images_stay_closed_without_a_record(folder):
+    closed = compared([], bases=1, draws=0, with_scratch=False, folder=folder)
+    assert [each.test for each in closed.measurements] == [None]
+    assert closed.summary()[0].se is None
+
+
+def test_test_images_are_opened_once_a_run(tmp_path, folder):
+    settings = {"bases": 1, "draws": 0, "with_scratch": False, "folder": folder, "test_records": tmp_path}
+    first = compared([], **settings)
+    record = json.loads((tmp_path / "test-tiny.json").read_text())
+    assert record["num_examples"] == 350 and len(record["opened"]) == 1
+    with pytest.raises(AlreadyOpenedError, match=r"needs to be opened once a run"):
+        compared([], **settings)
+    again = compared([], reopen_test=True, **settings)
+    assert again.measurements[0].test == first.measurements[0].test
+
+
+def test_a_real_comparison_survives_json(found):
+    assert Comparison.from_json(found.to_json()) == found
+
+
+def test_bases_may_differ_between_tasks(folder):
+    with pytest.raises(ValueError, match=r"bases needs a number for task 'tiny', got numbers for other"):
+        compared([], bases={"other": 2})
+    one = compared([], bases={"tiny": 1}, draws=0, with_scratch=False, folder=folder)
+    assert one.summary()[0].n == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bases": 0}, r"bases >= 1 \(got 0\)"),
+        ({"draws": -1, "repeats": 0}, r"draws >= 0 \(got -1\), repeats >= 1 \(got 0\)"),
+        ({"evaluations": 0}, r"evaluations >= 1 \(got 0\)"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=f"a comparison needs {message}"):
+        compared([], **settings)
+
+
+def test_tasks_need_different_names():
+    with pytest.raises(ValueError, match=r"tasks need different names"):
+        compare([], [tiny_task(), tiny_task()])
+    with pytest.raises(ValueError, match=r"at least one task is needed"):
+        compare([], [])
+
+
+def test_layer_views_show_kept_channels_and_sorted_scores(folder):
+    pool = BasePool(tiny_programs(), 0, "final", 2, folder=folder)
+    views = layer_views(pool, {"l1": library["l1"], "broken": parse("abs(gamma)")}, draws=2)
+    assert [(view.group, view.width, view.count) for view in views] == [
+        ("conv1.kernel", 4, 2),
+        ("conv2.kernel", 4, 2),
+        ("dense.kernel", 8, 4),
+    ]
+    plan = dict(pool.plans([library["l1"]])[0][0].kept)
+    for view in views:
+        assert view.kept.keys() == {"l1", "random 1", "random 2"}
+        assert view.scores.keys() == {"l1"}
+        assert view.kept["l1"] == plan[view.group]
+        assert list(view.scores["l1"]) == sorted(view.scores["l1"], reverse=True)
+        assert len(view.scores["l1"]) == view.width
+
+
+@pytest.mark.slow
+def test_several_rounds_are_compared_and_shared_by_function_only():
+    task = tiny_task("rounds", rounds=2)
+    found = compare(["l1", "2*sum(abs(WI))"], task, 1, draws=1, with_scratch=True)
+    assert [row.n for row in found.summary()] == [1] * 5
+    (first,), (second,) = found.of("l1", "rounds"), found.of("2*sum(abs(WI))", "rounds")
+    assert first.digest == second.digest and first.validation == second.validation

@@ -1,0 +1,73 @@
+"""What a caller may name, and what rows come of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from jaxprune.evolution.naming import find_function, known_functions, named_functions
+from jaxprune.language.parsing import ParseError, parse
+from jaxprune.language.published import library, own_seeds
+
+
+def test_l2_comes_first_unless_it_was_named():
+    assert list(named_functions([])) == ["l2"]
+    assert list(named_functions(["l1"])) == ["l2", "l1"]
+    assert list(named_functions(["l1", "l2"])) == ["l1", "l2"]
+
+
+def test_names_formulas_and_expressions_may_be_mixed():
+    rows = named_functions(["fdr", "mean_shift", "sum(abs(WI))", parse("mean(X)*3"), "random", "scratch"])
+    assert list(rows) == ["l2", "fdr", "mean_shift", "l1", "mean(X)*3"]
+    assert rows["mean_shift"] is own_seeds["mean_shift"]
+
+
+def test_a_single_function_needs_no_list():
+    assert list(named_functions("l1")) == ["l2", "l1"]
+    assert list(named_functions(library["l1"])) == ["l2", "l1"]
+
+
+def test_a_mapping_names_its_rows():
+    rows = named_functions({"winner": "sum(abs(WI))", "best seed": "mean_shift"})
+    assert list(rows) == ["l2", "winner", "best seed"]
+    assert rows["winner"] is library["l1"]
+
+
+def test_a_function_named_twice_is_one_row():
+    assert list(named_functions(["l1", "l1", "sum(abs(WI))"])) == ["l2", "l1"]
+
+
+def test_every_known_function_is_a_scalar():
+    assert all(find_function(name).type == () for name in known_functions())
+
+
+def test_unknown_names_get_a_suggestion():
+    with pytest.raises(ValueError, match=r"got 'abs_snrr'. Did you mean 'abs_snr'\?"):
+        named_functions(["abs_snrr"])
+
+
+def test_a_text_that_is_no_formula_points_at_the_column():
+    with pytest.raises(ParseError, match=r"\^"):
+        named_functions(["sum(abs(WI)) +"])
+
+
+def test_a_formula_that_is_no_scalar_is_refused():
+    with pytest.raises(ValueError, match=r"needs one number per channel, got square\(mX\) of type \(D\)"):
+        named_functions(["square(mX)"])
+
+
+@pytest.mark.parametrize("name", ["random", "scratch", "oracle", "l2"])
+def test_names_of_controls_are_reserved(name):
+    with pytest.raises(ValueError, match=rf"'{name}' is the name of a row of its own"):
+        named_functions({name: "mean(X)"})
+
+
+def test_one_name_cannot_stand_for_two_formulas():
+    with pytest.raises(ValueError, match=r"rows need different names, got 'l1' for"):
+        named_functions(_Twice())
+
+
+class _Twice(dict):
+    """A mapping that, wrongly, lists a name twice."""
+
+    def items(self):
+        return [("l1", "sum(abs(WI))"), ("l1", "mean(X)")]
