@@ -20,7 +20,7 @@ _MEAN_OF = MappingProxyType({"mX": "X", "mP": "P", "mQ": "Q"})
 _SAMPLES_MEAN = MappingProxyType({samples: mean for mean, samples in _MEAN_OF.items()})
 
 
-def canonical(f: Expression) -> Expression:
+def canonical_form(f: Expression) -> Expression:
     """The representative of all formulas that equal `f` by reordering, folding numbers and safe identities.
 
     Sums and products are flattened and sorted; numbers in them are joined where the result stays finite; signs move
@@ -31,14 +31,18 @@ def canonical(f: Expression) -> Expression:
 
     Returns:
       An expression of the same type and, where `f` is finite, the same value up to rounding.
-      `canonical(canonical(f)) is canonical(f)`.
+      `canonical_form(canonical_form(f)) is canonical_form(f)`.
 
     Example:
       >>> from jaxprune.language.parsing import parse
-      >>> str(canonical(parse("0.05 + var(Q) + sum((mX - mP)*(mX - mP)) + 0*1")))
+      >>> str(canonical_form(parse("0.05 + var(Q) + sum((mX - mP)*(mX - mP)) + 0*1")))
       'sum(square(mP - mX)) + var(Q) + 0.05'
     """
     return f.fold(_rewrite)
+
+
+canonical = canonical_form
+"""The name that callers outside the language still import; no function may be named like its module."""
 
 
 def _rewrite(node: Expression, children: Sequence[Expression]) -> Expression:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from toy_formulas import evaluate, expressions, values
 
-from jaxprune.language.canonical import canonical
+from jaxprune.language.canonical import canonical_form
 from jaxprune.language.parsing import parse
 from jaxprune.language.published import library, own_seeds
 
@@ -45,7 +45,7 @@ from jaxprune.language.published import library, own_seeds
     ],
 )
 def test_equal_formulas_meet(text, form):
-    assert str(canonical(parse(text))) == form
+    assert str(canonical_form(parse(text))) == form
 
 
 @pytest.mark.parametrize(
@@ -63,21 +63,21 @@ def test_equal_formulas_meet(text, form):
     ],
 )
 def test_what_could_hide_a_non_finite_value_stays(text):
-    f = canonical(parse(text))
+    f = canonical_form(parse(text))
     assert f.operands == parse(text).operands and f.size == parse(text).size
 
 
 @pytest.mark.parametrize("name", [*library, *own_seeds])
 def test_library_functions_stay_apart(name):
     everything = {**library, **own_seeds}
-    forms = [canonical(f) for f in everything.values()]
-    assert forms.count(canonical(everything[name])) == 1
+    forms = [canonical_form(f) for f in everything.values()]
+    assert forms.count(canonical_form(everything[name])) == 1
 
 
 @given(expressions(steps=12, scalar=False))
 def test_a_canonical_form_is_its_own_and_keeps_type_and_value(f):
-    form = canonical(f)
-    assert canonical(form) is form
+    form = canonical_form(f)
+    assert canonical_form(form) is form
     assert form.type == f.type and form.operands <= {*f.operands, *(name[1:] for name in f.operands)} | {
         "mX",
         "mP",

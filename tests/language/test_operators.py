@@ -172,7 +172,7 @@ def test_an_own_operator_may_broadcast_and_take_parameters(forget):
 
 
 def test_an_operator_that_combines_entries_must_read_masks(forget):
-    with pytest.raises(ValueError, match="'top' combines entries .* uses_masks=True"):
+    with pytest.raises(ValueError, match=r"'top' combines entries .* uses_masks=True"):
         register_operator("top", jnp.max, signatures=("* -> ()",))
 
 

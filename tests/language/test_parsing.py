@@ -123,14 +123,14 @@ def test_nodes_are_bounded():
     ],
 )
 def test_depth_is_bounded(text):
-    with pytest.raises(ParseError, match="levels|syntax error|only power"):
+    with pytest.raises(ParseError, match=r"levels|syntax error|only power"):
         parse(text)
     assert parse("abs(" * 63 + "N" + ")" * 63).depth == 64
 
 
 def test_a_vocabulary_leaves_the_rest_out():
     with pytest.raises(
-        ParseError, match="must be one of X P Q .* got 'WO'. It exists but this vocabulary leaves it out"
+        ParseError, match=r"must be one of X P Q .* got 'WO'. It exists but this vocabulary leaves it out"
     ):
         parse("sum(WO)", PAPER_VOCABULARY)
     vocabulary = Vocabulary(("WI",), ("abs", "sum"))

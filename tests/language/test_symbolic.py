@@ -17,7 +17,8 @@ from jaxprune.language.published import library
         ("2.5e-7 + N", r"2.5 \times 10^{-7} + N_{k}"),
         ("N*-2", r"N_{k} \cdot \left(-2\right)"),
         ("sum(square(WO))", r"\operatorname{sum}\left({\left(w^{\mathrm{out}}\right)}^{\circ 2}\right)"),
-        ("trace(inverse(rbf(X, 2)))", r"\operatorname{tr}\left(\left(\kappa_{\sigma=2}\left(X, X\right) + 10^{-4} I\right)^{-1}\right)"),
+        ("trace(inverse(rbf(X, 2)))", r"\operatorname{tr}\left(\left(\kappa_{\sigma=2}\left(X, X\right)"
+         r" + 10^{-4} I\right)^{-1}\right)"),
         ("inner(mP, mX)", r"\bar{x}_{k}^{\top}\, \bar{x}"),
         ("outer(mP, WI)", r"\bar{x}_{k}\, w^{\top}"),
         ("slice(mX, 2, 5)", r"{\bar{x}}_{\left[2/8 : 5/8\right]}"),

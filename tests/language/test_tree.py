@@ -47,7 +47,7 @@ def test_equal_formulas_are_one_object():
     assert parse("var(P) + 0.05") != parse("0.05 + var(P)")
 
 
-@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda f: pickle.loads(pickle.dumps(f))])
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda f: pickle.loads(pickle.dumps(f))])  # noqa: S301
 def test_copies_are_the_same_object(duplicate):
     f = parse("mean(rbf(P, Q, 1))*-0.5")
     assert duplicate(f) is f
@@ -85,9 +85,9 @@ def test_cached_facts_agree_with_their_definitions(f):
 
 def test_an_expression_cannot_be_changed():
     f = parse("mean(X)")
-    with pytest.raises(AttributeError, match="cannot be changed .*'name'"):
+    with pytest.raises(AttributeError, match=r"cannot be changed .*'name'"):
         f.name = "Y"
-    with pytest.raises(AttributeError, match="cannot be changed .*delete 'name'"):
+    with pytest.raises(AttributeError, match=r"cannot be changed .*delete 'name'"):
         del f.name
 
 
@@ -97,7 +97,7 @@ def test_an_expression_cannot_be_made_unchecked():
 
 
 def test_an_unknown_operand_is_refused():
-    with pytest.raises(ValueError, match="An operand must be one of X P Q .* got 'Y'"):
+    with pytest.raises(ValueError, match=r"An operand must be one of X P Q .* got 'Y'"):
         operand("Y")
 
 
@@ -125,4 +125,4 @@ def test_replacing_children_checks_types():
 
 
 def test_repr_can_be_typed_back():
-    assert eval(repr(parse("mean(X)"))) is parse("mean(X)")
+    assert eval(repr(parse("mean(X)"))) is parse("mean(X)")  # noqa: S307
