@@ -116,4 +116,4 @@ if __name__ == "__main__":
     for set_name in SETS:
         assert read(set_name)[1].dtype == np.float64
         check_set(set_name)
-        print(set_name)
+        sys.stdout.write(f"{set_name}\n")

@@ -1,0 +1,265 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import monitoring
+
+from jaxprune.language.operands import DEFAULT_VOCABULARY, OPERANDS, register_operand
+from jaxprune.language.operators import OPERATORS, register_operator
+from jaxprune.language.parsing import parse
+from jaxprune.language.published import library
+from jaxprune.language.sampling import random_expression
+from jaxprune.scoring.compiled import compile
+from jaxprune.scoring.evaluator import Scorer, score_population, score_with_status
+from jaxprune.scoring.records import Operands, sample_moments
+
+MIXED = [
+    parse(text)
+    for text in (
+        "sum(abs(X - mX)) * sqrt(sum(square(WO)))",
+        "mean(rbf(P, Q, 2)) - mean(rbf(X, 0.5))",
+        "trace(matmul(transpose(Q - mP), Q)) / N",
+        "var(slice(X, 2, 7)) + gamma * sum(outer(WI, mQ))",
+        "mean(W) * product(count(P) / NX)",
+        "std(abs(Q)) + sum(inner(mX, mean_samples(square(P))))",
+        "inner(WI, geometric_median(W)) * beta",
+        "mean(matmul(Q, transpose(P))) + sum(matmul(WI, W)) + 3",
+        "abs(mean(X) / std(Q))",
+    )
+]
+
+
+LOWERINGS = [0]
+"""How many programs JAX has lowered so far."""
+
+
+def count_lowering(event, _seconds, **_):
+    LOWERINGS[0] += event == "/jax/core/compile/jaxpr_to_mlir_module_duration"
+
+
+monitoring.register_event_duration_secs_listener(count_lowering)
+
+
+def make(seed=0, channels=5, counts=(7, 3, 1), positions=6):
+    """Unbalanced classes, more examples in the moments than in the sample, fewer positions there."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(counts)), np.multiply(counts, 3))
+    rng.shuffle(labels)
+    features = (
+        rng.standard_normal((len(labels), positions, channels)).astype(np.float32) + labels[:, None, None]
+    )
+    sampled = np.concatenate([np.flatnonzero(labels == k)[:count] for k, count in enumerate(counts)])
+    weights = rng.standard_normal((3, 8, channels)).astype(np.float32)
+    return Operands.build(
+        moments=sample_moments(features, labels, num_classes=len(counts)),
+        samples=jnp.asarray(features[sampled, ::2]),
+        sample_labels=labels[sampled],
+        kernel=jnp.asarray(weights[0]),
+        outgoing=jnp.asarray(weights[1]),
+        gamma=jnp.asarray(weights[2, 0]),
+        beta=jnp.asarray(weights[2, 1]),
+    )
+
+
+def assert_close(actual, desired, rtol=2e-5):
+    desired = np.asarray(desired)
+    finite = np.isfinite(desired)
+    scale = np.abs(desired[finite]).max(initial=0)
+    np.testing.assert_array_equal(np.isfinite(actual), finite)
+    np.testing.assert_allclose(
+        np.asarray(actual)[finite], desired[finite], rtol=rtol, atol=2e-6 * scale + 1e-12
+    )
+
+
+@pytest.fixture(scope="module")
+def functions():
+    drawn = [random_expression(jax.random.key(seed), DEFAULT_VOCABULARY) for seed in range(30)]
+    return [*MIXED, *library.values(), *drawn]
+
+
+@pytest.fixture(scope="module")
+def population(functions):
+    return score_population(functions, make())
+
+
+def test_by_hand():
+    features = np.array([[0.0, 1.0], [2.0, 5.0], [4.0, 3.0]])
+    ops = Operands.from_arrays(features=features, labels=[0, 0, 1], kernel=[[1.0, -2.0], [3.0, 4.0]])
+    texts = ["sum(abs(WI))", "mean(P) - mean(Q)", "sum(square(P)) * N", "var(X)", "sum(X) / count(X)"]
+    scores = score_population([parse(text) for text in texts], ops)
+    np.testing.assert_allclose(scores[0], [4, 6])
+    np.testing.assert_allclose(scores[1], [0, 0], atol=1e-6)  # (1 - 4 + 4 - 1)/2
+    np.testing.assert_allclose(scores[2], [(4 * 2 + 16) / 2, (26 * 2 + 9) / 2])
+    np.testing.assert_allclose(scores[3], [8 / 3, 8 / 3], rtol=1e-6)
+    np.testing.assert_allclose(scores[4], [2, 3], rtol=1e-6)
+
+
+def test_each_row_equals_the_compiled_function(functions, population):
+    ops = make()
+    fused = jax.jit(lambda ops: [compile(f)(ops) for f in functions])(ops)
+    for f, row, alone in zip(functions, population, fused, strict=True):
+        assert alone.shape == (5,), str(f)
+        assert_close(row, alone)
+
+
+@pytest.mark.parametrize("f", [MIXED[0], MIXED[1], library["evolved_eq3"]], ids=str)
+def test_jit_equals_eager_and_vmap(f):
+    members = [make(0), make(1)]
+    jitted = [compile(f)(ops) for ops in members]
+    with jax.disable_jit():
+        assert_close(compile(f)(members[0]), jitted[0])
+    mapped = jax.vmap(compile(f))(Operands.stack(members))
+    stacked = compile(f)(Operands.stack(members))
+    for index, alone in enumerate(jitted):
+        assert_close(mapped[index], alone)
+        assert_close(stacked[index], alone)
+
+
+def test_reordering_channels_reorders_scores(functions, population):
+    order = np.array([3, 0, 4, 1, 2])
+    own = [i for i, f in enumerate(functions) if not {"W", "gamma"} & f.operands or f in MIXED]
+    moved = score_population([functions[i] for i in own], make().take(order))
+    for row, i in enumerate(own):
+        assert_close(moved[row], population[i][order])
+
+
+def test_stacked_members_equal_one_by_one(functions, population):
+    stacked = score_population(functions, Operands.stack([make(0), make(1)]))
+    assert stacked.shape == (len(functions), 2, 5)
+    for both, row, other in zip(stacked, population, score_population(functions, make(1)), strict=True):
+        assert_close(both[0], row)
+        assert_close(both[1], other)
+
+
+@pytest.mark.parametrize("block_bytes", [1, 1000])
+def test_blocks_change_no_score(functions, population, block_bytes):
+    members = [make(0), make(1)]
+    whole = score_population(MIXED, Operands.stack(members))
+    found = Scorer(Operands.stack(members), block_bytes=block_bytes).run(MIXED)
+    assert found.is_sound.all()
+    for row, expected in zip(found.scores, whole, strict=True):
+        assert_close(row, expected)
+
+
+def test_a_second_population_of_known_shapes_compiles_nothing(functions):
+    score_population(functions, make(0))
+    before = LOWERINGS[0]
+    score_population(functions[::-1], make(2))
+    assert LOWERINGS[0] == before
+
+
+def test_one_more_formula_compiles_no_program_of_its_own():
+    ops = make()
+    score_population([parse("sum(abs(WI)) + 1"), parse("sum(abs(WI)) * var(P)")], ops)
+    before = LOWERINGS[0]
+    score_population([parse("(sum(abs(WI)) + 0.25) * var(Q) + var(P)*7 + sum(abs(WI))")], ops)
+    assert LOWERINGS[0] == before
+    score_population([parse("mean(rbf(P, 1.5))")], ops)
+    before = LOWERINGS[0]
+    score_population([parse("mean(rbf(P, 2.5))")], ops)
+    assert LOWERINGS[0] == before
+
+
+def test_functions_of_samples_read_everything_from_the_sample():
+    ops = make()
+    only_sample = Operands.build(
+        moments=ops.sample_moments,
+        samples=ops.samples,
+        sample_labels=np.repeat(np.arange(3), ops.class_counts),
+        kernel=ops.filters,
+        sample_is_full=True,
+    )
+    mixed, moments = parse("mean(abs(X)) + var(P) + N"), parse("var(P) + N + sum(mQ)")
+    np.testing.assert_allclose(compile(mixed)(ops), compile(mixed)(only_sample), rtol=1e-6)
+    assert not np.allclose(compile(moments)(ops), compile(moments)(only_sample))
+
+
+def test_missing_operands_are_named():
+    ops = Operands.from_arrays(features=np.eye(4), labels=[0, 1, 0, 1], kernel=np.eye(4))
+    functions = [parse("gamma * sum(WO)"), parse("sum(WI)"), parse("sum(GW)")]
+    scores, reasons = score_with_status(functions, ops)
+    assert reasons[0] == "operand WO and gamma is missing: this layer does not have it"
+    assert reasons[1] is None and "operand GW is missing" in reasons[2]
+    assert np.isnan(scores[0]).all() and np.isfinite(scores[1]).all()
+    with pytest.raises(ValueError, match=r"sum\(WI\*gamma\): operand gamma is missing"):
+        compile(parse("sum(WI*gamma)"))(ops)
+    with pytest.raises(
+        ValueError, match=r"that it can evaluate on this layer, got .*gamma.*use score_with_status"
+    ):
+        score_population(functions, ops)
+
+
+def test_what_costs_too_much_is_refused_before_it_runs():
+    ops = make()
+    _, reasons = score_with_status([parse("mean(matmul(Q, transpose(Q)))")], ops, budget_bytes=1000)
+    assert reasons[0].startswith("refused: needs values of 1.2e+03 bytes for one channel")
+    found = Scorer(ops, max_flops=1000).run([parse("mean(rbf(Q, 1))"), parse("gamma")])
+    assert found.reasons[0].startswith("refused: needs ") and "operations on this layer" in found.reasons[0]
+    assert found.reasons[1] is None
+
+
+def test_only_scalars_are_pruning_functions():
+    with pytest.raises(ValueError, match=r"scalar per channel, got abs\(mX\) of type \(D\)"):
+        compile(parse("abs(mX)"))
+    with pytest.raises(TypeError, match=r"must be an Expression, got str. Use parse\(text\)"):
+        score_population(["sum(WI)"], make())
+
+
+def test_intermediate_values_that_are_not_finite_are_found():
+    features = np.zeros((4, 2), np.float32)
+    features[:, 1] = [1, 2, 3, 5]
+    ops = Operands.from_arrays(features=features, labels=[0, 1, 0, 1], kernel=np.ones((2, 2)))
+    hidden, shown, sound = parse("1 / (1 / var(X))"), parse("var(P) / var(X)"), parse("var(P) / (var(X) + 1)")
+    for block_bytes in (None, 1):
+        scorer = Scorer(ops, block_bytes=block_bytes)
+        found = scorer.run([hidden, shown, sound])
+        assert np.isfinite(found.scores[0]).all()  # plain IEEE: 1 / inf is 0
+        np.testing.assert_array_equal(found.is_sound[:, 0], [[False, True], [False, True], [True, True]])
+        assert str(scorer.first_offending(hidden, 0, 0)) == "1/var(X)"
+        assert scorer.first_offending(shown, 0, 0) is shown
+
+
+def test_offending_samples_are_found_within_blocks():
+    ops = make()
+    f = parse("mean(sqrt(abs(X) - 100)) + sum(mX)")
+    stacked = Operands.stack([ops, ops])
+    scorer = Scorer(stacked, block_bytes=64)
+    assert not scorer.run([f]).is_sound.any()
+    assert str(scorer.first_offending(f, 1, 4)) == "sqrt(abs(X) - 100)"
+
+
+def test_registered_operands_and_operators_join_in():
+    rng = np.random.default_rng(0)
+    extra = rng.standard_normal((4, 3)).astype(np.float32)
+    register_operand("entropy_test", type=(), read=lambda ops: jnp.sum(ops.filters**2, axis=0))
+    register_operand("drift_test", type=("D",), read=lambda ops: jnp.ones((4, 3, 1)), per_class=True)
+    register_operator("cube_test", lambda values: values**3)
+    try:
+        features = rng.standard_normal((6, 4)).astype(np.float32)
+        kernel = rng.standard_normal((3, 4)).astype(np.float32)
+        arrays = {"features": features, "labels": [0, 1, 2, 0, 1, 2], "kernel": kernel}
+        ops = Operands.from_arrays(**arrays, extras={"GW": extra})
+        functions = [
+            parse(t) for t in ("cube_test(entropy_test)", "sum(WI*GW)", "sum(drift_test)", "sum(WI)*sum(GW)")
+        ]
+        for scores in (score_population(functions, ops), [compile(f)(ops) for f in functions]):
+            np.testing.assert_allclose(scores[0], (kernel**2).sum(0) ** 3, rtol=1e-5)
+            np.testing.assert_allclose(scores[1], (kernel.T * extra).sum(1), rtol=1e-5)
+            np.testing.assert_allclose(scores[2], np.ones(4))
+        np.testing.assert_allclose(
+            score_population(functions, Operands.stack([ops, ops]))[:, 1, 0], scores_at(ops, functions)
+        )
+        del OPERANDS["drift_test"]
+        register_operand("drift_test", type=("D",), read=lambda ops: jnp.ones((4, 1)), per_class=True)
+        with pytest.raises(
+            ValueError, match=r"drift_test must be read as \[C, K, D\] with 4 channels, got shape"
+        ):
+            score_population([parse("sum(drift_test)")], ops)
+    finally:
+        OPERANDS.pop("entropy_test", None)
+        OPERANDS.pop("drift_test", None)
+        OPERATORS.pop("cube_test", None)
+
+
+def scores_at(ops, functions):
+    return score_population(functions, ops)[:, 0]

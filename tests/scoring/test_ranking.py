@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+
+from jaxprune.language.parsing import parse
+from jaxprune.language.published import library
+from jaxprune.scoring.ranking import Ranking, aggregate, is_constant, pruning_order, rank_population, score
+from jaxprune.scoring.records import Observed, Operands
+from jaxprune.types import Invalid
+
+LABELS = np.arange(12) % 3
+
+
+def make(seed, channels=4, dead=(), positions=2, **changes):
+    rng = np.random.default_rng(seed)
+    features = np.maximum(rng.standard_normal((12, positions, 1, channels)), 0).astype(np.float32)
+    features[..., list(dead)] = 0
+    kernel = rng.standard_normal((5, channels)).astype(np.float32)
+    return Operands.from_arrays(**({"features": features, "labels": LABELS, "kernel": kernel} | changes))
+
+
+def observe(seed=0, dead=(), dense_positions=1):
+    return Observed(
+        {
+            "conv.kernel": make(seed),
+            "skip.kernel": make(seed + 10, dead=dead),
+            "dense.kernel": make(seed + 20, 6, positions=dense_positions),
+        },
+        {"conv.kernel": ("conv.kernel", "skip.kernel"), "dense.kernel": ("dense.kernel",)},
+    )
+
+
+def test_scores_of_a_group_are_the_mean_of_relative_scores():
+    observed = observe()
+    own = {path: np.abs(np.asarray(ops.filters)).sum(0).astype(np.float64) for path, ops in observed.items()}
+    relative = {path: values / values.mean() for path, values in own.items()}
+    scores = score(library["l1"], observed)
+    assert list(scores) == ["conv.kernel", "dense.kernel"]
+    np.testing.assert_allclose(
+        scores["conv.kernel"], (relative["conv.kernel"] + relative["skip.kernel"]) / 2, rtol=1e-6
+    )
+    np.testing.assert_allclose(scores["dense.kernel"], relative["dense.kernel"], rtol=1e-6)
+    first = score(library["l1"], observed, aggregation="first")["conv.kernel"]
+    np.testing.assert_allclose(first, own["conv.kernel"], rtol=1e-6)
+
+
+def test_aggregations_by_hand():
+    pair = [np.array([1.0, 3.0]), np.array([-30.0, 10.0])]
+    assert aggregate(pair, "relative").tolist() == [-0.5, 1.0]
+    assert aggregate(pair, "mean").tolist() == [-14.5, 6.5]
+    assert aggregate(pair, "max").tolist() == [0.5, 1.5]
+    assert aggregate([np.zeros(2)], "relative").tolist() == [0.0, 0.0]
+    with pytest.raises(ValueError, match="aggregation must be one of relative, mean, max, first, got 'sum'"):
+        aggregate(pair, "sum")
+
+
+def test_scores_keep_what_is_not_finite_and_name_what_is_missing():
+    scores = score(parse("var(P)/var(X)"), observe(dead=[1]))
+    assert np.isnan(scores["conv.kernel"][1])
+    with pytest.raises(
+        ValueError, match=r"conv.kernel: operand gamma is missing.*; skip.kernel: .*dense.kernel"
+    ):
+        score(parse("gamma"), observe())
+
+
+def test_lowest_first_and_ties_by_index():
+    assert pruning_order(np.array([1.0, 0.0, 1.0, 0.0])).tolist() == [1, 3, 0, 2]
+    assert (
+        is_constant(np.full(3, 0.3)) and is_constant(np.zeros(3)) and not is_constant(np.array([0.0, 1e-9]))
+    )
+
+
+def test_a_sound_function_is_ranked():
+    result = rank_population([library["abs_snr"]], observe(dense_positions=2))[0]
+    assert isinstance(result, Ranking)
+    assert result.fallback_groups == () and result.num_ties == 0
+    np.testing.assert_array_equal(
+        result.scores["dense.kernel"], score(library["abs_snr"], observe(dense_positions=2))["dense.kernel"]
+    )
+
+
+def test_equal_scores_in_one_group_fall_back_to_l2():
+    observed = observe()
+    result = rank_population([parse("std(mX)")], observed)[0]
+    assert result.fallback_groups == ("dense.kernel",)  # one position: nothing varies over positions
+    np.testing.assert_array_equal(
+        result.scores["dense.kernel"], score(library["l2"], observed)["dense.kernel"]
+    )
+
+
+def test_isolated_ties_are_counted():
+    kernel = np.repeat(np.arange(1.0, 4.0), 2)[None]
+    ops = make(0, channels=6, kernel=kernel)
+    result = rank_population([library["l1"]], Observed({"a": ops}, {"a": ("a",)}))[0]
+    assert result.num_ties == 3
+
+
+def test_invalid_functions_say_why():
+    functions = ["var(P)/var(X)", "gamma", "N", "1/(1/var(mX)) + sum(abs(WI))", "mean(sqrt(mX - abs(X) - 9))"]
+    observed = observe(dead=[2])
+    reasons = [result.reason for result in rank_population([parse(text) for text in functions], observed)]
+    assert reasons == [
+        "not finite in group conv.kernel, channel 2: var(P)/var(X)",
+        "operand gamma is missing: this layer does not have it (conv.kernel)",
+        "constant in every group",
+        "not finite in group conv.kernel, channel 2: 1/var(mX)",
+        "not finite in group conv.kernel, channel 0: sqrt(mX - abs(X) - 9)",
+    ]
+
+
+def test_stacked_members_are_ranked_one_by_one():
+    members = [observe(0), observe(1, dead=[3]), observe(2)]
+    functions = [parse("var(P)/var(X)"), library["fdr"], library["fdr"]]
+    together = rank_population(functions, Observed.stack(members))
+    assert [len(row) for row in together] == [3, 3, 3]
+    assert together[1] is together[2]
+    for index, member in enumerate(members):
+        for row, alone in zip(together, rank_population(functions, member), strict=True):
+            if isinstance(alone, Invalid):
+                assert row[index] == alone
+            else:
+                assert row[index].fallback_groups == alone.fallback_groups
+                for group, scores in alone.scores.items():
+                    np.testing.assert_allclose(row[index].scores[group], scores, rtol=1e-5)
+    assert isinstance(together[0][1], Invalid) and not isinstance(together[1][1], Invalid)
+    assert score(library["l1"], Observed.stack(members))["dense.kernel"].shape == (3, 6)
