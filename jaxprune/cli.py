@@ -1,0 +1,138 @@
+"""The command line `jaxprune`: finds the command, runs it, and turns errors into one clear line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from jaxprune._version import __version__
+from jaxprune.config import closest
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "evolve": ("searching", "evolve pruning functions and write a report"),
+    "compare": ("comparing", "compare pruning functions fairly on several base networks"),
+    "calibrate": ("comparing", "measure what a task can tell about functions, and how much there is to gain"),
+    "score": ("networks", "score the channels of a trained network"),
+    "prune": ("networks", "prune a trained network, fine-tune it, and save plan and network"),
+    "transfer": ("comparing", "compare a frozen formula, or the winner of a run, on other tasks"),
+    "report": ("searching", "write the report of a run again, from its files"),
+    "explain": ("formulas", "show a formula: type, complexity, LaTeX, code, drawn tree"),
+    "list": ("formulas", "list tasks, presets, functions, operands, operators and recipes"),
+}
+"""Command -> (its module in `jaxprune.commands`, one line of help)."""
+
+EXIT_ERROR = 2
+"""Exit status after an error that has been explained."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors suggest the nearest option or command."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints what was wrong and how to get help; exits with status 2."""
+        known = [option for action in self._actions for option in action.option_strings]
+        unknown = re.search(r"unrecognized arguments: (-[\w-]+)", message)
+        command = re.search(r"invalid choice: '([^']*)' \(choose from", message)
+        if unknown:
+            message += f".{closest(unknown[1], known)}"
+        elif command:
+            message += f".{closest(command[1], COMMANDS)}"
+        self.exit(EXIT_ERROR, f"{self.prog}: error: {message}\nSee {self.prog} --help.\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line.
+
+    Args:
+      arguments: what follows `jaxprune` on the command line; by default that of this process.
+
+    Returns:
+      The exit status: 0; 1 after a result that is an answer of "no"; 2 after an error, which has been printed to the
+      standard error; 130 after Ctrl-C and 143 after SIGTERM.
+
+    Raises:
+      SystemExit: after `--help`, `--version` and options that cannot be read.
+
+    Example:
+      >>> main(["explain", "sum(abs(WI))", "--only", "type"])
+      ()
+      0
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = make_parser(given)
+    parsed, unknown = parser.parse_known_args(given)
+    if unknown:
+        getattr(parsed, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
+    if parsed.command is None:
+        parser.print_help()
+        return 0
+    try:
+        return int(parsed.run(parsed))
+    except BrokenPipeError:  # the reader of a pipe, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt as error:
+        if parsed.debug:
+            raise
+        _complain("", str(error) or "stopped.")
+        return int(getattr(error, "exit_status", 128 + signal.SIGINT))
+    except Exception as error:
+        if parsed.debug or not _is_explained(error):
+            raise
+        _complain(f"jaxprune {parsed.command}: error: ", _sentence(error))
+        return EXIT_ERROR
+
+
+def make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of these arguments: of all commands, only the one that is named is imported and has its options."""
+    parser = Parser(
+        prog="jaxprune",
+        description="Evolve pruning functions and use them to make Flax networks smaller.",
+        epilog="Each command has its own --help.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"jaxprune {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    named = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for name, (module, about) in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=about,
+            description=f"{about[0].upper()}{about[1:]}.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        if name == named:
+            home = importlib.import_module(f"jaxprune.commands.{module}")
+            getattr(home, f"add_{name}")(command)
+            command.set_defaults(run=getattr(home, f"run_{name}"), parser=command)
+            command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _is_explained(error: Exception) -> bool:
+    """Whether an error says what was needed, what came and the fix, so that no traceback is called for."""
+    from jaxprune.evolution.files import RunDirectoryError
+    from jaxprune.evolution.records import InfrastructureError
+
+    return isinstance(error, ValueError | OSError | ImportError | RunDirectoryError | InfrastructureError)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename} needs to be readable and writable, got: {error.strerror}."
+    return str(error) or type(error).__name__
+
+
+def _complain(prefix: str, message: str) -> None:
+    sys.stderr.write(f"{prefix}{message}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

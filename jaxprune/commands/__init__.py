@@ -1,0 +1,1 @@
+"""The commands of `jaxprune`, each a thin shell over one function."""

@@ -1,0 +1,160 @@
+"""What several commands share: options, lists of formulas, tables of text, files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxprune.config import TASK_OPTIONS, make_tasks
+
+if TYPE_CHECKING:
+    from jaxprune.evolution.bases import Base
+    from jaxprune.evolution.tasks import Task
+
+BASES_DIR = "runs/bases"
+"""Where base networks of single commands are kept, so that the next command finds them trained."""
+
+
+def say(text: str = "") -> None:
+    """Writes a line of a command's result to the standard output."""
+    sys.stdout.write(f"{text}\n")
+
+
+def note(text: str) -> None:
+    """Writes a line about progress to the standard error, so that results can be piped."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def on_base(task: str, base: Base) -> None:
+    """Tells of a base network that is ready."""
+    note(f"base network {base.index} of {task}: {base.accuracy:.1f} % validation accuracy")
+
+
+def add_task_options(parser: argparse.ArgumentParser, names: Iterable[str] = TASK_OPTIONS) -> None:
+    """Adds `--bases` and its like, each taking a value for all tasks or `task=value,task=value`."""
+    group = parser.add_argument_group(
+        "changes to tasks",
+        "each a value for all tasks, or task=value,task=value; by default as the task says",
+    )
+    for name in names:
+        kind, about = TASK_OPTIONS[name]
+        metavar = {int: "N", float: "X", str: "NAME"}[kind]
+        group.add_argument(flag(name), default=argparse.SUPPRESS, metavar=metavar, help=about)
+
+
+def add_place_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what every command on trained networks needs: seed and where base networks are kept."""
+    parser.add_argument(
+        "--seed", type=int, default=0, help="networks, data orders and random plans follow from it (default: 0)"
+    )
+    parser.add_argument(
+        "--bases-dir",
+        type=Path,
+        default=Path(BASES_DIR),
+        metavar="DIR",
+        help=f"where trained base networks are kept for the next command (default: {BASES_DIR})",
+    )
+
+
+def tasks_of(arguments: argparse.Namespace, names: Sequence[str], skipped: Sequence[str] = ()) -> list[Task]:
+    """The tasks of these names, with the task options of the command line."""
+    from jaxprune.config import RunConfig
+
+    given = {
+        name: getattr(arguments, name)
+        for name in TASK_OPTIONS
+        if hasattr(arguments, name) and name not in skipped
+    }
+    options = RunConfig.of({"tasks": list(names), **given}).task_options
+    return make_tasks(names, options)
+
+
+def flag(name: str) -> str:
+    """An option as it is typed.
+
+    Example:
+      >>> flag("max_age")
+      '--max-age'
+    """
+    return f"--{name.replace('_', '-')}"
+
+
+def split_formulas(text: str) -> list[str]:
+    """Names and formulas separated by commas; commas inside parentheses belong to a formula.
+
+    Example:
+      >>> split_formulas("l1, mean(rbf(P, Q, 1)),random")
+      ['l1', 'mean(rbf(P, Q, 1))', 'random']
+    """
+    parts, depth, start = [], 0, 0
+    for position, letter in enumerate(text):
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth == 0:
+            parts.append(text[start:position])
+            start = position + 1
+    parts.append(text[start:])
+    return [part.strip() for part in parts if part.strip()]
+
+
+def columns(rows: Iterable[Sequence[object]], *, indent: int = 0) -> str:
+    """Rows of text in aligned columns; columns of numbers are aligned to the right.
+
+    Example:
+      >>> print(columns([("l1", 3), ("l2", 14)]))
+      l1   3
+      l2  14
+    """
+    cells = [[str(cell) for cell in row] for row in rows]
+    if not cells:
+        return ""
+    numeric = [
+        all(_is_number(row[at]) for row in cells[-1:] + cells[1:] if row[at]) for at in range(len(cells[0]))
+    ]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(cells[0]))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        )
+        for row in cells
+    ]
+    return "\n".join(" " * indent + line.rstrip() for line in lines)
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Makes the folder of `path`, writes the file, and says where it is.
+
+    Raises:
+      ValueError: if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path)
+    except OSError as error:
+        raise ValueError(
+            f"{path} needs to be a place that can be written to, got: {error.strerror or error}. Name another with --out."
+        ) from error
+    note(f"wrote {path}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in one step and says where it is.
+
+    Raises:
+      ValueError: if it cannot be written.
+    """
+    from jaxprune.evolution.files import write_atomically
+
+    write_file(path, lambda target: write_atomically(target, text))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.rstrip("%"))
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,219 @@
+"""`jaxprune list` and `jaxprune explain`: what there is, and what a formula says. Nothing is trained or compiled."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import get_args
+
+from jaxprune.commands.common import columns, note, say, write_file
+from jaxprune.config import closest
+from jaxprune.language.axes import type_name
+from jaxprune.language.operands import OPERANDS
+from jaxprune.language.operators import OPERATORS
+from jaxprune.language.parsing import parse
+from jaxprune.language.published import library, own_seeds, sources
+from jaxprune.language.tree import Backend, Expression
+
+Row = dict[str, object]
+
+FACTS = ("formula", "name", "source", "type", "operands", "complexity", "size", "depth", "latex")
+"""What `explain` shows, in this order."""
+
+
+def list_tasks() -> list[Row]:
+    """One row per named task."""
+    from jaxprune.evolution.presets import TASKS
+
+    return [{"name": name, "about": (make.__doc__ or "").strip()} for name, make in TASKS.items()]
+
+
+def list_presets() -> list[Row]:
+    """One row per preset."""
+    from jaxprune.evolution.presets import PRESETS
+
+    return [
+        {"name": preset.name, "tasks": ", ".join(preset.tasks), "about": preset.about}
+        for preset in PRESETS.values()
+    ]
+
+
+def list_metrics() -> list[Row]:
+    """One row per named function: the library, then our own seeds."""
+    return [
+        {"name": name, "complexity": f.complexity, "formula": str(f), "source": sources[name]}
+        for name, f in {**library, **own_seeds}.items()
+    ]
+
+
+def list_operands() -> list[Row]:
+    """One row per operand."""
+    return [
+        {
+            "name": operand.name,
+            "type": type_name(operand.type),
+            "by class": "yes" if operand.per_class else "",
+            "paper": "yes" if operand.paper else "",
+            "about": operand.description,
+        }
+        for operand in OPERANDS.values()
+    ]
+
+
+def list_operators() -> list[Row]:
+    """One row per operator and signature."""
+    return [
+        {
+            "name": name,
+            "signature": " | ".join(str(signature) for signature in operator.signatures),
+            "complexity": operator.complexity,
+        }
+        for name, operator in OPERATORS.items()
+    ]
+
+
+def list_recipes() -> list[Row]:
+    """One row per training recipe."""
+    from jaxprune.training.recipes import RECIPES
+
+    names = ("optimizer", "learning_rate", "epochs", "batch_size", "weight_decay", "schedule", "augment")
+    return [
+        {"name": recipe.name, **{name.replace("_", " "): getattr(recipe, name) for name in names}}
+        for recipe in RECIPES.values()
+    ]
+
+
+LISTS: Mapping[str, Callable[[], list[Row]]] = {
+    "tasks": list_tasks,
+    "presets": list_presets,
+    "metrics": list_metrics,
+    "operands": list_operands,
+    "operators": list_operators,
+    "recipes": list_recipes,
+}
+"""What can be listed."""
+
+
+def add_list(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `jaxprune list`."""
+    parser.add_argument("what", nargs="*", metavar="WHAT", help=f"any of {', '.join(LISTS)} (default: all)")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    """Prints the lists."""
+    unknown = [name for name in arguments.what if name not in LISTS]
+    if unknown:
+        raise ValueError(
+            f"list needs any of {', '.join(LISTS)}, got {unknown[0]!r}.{closest(unknown[0], LISTS)}"
+        )
+    found = {name: LISTS[name]() for name in arguments.what or LISTS}
+    if arguments.json:
+        say(json.dumps(found, indent=2))
+        return 0
+    for number, (name, rows) in enumerate(found.items()):
+        if number:
+            say()
+        say(f"{name}:")
+        if name == "metrics":  # formulas are long: the source goes to a line of its own
+            width = max(len(str(row["name"])) for row in rows)
+            for row in rows:
+                say(f"  {row['name']!s:{width}}  {row['formula']}")
+                say(f"  {'':{width}}    complexity {row['complexity']}; {row['source']}")
+        else:
+            say(columns([list(rows[0]), *(list(row.values()) for row in rows)], indent=2))
+    return 0
+
+
+def add_explain(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `jaxprune explain`."""
+    parser.add_argument("formula", metavar="FORMULA", help='a formula such as "sum(abs(WI))", or the name of one')
+    parser.add_argument(
+        "--code", choices=get_args(Backend), help="print self-contained source code instead, for this library"
+    )
+    parser.add_argument(
+        "--tree", type=Path, metavar="FILE.png", help="draw the formula as a tree (needs matplotlib)"
+    )
+    parser.add_argument("--only", choices=FACTS, help="print this fact alone")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def run_explain(arguments: argparse.Namespace) -> int:
+    """Prints what a formula is."""
+    f = find_formula(arguments.formula)
+    if arguments.tree is not None:
+        from jaxprune.drawing import save_figure, tree_figure
+
+        write_file(arguments.tree, lambda path: save_figure(tree_figure(f, _name_of(f)), path))
+    if arguments.code:
+        say(f.code(arguments.code).rstrip("\n"))
+        return 0
+    facts = explain(f)
+    if arguments.only:
+        say(str(facts[arguments.only]))
+    elif arguments.json:
+        say(json.dumps(facts, indent=2))
+    else:
+        shown = {name: value for name, value in facts.items() if value not in ("", None)}
+        width = max(map(len, shown))
+        for name, value in shown.items():
+            text = f"{name:{width}}  {value}"
+            is_long = name not in ("formula", "latex")  # which are for copying
+            say(textwrap.fill(text, 110, subsequent_indent=" " * (width + 2)) if is_long else text)
+        if f.type != ():
+            note(
+                f"This is no pruning function yet: its value has the axes {type_name(f.type)}. "
+                "Reduce it to one number, with sum(...) or mean(...) for instance."
+            )
+    return 0
+
+
+def explain(f: Expression) -> Row:
+    """The facts about a formula, by the names of `FACTS`.
+
+    Example:
+      >>> facts = explain(library["l1"])
+      >>> facts["name"], facts["operands"], facts["latex"]
+      ('l1', 'WI: weights that produce the channel', '\\\\operatorname{sum}\\\\left(\\\\left|w\\\\right|\\\\right)')
+    """
+    name = _name_of(f)
+    operands = [f"{each}: {OPERANDS[each].description}" for each in OPERANDS if each in f.operands]
+    return {
+        "formula": str(f),
+        "name": name,
+        "source": sources.get(name, ""),
+        "type": type_name(f.type),
+        "operands": "; ".join(operands) or "none",
+        "complexity": f.complexity,
+        "size": f.size,
+        "depth": f.depth,
+        "latex": f.latex(),
+    }
+
+
+def find_formula(text: str) -> Expression:
+    """The formula of a name or text, of any type.
+
+    Raises:
+      ValueError: for an unknown name or a text that is no formula.
+
+    Example:
+      >>> str(find_formula("l1")), find_formula("mX").type
+      ('sum(abs(WI))', ('D',))
+    """
+    known = {**library, **own_seeds}
+    if text in known:
+        return known[text]
+    if text.isidentifier() and text not in OPERANDS:
+        raise ValueError(
+            f"a formula needs to be text such as 'sum(abs(WI))' or one of {', '.join(known)}, got {text!r}."
+            f"{closest(text, known)}"
+        )
+    return parse(text)
+
+
+def _name_of(f: Expression) -> str:
+    return next((name for name, known in {**library, **own_seeds}.items() if known == f), "")
