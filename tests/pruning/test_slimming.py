@@ -47,7 +47,12 @@ def test_slim_equals_masked(name, fraction):
         (PlainConvNet, (4, 6, 8), (8, 8, 1)),
         (SmallConvNet, (4, 4, 6, 6, 8), (8, 8, 1)),
         (LeNet5, (4, 6, 10), (28, 28, 1)),
-        (VGG16, (4, 4, 6, 6, 8, 8, 8, 10, 10, 10, 10, 10, 10, 12), (32, 32, 3)),
+        pytest.param(
+            VGG16,
+            (4, 4, 6, 6, 8, 8, 8, 10, 10, 10, 10, 10, 10, 12),
+            (32, 32, 3),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_own_networks_prune_in_every_hidden_layer(build, widths, shape):
@@ -179,7 +184,7 @@ def test_outputs_that_change_shape_are_refused():
         slim(net, made)
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     st.lists(st.sampled_from(["conv", "norm", "relu", "sigmoid", "skip"]), min_size=1, max_size=6),
     st.integers(0, 99),
