@@ -13,6 +13,7 @@ from jaxprune.evolution.bases import Base, BasePool, Entry, Plan0
 from jaxprune.evolution.programs import TaskPrograms
 from jaxprune.evolution.records import SEARCH_POOL, Behaviour, Outcome, TaskInfo, Trial, pack_kept
 from jaxprune.evolution.tasks import Task, check_unique
+from jaxprune.language.canonical import canonical
 from jaxprune.language.operands import DEFAULT_VOCABULARY, OPERANDS, Vocabulary
 from jaxprune.language.tree import Expression
 from jaxprune.scoring.records import Observed
@@ -81,8 +82,8 @@ class TaskProblem:
         """The plans of every function on every search base, as digests; invalid if it is so on any base."""
         by_task = {name: pool.plans(functions) for name, pool in self.pools.items()}
         return [
-            _behaviour({name: plans[i] for name, plans in by_task.items()}, self.programs)
-            for i in range(len(functions))
+            _behaviour(function, {name: plans[i] for name, plans in by_task.items()}, self.programs)
+            for i, function in enumerate(functions)
         ]
 
     def run(self, trial: Trial) -> Outcome:
@@ -139,7 +140,7 @@ def kept_digest(kept: Kept) -> str:
 
 
 def _behaviour(
-    plans: dict[str, list[Plan0 | Invalid]], programs: dict[str, TaskPrograms]
+    function: Expression, plans: dict[str, list[Plan0 | Invalid]], programs: dict[str, TaskPrograms]
 ) -> Behaviour | Invalid:
     digests: dict[str, tuple[str, ...]] = {}
     packed: list[np.ndarray] = []
@@ -150,11 +151,13 @@ def _behaviour(
             if isinstance(plan, Invalid):
                 return Invalid(f"task {name}, base {index}: {plan.reason}")
             good.append(plan)
-        digests[name] = tuple(kept_digest(plan.kept) for plan in good)
+        # Equal plans of the first round say nothing about those of later ones: there only equal functions are equal.
+        later: Kept = ((str(canonical(function)), ()),) if len(programs[name].rounds) > 1 else ()
+        digests[name] = tuple(kept_digest(plan.kept + later) for plan in good)
         widths = programs[name].structure.widths
         for plan in good:
             fallbacks += len(plan.ranking.fallback_groups)
             ties += plan.ranking.num_ties
-            for group, index in plan.kept:
-                packed.append(np.isin(np.arange(widths[group]), index))
+            for group, kept in plan.kept:
+                packed.append(np.isin(np.arange(widths[group]), kept))
     return Behaviour(digests, fallbacks, ties, pack_kept(packed))

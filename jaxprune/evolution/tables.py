@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxprune.evolution.measurements import REFERENCE, Comparison, Refused, SummaryRow, TaskFacts
+from jaxprune.evolution.naming import known_functions
 
 if TYPE_CHECKING:
     from jaxprune.evolution.calibration import Calibration
@@ -74,8 +75,10 @@ def _table(rows: Sequence[SummaryRow]) -> str:
 
 
 def _formula(row: SummaryRow | Refused) -> str:
-    """The formula in brackets, where the name is not the formula itself."""
-    return f" `{row.formula}`" if row.formula and row.formula != row.name else ""
+    """The formula, where neither is it the name itself nor does the library know it by that name."""
+    known = known_functions().get(row.name)
+    is_said = row.formula == row.name or (known is not None and row.formula == str(known))
+    return f" `{row.formula}`" if row.formula and not is_said else ""
 
 
 def _facts_line(facts: TaskFacts) -> str:

@@ -117,7 +117,7 @@ def test_markdown_shows_the_table_the_components_and_the_climbs():
     assert "| f | 79.0 ± 5.0 | 84.0 | 74.0 | +4.0 ± 0.0 | 76 % |" in text
     assert "| SD between functions | 4.0 points |" in text
     assert "| headroom: oracle minus best function (f) | +6.0 points |" in text
-    assert "- bn_scale `abs(gamma)`: invalid, base 0: no gamma" in text
+    assert "- bn_scale: invalid, base 0: no gamma" in text
     assert "base 0: from f, 84.0 to 91.0 % in 40 evaluations" in text
 
 

@@ -174,6 +174,16 @@ def test_markdown_shows_means_errors_and_reasons():
     assert "- broken `mean(P)/0`: invalid, base 0: not finite" in text
 
 
+def test_markdown_spells_out_only_formulas_that_their_names_do_not():
+    rows = (("l1", "sum(abs(WI))"), ("winner", "mean(X)*2"), ("mean(X)*3", "mean(X)*3"))
+    found = [
+        Measurement("t", name, "metric", formula, 0, 0, 0, 80.0, None, (80.0,), 0.1, "")
+        for name, formula in rows
+    ]
+    text = Comparison(tuple(found)).to_markdown()
+    assert "| l1 |" in text and "| winner `mean(X)*2` |" in text and "| mean(X)*3 |" in text
+
+
 def test_markdown_without_test_images_has_no_such_column():
     assert "test" not in Comparison((measured("l2", 0, 80.0),)).to_markdown()
 
