@@ -134,6 +134,7 @@ class Task:
       ValueError: for bad settings, or data that does not fit (`Dataset.from_arrays` says what it checks).
 
     Example:
+      >>> import numpy as np
       >>> from jaxprune.nets import PlainConvNet
       >>> rng = np.random.default_rng(0)
       >>> x, y = rng.normal(size=(40, 8, 8, 1)), np.arange(40) % 4
@@ -165,7 +166,7 @@ class Task:
         set_field = object.__setattr__
         if not self.name or not all(letter.isalnum() or letter in "-_." for letter in self.name):
             raise ValueError(f"a task's name needs letters, digits, '-', '_' or '.', got {self.name!r}.")
-        if not callable(self.model):
+        if isinstance(self.model, nnx.Module) or not callable(self.model):
             raise ValueError(
                 f"task {self.name!r} needs model= a function of nnx.Rngs that builds the network, "
                 f"got {type(self.model).__name__}. Write model=lambda rngs: MyNet(rngs=rngs)."
