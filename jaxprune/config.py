@@ -111,9 +111,7 @@ class RunConfig:
         preset, tasks = str(given.pop("preset", "quick")), _texts(given.pop("tasks", ()), "tasks")
         found = find_preset(preset, tasks=tasks)
         guesses = _texts(given.pop("guesses", ()), "guesses")
-        options = {
-            name: _task_value(name, given.pop(name)) for name in TASK_OPTIONS if name in given
-        }
+        options = task_options({name: given.pop(name) for name in TASK_OPTIONS if name in given})
         rest = {name: given.pop(name) for name in ("controls", "batching") if name in given}
         if "time_limit_seconds" in given:
             given["time_limit_seconds"] = parse_seconds(given["time_limit_seconds"])
@@ -196,6 +194,32 @@ def make_tasks(
         }
         tasks.append(_changed(task, {option: v for option, v in changes.items() if v is not None}))
     return tasks
+
+
+def task_options(given: Mapping[str, object]) -> dict[str, TaskValue | Mapping[str, TaskValue]]:
+    """Some of `TASK_OPTIONS`, read from texts and tables and checked.
+
+    Args:
+      given: option -> one value, task name -> value, or the text `task=value,task=value`.
+
+    Raises:
+      ValueError: for a value of the wrong kind.
+
+    Example:
+      >>> task_options({"bases": "digits=3,fashion=2", "weight": 2})
+      {'bases': {'digits': 3, 'fashion': 2}, 'weight': 2.0}
+    """
+    options: dict[str, TaskValue | Mapping[str, TaskValue]] = {}
+    for name, value in given.items():
+        if isinstance(value, str) and "=" in value:
+            value = dict(part.strip().rpartition("=")[::2] for part in value.split(","))
+        is_table = isinstance(value, Mapping)
+        options[name] = (
+            {str(task): _of_kind(name, each) for task, each in value.items()}
+            if is_table
+            else _of_kind(name, value)
+        )
+    return options
 
 
 def read_config(path: str | Path) -> dict[str, object]:
@@ -314,15 +338,6 @@ def _texts(value: object, name: str) -> tuple[str, ...]:
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{name} needs to be a text or a list of texts, got {value!r}.")
     return tuple(texts)
-
-
-def _task_value(name: str, value: object) -> TaskValue | dict[str, TaskValue]:
-    """A task option checked: one value, a mapping from tasks, or the text `task=value,task=value`."""
-    if isinstance(value, str) and "=" in value:
-        value = dict(part.strip().split("=", 1) if "=" in part else (part, "") for part in value.split(","))
-    if not isinstance(value, Mapping):
-        return _of_kind(name, value)
-    return {str(task): _of_kind(name, each) for task, each in value.items()}
 
 
 def _of_kind(name: str, value: object) -> TaskValue:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxprune.config import TASK_OPTIONS, make_tasks
+from jaxprune.config import TASK_OPTIONS, make_tasks, task_options
 
 if TYPE_CHECKING:
     from jaxprune.evolution.bases import Base
@@ -61,16 +61,13 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
 
 
 def tasks_of(arguments: argparse.Namespace, names: Sequence[str], skipped: Sequence[str] = ()) -> list[Task]:
-    """The tasks of these names, with the task options of the command line."""
-    from jaxprune.config import RunConfig
-
+    """The tasks of these names, with the task options of the command line but the `skipped` ones."""
     given = {
         name: getattr(arguments, name)
         for name in TASK_OPTIONS
         if hasattr(arguments, name) and name not in skipped
     }
-    options = RunConfig.of({"tasks": list(names), **given}).task_options
-    return make_tasks(names, options)
+    return make_tasks(names, task_options(given))
 
 
 def flag(name: str) -> str:
@@ -84,11 +81,11 @@ def flag(name: str) -> str:
 
 
 def split_formulas(text: str) -> list[str]:
-    """Names and formulas separated by commas; commas inside parentheses belong to a formula.
+    """Names and formulas separated by commas; commas inside parentheses belong to a formula, quotes do not.
 
     Example:
-      >>> split_formulas("l1, mean(rbf(P, Q, 1)),random")
-      ['l1', 'mean(rbf(P, Q, 1))', 'random']
+      >>> split_formulas("l1, mean(rbf(P, Q, 1)),'mean(X)'")
+      ['l1', 'mean(rbf(P, Q, 1))', 'mean(X)']
     """
     parts, depth, start = [], 0, 0
     for position, letter in enumerate(text):
@@ -97,7 +94,8 @@ def split_formulas(text: str) -> list[str]:
             parts.append(text[start:position])
             start = position + 1
     parts.append(text[start:])
-    return [part.strip() for part in parts if part.strip()]
+    bare = [part.strip(" \t\n\"'") for part in parts]
+    return [part for part in bare if part]
 
 
 def columns(rows: Iterable[Sequence[object]], *, indent: int = 0) -> str:
