@@ -68,7 +68,9 @@ def curves_figure(
             axes.grid()
         for axes in axes_of[::columns]:
             axes.set_ylabel("validation accuracy (%)")
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles)))
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles))
+        )
     return figure
 
 
@@ -149,7 +151,11 @@ def _draw_rank(axes: Axes, place: int, row: SummaryRow, color: str, left: float)
         axes.plot(mean, place, "o", ms=6.5, mec=color, mew=1.4, mfc=color if is_clear else "white", zorder=3)
     else:
         axes.plot(0.018, place, "<", ms=7, color=color, transform=axes.get_yaxis_transform(), zorder=3)
-    text = "0 (reference)" if row.name == REFERENCE else f"{mean:+.1f}" + (f" ± {se:.1f}" if row.difference_se else "")
+    text = (
+        "0 (reference)"
+        if row.name == REFERENCE
+        else f"{mean:+.1f}" + (f" ± {se:.1f}" if row.difference_se else "")
+    )
     axes.text(
         0.995, place, text, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=8.5, color=color,
         bbox={"fc": "white", "ec": "none", "pad": 1.5},
@@ -167,10 +173,10 @@ def overlap_figure(views: Sequence[LayerView], title: str = "") -> Figure:
       A figure with one matrix per group, in percent of the kept channels, for `save_figure`.
     """
     names = list(dict.fromkeys("random" if name.startswith("random ") else name for name in views[0].kept))
-    columns = min(4, len(views))
+    rows = math.ceil(len(views) / 4)
+    columns = math.ceil(len(views) / rows)
     size = 0.42 * len(names) + 0.35
     left = 0.09 * max(len(_short(name)) for name in names) + 0.3
-    rows = math.ceil(len(views) / columns)
     with new_figure(max(size * columns + left, 5.0), (size + 0.55) * rows + 0.4) as figure:
         for number, (axes, view) in enumerate(zip(panels(figure, len(views), columns), views, strict=True)):
             table = overlaps(view, names)
@@ -192,7 +198,9 @@ def overlap_figure(views: Sequence[LayerView], title: str = "") -> Figure:
                 transform=axes.transAxes, fontsize=8, color=GREY, va="bottom",
             )  # fmt: skip
         heading = "Channels kept by both (% of the kept)"
-        figure.suptitle(f"{heading}: {title}" if title else heading, fontweight="bold", x=0.01, ha="left", fontsize=11)
+        figure.suptitle(
+            f"{heading}: {title}" if title else heading, fontweight="bold", x=0.01, ha="left", fontsize=11
+        )
     return figure
 
 
@@ -240,6 +248,8 @@ def scores_figure(views: Sequence[LayerView], title: str = "") -> Figure:
     looks = looks_of(names)
     columns = min(3, len(views))
     with new_figure(max(3.3 * columns + 0.6, 5.6), 2.7 * math.ceil(len(views) / columns) + 0.7) as figure:
+        from matplotlib.ticker import MaxNLocator
+
         handles = {}
         axes_of = panels(figure, len(views), columns)
         for number, (axes, view) in enumerate(zip(axes_of, views, strict=True)):
@@ -261,14 +271,18 @@ def scores_figure(views: Sequence[LayerView], title: str = "") -> Figure:
             axes.set_xlim(0.5, view.width + 0.5)
             axes.set_ylim(-0.04, 1.12)
             axes.set_yticks([0, 0.5, 1], ["lowest", "", "highest"] if number % columns == 0 else [])
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_title(f"{_layer(view.group)}, keeps {view.count} of {view.width}", fontsize=10)
             axes.grid(axis="y")
         for axes in axes_of[-columns:]:
             axes.set_xlabel("channels, by falling score")
         heading = "Sorted scores and the cut"
-        figure.suptitle(f"{heading}: {title}" if title else heading, fontweight="bold", x=0.01, ha="left", fontsize=11)
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles)))
+        figure.suptitle(
+            f"{heading}: {title}" if title else heading, fontweight="bold", x=0.01, ha="left", fontsize=11
+        )
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles))
+        )
     return figure
 
 
@@ -289,7 +303,13 @@ def calibration_figure(calibration: Calibration) -> Figure:
         colors = [look.color for look in OTHERS]
         for place, name in enumerate(names):
             by_base = found.by_base(name, task)
-            axes.plot([min(by_base.values()), max(by_base.values())], [place, place], color="#d5d5d5", lw=1.2, zorder=1)
+            axes.plot(
+                [min(by_base.values()), max(by_base.values())],
+                [place, place],
+                color="#d5d5d5",
+                lw=1.2,
+                zorder=1,
+            )
             for base, accuracy in by_base.items():
                 axes.plot(accuracy, place, "o", ms=4.5, color=colors[base % len(colors)], alpha=0.8, zorder=2)
             axes.plot(calibration.means[name], place, "|", ms=15, mew=2.4, color=DARK, zorder=3)
@@ -317,7 +337,9 @@ def calibration_figure(calibration: Calibration) -> Figure:
             top.set_xlabel("share of the way from random plans to the oracle (%)", fontsize=9, color=GREY)
             top.tick_params(labelsize=8, colors=GREY)
             top.spines["top"].set_visible(False)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.055 - 0.85 / len(names)), ncols=4, columnspacing=1.2)
+        axes.legend(
+            loc="upper center", bbox_to_anchor=(0.45, -0.055 - 0.85 / len(names)), ncols=4, columnspacing=1.2
+        )
         _draw_components(bars, calibration)
     return figure
 
@@ -334,7 +356,7 @@ def _draw_components(axes: Axes, calibration: Calibration) -> None:
         "function × base": components.interaction_sd,
         "seed": components.seed_sd,
     }
-    axes.bar(range(3), values.values(), width=0.62, color=[OTHERS[1].color, OTHERS[0].color, "#b9b9b9"])
+    axes.bar(range(3), list(values.values()), width=0.62, color=[OTHERS[1].color, OTHERS[0].color, "#b9b9b9"])
     for place, value in enumerate(values.values()):
         axes.text(place, value, f"{value:.1f}", ha="center", va="bottom", fontsize=9)
     axes.set_xticks(range(3), ["function\n(signal)", "function\n× base", "seed"])
@@ -342,7 +364,11 @@ def _draw_components(axes: Axes, calibration: Calibration) -> None:
     axes.set_ylabel("standard deviation (points)")
     axes.margins(y=0.12)
     reliability = calibration.search_reliability
-    line = "" if reliability is None else f"reliability {reliability:.2f} on {calibration.search_bases} search bases"
+    line = (
+        ""
+        if reliability is None
+        else f"reliability {reliability:.2f} on {calibration.search_bases} search bases"
+    )
     axes.set_title("Sources of variation\n", fontsize=10.5)
     axes.text(0, 1.02, line, transform=axes.transAxes, fontsize=9, color=GREY, va="bottom")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxprune.language.operands import OPERANDS
 from jaxprune.language.printing import number_text
@@ -53,7 +53,7 @@ OTHERS = (
 )
 """The looks of further functions, in their order."""
 
-_RC: dict[str, object] = {
+_RC: dict[Any, Any] = {
     "font.size": 10,
     "font.family": "DejaVu Sans",
     "axes.titlesize": 11,
@@ -188,7 +188,9 @@ def tree_figure(f: Expression, title: str = "") -> Figure:
     nodes = list(_placed(root, -min(lefts)))
     width = max(rights) - min(lefts)
     depth = len(lefts)
-    kinds = [kind for kind in _FILLS if kind not in ("operator", "literal") and kind in {n.kind for n, _ in nodes}]
+    kinds = [
+        kind for kind in _FILLS if kind not in ("operator", "literal") and kind in {n.kind for n, _ in nodes}
+    ]
     height = depth * _ROW + (0.35 if title else 0.0) + 0.25
     with new_figure(max(width + 0.3, 3.5), height) as figure:
         axes = figure.add_subplot()
@@ -205,7 +207,12 @@ def tree_figure(f: Expression, title: str = "") -> Figure:
         for number, kind in enumerate(kinds):
             _, color, text = _FILLS[kind]
             axes.text(
-                -shift + 1.05 * number, -depth * _ROW + 0.13, f"■ {text}", color=color, fontsize=8, va="center"
+                -shift + 1.05 * number,
+                -depth * _ROW + 0.13,
+                f"■ {text}",
+                color=color,
+                fontsize=8,
+                va="center",
             )
         if title:
             axes.set_title(title)

@@ -37,16 +37,22 @@ def fitness_figure(state: SearchState) -> Figure:
     at += np.random.default_rng(0).uniform(-0.18, 0.18, len(at))
     seed = next(member for member in members if member.candidate.generation == 0)
     with new_figure(8, 4.6) as figure:
+        from matplotlib.ticker import MaxNLocator
+
         axes = figure.add_subplot()
         low = _bottom(found, (means - ses).min())
         is_below = found < low
-        axes.scatter(at[~is_below], found[~is_below], s=14, color="#b9b9b9", lw=0, label="candidates", zorder=1)
-        axes.scatter(at[is_below], np.full(is_below.sum(), low), s=16, marker="v", color="#d0d0d0", lw=0, zorder=1)
-        axes.fill_between(generations, means - ses, means + ses, color=WINNER, alpha=0.18, lw=0, zorder=2)
-        axes.plot(generations, means, "o-", color=WINNER, lw=2, ms=5, label="leader, mean ± SE over bases", zorder=4)
-        axes.axhline(
-            state.fitnesses[REFERENCE_ID].mean, color="black", ls="--", lw=1.2, label="l2", zorder=3
+        axes.scatter(
+            at[~is_below], found[~is_below], s=14, color="#b9b9b9", lw=0, label="candidates", zorder=1
         )
+        axes.scatter(
+            at[is_below], np.full(is_below.sum(), low), s=16, marker="v", color="#d0d0d0", lw=0, zorder=1
+        )
+        axes.fill_between(generations, means - ses, means + ses, color=WINNER, alpha=0.18, lw=0, zorder=2)
+        axes.plot(
+            generations, means, "o-", color=WINNER, lw=2, ms=5, label="leader, mean ± SE over bases", zorder=4
+        )
+        axes.axhline(state.fitnesses[REFERENCE_ID].mean, color="black", ls="--", lw=1.2, label="l2", zorder=3)
         axes.axhline(
             seed.fitness.mean, color=OTHERS[0].color, ls=":", lw=1.8, zorder=3,
             label=f"best start formula: {origin_name(seed)}",
@@ -59,12 +65,14 @@ def fitness_figure(state: SearchState) -> Figure:
         span = max(found.max(), (means + ses).max()) - low
         axes.set_ylim(low - 0.09 * span, low + 1.06 * span)
         axes.set_xlim(-0.5, max(generations[-1], 1) + 0.5)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("generation (0: library, own seeds, guesses)")
         axes.set_ylabel(fitness_label(state))
         axes.set_title("Fitness over generations, on the search bases")
         axes.grid(axis="y")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, columnspacing=1.4, handlelength=1.8)
+        axes.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, columnspacing=1.4, handlelength=1.8
+        )
     return figure
 
 
@@ -92,7 +100,9 @@ def pareto_figure(state: SearchState, *, max_labels: int = 10) -> Figure:
         low = _bottom(lower, y.min())
         is_below = lower < low
         axes.scatter(complexity[~is_below], lower[~is_below], s=16, color="#b9b9b9", lw=0, label="candidates")
-        axes.scatter(complexity[is_below], np.full(is_below.sum(), low), s=16, marker="v", color="#d0d0d0", lw=0)
+        axes.scatter(
+            complexity[is_below], np.full(is_below.sum(), low), s=16, marker="v", color="#d0d0d0", lw=0
+        )
         right = max(complexity.max(), x.max()) * 1.03
         axes.step(
             [*x, right], [*y, y[-1]], where="post", color=OTHERS[0].color, lw=1.8, label="front", zorder=2
