@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path as FilePath
-from typing import Literal
+from typing import Literal, cast
 
 import jax
 import numpy as np
@@ -136,12 +136,13 @@ class BasePool:
         if not functions:
             return []
         counts = self.programs.rounds[0].counts
+        ranked = cast(list[list[Ranking | Invalid]], rank_population(functions, self.observed))
         return [
             [
                 found if isinstance(found, Invalid) else Plan0(select(found.scores, counts), found)
                 for found in by_base
             ]
-            for by_base in rank_population(functions, self.observed)
+            for by_base in ranked
         ]
 
     def random_kept(self, base: int, draw: int, round_index: int = 0) -> Kept:
@@ -209,11 +210,18 @@ class BasePool:
             observed = self.observed.member(entry.base)
         else:
             observed = self.programs.observer(round_index)(weights)
-        ranking = rank_population([entry.function], observed)[0]
+        ranking, fallback = cast(
+            list[Ranking | Invalid], rank_population([entry.function, library["l2"]], observed)
+        )
         if isinstance(ranking, Invalid):
             # Valid on the base but not on what an earlier round left (a channel that died, say): ordered by l2, the
             # rule that also holds for a single group without a ranking.
-            ranking = rank_population([library["l2"]], observed)[0]
+            ranking = fallback
+        if isinstance(ranking, Invalid):
+            raise ValueError(
+                f"task {self.task.name!r}, base {entry.base}, round {round_index + 1}: l2 cannot rank the network, "
+                f"{ranking}. Lower the learning rate of the recipe: the network has probably diverged."
+            )
         return select(ranking.scores, counts)
 
     def _job(self, entry: Entry, weights: FlatState, kept: Kept, round_index: int) -> Job:

@@ -126,9 +126,9 @@ def find_preset(name: str, *, tasks: Sequence[str] = ()) -> Preset:
     missing = [task for task in chosen if task in ("mnist-lenet5", "cifar10-vgg16")]
     if missing:
         raise PresetUnavailableError(
-            f"preset {name!r} needs the tasks {', '.join(missing)}, and with them the full MNIST and CIFAR-10, which this "
-            f"version has no reader for yet. Its loop runs on other tasks: --preset {name} --task digits --task fashion "
-            "(or --task module:factory for your own)."
+            f"preset {name!r} needs the tasks {', '.join(missing)}, and with them the full MNIST and CIFAR-10, "
+            f"which this version has no reader for yet. Its loop runs on other tasks: --preset {name} --task digits "
+            "--task fashion (or --task module:factory for your own)."
         )
     return Preset(preset.name, chosen, preset.config, preset.about)
 

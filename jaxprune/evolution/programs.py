@@ -27,7 +27,7 @@ from jaxprune.pruning.states import FlatState
 from jaxprune.training.loop import Examples, count_correct, split_network
 from jaxprune.training.recipes import Recipe
 from jaxprune.training.trainer import Strategy, Trainer
-from jaxprune.types import Kept
+from jaxprune.types import Array, Kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,5 +200,5 @@ def calibration_rows(labels: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.concatenate(rows))
 
 
-def _on_device(split: tuple[np.ndarray, np.ndarray]) -> Examples:
+def _on_device(split: tuple[Array, Array]) -> Examples:
     return Examples(jnp.asarray(split[0]), jnp.asarray(split[1]))

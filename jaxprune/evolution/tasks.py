@@ -199,9 +199,9 @@ class Task:
         """Everything that is plain data, for `config.json` and fingerprints."""
         skipped = {"model", "train", "validation", "test", "num_classes"}
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skipped}
+        nested = (Schedule, Recipe)
         return {
-            name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
-            for name, value in plain.items()
+            name: dataclasses.asdict(value) if isinstance(value, nested) else value for name, value in plain.items()
         }
 
     def replace(self, **changes: object) -> Task:

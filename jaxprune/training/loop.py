@@ -124,7 +124,7 @@ def make_step(
             model = merge_model(
                 network.training, weights | params, _reseeded(network.rest, derive(key, "dropout"))
             )
-            logits = model(augment(derive(key, "augment"), images, recipe.augment))  # type: ignore[operator]
+            logits = model(augment(derive(key, "augment"), images, recipe.augment))
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             return losses.mean(), split_model(model)[1]
 

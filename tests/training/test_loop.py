@@ -44,7 +44,9 @@ class Identity(nnx.Module):
 def examples() -> Examples:
     rng = np.random.default_rng(0)
     labels = np.arange(40) % 3
-    return Examples(jnp.asarray(rng.normal(size=(40, 3)) + np.eye(3)[labels], jnp.float32), jnp.asarray(labels))
+    return Examples(
+        jnp.asarray(rng.normal(size=(40, 3)) + np.eye(3)[labels], jnp.float32), jnp.asarray(labels)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +124,9 @@ def test_training_learns_and_leaves_the_model_alone(examples: Examples, key: jax
 def test_masked_channels_stay_exactly_zero(recipe: Recipe, images: Examples, key: jax.Array) -> None:
     model = PlainConvNet(nnx.Rngs(0), widths=(4, 4, 4), num_classes=3, image_shape=(4, 4, 1))
     structure = trace_structure(model, jax.ShapeDtypeStruct((2, 4, 4, 1), jnp.float32))
-    masks = channel_masks(structure, {"conv1.kernel": (0, 2), "conv2.kernel": (1,), "dense.kernel": (0, 1, 3)})
+    masks = channel_masks(
+        structure, {"conv1.kernel": (0, 2), "conv2.kernel": (1,), "dense.kernel": (0, 1, 3)}
+    )
     network, weights = split_network(model)
     order = jnp.asarray(batch_order(key, 40, recipe))
     trained, _ = jax.jit(partial(train, network, recipe, masks=masks))(weights, images, images, order, key)

@@ -1,0 +1,153 @@
+"""Tasks and schedules: counts by hand, and every error with its text."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxprune.evolution.presets import PRESETS, TASKS, PresetUnavailableError, find_preset, find_task
+from jaxprune.evolution.tasks import Schedule, Task, check_unique
+from jaxprune.nets import PlainConvNet
+from jaxprune.training.recipes import RECIPES
+
+SIZES = {"conv1.kernel": 16, "conv2.kernel": 32}
+
+
+def make_model(rngs: nnx.Rngs) -> nnx.Module:
+    return PlainConvNet(rngs, widths=(4, 4, 8), num_classes=4, image_shape=(4, 4, 1))
+
+
+def make_task(**changes: object) -> Task:
+    x = np.random.default_rng(0).normal(size=(60, 4, 4, 1)).astype(np.float32)
+    y = np.arange(60) % 4
+    settings: dict[str, object] = {"model": make_model, "train": (x, y), "validation": (x[:20], y[:20])}
+    return Task("mine", **(settings | changes))  # type: ignore[arg-type]
+
+
+def test_one_round_keeps_the_fraction() -> None:
+    assert Schedule(kept_fraction=0.375).counts(SIZES) == ({"conv1.kernel": 6, "conv2.kernel": 12},)
+
+
+def test_rounds_approach_the_fraction_evenly() -> None:
+    counts = Schedule(kept_fraction=0.25, rounds=2).counts(SIZES)
+    assert counts == ({"conv1.kernel": 8, "conv2.kernel": 16}, {"conv1.kernel": 4, "conv2.kernel": 8})
+
+
+def test_a_fraction_never_removes_a_whole_group() -> None:
+    assert Schedule(kept_fraction=0.01).counts({"conv": 8}) == ({"conv": 1},)
+
+
+def test_explicit_counts_are_per_round_and_group() -> None:
+    schedule = Schedule(kept_counts=((10, 20), (8, 10)))
+    assert schedule.rounds == 2
+    assert schedule.counts(SIZES)[1] == {"conv1.kernel": 8, "conv2.kernel": 10}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "exactly one of kept_fraction= and kept_counts="),
+        ({"kept_fraction": 0.5, "kept_counts": ((1,),)}, "exactly one of"),
+        ({"kept_fraction": 0.0}, "kept_fraction must be above 0 and at most 1, got 0.0"),
+        ({"kept_fraction": 1.5}, "kept_fraction must be above 0 and at most 1, got 1.5"),
+        ({"kept_fraction": 0.5, "rounds": 0}, "rounds must be at least 1, got 0"),
+        ({"kept_counts": ((1, 2), (1,))}, "one sequence of equal length per round"),
+        ({"kept_counts": ((4, 2), (5, 2))}, "must not grow from round to round"),
+    ],
+)
+def test_bad_schedules_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Schedule(**settings)  # type: ignore[arg-type]
+
+
+def test_counts_that_do_not_fit_the_network_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"2 numbers a round, one each for conv1.kernel, conv2.kernel, got 1"
+    ):
+        Schedule(kept_counts=((4,),)).counts(SIZES)
+    with pytest.raises(ValueError, match=r"conv1.kernel: 0 of 16; conv2.kernel: 33 of 32"):
+        Schedule(kept_counts=((0, 33),)).counts(SIZES)
+
+
+def test_a_task_checks_its_arrays_once_and_reads_their_classes() -> None:
+    task = make_task()
+    assert task.num_classes == 4
+    assert task.train[0].dtype == np.float32
+    assert task.replace(bases=7).data_fingerprint == task.data_fingerprint
+    assert task.replace(bases=7).bases == 7
+
+
+def test_a_task_without_a_base_recipe_trains_bases_eight_times_as_long() -> None:
+    task = make_task(recipe=RECIPES["adam_short"].replace(epochs=2))
+    assert task.base_recipe.epochs == 16  # type: ignore[union-attr]
+
+
+def test_settings_are_plain_data() -> None:
+    settings = make_task().settings
+    assert settings["bases"] == 4
+    assert settings["recipe"] == asdict(RECIPES["adam_short"])
+    assert settings["schedule"]["kept_fraction"] == 0.375  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": make_model(nnx.Rngs(0))}, "needs model= a function of nnx.Rngs"),
+        ({"recipe": "adam_shrt"}, "got 'adam_shrt'. Did you mean 'adam_short'"),
+        ({"bases": 0, "final_bases": 0}, r"bases >= 1 \(got 0\); final_bases >= 1 \(got 0\)"),
+        ({"weight": float("nan")}, "weight above 0"),
+        ({"finetune": "sliced"}, 'finetune "slim" or "masked"'),
+        ({"train": (np.zeros((5, 4, 4, 1)), np.arange(4))}, "one label for each of 5 images"),
+        ({"train": (np.zeros((5, 4, 4, 1)), np.zeros(5, int))}, "at least two classes"),
+        ({"train": (np.full((4, 4, 4, 1), np.nan), np.arange(4))}, "finite images"),
+    ],
+)
+def test_bad_tasks_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_task(**changes)
+
+
+def test_a_task_needs_a_name_for_files() -> None:
+    with pytest.raises(ValueError, match="a task's name needs letters"):
+        Task("a/b", model=make_model, train=make_task().train, validation=make_task().validation)
+
+
+def test_tasks_of_a_problem_have_different_names() -> None:
+    with pytest.raises(ValueError, match="at least one task is needed"):
+        check_unique([])
+    with pytest.raises(ValueError, match="different names, got mine, mine"):
+        check_unique([make_task(), make_task()])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_named_tasks_exist_with_guarded_test_images(name: str) -> None:
+    task = find_task(name)
+    assert task.name == name
+    assert task.test is not None
+
+
+def test_unknown_tasks_name_the_closest() -> None:
+    with pytest.raises(
+        ValueError, match=r"one of digits, digits-deep, fashion, or module:factory, got 'fashon'"
+    ):
+        find_task("fashon")
+    with pytest.raises(ValueError, match="needs a module on the Python path with a function 'f'"):
+        find_task("no_such_module:f")
+    with pytest.raises(ValueError, match="needs to be, or return, a jaxprune Task, got float"):
+        find_task("math:pi")
+
+
+def test_a_factory_of_ones_own_is_found() -> None:
+    assert find_task("test_tasks:make_task").name == "mine"
+
+
+def test_the_paper_preset_says_what_is_missing_and_takes_other_tasks() -> None:
+    with pytest.raises(PresetUnavailableError, match="--task digits --task fashion"):
+        find_preset("paper")
+    assert find_preset("paper", tasks=["digits"]).config.variation == "paper"
+    with pytest.raises(ValueError, match=r"one of quick, paper, got 'quik'. Did you mean 'quick'"):
+        find_preset("quik")
+    assert set(PRESETS["quick"].tasks) <= set(TASKS)
