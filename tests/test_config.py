@@ -1,0 +1,156 @@
+"""Settings come from flags, files and presets in this order, are plain data, and say what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from jaxprune.config import (
+    RunConfig,
+    make_tasks,
+    parse_seconds,
+    read_config,
+    setting_help,
+    task_options,
+)
+from jaxprune.evolution.presets import PRESETS, PresetUnavailableError
+from jaxprune.evolution.settings import EvolveConfig
+
+
+def test_nothing_said_is_the_quick_preset():
+    config = RunConfig.of({})
+    assert (config.preset, config.tasks, config.search) == (
+        "quick",
+        PRESETS["quick"].tasks,
+        PRESETS["quick"].config,
+    )
+
+
+def test_an_earlier_layer_wins():
+    config = RunConfig.of({"population": 8}, {"population": 9, "generations": 3, "task": "fashion"})
+    assert (config.search.population, config.search.generations, config.tasks) == (8, 3, ("fashion",))
+
+
+def test_preset_paper_runs_on_other_tasks():
+    config = RunConfig.of({"preset": "paper", "tasks": ["digits"]})
+    assert (config.search.vocabulary, config.search.variation, config.tasks) == ("paper", "paper", ("digits",))
+
+
+def test_a_toml_file_is_a_layer(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(
+        'preset = "quick"\ntask = ["digits", "fashion"]\ntime = "20m"\nevaluations = 300\nguess = "mean(X)"\n'
+        "kept-fraction = 0.25\n[bases]\ndigits = 6\n"
+    )
+    config = RunConfig.of(read_config(path))
+    assert config.tasks == ("digits", "fashion")
+    assert (config.search.time_limit_seconds, config.search.max_evaluations) == (1200.0, 300)
+    assert config.guesses == ("mean(X)",)
+    assert config.task_options == {"bases": {"digits": 6}, "kept_fraction": 0.25}
+    tasks = config.make_tasks()
+    assert [task.bases for task in tasks] == [6, 2]
+    assert [task.schedule.kept_fraction for task in tasks] == [0.25, 0.25]
+
+
+def test_the_config_of_a_run_is_accepted_back(tmp_path):
+    config = RunConfig.of({"task": "digits", "bases": "digits=3", "seed": 5, "controls": "full"})
+    (tmp_path / "config.json").write_text(config.to_json())
+    assert RunConfig.of(read_config(tmp_path / "config.json")) == config
+    assert RunConfig.of(read_config(tmp_path)) == config
+    assert RunConfig.of({"seed": 6}, read_config(tmp_path)).search.seed == 6
+
+
+def test_the_config_of_a_run_from_python_names_its_tasks(tmp_path):
+    plain = {"config": EvolveConfig(seed=2).to_json(), "tasks": {"fashion": {}}, "guesses": [], "settings": {}}
+    (tmp_path / "config.json").write_text(json.dumps(plain))
+    config = RunConfig.of(read_config(tmp_path))
+    assert (config.tasks, config.search) == (("fashion",), EvolveConfig(seed=2))
+
+
+def test_every_setting_of_a_search_has_help():
+    assert not [name for name, text in setting_help().items() if not text]
+
+
+def test_task_options_change_tasks():
+    options = task_options({"epochs": 7, "base_epochs": 9, "recipe": "adam_fashion", "weight": "digits=2"})
+    (task,) = make_tasks(["digits"], options)
+    assert (task.recipe.epochs, task.recipe.batch_size, task.base_recipe.epochs) == (7, 100, 9)
+    assert task.weight == 2.0
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ({"preset": "quik"}, r"a preset needs to be one of quick, paper, got 'quik'. Did you mean 'quick'\?"),
+        ({"generatoins": 3}, "needs to be a setting of a run, got 'generatoins'. Did you mean 'generations'"),
+        ({"task": "digits", "tasks": ["fashion"]}, "an option needs to be given once, got 'tasks'"),
+        ({"population": "many"}, "population needs a whole number, got 'many'"),
+        ({"population": 1, "elites": -1}, r"needs population >= 2 \(got 1\); elites >= 0 \(got -1\)"),
+        ({"fitness": "best"}, "fitness one of paired, geometric, arithmetic"),
+        ({"controls": "all"}, "controls needs to be one of standard, full, got 'all'"),
+        ({"batching": "fast"}, "batching needs to be one of auto, scan, loop, vmap, got 'fast'"),
+        ({"tasks": 3}, "tasks needs to be a text or a list of texts, got 3"),
+        ({"bases": "many"}, "bases needs a whole number, or a whole number for each task"),
+        ({"bases": 2.5}, "bases needs a whole number, .* got 2.5"),
+        ({"weight": True}, "weight needs a number, .* got True"),
+        ({"recipe": 3}, "recipe needs a name, .* got 3"),
+        ({"time": "soon"}, 'a time needs to look like "90s", "20m" or "1h30m", and be above 0, got \'soon\''),
+    ],
+)
+def test_wrong_settings_are_named(layer, message):
+    with pytest.raises(ValueError, match=message):
+        RunConfig.of(layer)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ({"task": "digit"}, "a task needs to be one of .* got 'digit'. Did you mean 'digits'"),
+        ({"task": "no_such_module:make"}, "needs a module on the Python path with a function 'make'"),
+        ({"task": "json:make"}, "needs a module on the Python path with a function 'make'"),
+        ({"task": "json:loads_"}, "needs a module on the Python path"),
+        ({"task": "digits", "bases": "digit=3"}, "bases needs names of this run's tasks .* Did you mean 'digits'"),
+        ({"task": "digits", "bases": 0}, r"task 'digits' needs bases >= 1 \(got 0\)"),
+        ({"task": "digits", "kept_fraction": 0}, "kept_fraction must be above 0 and at most 1, got 0.0"),
+        ({"task": "digits", "rounds": 2}, "rounds needs kept_fraction as well for task 'digits'"),
+        ({"task": "digits", "recipe": "adam_shrt"}, "adam_short"),
+    ],
+)
+def test_wrong_tasks_are_named(layer, message):
+    with pytest.raises(ValueError, match=message):
+        RunConfig.of(layer).make_tasks()
+
+
+def test_preset_paper_says_what_is_missing():
+    with pytest.raises(PresetUnavailableError, match=r"needs .* MNIST and CIFAR-10, .* --preset paper --task digits"):
+        RunConfig.of({"preset": "paper"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("run.toml", "population = ", "run.toml needs to be TOML, got an error at"),
+        ("config.json", "{", "config.json needs to be JSON, got an error at"),
+        ("config.json", "[]", "config.json needs settings by name, got a list"),
+        ("config.json", '{"config": 3}', "need the tables config and settings"),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(name, text, message, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_config(tmp_path / name)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"--config needs a TOML file, or config.json of a run, got .*none.toml"):
+        read_config(tmp_path / "none.toml")
+    (tmp_path / "run.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="not a text file"):
+        read_config(tmp_path / "run.toml")
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "1.2.3s", "m", "", "20x"])
+def test_times_that_are_none_are_refused(text):
+    with pytest.raises(ValueError, match="a time needs to look like"):
+        parse_seconds(text)
