@@ -14,6 +14,7 @@ from jaxprune.evolution.settings import EvolveConfig
 from jaxprune.evolution.tasks import Schedule, Task
 from jaxprune.nets import LeNet5, PlainConvNet, SmallConvNet
 from jaxprune.training.data import load_dataset
+from jaxprune.training.recipes import RECIPES
 
 
 class PresetUnavailableError(ValueError):
@@ -39,7 +40,7 @@ def digits_deep() -> Task:
         "digits",
         lambda rngs: SmallConvNet(rngs, widths=(16, 16, 32, 32, 64)),
         schedule=Schedule(kept_counts=((6, 6, 12, 12, 24),)),
-        recipe="adam_short",
+        recipe=RECIPES["adam_short"].replace(epochs=2),
         base_recipe="adam_base_digits",
     )
 

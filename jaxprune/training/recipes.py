@@ -218,7 +218,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             Recipe("adam_short", "adam", 1e-3, epochs=3, batch_size=50),
             Recipe("adam_fashion", "adam", 1e-3, epochs=1, batch_size=100),
             Recipe("adam_base_digits", "adam", 2e-3, epochs=15, batch_size=50, schedule="cosine"),
-            Recipe("adam_base_fashion", "adam", 1e-3, epochs=8, batch_size=100, schedule="cosine"),
+            Recipe("adam_base_fashion", "adam", 1e-3, epochs=4, batch_size=100, schedule="cosine"),
             Recipe("paper_lenet", "adam", 5e-4, epochs=100, batch_size=200, weight_decay=7e-5),
             Recipe(
                 "paper_vgg",
