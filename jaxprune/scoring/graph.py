@@ -40,6 +40,9 @@ from jaxprune.scoring.lanes import (
 from jaxprune.scoring.records import Operands
 from jaxprune.types import Array
 
+TINY_BYTES = 256 << 10
+"""Up to this size of its arguments a kernel is compiled without optimisation."""
+
 NodeKey = tuple[Expression, View | None]
 """A node and the view it reads; None where it reads no activations."""
 
@@ -130,7 +133,8 @@ class ValueGraph:
         arrays = tuple(self._argument(child, node, view) for child in node.children)
         masks = tuple(masks_of(child.type, self.operands.class_counts) for child in node.children)
         params = tuple(np.asarray(param, self.operands.dtype) for param in traced)
-        kernel = lane_kernel(cast(Hashable, OPERATORS[node.operator].implement), static)
+        is_tiny = sum(array.nbytes for array in arrays) <= TINY_BYTES
+        kernel = lane_kernel(cast(Hashable, OPERATORS[node.operator].implement), static, is_tiny)
         return kernel(arrays, masks, params, self.lanes if node.type == () else None)
 
     def _argument(self, child: Expression, node: Expression, view: View) -> Array:

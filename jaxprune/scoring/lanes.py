@@ -7,7 +7,7 @@ not depend on it. Sample axes of classes of unequal size are padded and carry ma
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from typing import Protocol, cast
 
 import jax
@@ -20,6 +20,7 @@ from jaxprune.language.operators import Implementation, Params
 from jaxprune.language.tree import Expression
 from jaxprune.scoring.analysis import View, lanes_of
 from jaxprune.scoring.moments import SetMoments, class_sets
+from jaxprune.scoring.programs import quick_jit
 from jaxprune.scoring.records import Operands
 from jaxprune.types import Array
 
@@ -75,9 +76,18 @@ def apply_lanes(
     return result.reshape(sizes + result.shape[sum(size > 1 for size in sizes) :])
 
 
-@cache
-def lane_kernel(implement: Hashable, static_params: tuple[float, ...]) -> Kernel:
+_KERNELS: dict[tuple[Hashable, tuple[float, ...], bool], Kernel] = {}
+
+
+def lane_kernel(implement: Hashable, static_params: tuple[float, ...], is_tiny: bool = False) -> Kernel:
     """The jitted form of `apply_lanes` for one operator; compiled once per shape, shared by all formulas."""
+    key = (implement, static_params, is_tiny)
+    found = _KERNELS.get(key)
+    # setdefault is atomic: threads that score several layers at once share one kernel and its programs
+    return _KERNELS.setdefault(key, _make_kernel(*key)) if found is None else found
+
+
+def _make_kernel(implement: Hashable, static_params: tuple[float, ...], is_tiny: bool) -> Kernel:
 
     def run(
         arrays: tuple[Array, ...], masks: LaneMasks, params: tuple[Array, ...], lanes: tuple[int, ...] | None
@@ -87,7 +97,7 @@ def lane_kernel(implement: Hashable, static_params: tuple[float, ...]) -> Kernel
         result = apply_lanes(cast(Implementation, implement), arrays, masks, numbers)
         return result if lanes is None else jnp.broadcast_to(result, lanes)
 
-    return jax.jit(run, static_argnums=3)
+    return quick_jit(run, static_argnums=(3,), is_tiny=is_tiny)
 
 
 def split_params(node: Expression) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -239,39 +249,39 @@ def _set_values(found: SetMoments) -> dict[str, jax.Array]:
     }
 
 
-@partial(jax.jit, static_argnums=1)
+@partial(quick_jit, static_argnums=(1,))
 def cut_lanes(value: Array, lanes: tuple[int, int, int]) -> jax.Array:
     """The first entries of each lane; for values that are equal along the lanes that are cut."""
     members, classes, channels = lanes
     return jnp.asarray(value)[:members, :classes, :channels]
 
 
-@partial(jax.jit, static_argnums=1)
+@partial(quick_jit, static_argnums=(1,))
 def weight_table(operands: Operands, lanes: tuple[int, int, int]) -> dict[str, jax.Array]:
     """`weight_values`, scalars with all lanes."""
     return _with_all_lanes(weight_values(operands), lanes)
 
 
-@partial(jax.jit, static_argnums=(1, 2))
+@partial(quick_jit, static_argnums=(1, 2))
 def moment_table(operands: Operands, view: View, lanes: tuple[int, int, int]) -> dict[str, jax.Array]:
     """`moment_values`, scalars with all lanes."""
     return _with_all_lanes(moment_values(operands, view), lanes)
 
 
-@jax.jit
-def block_operands(operands: Operands, member: jax.Array, channels: jax.Array) -> Operands:
+@quick_jit
+def block_operands(operands: Operands, member: Array | np.int32, channels: Array) -> Operands:
     """One member and some channels of stacked operands, still stacked."""
     return jax.tree.map(lambda leaf: leaf[member][None], operands).take(channels)
 
 
-@jax.jit
+@quick_jit
 def class_mean(value: Array) -> jax.Array:
     """[B, K, C] scores of a class turn to [B, C] scores."""
     return jnp.mean(value, axis=1)
 
 
-sample_table = jax.jit(sample_values, static_argnums=1)
-finite_lanes = jax.jit(all_finite)
+sample_table = quick_jit(sample_values, static_argnums=(1,))
+finite_lanes = quick_jit(all_finite)
 
 
 def _with_all_lanes(values: dict[str, jax.Array], lanes: tuple[int, int, int]) -> dict[str, jax.Array]:

@@ -27,6 +27,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def lower(function, *arguments):
+    function = getattr(function, "__wrapped__", function)  # compiler options are for outermost calls
     flat, tree = jax.tree.flatten(arguments)
     shapes = [jax.ShapeDtypeStruct(np.shape(leaf), jnp.asarray(leaf).dtype) for leaf in flat]
     exported = export.export(
@@ -50,14 +51,14 @@ def operands():
 
 def test_tables_lower(operands):
     stacked, lanes = Operands.stack([operands, operands]), (2, 3, 3)
-    lower(lambda ops: weight_table(ops, lanes), stacked)
-    lower(lambda ops: moment_table(ops, "sample", lanes), stacked)
+    lower(lambda ops: weight_table.__wrapped__(ops, lanes), stacked)
+    lower(lambda ops: moment_table.__wrapped__(ops, "sample", lanes), stacked)
     for name in "XPQ":
-        lower(lambda ops, name=name: sample_table(ops, name), stacked)
+        lower(lambda ops, name=name: sample_table.__wrapped__(ops, name), stacked)
     lower(block_operands, stacked, jnp.int32(1), jnp.arange(2))
     values = jnp.ones((2, 3, 3, 4))
-    lower(lambda v: finite_lanes(v, (None,)), values)
-    lower(lambda v: cut_lanes(v, (1, 3, 1)), values)
+    lower(lambda v: finite_lanes.__wrapped__(v, (None,)), values)
+    lower(lambda v: cut_lanes.__wrapped__(v, (1, 3, 1)), values)
     lower(class_mean, values[..., 0])
 
 
@@ -89,7 +90,9 @@ def test_operators_lower_with_masks(name):
         for axes in types
     )
     params = operator.parameter_choices[0]
-    lower(lambda *values: lane_kernel(operator.implement, params)(values, masks, (), None), *arrays)
+    lower(
+        lambda *values: lane_kernel(operator.implement, params).__wrapped__(values, masks, (), None), *arrays
+    )
 
 
 def test_compiled_functions_lower(operands):
