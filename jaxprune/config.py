@@ -166,19 +166,21 @@ def make_tasks(
       options: option -> a value for all tasks, or task name -> value.
 
     Raises:
-      ValueError: for an unknown task, or changes that do not fit it.
+      ValueError: for an unknown task, two of one name, or changes that do not fit.
 
     Example:
       >>> [task.bases for task in make_tasks(["digits", "fashion"], {"bases": {"digits": 3}})]
       [3, 2]
     """
     from jaxprune.evolution.presets import find_task
+    from jaxprune.evolution.tasks import check_unique
 
     names, options = list(names), options or {}
     if any(":" in name for name in names) and "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # a console script has its own folder there instead
-    found = {name: find_task(name) for name in names}
-    known = {*names, *(task.name for task in found.values())}
+    found = [(name, find_task(name)) for name in names]
+    check_unique([task for _, task in found])
+    known = {*names, *(task.name for _, task in found)}
     for option, value in options.items():
         unknown = [name for name in value if name not in known] if isinstance(value, Mapping) else []
         if unknown:
@@ -187,7 +189,7 @@ def make_tasks(
                 f"{closest(unknown[0], known)}"
             )
     tasks = []
-    for name, task in found.items():
+    for name, task in found:
         changes = {
             option: value.get(name, value.get(task.name)) if isinstance(value, Mapping) else value
             for option, value in options.items()

@@ -80,6 +80,7 @@ def add_evolve(parser: argparse.ArgumentParser) -> None:
         search.add_argument(
             *([_SHORTER[name]] if name in _SHORTER else []),
             flag(name),
+            dest=name,
             default=argparse.SUPPRESS,
             help=f"{told[name]} (default: {_shown(default)})".replace("%", "%%"),
             **_reading(name, hint),
