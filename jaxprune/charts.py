@@ -192,7 +192,7 @@ def overlap_figure(views: Sequence[LayerView], title: str = "") -> Figure:
             axes.tick_params(length=0)
             for spine in axes.spines.values():
                 spine.set_visible(False)
-            axes.set_title(f"{_layer(view.group)}\n", fontsize=10.5)
+            axes.set_title(_layer(view.group), fontsize=10.5, pad=21)
             axes.text(
                 0, 1.03, f"keeps {view.count} of {view.width}; by chance {100 * view.count / view.width:.0f}",
                 transform=axes.transAxes, fontsize=8, color=GREY, va="bottom",
@@ -369,7 +369,7 @@ def _draw_components(axes: Axes, calibration: Calibration) -> None:
         if reliability is None
         else f"reliability {reliability:.2f} on {calibration.search_bases} search bases"
     )
-    axes.set_title("Sources of variation\n", fontsize=10.5)
+    axes.set_title("Sources of variation", fontsize=10.5, pad=23)
     axes.text(0, 1.02, line, transform=axes.transAxes, fontsize=9, color=GREY, va="bottom")
 
 

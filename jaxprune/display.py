@@ -26,6 +26,9 @@ COLUMNS = ("gen", "best", "n", "new/unique", "total", "cached", "time", "left", 
 MAX_FORMULA = 100
 """Characters of a formula that a plain line shows."""
 
+STATUS_SECONDS = 10.0
+"""Time between two plain lines on what is going on."""
+
 
 class LiveTable(Callback):
     """A callback that shows one row per generation, and in a terminal what is going on right now.
@@ -58,6 +61,7 @@ class LiveTable(Callback):
         self._ran = self._cached = 0
         self._bases: dict[str, list[float]] = {}
         self._live: Live | None = None
+        self._next_status = 0.0
 
     def __enter__(self) -> LiveTable:
         if self.is_live and self._live is None:
@@ -87,6 +91,10 @@ class LiveTable(Callback):
     def on_start(self, state: SearchState) -> None:
         """Shows what will be searched on, and the generations that a resumed run has behind it."""
         self.__enter__()
+        if (
+            self._rows and self.is_live
+        ):  # an earlier search, such as the one that a random search is a control of
+            self.console.print(self._table(self._rows))
         self._unit = " sd" if state.config.fitness == "paired" else " %"
         self._rows = list(state.summaries)
         tasks = ", ".join(f"{task.name} ({_count(task.bases, 'base')})" for task in state.tasks)
@@ -135,10 +143,11 @@ class LiveTable(Callback):
         self._say(message)
 
     def on_status(self, message: str) -> None:
-        """Shows what is going on in the line under the table; a plain line where there is none."""
+        """Shows what is going on in the line under the table; where there is none, a plain line now and then."""
         if self.is_live:
             self._status = message
-        else:
+        elif time.monotonic() >= self._next_status:
+            self._next_status = time.monotonic() + STATUS_SECONDS
             self._say(message)
 
     def _next(self, status: str) -> None:

@@ -55,7 +55,7 @@ def fitness_figure(state: SearchState) -> Figure:
         axes.axhline(state.fitnesses[REFERENCE_ID].mean, color="black", ls="--", lw=1.2, label="l2", zorder=3)
         axes.axhline(
             seed.fitness.mean, color=OTHERS[0].color, ls=":", lw=1.8, zorder=3,
-            label=f"best start formula: {origin_name(seed)}",
+            label=f"best start formula, as it ended: {origin_name(seed)}",
         )  # fmt: skip
         if is_below.any():
             axes.text(

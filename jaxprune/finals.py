@@ -25,7 +25,7 @@ Controls = Literal["standard", "full"]
 
 FORMAT = 1
 EVALUATIONS = 8
-"""Points of the accuracy curves."""
+"""Points of the accuracy curves, where a fine-tuning has as many steps."""
 
 DRAWS = 3
 """Random plans per base."""
@@ -42,7 +42,8 @@ class Finals:
       winner_id: id of the winner among the run's candidates.
       formulas: row name -> formula of every function.
       roles: row name -> what it is, for rows whose name does not say it.
-      best_start: row of the best function that the search started from (library or own seed), on the search bases.
+      best_start: row of the best function that the search started from (library or own seed), on the search bases;
+        "winner" where that is the winner itself.
       controls: "standard" or "full".
       comparison: the measurements.
       views: task -> what functions keep on final base 0, layer by layer.
@@ -135,20 +136,29 @@ def choose_rows(state: SearchState, winner: Member, controls: Controls = "standa
         raise ValueError(f'controls needs to be "standard" or "full", got {controls!r}.')
     ranked = state.ranked()
     started = [member for member in ranked if member.candidate.origin.split(":")[0] in ("library", "seed")]
-    functions = {WINNER: winner.expression, "l2": library["l2"], "l1": library["l1"]}
+    functions = {WINNER: winner.expression, "l2": library["l2"]}
+    if winner.expression is not library["l1"]:
+        functions["l1"] = library["l1"]
     roles = {WINNER: "winner of the search"}
     for prefix, role in (("library", "best library function"), ("seed", "best own seed")):
         best = next((m for m in started if m.candidate.origin.startswith(f"{prefix}:")), None)
         if best is not None:
             name = _name(best)
+            if best.expression is winner.expression:
+                roles[WINNER] += f", the {role} {name} itself"
+                continue
             functions[name] = best.expression
             roles[name] = f"{role} on the search bases"
     guess = next((member for member in ranked if member.candidate.origin == "guess"), None)
     if guess is not None:
         functions[GUESS], roles[GUESS] = guess.expression, "best of the given formulas on the search bases"
     if controls == "full":
-        functions |= {name: f for name, f in {**library, **own_seeds}.items() if name not in functions}
-    return Rows(functions, roles, _name(started[0]) if started else "l2")
+        known = {**library, **own_seeds}
+        functions |= {
+            name: f for name, f in known.items() if name not in functions and f is not winner.expression
+        }
+    best_start = _name(started[0]) if started else "l2"
+    return Rows(functions, roles, best_start if best_start in functions else WINNER)
 
 
 def run_finals(
@@ -187,6 +197,10 @@ def run_finals(
         rows.functions[RANDOM_SEARCH] = best.expression
         rows.roles[RANDOM_SEARCH] = "best of a random search of equal budget"
     bases = {task.name: task.final_bases for task in tasks}
+    steps = {
+        name: programs.recipe().num_steps(len(programs.task.train[1]))
+        for name, programs in problem.programs.items()
+    }
     tell(
         "on_message",
         f"Final comparison of {len(rows.functions)} functions on new base networks: {_list(bases)}.",
@@ -206,7 +220,7 @@ def run_finals(
         bases,
         seed=problem.seed,
         draws=DRAWS,
-        evaluations=EVALUATIONS,
+        evaluations=min(EVALUATIONS, *steps.values()),
         folder=problem.folder,
         test_records=run_dir,
         reopen_test=True,  # after an interruption or a resumed search; every opening is on record and in the report
@@ -222,10 +236,7 @@ def run_finals(
         controls=controls,
         comparison=comparison,
         views=_views(problem, rows),
-        steps={
-            name: programs.recipe().num_steps(len(programs.task.train[1]))
-            for name, programs in problem.programs.items()
-        },
+        steps=steps,
         seconds=time.monotonic() - started,
         random_search=random_search,
     )
@@ -260,8 +271,8 @@ def _random_search(
 
 def _views(problem: TaskProblem, rows: Rows) -> dict[str, tuple[LayerView, ...]]:
     """What the few functions of the figures keep on final base 0 of every task."""
-    shown = [name for name in (WINNER, "l2", *rows.roles) if name in rows.functions]
-    functions = {name: rows.functions[name] for name in dict.fromkeys(shown)}
+    shown = dict.fromkeys((WINNER, "l2", rows.best_start, *rows.roles))
+    functions = {name: rows.functions[name] for name in shown}
     return {
         name: tuple(layer_views(problem.final_pool(name, 1), functions, DRAWS)) for name in problem.programs
     }
@@ -276,7 +287,8 @@ def _is_current(stored: Finals, rows: Rows, problem: TaskProblem, controls: Cont
     needed = {
         name: (programs.fingerprint, programs.task.final_bases) for name, programs in problem.programs.items()
     }
-    return found == wanted and measured == needed and stored.controls == controls
+    is_same = (stored.controls, stored.comparison.seed) == (controls, problem.seed)
+    return is_same and found == wanted and measured == needed
 
 
 def _view_from_json(plain: Mapping[str, Any]) -> LayerView:

@@ -18,15 +18,8 @@ from jaxprune.evolution.rundir import load_run
 from jaxprune.evolution.search import SearchResult
 from jaxprune.figures import fitness_figure, pareto_figure
 from jaxprune.finals import Controls, Finals, load_finals, run_finals
-from jaxprune.sections import (
-    Run,
-    behaviour_section,
-    formula_section,
-    optimism_section,
-    results_section,
-    search_section,
-    verdict_section,
-)
+from jaxprune.search_sections import behaviour_section, formula_section, search_section
+from jaxprune.sections import Run, optimism_section, results_section, verdict_section
 
 
 def write_report(

@@ -1,20 +1,17 @@
-"""The sections of a run's report, as Markdown text from plain data."""
+"""The sections of a run's report on its final comparison: verdict, results, optimism; as Markdown text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from jaxprune.display import duration
 from jaxprune.evolution.measurements import Comparison, Split, SummaryRow
-from jaxprune.evolution.population import Member, SearchState, ancestry
+from jaxprune.evolution.population import Member, SearchState
 from jaxprune.evolution.tables import markdown_table, with_error
 from jaxprune.finals import DRAWS, RANDOM_SEARCH, WINNER, Finals
 from jaxprune.verdicts import Verdict, overall_verdict, task_verdict
 
-MAX_ANCESTORS = 25
-UNIT = "standard deviations of the library (sd)"
+UNIT = "standard deviations of the library functions on the task (sd), as the search combines them"
 
 
 @dataclass(frozen=True)
@@ -59,17 +56,25 @@ def verdict_section(run: Run) -> str:
         )
     best = run.finals.best_start
     against_l2, against_best = run.verdicts("l2"), run.verdicts(best)
+    is_new = best not in ("l2", WINNER)
     lines = [f"> **Verdict.** The winner is {_judgement(against_l2[''], 'l2')}"]
-    if best != "l2":
+    if is_new:
         lines[0] += f" and {_judgement(against_best[''], f'the best start formula `{best}`')}"
     lines[0] += f", over all tasks, on {_bases(run)} that the search never saw."
+    if best == WINNER:
+        lines[0] += " It is the best start formula itself: the search found nothing better."
     if len(run.state.tasks) > 1:
         for task in run.state.tasks:
             line = f"> - {task.name}: {_judgement(against_l2[task.name], 'l2', 'points')}"
-            if best != "l2":
+            if is_new:
                 line += f"; {_judgement(against_best[task.name], f'`{best}`', 'points')}"
             lines.append(f"{line}.")
         lines.insert(1, ">")
+    if (tested := run.verdicts("l2", "test")[""]) is not None and tested.n:
+        lines += [] if len(lines) > 1 else [">"]
+        line = f"> - on test images, over all tasks: {_judgement(tested, 'l2')}"
+        against = run.verdicts(best, "test")[""]
+        lines.append(f"{line}; {_judgement(against, f'`{best}`')}." if is_new else f"{line}.")
     origin = _origin_line(run, best)
     return "\n".join(lines) + f"\n\nThe winner: {formula}\n\n{origin}"
 
@@ -80,24 +85,21 @@ def results_section(run: Run) -> str:
     assert finals is not None
     best = finals.best_start
     rows = []
-    others = ["l2"] + ([best] if best != "l2" else [])
+    others = ["l2"] + ([best] if best not in ("l2", WINNER) else [])
     for other in others:
         found, on_test = run.verdicts(other), run.verdicts(other, "test")
         for task, verdict in found.items():
             if verdict is not None:
-                scope = f"{task} (points)" if task else f"all tasks ({UNIT})"
-                tested = on_test[task]
-                rows.append(
-                    [f"winner against `{other}`, {scope}", str(verdict.n), str(verdict), verdict.judgement.removesuffix(" than")]
-                    + ["" if tested is None else str(tested), "" if tested is None else tested.judgement.removesuffix(" than")]
-                )  # fmt: skip
-    header = ["", "bases", "validation ± SE", "", "test ± SE", ""]
+                scope = f"{task} (points)" if task else "all tasks (sd)"
+                rows.append([f"`{other}`", scope, str(verdict.n), *_shown(verdict), *_shown(on_test[task])])
+    header = ["winner against", "on", "n bases", "validation ± SE", "verdict", "test ± SE", "verdict"]
     parts = [
         "## Results on the final bases",
         markdown_table(header, rows),
-        "A difference counts as one from two standard errors on. Every difference is paired: same base network, same "
-        "data order. n, means and standard errors count base networks; the validation images are those the search "
-        f"selected on, the base networks are new. {_openings(run)}",
+        f"Units: points of accuracy, and over all tasks {UNIT}. A difference counts from two standard errors on. Every "
+        "difference is paired: same base network, same data order. n, means and standard errors count base networks. "
+        "The base networks are new to the winner, the validation images are not: the search selected on them. "
+        f"{_openings(run)}",
         *(_task_table(finals.comparison, task.name) for task in run.state.tasks),
         _legend(finals),
         "![Paired differences to l2 with intervals](figures/ranks.png)",
@@ -107,8 +109,8 @@ def results_section(run: Run) -> str:
         parts.append(
             f"The random search of equal budget ran {control['evaluations']} fine-tunings for "
             f"{control['candidates']} candidates (the search: {run.state.evaluations}); its best on the search bases, "
-            f"made by {control['origin']}, reached {control['mean']:+.2f} ± {control['se']:.2f} there. Against it the winner is "
-            f"{_judgement(run.verdicts(RANDOM_SEARCH)[''], 'it').removesuffix(' it')}."
+            f"made by {control['origin']}, reached {control['mean']:+.2f} ± {control['se']:.2f} there. On the final "
+            f"bases the winner is {_judgement(run.verdicts(RANDOM_SEARCH)[''], 'it')}."
         )
     return "\n\n".join(part for part in parts if part)
 
@@ -133,7 +135,7 @@ def optimism_section(run: Run) -> str:
     if len(rows) > 1 and verdict is not None and verdict.n:
         rows.append(
             [
-                f"all tasks ({UNIT})",
+                "all tasks (sd)",
                 f"{overall:+.2f}",
                 f"{verdict.mean:+.2f}",
                 f"{overall - verdict.mean:+.2f}",
@@ -149,67 +151,8 @@ def optimism_section(run: Run) -> str:
     )
 
 
-def formula_section(run: Run) -> str:
-    """The winning formula: LaTeX, drawn tree, code, and where it comes from."""
-    winner = run.winner
-    expression, candidate = winner.expression, winner.candidate
-    return "\n\n".join(
-        [
-            "## The winning formula",
-            f"$$\n{expression.latex()}\n$$",
-            f"Complexity {candidate.complexity}, {expression.size} nodes, reads {', '.join(sorted(expression.operands))}. "
-            "Evaluated per class and averaged over classes; the channels with the lowest values are pruned.",
-            "![The formula as a tree](figures/tree.png)",
-            "As a self-contained JAX function:",
-            f"```python\n{expression.code('jax').rstrip()}\n```",
-            "### Ancestry",
-            _ancestry_table(run.state, candidate.id),
-        ]
-    )
-
-
-def behaviour_section(run: Run) -> str:
-    """What the winner does: accuracy along the fine-tuning, kept channels, scores."""
-    finals = run.finals
-    assert finals is not None
-    parts = [
-        "## What it does",
-        "![Accuracy over the fine-tuning](figures/curves.png)",
-        "Lines are means over bases, bands one standard error. The fine-tuning is short on purpose: after a long one "
-        "most functions end up alike, so what a pruning function buys is *early* accuracy.",
-    ]
-    for task in finals.views:
-        parts.append(f"![Overlap of kept channels, {task}](figures/overlap-{task}.png)")
-        parts.append(f"![Sorted scores, {task}](figures/scores-{task}.png)")
-    parts.append(
-        "Overlap and scores are those of the first pruning round on final base 0; two random plans share the fraction "
-        "of channels that are kept. Scores are scaled to each function's own range."
-    )
-    return "\n\n".join(parts)
-
-
-def search_section(run: Run) -> str:
-    """What the search did, found and cost."""
-    state = run.state
-    front = [state.member(id_) for id_ in state.archive]
-    rows = [
-        [f"`{member.candidate.text}`", str(member.candidate.complexity), f"{member.fitness.mean:+.2f} ± {member.fitness.se:.2f}",
-         str(sum(result.bases for result in member.fitness.tasks.values())), str(member.candidate.generation)]
-        for member in reversed(front)
-    ]  # fmt: skip
-    return "\n\n".join(
-        [
-            "## The search",
-            "![Fitness over generations](figures/fitness.png)",
-            "![Fitness and complexity](figures/pareto.png)",
-            "The Pareto front, on the search bases:",
-            markdown_table(["function", "complexity", "fitness ± SE", "bases", "generation"], rows),
-            "### Cost",
-            markdown_table(["", ""], _cost(run)),
-            f"Fitness: {_fitness(state)}. Seed {state.config.seed}; all settings are in `config.json`, every fine-tuning is in "
-            "`journal.jsonl`.",
-        ]
-    )
+def _shown(verdict: Verdict | None) -> list[str]:
+    return ["", ""] if verdict is None else [str(verdict), verdict.judgement.removesuffix(" than")]
 
 
 def _judgement(verdict: Verdict | None, other: str, unit: str = "sd") -> str:
@@ -231,10 +174,8 @@ def _bases(run: Run) -> str:
 def _origin_line(run: Run, best: str) -> str:
     candidate = run.winner.candidate
     if candidate.generation == 0:
-        return (
-            f"It is `{candidate.origin.split(':')[-1]}`, which the search started from: no new formula led it on the "
-            "search bases."
-        )
+        name = "a given formula" if candidate.origin == "guess" else f"`{candidate.origin.split(':')[-1]}`"
+        return f"It is {name}, which the search started from: no new formula came out ahead of it on the search bases."
     start = f"; the best start formula on the search bases was `{best}`" if best else ""
     return (
         f"Complexity {candidate.complexity}; candidate {candidate.id}, made in generation {candidate.generation} by "
@@ -252,7 +193,8 @@ def _openings(run: Run) -> str:
     times = sorted({time for found in run.openings.values() for time in found})
     count = max(len(found) for found in run.openings.values())
     often = "once" if count == 1 else f"{count} times (an interrupted or repeated report), each on record"
-    return f"Test images of {', '.join(run.openings)} were opened {often}, at {', '.join(times)}, and nothing was chosen by them."
+    tasks, when = ", ".join(run.openings), ", ".join(times)
+    return f"Test images of {tasks} were opened {often}, at {when}, and nothing was chosen by them."
 
 
 def _task_table(comparison: Comparison, task: str) -> str:
@@ -264,8 +206,8 @@ def _task_table(comparison: Comparison, task: str) -> str:
         f"{name.removesuffix('.kernel')} {facts.kept[name]} of {width}"
         for name, width in facts.widths.items()
     )
-    header = ["function", "n bases", "validation % ± SE", "− l2 ± SE", "wins/ties/losses"]
-    header += ["test %", "test − l2 ± SE"] if has_test else []
+    header = ["function", "n bases", "validation % ± SE", "difference to l2 ± SE", "wins/ties/losses"]
+    header += ["test %", "test difference ± SE"] if has_test else []
     header += ["complexity"]
     parts = [
         f"### {task}",
@@ -299,72 +241,3 @@ def _legend(finals: Finals) -> str:
         "- scratch: the slim network, trained from a fresh initialisation with the recipe of the fine-tuning"
     )
     return "\n".join(lines)
-
-
-def _ancestry_table(state: SearchState, candidate_id: int) -> str:
-    family = ancestry(state, candidate_id)
-    shown = family[-MAX_ANCESTORS:]
-    rows = []
-    for candidate in reversed(shown):
-        fitness = state.fitnesses.get(candidate.id)
-        value = "" if fitness is None else f"{fitness.mean:+.2f} ± {fitness.se:.2f}"
-        parents = ", ".join(map(str, candidate.parents))
-        rows.append(
-            [
-                f"`{candidate.text}`",
-                str(candidate.id),
-                str(candidate.generation),
-                candidate.origin,
-                parents,
-                value,
-            ]
-        )
-    table = markdown_table(["formula", "id", "generation", "made by", "from", "fitness ± SE"], rows)
-    hidden = len(family) - len(shown)
-    return table + (f"\n\n{hidden} older ancestors are in `state.json`." if hidden else "")
-
-
-def _cost(run: Run) -> list[list[str]]:
-    state = run.state
-    summaries = state.summaries
-
-    def total(count: Callable[[Any], int]) -> int:
-        return sum(count(summary) for summary in summaries)
-
-    proposed, duplicates = total(lambda s: s.proposed), total(lambda s: s.duplicates)
-    ended = f", ended by: {run.stopped}" if run.stopped else ""
-    rows = [
-        ["generations after the start", f"{len(summaries) - 1} of {state.config.generations}{ended}"],
-        [
-            "expressions proposed",
-            f"{proposed}: {duplicates} duplicates, {total(lambda s: s.invalid)} invalid",
-        ],
-        ["candidates evaluated", str(summaries[-1].evaluated_total if summaries else 0)],
-        [
-            "fine-tunings run",
-            f"{state.evaluations}, {total(lambda s: s.reevaluations)} of them deliberate re-evaluations",
-        ],
-        ["results taken from equal plans", str(total(lambda s: s.cache_hits))],
-        ["time of the search", f"{duration(sum(s.seconds for s in summaries))} (base networks included)"],
-    ]
-    if run.finals is not None:
-        count = len(
-            {(m.task, m.base, m.repeat, m.digest or m.name) for m in run.finals.comparison.measurements}
-        )
-        rows.append(
-            [
-                "final comparison",
-                f"{count} fine-tunings in {duration(run.finals.seconds)} (base networks included)",
-            ]
-        )
-    return rows
-
-
-def _fitness(state: SearchState) -> str:
-    if state.config.fitness == "paired":
-        spreads = ", ".join(f"{scale.spread:.2f} on {name}" for name, scale in state.scales.items())
-        return (
-            "weighted mean over tasks of the paired difference to l2, in standard deviations of the library functions "
-            f"(in points: {spreads})"
-        )
-    return f"weighted {state.config.fitness} mean over tasks of validation accuracies in percent"
