@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 from jaxprune._version import __version__
 
-if TYPE_CHECKING:  # for type checkers and editors; `_HOME` says the same at run time, and a test compares them
+if (
+    TYPE_CHECKING
+):  # for type checkers and editors; `_HOME` says the same at run time, and a test compares them
     from jaxprune.evolution.asking import ask
     from jaxprune.evolution.calibration import calibrate
     from jaxprune.evolution.comparison import compare

@@ -46,11 +46,14 @@ def test_the_version_is_told(capsys):
     ("arguments", "message"),
     [
         (["evlove"], "invalid choice: 'evlove'.* Did you mean 'evolve'?"),
-        (["evolve", "--generatoins", "3"], "unrecognized arguments: --generatoins 3. Did you mean '--generations'?"),
+        (
+            ["evolve", "--generatoins", "3"],
+            "unrecognized arguments: --generatoins 3. Did you mean '--generations'?",
+        ),
         (["compare", "--metric", "l1"], "Did you mean '--metrics'?"),
         (["evolve", "--population", "many"], "argument --population: invalid int value: 'many'"),
         (["evolve", "--time", "soon"], 'a time needs to look like "90s", "20m" or "1h30m"'),
-        (["evolve", "--evaluations", "few"], 'needs a whole number, or "none", got \'few\''),
+        (["evolve", "--evaluations", "few"], "needs a whole number, or \"none\", got 'few'"),
         (["evolve", "--fitness", "best"], "argument --fitness: invalid choice: 'best'"),
         (["transfer", "--task", "digits"], "one of the arguments --formula --from-run is required"),
     ],

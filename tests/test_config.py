@@ -34,7 +34,11 @@ def test_an_earlier_layer_wins():
 
 def test_preset_paper_runs_on_other_tasks():
     config = RunConfig.of({"preset": "paper", "tasks": ["digits"]})
-    assert (config.search.vocabulary, config.search.variation, config.tasks) == ("paper", "paper", ("digits",))
+    assert (config.search.vocabulary, config.search.variation, config.tasks) == (
+        "paper",
+        "paper",
+        ("digits",),
+    )
 
 
 def test_a_toml_file_is_a_layer(tmp_path):
@@ -62,7 +66,12 @@ def test_the_config_of_a_run_is_accepted_back(tmp_path):
 
 
 def test_the_config_of_a_run_from_python_names_its_tasks(tmp_path):
-    plain = {"config": EvolveConfig(seed=2).to_json(), "tasks": {"fashion": {}}, "guesses": [], "settings": {}}
+    plain = {
+        "config": EvolveConfig(seed=2).to_json(),
+        "tasks": {"fashion": {}},
+        "guesses": [],
+        "settings": {},
+    }
     (tmp_path / "config.json").write_text(json.dumps(plain))
     config = RunConfig.of(read_config(tmp_path))
     assert (config.tasks, config.search) == (("fashion",), EvolveConfig(seed=2))
@@ -110,7 +119,10 @@ def test_wrong_settings_are_named(layer, message):
         ({"task": "no_such_module:make"}, "needs a module on the Python path with a function 'make'"),
         ({"task": "json:make"}, "needs a module on the Python path with a function 'make'"),
         ({"task": "json:loads_"}, "needs a module on the Python path"),
-        ({"task": "digits", "bases": "digit=3"}, "bases needs names of this run's tasks .* Did you mean 'digits'"),
+        (
+            {"task": "digits", "bases": "digit=3"},
+            "bases needs names of this run's tasks .* Did you mean 'digits'",
+        ),
         ({"task": "digits", "bases": 0}, r"task 'digits' needs bases >= 1 \(got 0\)"),
         ({"task": "digits", "kept_fraction": 0}, "kept_fraction must be above 0 and at most 1, got 0.0"),
         ({"task": "digits", "rounds": 2}, "rounds needs kept_fraction as well for task 'digits'"),
@@ -123,7 +135,9 @@ def test_wrong_tasks_are_named(layer, message):
 
 
 def test_preset_paper_says_what_is_missing():
-    with pytest.raises(PresetUnavailableError, match=r"needs .* MNIST and CIFAR-10, .* --preset paper --task digits"):
+    with pytest.raises(
+        PresetUnavailableError, match=r"needs .* MNIST and CIFAR-10, .* --preset paper --task digits"
+    ):
         RunConfig.of({"preset": "paper"})
 
 
@@ -143,7 +157,9 @@ def test_files_that_cannot_be_read_are_named(name, text, message, tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"--config needs a TOML file, or config.json of a run, got .*none.toml"):
+    with pytest.raises(
+        ValueError, match=r"--config needs a TOML file, or config.json of a run, got .*none.toml"
+    ):
         read_config(tmp_path / "none.toml")
     (tmp_path / "run.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="not a text file"):

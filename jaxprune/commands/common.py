@@ -49,7 +49,10 @@ def add_task_options(parser: argparse.ArgumentParser, names: Iterable[str] = TAS
 def add_place_options(parser: argparse.ArgumentParser) -> None:
     """Adds what every command on trained networks needs: seed and where base networks are kept."""
     parser.add_argument(
-        "--seed", type=int, default=0, help="networks, data orders and random plans follow from it (default: 0)"
+        "--seed",
+        type=int,
+        default=0,
+        help="networks, data orders and random plans follow from it (default: 0)",
     )
     parser.add_argument(
         "--bases-dir",

@@ -130,7 +130,9 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 def add_explain(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `jaxprune explain`."""
-    parser.add_argument("formula", metavar="FORMULA", help='a formula such as "sum(abs(WI))", or the name of one')
+    parser.add_argument(
+        "formula", metavar="FORMULA", help='a formula such as "sum(abs(WI))", or the name of one'
+    )
     parser.add_argument(
         "--code", choices=get_args(Backend), help="print self-contained source code instead, for this library"
     )

@@ -136,7 +136,11 @@ def add_prune(parser: argparse.ArgumentParser) -> None:
         "--multiple-of", type=int, default=1, metavar="N", help="round kept counts to multiples (default: 1)"
     )
     parser.add_argument(
-        "--ignore", action="append", default=[], metavar="GROUP", help="a group that stays whole; may be repeated"
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="GROUP",
+        help="a group that stays whole; may be repeated",
     )
     parser.add_argument(
         "--out",

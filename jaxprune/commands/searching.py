@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from jaxprune.commands.common import add_task_options, flag, say
-from jaxprune.config import TASK_OPTIONS, Batching, Controls, RunConfig, parse_seconds, read_config, setting_help
+from jaxprune.config import (
+    TASK_OPTIONS,
+    Batching,
+    Controls,
+    RunConfig,
+    parse_seconds,
+    read_config,
+    setting_help,
+)
 from jaxprune.evolution.presets import PRESETS, TASKS
 from jaxprune.evolution.settings import EvolveConfig
 
@@ -49,7 +57,9 @@ def add_evolve(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--run-dir", type=Path, metavar="DIR", help="where to write (default: runs/PRESET-seedN-TIME)"
     )
-    run.add_argument("--resume", action="store_true", help="go on with the run in --run-dir, with its settings")
+    run.add_argument(
+        "--resume", action="store_true", help="go on with the run in --run-dir, with its settings"
+    )
     run.add_argument(
         "--guess",
         dest="guesses",
@@ -140,7 +150,9 @@ def evolve_config(arguments: argparse.Namespace) -> RunConfig:
     names = {*RunConfig.__dataclass_fields__, *get_type_hints(EvolveConfig), *TASK_OPTIONS}
     flags = {name: value for name, value in vars(arguments).items() if name in names}
     if arguments.resume and arguments.run_dir is None:
-        raise ValueError("--resume needs the directory of the run to go on with, got none. Add --run-dir DIR.")
+        raise ValueError(
+            "--resume needs the directory of the run to go on with, got none. Add --run-dir DIR."
+        )
     layers = [flags]
     if arguments.config is not None:
         layers.append(read_config(arguments.config))

@@ -29,7 +29,7 @@ def _arrays(num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def small(**changes) -> Task:
     """8 channels, of which 4 are kept."""
-    recipe = RECIPES["adam_short"].replace(epochs=1, batch_size=20)
+    recipe = RECIPES["adam_short"].replace(epochs=3, batch_size=20)
     data = Dataset.from_arrays(
         "small", train=_arrays(60, 0), validation=_arrays(40, 1), test=_arrays(40, 2), standardise=False
     )

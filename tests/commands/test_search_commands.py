@@ -46,7 +46,18 @@ def lines_without_times(run_dir: Path) -> list[dict]:
 
 def test_settings_reach_the_search_and_its_config(toy, tmp_path, capsys):
     (tmp_path / "run.toml").write_text("seed = 7\npopulation = 9\n[bases]\ndigits = 2\n")
-    more = ["--guess", "mean(X) + N", "--time", "20m", "--evaluations", "500", "--config", str(tmp_path / "run.toml"), "--controls", "full"]
+    more = [
+        "--guess",
+        "mean(X) + N",
+        "--time",
+        "20m",
+        "--evaluations",
+        "500",
+        "--config",
+        str(tmp_path / "run.toml"),
+        "--controls",
+        "full",
+    ]
     assert evolve(tmp_path / "run", *more) == 0
     plain = json.loads((tmp_path / "run" / "config.json").read_text())
     found = plain["config"]
@@ -89,7 +100,10 @@ def test_resume_needs_no_other_flags_and_may_go_further(toy, tmp_path):
 
 def test_a_resume_with_changed_settings_names_them(toy, tmp_path, capsys):
     assert evolve(tmp_path) == 0
-    assert main(["evolve", "--run-dir", str(tmp_path), "--resume", "--population", "5", "--controls", "full"]) == 2
+    assert (
+        main(["evolve", "--run-dir", str(tmp_path), "--resume", "--population", "5", "--controls", "full"])
+        == 2
+    )
     shown = capsys.readouterr().err
     assert "holds a run with other settings: population was 4 and is now 5" in shown
     assert "settings.controls was 'standard' and is now 'full'" in shown
@@ -197,7 +211,9 @@ def test_a_report_that_is_stopped_says_how_to_go_on(toy, tmp_path, monkeypatch, 
 def test_a_missing_matplotlib_is_told_before_the_search(toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["evolve", "--task", "digits", "--run-dir", str(tmp_path / "run")]) == 2
-    assert 'Run pip install "jaxprune[report]", or skip the report with --no-report.' in capsys.readouterr().err
+    assert (
+        'Run pip install "jaxprune[report]", or skip the report with --no-report.' in capsys.readouterr().err
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -220,7 +236,10 @@ def test_a_missing_matplotlib_is_told_before_the_search(toy, tmp_path, monkeypat
         (["--seed", "-1"], "EvolveConfig needs seed >= 0 (got -1)."),
         (["--kept-fraction", "0"], "kept_fraction must be above 0 and at most 1, got 0.0"),
         (["--kept-fraction", "1.5"], "kept_fraction must be above 0 and at most 1, got 1.5"),
-        (["--task", "cli_tasks:keeps_none"], "kept counts must be from 1 to the group's width, got first.kernel: 0 of 8"),
+        (
+            ["--task", "cli_tasks:keeps_none"],
+            "kept counts must be from 1 to the group's width, got first.kernel: 0 of 8",
+        ),
         (["--task", "cli_tasks:keeps_too_many"], "got first.kernel: 9 of 8"),
         (["--task", "cli_tasks:mislabelled"], "60"),
         (["--task", "cli_tasks:one_class"], "class"),

@@ -1,0 +1,146 @@
+"""`jaxprune compare`, `calibrate` and `transfer` write tables and figures, and explain what cannot be compared."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from jaxprune.cli import main
+from jaxprune.commands.common import columns, split_formulas
+from jaxprune.commands.comparing import functions_named
+from jaxprune.language.published import library, own_seeds
+
+TASK = ["--task", "cli_tasks:small"]
+
+
+@pytest.fixture(scope="module")
+def bases_dir(tmp_path_factory):
+    """Where base networks are kept between the commands."""
+    return tmp_path_factory.mktemp("bases")
+
+
+def test_compare_writes_a_table_measurements_and_a_diagram(bases_dir, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    more = ["--bases", "2", "--out", str(tmp_path), "--bases-dir", str(bases_dir)]
+    assert main(["compare", *TASK, "--metrics", "l1,l2,random,mean(X) + 1,bn_scale", *more]) == 0
+    shown = capsys.readouterr().out
+    assert "2 final bases" in shown and "mean(X) + 1" in shown and "difference to l2" in shown
+    assert (tmp_path / "comparison.md").read_text() in shown + "\n"
+    rows = list(csv.DictReader((tmp_path / "comparison.csv").open()))
+    assert {row["name"] for row in rows} == {"l1", "l2", "random", "scratch", "mean(X) + 1"}
+    assert (tmp_path / "ranks.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_transfer_compares_a_frozen_formula(bases_dir, tmp_path, capsys):
+    more = [
+        "--bases",
+        "2",
+        "--draws",
+        "1",
+        "--no-scratch",
+        "--out",
+        str(tmp_path),
+        "--bases-dir",
+        str(bases_dir),
+    ]
+    assert main(["transfer", *TASK, "--formula", "mean(X)*2", *more]) == 0
+    shown = capsys.readouterr()
+    assert "frozen formula: mean(X)*2" in shown.err and "| frozen" in shown.out and "scratch" not in shown.out
+
+
+def test_transfer_takes_the_winner_of_a_run(bases_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("jaxprune.commands.comparing.winner_of", lambda run_dir: (library["l1"], (TASK[1],)))
+    more = [
+        "--bases",
+        "1",
+        "--draws",
+        "0",
+        "--no-scratch",
+        "--out",
+        str(tmp_path),
+        "--bases-dir",
+        str(bases_dir),
+    ]
+    assert main(["transfer", *TASK, "--from-run", "runs/mine", "--against", "l2", *more]) == 0
+    shown = capsys.readouterr().err
+    assert "frozen formula: sum(abs(WI))" in shown and "there this is no transfer" in shown
+
+
+def test_transfer_says_what_is_not_there_yet(capsys):
+    with pytest.raises(SystemExit):
+        main(["transfer", "--help"])
+    assert "ImageNet" in capsys.readouterr().out
+
+
+def test_calibrate_writes_tables_and_a_figure(bases_dir, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    more = ["--bases", "2", "--repeats", "1", "--draws", "1", "--oracle", "8"]
+    assert main(["calibrate", *TASK, *more, "--out", str(tmp_path), "--bases-dir", str(bases_dir)]) == 0
+    assert "oracle" in capsys.readouterr().out
+    assert json.loads((tmp_path / "calibration-small.json").read_text())["search_bases"] == 2
+    assert (tmp_path / "calibration-small.md").exists()
+    assert (tmp_path / "calibration-small.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_there_is_a_note_instead_of_a_figure(bases_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    more = [
+        "--bases",
+        "1",
+        "--draws",
+        "0",
+        "--no-scratch",
+        "--out",
+        str(tmp_path),
+        "--bases-dir",
+        str(bases_dir),
+    ]
+    assert main(["compare", *TASK, "--metrics", "l1", *more]) == 0
+    assert 'Run pip install "jaxprune[report]" for it.' in capsys.readouterr().err
+    assert (tmp_path / "comparison.csv").exists() and not (tmp_path / "ranks.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "--task", "digit"], "Did you mean 'digits'?"),
+        (["compare", *TASK, "--metrics", "l1,l22"], "Did you mean 'l2'"),
+        (["compare", *TASK, "--metrics", "l1,sum(abs(WI)"], "'(' was never closed"),
+        (["compare", *TASK, "--metrics", "mX"], "a pruning function needs one number per channel"),
+        (["compare", *TASK, "--metrics", " , "], "--metrics needs names or formulas separated by commas"),
+        (["compare", *TASK, "--bases", "0"], "a comparison needs bases >= 1 (got 0)."),
+        (["compare", *TASK, "--draws", "-1"], "a comparison needs draws >= 0 (got -1)."),
+        (["compare", *TASK, *TASK], "tasks need different names, got small, small."),
+        (["compare", *TASK, "--kept-fraction", "2"], "kept_fraction must be above 0 and at most 1, got 2.0"),
+        (["calibrate", *TASK, "--repeats", "0"], "calibrate needs repeats >= 1 (got 0)."),
+        (["calibrate", *TASK, "--oracle", "-1"], "calibrate needs oracle_evaluations >= 0 (got -1)."),
+        (["transfer", *TASK, "--formula", "l1o"], "Did you mean"),
+        (
+            ["transfer", *TASK, "--from-run", "nowhere"],
+            "nowhere needs a run with at least one complete generation",
+        ),
+        (["compare", "--task", "cli_tasks:one_class"], "class"),
+        (["compare", "--task", "cli_tasks:infinite"], "NaN or infini"),
+        (["compare", "--task", "cli_tasks:mislabelled"], "59"),
+        (["compare", "--task", "cli_tasks:keeps_none"], "got first.kernel: 0 of 8"),
+    ],
+)
+def test_what_cannot_be_compared_is_explained(arguments, message, tmp_path, capsys):
+    assert main([*arguments, "--out", str(tmp_path / "out"), "--bases-dir", str(tmp_path / "bases")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() and not (tmp_path / "bases").exists()
+
+
+def test_all_is_the_library_and_our_seeds():
+    assert set(functions_named(["all", "mean(X) + 1"])) == {*library, *own_seeds, "mean(X) + 1"}
+
+
+def test_formulas_are_split_at_outer_commas_only():
+    assert split_formulas("l1,,rbf(P, Q, 1) , slice(mX, 0, 4),") == ["l1", "rbf(P, Q, 1)", "slice(mX, 0, 4)"]
+
+
+def test_columns_align_numbers_right():
+    assert columns([("name", "n"), ("a", 5), ("b", 10)]) == "name   n\na      5\nb     10"
+    assert columns([]) == ""

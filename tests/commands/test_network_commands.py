@@ -1,0 +1,133 @@
+"""`jaxprune score` and `prune` on a trained network: scores, plans, costs and accuracies, and what cannot be."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+
+from jaxprune.cli import main
+from jaxprune.commands.networks import prune_base
+from jaxprune.evolution.bases import BasePool
+from jaxprune.evolution.programs import TaskPrograms
+from jaxprune.language.published import library
+from jaxprune.pruning.planning import Plan
+
+
+@pytest.fixture(scope="module")
+def bases_dir(tmp_path_factory):
+    """Where the one base network is kept between the commands."""
+    return tmp_path_factory.mktemp("bases")
+
+
+@pytest.fixture
+def run(bases_dir):
+    def run(command: str, *arguments: str, task: str = "cli_tasks:small") -> int:
+        return main([command, "--task", task, "--bases-dir", str(bases_dir), *arguments])
+
+    return run
+
+
+def test_scores_are_a_table_csv_or_json_of_all_channels(run, capsys):
+    assert run("score", "l1", "mean(X) + 1") == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["group", "channel", "l1", "mean(X)", "+", "1"] and len(table) == 1 + 8
+    assert run("score", "l1", "l2", "--format", "csv") == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["channel"] for row in rows] == [str(channel) for channel in range(8)]
+    assert run("score", "l1", "--format", "json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["l1"]
+    np.testing.assert_allclose(found["l1"]["first.kernel"], [float(row["l1"]) for row in rows])
+    np.testing.assert_allclose(np.mean(found["l1"]["first.kernel"]), 1.0, rtol=1e-5)
+
+
+def test_scores_that_are_not_finite_are_noted(run, capsys):
+    assert run("score", "N/(NX - NX)") == 0
+    assert "is not finite at first.kernel channel 0" in capsys.readouterr().err
+
+
+def test_pruning_saves_plan_numbers_and_network(run, tmp_path, capsys):
+    assert run("prune", "--metric", "l1", "--kept-fraction", "0.25", "--out", str(tmp_path)) == 0
+    shown = capsys.readouterr().out
+    assert "2 of 8" in shown and "fine-tuned" in shown
+    plan = Plan.load(tmp_path / "plan.json")
+    facts = json.loads((tmp_path / "result.json").read_text())
+    assert plan.kept_counts == facts["kept_counts"] == {"first.kernel": 2}
+    assert (facts["macs"], facts["slim_macs"]) == (5 * 8 + 8 * 2, 5 * 2 + 2 * 2)
+    assert (facts["parameters"], facts["slim_parameters"]) == (48 + 18, 12 + 6)
+    assert facts["formula"] == "sum(abs(WI))" and 0 <= facts["finetuned_accuracy"] <= 100
+    assert (tmp_path / "slim").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count"),
+    [
+        ([], 4),
+        (["--kept-counts", "3"], 3),
+        (["--kept-counts", "first.kernel=5"], 5),
+        (["--kept-fraction", "0.6", "--multiple-of", "2"], 6),
+    ],
+)
+def test_how_much_is_kept_can_be_said_in_several_ways(arguments, count, run, tmp_path):
+    assert run("prune", *arguments, "--out", str(tmp_path)) == 0
+    assert Plan.load(tmp_path / "plan.json").kept_counts == {"first.kernel": count}
+
+
+def test_the_same_prune_twice_is_the_same(bases_dir):
+    import cli_tasks
+
+    pool = BasePool(TaskPrograms(cli_tasks.small()), 0, "search", 1, folder=bases_dir)
+    first, second = (prune_base(pool, 0, library["l2"], kept_fraction=0.5) for _ in range(2))
+    assert first.facts == second.facts
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        ("score", ["abs(gamma)"], "gamma"),
+        ("score", ["mmmd"], "Did you mean 'mmd'"),
+        ("score", ["mX"], "a pruning function needs one number per channel, got mX of type (D)"),
+        ("score", ["l1", "--base", "-1"], "--base needs a number from 0, got -1."),
+        (
+            "prune",
+            ["--metric", "bn_scale"],
+            "pruning needs finite scores that differ, got none from abs(gamma)",
+        ),
+        ("prune", ["--metric", "N/(NX - NX)"], "not finite in group first.kernel, channel 0"),
+        ("prune", ["--metric", "N + 1"], "constant in every group"),
+        ("prune", ["--kept-fraction", "0"], "kept_fraction must be in (0, 1], got 0.0"),
+        ("prune", ["--kept-counts", "0"], "first.kernel"),
+        ("prune", ["--kept-counts", "9"], "first.kernel"),
+        (
+            "prune",
+            ["--kept-counts", "3,4"],
+            "--kept-counts needs 1 numbers, one each for first.kernel, got 2.",
+        ),
+        (
+            "prune",
+            ["--kept-counts", "few"],
+            "--kept-counts needs whole numbers as in 6,12,24 or first.kernel=6",
+        ),
+        (
+            "prune",
+            ["--kept-counts", "3", "--kept-fraction", ".5"],
+            "needs to be said once, got --kept-fraction and",
+        ),
+        ("prune", ["--ignore", "conv9*"], "ignore needs names or patterns of groups, first.kernel, got"),
+    ],
+)
+def test_what_cannot_be_done_is_explained(command, arguments, message, run, tmp_path, capsys):
+    more = ["--out", str(tmp_path / "out")] if command == "prune" else []
+    assert run(command, *arguments, *more) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_out_that_cannot_be_written_is_named(run, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run("prune", "--out", str(tmp_path / "file")) == 2
+    assert "needs to be a place that can be written to" in capsys.readouterr().err
