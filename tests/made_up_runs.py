@@ -58,8 +58,8 @@ def compared(
                         measurements.append(
                             Measurement(
                                 task=task, name=name, kind=kind, formula="mean(X)" if kind == "metric" else "",
-                                base=base, draw=draw, repeat=repeat, validation=final, test=final - 1.0 if has_test else None,
-                                curve=curve, seconds=0.1,
+                                base=base, draw=draw, repeat=repeat, validation=final,
+                                test=final - 1.0 if has_test else None, curve=curve, seconds=0.1,
                                 digest=f"{name}{base}{draw}" if name != "scratch" else "",
                             )
                         )  # fmt: skip
