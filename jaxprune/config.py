@@ -215,12 +215,10 @@ def task_options(given: Mapping[str, object]) -> dict[str, TaskValue | Mapping[s
     for name, value in given.items():
         if isinstance(value, str) and "=" in value:
             value = dict(part.strip().rpartition("=")[::2] for part in value.split(","))
-        is_table = isinstance(value, Mapping)
-        options[name] = (
-            {str(task): _of_kind(name, each) for task, each in value.items()}
-            if is_table
-            else _of_kind(name, value)
-        )
+        if isinstance(value, Mapping):
+            options[name] = {str(task): _of_kind(name, each) for task, each in value.items()}
+        else:
+            options[name] = _of_kind(name, value)
     return options
 
 

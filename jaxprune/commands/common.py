@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 BASES_DIR = "runs/bases"
 """Where base networks of single commands are kept, so that the next command finds them trained."""
 
+SEARCH_ONLY = ("bases", "extra_bases", "final_bases", "weight")
+"""Options of a task that only a search, with its report, reads."""
+
 
 def say(text: str = "") -> None:
     """Writes a line of a command's result to the standard output."""
@@ -137,7 +140,8 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         write(path)
     except OSError as error:
         raise ValueError(
-            f"{path} needs to be a place that can be written to, got: {error.strerror or error}. Name another with --out."
+            f"{path} needs to be a place that can be written to, got: {error.strerror or error}. "
+            "Name another with --out."
         ) from error
     note(f"wrote {path}")
 

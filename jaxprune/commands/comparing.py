@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxprune.commands.common import (
+    SEARCH_ONLY,
     add_place_options,
     add_task_options,
     note,
@@ -21,15 +23,11 @@ from jaxprune.commands.common import (
 from jaxprune.language.tree import Expression
 
 if TYPE_CHECKING:
-    from jaxprune.evolution.comparison import Comparison
-    from jaxprune.evolution.measurements import Measurement
+    from jaxprune.evolution.measurements import Comparison, Measurement
     from jaxprune.evolution.tasks import Task
 
 ALL = "all"
 """What `--metrics` calls the whole library and our own seeds."""
-
-SKIPPED = ("bases", "extra_bases", "final_bases", "weight")
-"""Options of a task that only a search reads."""
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
@@ -171,8 +169,7 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
             from jaxprune.charts import calibration_figure
             from jaxprune.drawing import save_figure
 
-            figure = calibration_figure(calibration)
-            write_file(stem.with_suffix(".png"), lambda path, figure=figure: save_figure(figure, path))
+            write_file(stem.with_suffix(".png"), partial(save_figure, calibration_figure(calibration)))
     for (first, second), correlation in task_rank_correlations(found).items():
         say(f"Rank correlation of functions between {first} and {second}: {correlation:.2f}")
     return 0
@@ -206,7 +203,7 @@ def _write_comparison(found: Comparison, folder: Path) -> None:
         from jaxprune.charts import ranks_figure
         from jaxprune.drawing import save_figure
 
-        write_file(folder / "ranks.png", lambda path: save_figure(ranks_figure(found), path))
+        write_file(folder / "ranks.png", partial(save_figure, ranks_figure(found)))
 
 
 class _Progress:
@@ -231,7 +228,7 @@ def _has_matplotlib() -> bool:
 
 
 def _tasks(arguments: argparse.Namespace) -> list[Task]:
-    return tasks_of(arguments, arguments.task or ["digits"], SKIPPED)
+    return tasks_of(arguments, arguments.task or ["digits"], SEARCH_ONLY)
 
 
 def _add_task(parser: argparse.ArgumentParser, default: str | None) -> None:
@@ -287,4 +284,4 @@ def _add_rest(parser: argparse.ArgumentParser) -> None:
     from jaxprune.config import TASK_OPTIONS
 
     add_place_options(parser)
-    add_task_options(parser, [name for name in TASK_OPTIONS if name not in SKIPPED])
+    add_task_options(parser, [name for name in TASK_OPTIONS if name not in SEARCH_ONLY])

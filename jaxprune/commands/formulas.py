@@ -13,10 +13,10 @@ from jaxprune.commands.common import columns, note, say, write_file
 from jaxprune.config import closest
 from jaxprune.language.axes import type_name
 from jaxprune.language.operands import OPERANDS
-from jaxprune.language.operators import OPERATORS
+from jaxprune.language.operators import OPERATORS, Backend
 from jaxprune.language.parsing import parse
 from jaxprune.language.published import library, own_seeds, sources
-from jaxprune.language.tree import Backend, Expression
+from jaxprune.language.tree import Expression
 
 Row = dict[str, object]
 
@@ -174,12 +174,12 @@ def run_explain(arguments: argparse.Namespace) -> int:
 
 
 def explain(f: Expression) -> Row:
-    """The facts about a formula, by the names of `FACTS`.
+    r"""The facts about a formula, by the names of `FACTS`.
 
     Example:
       >>> facts = explain(library["l1"])
       >>> facts["name"], facts["operands"], facts["latex"]
-      ('l1', 'WI: weights that produce the channel', '\\\\operatorname{sum}\\\\left(\\\\left|w\\\\right|\\\\right)')
+      ('l1', 'WI: weights that produce the channel', '\\operatorname{sum}\\left(\\left|w\\right|\\right)')
     """
     name = _name_of(f)
     operands = [f"{each}: {OPERANDS[each].description}" for each in OPERANDS if each in f.operands]

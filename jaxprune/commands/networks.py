@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxprune.commands.common import (
+    SEARCH_ONLY,
     add_place_options,
     add_task_options,
     columns,
@@ -96,7 +97,7 @@ def scores_of(
     """
     from jaxprune.scoring.ranking import score
 
-    observed = pool.observed.member(base)
+    observed = pool.observed(base)
     found = {}
     for name, f in functions.items():
         scores = score(f, observed)
@@ -239,7 +240,7 @@ def prune_base(pool: BasePool, base: int, f: Expression, **budget: object) -> Pr
     from jaxprune.training.trainer import Job, Trainer
 
     programs, trained = pool.programs, pool.bases[base]
-    ranking = rank_population([f], pool.observed.member(base))[0]
+    ranking = rank_population([f], pool.observed(base))[0]
     if not isinstance(ranking, Ranking):
         raise ValueError(f"pruning needs finite scores that differ, got none from {f}: {ranking}.")
     model = _with_weights(programs.model, trained.weights)
@@ -324,9 +325,9 @@ def _pool(arguments: argparse.Namespace) -> BasePool:
 
 
 def _task(arguments: argparse.Namespace) -> Task:
-    skipped = ("bases", "extra_bases", "final_bases", "weight")
+    skipped = list(SEARCH_ONLY)
     if hasattr(arguments, "macs_fraction"):  # of prune, whose --kept-fraction is not that of the schedule
-        skipped += ("kept_fraction", "rounds", "finetune")
+        skipped += ["kept_fraction", "rounds", "finetune"]
     return tasks_of(arguments, [arguments.task], skipped)[0]
 
 
@@ -350,5 +351,5 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_task_changes(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
-    skipped = ("bases", "extra_bases", "final_bases", "weight", *without)
+    skipped = (*SEARCH_ONLY, *without)
     add_task_options(parser, [name for name in TASK_OPTIONS if name not in skipped])
