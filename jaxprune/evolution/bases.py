@@ -125,25 +125,22 @@ class BasePool:
             self.on_base(self.task.name, base)
         return tuple(base for base in found.values() if base is not None)
 
-    @cached_property
-    def observed(self) -> Observed:
-        """Operands of all bases, stacked."""
-        observer = self.programs.observer(0)
-        return Observed.stack([observer(base.weights) for base in self.bases])
+    def observed(self, base: int) -> Observed:
+        """Operands of one base."""
+        return self._stacks[base // self._stack_size].member(base % self._stack_size)
 
     def plans(self, functions: Sequence[Expression]) -> list[list[Plan0 | Invalid]]:
         """First-round plans of every function on every base; one list per function, in base order."""
-        if not functions:
-            return []
         counts = self.programs.rounds[0].counts
-        ranked = cast(list[list[Ranking | Invalid]], rank_population(functions, self.observed))
-        return [
-            [
-                found if isinstance(found, Invalid) else Plan0(select(found.scores, counts), found)
-                for found in by_base
-            ]
-            for by_base in ranked
-        ]
+        found: list[list[Plan0 | Invalid]] = [[] for _ in functions]
+        for stack in self._stacks if functions else ():
+            ranked = cast(list[list[Ranking | Invalid]], rank_population(functions, stack))
+            for plans, by_base in zip(found, ranked, strict=True):
+                plans += [
+                    one if isinstance(one, Invalid) else Plan0(select(one.scores, counts), one)
+                    for one in by_base
+                ]
+        return [plans[: self.num_bases] for plans in found]
 
     def random_kept(self, base: int, draw: int, round_index: int = 0) -> Kept:
         """A plan of uniformly random channels."""
@@ -170,6 +167,21 @@ class BasePool:
     def finetune_one(self, entry: Entry, *, evaluations: int = 1) -> Trained:
         """`finetune` of one entry, in the caller's thread."""
         return self._finetune([entry], evaluations)[0]
+
+    @property
+    def _stack_size(self) -> int:
+        return self.task.bases + self.task.extra_bases
+
+    @cached_property
+    def _stacks(self) -> tuple[Observed, ...]:
+        """Operands of all bases in stacks of one size, the last one padded, so that no pool compiles anew."""
+        observer = self.programs.observer(0)
+        members = [observer(base.weights) for base in self.bases]
+        members += [members[-1]] * (-len(members) % self._stack_size)
+        return tuple(
+            Observed.stack(members[first : first + self._stack_size])
+            for first in range(0, len(members), self._stack_size)
+        )
 
     def _finetune(self, entries: Sequence[Entry], evaluations: int) -> list[Trained]:
         scratch = [entry for entry in entries if entry.is_scratch]
@@ -207,9 +219,13 @@ class BasePool:
                 "an entry with a fixed plan is for tasks of one round; give a function or a draw."
             )
         if round_index == 0:
-            observed = self.observed.member(entry.base)
-        else:
-            observed = self.programs.observer(round_index)(weights)
+            plan = self.plans([entry.function])[0][entry.base]
+            if isinstance(plan, Invalid):
+                raise ValueError(
+                    f"{entry.function} needs to be valid on task {self.task.name!r}, base {entry.base}; it is {plan}."
+                )
+            return plan.kept
+        observed = self.programs.observer(round_index)(weights)
         ranking, fallback = cast(
             list[Ranking | Invalid], rank_population([entry.function, library["l2"]], observed)
         )

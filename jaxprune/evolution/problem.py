@@ -13,7 +13,7 @@ from jaxprune.evolution.bases import Base, BasePool, Entry, Plan0
 from jaxprune.evolution.programs import TaskPrograms
 from jaxprune.evolution.records import SEARCH_POOL, Behaviour, Outcome, TaskInfo, Trial, pack_kept
 from jaxprune.evolution.tasks import Task, check_unique
-from jaxprune.language.canonical import canonical
+from jaxprune.language.canonical import canonical_form
 from jaxprune.language.operands import DEFAULT_VOCABULARY, OPERANDS, Vocabulary
 from jaxprune.language.tree import Expression
 from jaxprune.scoring.records import Observed
@@ -49,6 +49,7 @@ class TaskProblem:
     ) -> None:
         check_unique(tasks)
         self.seed, self.folder, self.on_base = seed, folder, on_base
+        self._kept: dict[tuple[str, int, str], Kept] = {}
         self.programs = {task.name: TaskPrograms(task, strategy=strategy) for task in tasks}
         self.tasks = tuple(
             TaskInfo(
@@ -75,12 +76,19 @@ class TaskProblem:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The default vocabulary, less the operands that some producer of some task lacks."""
-        names = [available_operands(pool.observed) for pool in self.pools.values()]
+        names = [available_operands(pool.observed(0)) for pool in self.pools.values()]
         return DEFAULT_VOCABULARY.restrict(frozenset.intersection(*names))
 
     def behaviours(self, functions: Sequence[Expression]) -> list[Behaviour | Invalid]:
         """The plans of every function on every search base, as digests; invalid if it is so on any base."""
         by_task = {name: pool.plans(functions) for name, pool in self.pools.items()}
+        for name, plans in by_task.items():
+            self._kept |= {
+                (name, base, _digest(function, plan, self.programs[name])): plan.kept
+                for function, by_base in zip(functions, plans, strict=True)
+                for base, plan in enumerate(by_base)
+                if isinstance(plan, Plan0)
+            }
         return [
             _behaviour(function, {name: plans[i] for name, plans in by_task.items()}, self.programs)
             for i, function in enumerate(functions)
@@ -114,7 +122,10 @@ class TaskProblem:
     def _entry(self, trial: Trial) -> Entry:
         if trial.pool != SEARCH_POOL:
             raise ValueError(f"a search's trials are on the pool {SEARCH_POOL!r}, got {trial.pool!r}.")
-        return Entry(trial.base, trial.repeat, trial.function)
+        kept = self._kept.get(
+            (trial.task, trial.base, trial.digest)
+        )  # None in a process that did not ask for it
+        return Entry(trial.base, trial.repeat, trial.function, kept)
 
 
 def available_operands(observed: Observed) -> frozenset[str]:
@@ -151,9 +162,7 @@ def _behaviour(
             if isinstance(plan, Invalid):
                 return Invalid(f"task {name}, base {index}: {plan.reason}")
             good.append(plan)
-        # Equal plans of the first round say nothing about those of later ones: there only equal functions are equal.
-        later: Kept = ((str(canonical(function)), ()),) if len(programs[name].rounds) > 1 else ()
-        digests[name] = tuple(kept_digest(plan.kept + later) for plan in good)
+        digests[name] = tuple(_digest(function, plan, programs[name]) for plan in good)
         widths = programs[name].structure.widths
         for plan in good:
             fallbacks += len(plan.ranking.fallback_groups)
@@ -161,3 +170,9 @@ def _behaviour(
             for group, kept in plan.kept:
                 packed.append(np.isin(np.arange(widths[group]), kept))
     return Behaviour(digests, fallbacks, ties, pack_kept(packed))
+
+
+def _digest(function: Expression, plan: Plan0, programs: TaskPrograms) -> str:
+    """Equal plans of the first round say nothing about those of later ones: there only equal functions are equal."""
+    later: Kept = ((str(canonical_form(function)), ()),) if len(programs.rounds) > 1 else ()
+    return kept_digest(plan.kept + later)
