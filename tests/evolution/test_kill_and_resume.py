@@ -1,0 +1,81 @@
+"""Real runs, killed at random moments and resumed, against one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMAND = (
+    "evolve",
+    "--task",
+    "tiny_tasks:tiny_task",
+    "--generations",
+    "3",
+    "--population",
+    "4",
+    "--no-report",
+)
+
+
+def start(run_dir: Path, *arguments: str) -> subprocess.Popen[str]:
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxprune.cli", *COMMAND, "--run-dir", str(run_dir), *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+
+
+def journal_of(run_dir: Path) -> list[dict[str, object]]:
+    """The journal's lines without what depends on the clock."""
+    lines = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if "seconds" not in name} for line in lines]
+
+
+@pytest.mark.slow
+def test_a_run_killed_five_times_ends_like_one_left_alone(tmp_path: Path) -> None:
+    began = time.monotonic()
+    finish(start(tmp_path / "whole"))
+    whole_seconds = time.monotonic() - began
+    moments = random.Random(0)
+    kills = 0
+    while kills < 5:
+        process = start(tmp_path / "killed", "--resume")
+        try:
+            process.wait(timeout=moments.uniform(0.2, 0.8) * whole_seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills += 1
+        else:
+            break  # it got to the end between two kills; what it wrote is compared all the same
+    finish(start(tmp_path / "killed", "--resume"))
+    assert kills >= 1
+    assert journal_of(tmp_path / "killed") == journal_of(tmp_path / "whole")
+    for name in ("archive.json", "hall_of_fame.csv"):
+        assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_run_twice(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        finish(start(tmp_path / name))
+    assert journal_of(tmp_path / "first") == journal_of(tmp_path / "second")
+    assert (tmp_path / "first" / "archive.json").read_text() == (
+        tmp_path / "second" / "archive.json"
+    ).read_text()
