@@ -19,7 +19,7 @@ from jaxprune.evolution.population import REFERENCE_ID, Candidate, SearchState, 
 from jaxprune.evolution.records import Behaviour, TaskInfo, plan_distance
 from jaxprune.evolution.summary import Tally
 from jaxprune.keys import derive, generator
-from jaxprune.language.canonical import canonical
+from jaxprune.language.canonical import canonical_form
 from jaxprune.language.operands import PAPER_VOCABULARY, Vocabulary
 from jaxprune.language.parsing import parse
 from jaxprune.language.published import PAPER_SEEDS, library, own_seeds
@@ -181,7 +181,7 @@ def _drafts(state: SearchState, numbers: range) -> Iterator[_Draft]:
             functions = [parsed[parent] for parent in couple]
             child, origin = vary(derive(key, "vary"), functions, vocabulary, limits, settings)
             parents = _parents_used(origin, couple)
-        simple = canonical(child)
+        simple = canonical_form(child)
         yield _Draft(simple if limits.allow(simple) else child, origin, parents)
 
 
@@ -274,4 +274,4 @@ def _candidate(state: SearchState, id_: int, draft: _Draft, found: Behaviour | I
 @lru_cache(maxsize=65536)
 def canonical_text(text: str) -> str:
     """The canonical form of a formula, as text: equal for formulas that are equal by form."""
-    return str(canonical(parse(text)))
+    return str(canonical_form(parse(text)))

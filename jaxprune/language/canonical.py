@@ -41,10 +41,6 @@ def canonical_form(f: Expression) -> Expression:
     return f.fold(_rewrite)
 
 
-canonical = canonical_form
-"""The name that callers outside the language still import; no function may be named like its module."""
-
-
 def _rewrite(node: Expression, children: Sequence[Expression]) -> Expression:
     if not children:
         return node

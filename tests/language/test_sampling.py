@@ -118,9 +118,9 @@ def test_another_process_gives_the_same_formulas():
 
 
 def test_most_random_formulas_are_distinct_and_say_something():
-    from jaxprune.language.canonical import canonical
+    from jaxprune.language.canonical import canonical_form
 
-    formulas = [canonical(f) for f in _many(300)]
+    formulas = [canonical_form(f) for f in _many(300)]
     informative = {str(f) for f in formulas if not is_constant(f)}
     assert len(informative) > 0.6 * len(formulas)
 
