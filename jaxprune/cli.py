@@ -120,8 +120,10 @@ def _is_explained(error: Exception) -> bool:
     """Whether an error says what was needed, what came and the fix, so that no traceback is called for."""
     from jaxprune.evolution.files import RunDirectoryError
     from jaxprune.evolution.records import InfrastructureError
+    from jaxprune.training.guard import AlreadyOpenedError
 
-    return isinstance(error, ValueError | OSError | ImportError | RunDirectoryError | InfrastructureError)
+    ours = (RunDirectoryError, InfrastructureError, AlreadyOpenedError)
+    return isinstance(error, (ValueError, OSError, ImportError, *ours))
 
 
 def _sentence(error: Exception) -> str:

@@ -10,6 +10,9 @@ import pytest
 
 from jaxprune import cli
 from jaxprune._version import __version__
+from jaxprune.evolution.files import RunDirectoryError
+from jaxprune.evolution.records import InfrastructureError
+from jaxprune.training.guard import AlreadyOpenedError
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -77,6 +80,16 @@ def test_an_error_is_one_line_and_status_2(capsys):
 def test_debug_shows_the_traceback():
     with pytest.raises(ValueError, match="a formula needs to be text"):
         cli.main(["explain", "nosuch", "--debug"])
+
+
+@pytest.mark.parametrize("kind", [RunDirectoryError, InfrastructureError, AlreadyOpenedError, ImportError])
+def test_errors_that_explain_themselves_need_no_traceback(kind, monkeypatch, capsys):
+    def refused(f: object) -> None:
+        raise kind("needs this, got that. Do so.")
+
+    monkeypatch.setattr("jaxprune.commands.formulas.explain", refused)
+    assert cli.main(["explain", "l1"]) == 2
+    assert capsys.readouterr().err == "jaxprune explain: error: needs this, got that. Do so.\n"
 
 
 def test_a_mistake_of_ours_is_not_hidden(monkeypatch):
