@@ -17,6 +17,7 @@ from jaxprune.evolution.measurements import Comparison, Measurement
 from jaxprune.evolution.population import Member, SearchState
 from jaxprune.evolution.problem import TaskProblem
 from jaxprune.evolution.search import evolve_problem
+from jaxprune.figures import origin_name, start_formulas
 from jaxprune.language.parsing import parse
 from jaxprune.language.published import library, own_seeds
 from jaxprune.language.tree import Expression
@@ -135,7 +136,7 @@ def choose_rows(state: SearchState, winner: Member, controls: Controls = "standa
     if controls not in ("standard", "full"):
         raise ValueError(f'controls needs to be "standard" or "full", got {controls!r}.')
     ranked = state.ranked()
-    started = [member for member in ranked if member.candidate.origin.split(":")[0] in ("library", "seed")]
+    started = start_formulas(state)
     functions = {WINNER: winner.expression, "l2": library["l2"]}
     if winner.expression is not library["l1"]:
         functions["l1"] = library["l1"]
@@ -143,7 +144,7 @@ def choose_rows(state: SearchState, winner: Member, controls: Controls = "standa
     for prefix, role in (("library", "best library function"), ("seed", "best own seed")):
         best = next((m for m in started if m.candidate.origin.startswith(f"{prefix}:")), None)
         if best is not None:
-            name = _name(best)
+            name = origin_name(best)
             if best.expression is winner.expression:
                 roles[WINNER] += f", the {role} {name} itself"
                 continue
@@ -157,7 +158,7 @@ def choose_rows(state: SearchState, winner: Member, controls: Controls = "standa
         functions |= {
             name: f for name, f in known.items() if name not in functions and f is not winner.expression
         }
-    best_start = _name(started[0]) if started else "l2"
+    best_start = origin_name(started[0]) if started else "l2"
     return Rows(functions, roles, best_start if best_start in functions else WINNER)
 
 
@@ -307,10 +308,6 @@ def _teller(callbacks: Sequence[object]) -> Callable[..., None]:
                 method(*arguments)
 
     return tell
-
-
-def _name(member: Member) -> str:
-    return member.candidate.origin.split(":", 1)[1]
 
 
 def _list(bases: Mapping[str, int]) -> str:

@@ -38,11 +38,11 @@ class Run:
         return self.state.ranked()[0] if self.finals is None else self.state.member(self.finals.winner_id)
 
     def verdicts(self, other: str, on: Split = "validation") -> dict[str, Verdict | None]:
-        """Task -> the winner against another row; the key "" holds all tasks together."""
+        """Task -> the winner against another row; the key "" holds several tasks together."""
         assert self.finals is not None
         comparison, tasks = self.finals.comparison, self.state.tasks
         found = {task.name: task_verdict(comparison, task.name, WINNER, other, on=on) for task in tasks}
-        return {**found, "": overall_verdict(found, tasks, self.state.scales)}
+        return found if len(tasks) == 1 else {**found, "": overall_verdict(found, tasks, self.state.scales)}
 
 
 def verdict_section(run: Run) -> str:
@@ -55,28 +55,27 @@ def verdict_section(run: Run) -> str:
             f"`jaxprune evolve --resume` to run it.\n\nLeader on the search bases: {formula}"
         )
     best = run.finals.best_start
-    against_l2, against_best = run.verdicts("l2"), run.verdicts(best)
-    is_new = best not in ("l2", WINNER)
-    lines = [f"> **Verdict.** The winner is {_judgement(against_l2[''], 'l2')}"]
-    if is_new:
-        lines[0] += f" and {_judgement(against_best[''], f'the best start formula `{best}`')}"
-    lines[0] += f", over all tasks, on {_bases(run)} that the search never saw."
+    others = ["l2"] if best in ("l2", WINNER) else ["l2", best]
+    names = {
+        best: f"the best start formula `{best}`",
+        "l2": "l2, the best start formula" if best == "l2" else "l2",
+    }
+    found, tested = [{other: run.verdicts(other, on) for other in others} for on in ("validation", "test")]
+    tasks = [task.name for task in run.state.tasks]
+    is_joint = len(tasks) > 1
+    whole, unit = ("", "sd") if is_joint else (tasks[0], "points")
+    scope = ", over all tasks," if is_joint else ""
+    said = " and ".join(_judgement(found[other][whole], names[other], unit) for other in others)
+    lines = [f"> **Verdict.** The winner is {said}{scope} on {_bases(run)} that the search never saw."]
     if best == WINNER:
         lines[0] += " It is the best start formula itself: the search found nothing better."
-    if len(run.state.tasks) > 1:
-        for task in run.state.tasks:
-            line = f"> - {task.name}: {_judgement(against_l2[task.name], 'l2', 'points')}"
-            if is_new:
-                line += f"; {_judgement(against_best[task.name], f'`{best}`', 'points')}"
-            lines.append(f"{line}.")
-        lines.insert(1, ">")
-    if (tested := run.verdicts("l2", "test")[""]) is not None and tested.n:
-        lines += [] if len(lines) > 1 else [">"]
-        line = f"> - on test images, over all tasks: {_judgement(tested, 'l2')}"
-        against = run.verdicts(best, "test")[""]
-        lines.append(f"{line}; {_judgement(against, f'`{best}`')}." if is_new else f"{line}.")
-    origin = _origin_line(run, best)
-    return "\n".join(lines) + f"\n\nThe winner: {formula}\n\n{origin}"
+    details = [(task, found, task, "points") for task in tasks] if is_joint else []
+    if (on_test := tested["l2"][whole]) is not None and on_test.n:
+        details.append((f"on test images{scope.rstrip(',')}", tested, whole, unit))
+    for place, verdicts, key, points in details:
+        said = "; ".join(_judgement(verdicts[other][key], f"`{other}`", points) for other in others)
+        lines += [*([">"] if len(lines) == 1 else []), f"> - {place}: {said}."]
+    return "\n".join(lines) + f"\n\nThe winner: {formula}\n\n{_origin_line(run, best)}"
 
 
 def results_section(run: Run) -> str:
@@ -93,11 +92,12 @@ def results_section(run: Run) -> str:
                 scope = f"{task} (points)" if task else "all tasks (sd)"
                 rows.append([f"`{other}`", scope, str(verdict.n), *_shown(verdict), *_shown(on_test[task])])
     header = ["winner against", "on", "n bases", "validation ± SE", "verdict", "test ± SE", "verdict"]
+    overall = f", and over all tasks {UNIT}" if len(run.state.tasks) > 1 else ""
     parts = [
         "## Results on the final bases",
         markdown_table(header, rows),
-        f"Units: points of accuracy, and over all tasks {UNIT}. A difference counts from two standard errors on. Every "
-        "difference is paired: same base network, same data order. n, means and standard errors count base networks. "
+        f"Units: points of accuracy{overall}. A difference counts from two standard errors on. Every difference is "
+        "paired: same base network, same data order. n, means and standard errors count base networks. "
         "The base networks are new to the winner, the validation images are not: the search selected on them. "
         f"{_openings(run)}",
         *(_task_table(finals.comparison, task.name) for task in run.state.tasks),
@@ -105,12 +105,12 @@ def results_section(run: Run) -> str:
         "![Paired differences to l2 with intervals](figures/ranks.png)",
     ]
     if finals.random_search is not None:
-        control = finals.random_search
+        control, unit = finals.random_search, "sd" if len(run.state.tasks) > 1 else "points"
         parts.append(
             f"The random search of equal budget ran {control['evaluations']} fine-tunings for "
             f"{control['candidates']} candidates (the search: {run.state.evaluations}); its best on the search bases, "
             f"made by {control['origin']}, reached {control['mean']:+.2f} ± {control['se']:.2f} there. On the final "
-            f"bases the winner is {_judgement(run.verdicts(RANDOM_SEARCH)[''], 'it')}."
+            f"bases the winner is {_judgement(list(run.verdicts(RANDOM_SEARCH).values())[-1], 'it', unit)}."
         )
     return "\n\n".join(part for part in parts if part)
 
@@ -131,8 +131,8 @@ def optimism_section(run: Run) -> str:
         rows.append(
             [f"{task.name} (points)", f"{searched.difference:+.2f} (n = {searched.bases})", final, left]
         )
-    verdict = found[""]
-    if len(rows) > 1 and verdict is not None and verdict.n:
+    verdict = found.get("")
+    if verdict is not None and verdict.n:
         rows.append(
             [
                 "all tasks (sd)",
@@ -184,7 +184,14 @@ def _origin_line(run: Run, best: str) -> str:
 
 
 def _how(origin: str) -> str:
-    return {"random": "random generation", "guess": "the user"}.get(origin, origin.replace("_", " "))
+    known = {
+        "random": "random generation",
+        "subtree": "subtree mutation",
+        "point": "point mutation",
+        "hoist": "hoisting a part",
+        "constants": "changing constants",
+    }
+    return known.get(origin, origin.replace("_", " "))
 
 
 def _openings(run: Run) -> str:

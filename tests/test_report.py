@@ -18,6 +18,7 @@ from jaxprune.evolution.fitness import TaskScale
 from jaxprune.evolution.records import TaskInfo
 from jaxprune.evolution.settings import EvolveConfig
 from jaxprune.evolution.tasks import Schedule, Task
+from jaxprune.figures import start_formulas
 from jaxprune.finals import Finals, choose_rows, load_finals
 from jaxprune.language.published import library, own_seeds
 from jaxprune.report import render_report, write_report
@@ -97,7 +98,8 @@ def test_standard_rows_are_winner_l1_l2_and_the_best_of_what_the_search_started_
     rows = choose_rows(result.state, result.best)
     assert {"winner", "l1", "l2"} <= set(rows.functions) and len(rows.functions) <= 5
     started = [member for member in result.state.ranked() if member.candidate.generation == 0]
-    assert rows.functions[rows.best_start] is started[0].expression
+    best = max(started, key=lambda member: member.fitness.mean)
+    assert rows.functions[rows.best_start] is best.expression
     assert rows.functions["winner"] is result.best.expression
 
 
@@ -109,7 +111,7 @@ def test_full_rows_hold_every_library_function_and_own_seed_once():
 
 def test_a_winner_from_the_start_is_no_second_row():
     state = searched().state
-    seed = next(member for member in state.ranked() if member.candidate.generation == 0)
+    seed = start_formulas(state)[0]
     rows = choose_rows(state, seed, "full")
     assert rows.best_start == "winner" and "itself" in rows.roles["winner"]
     assert sum(f is seed.expression for name, f in rows.functions.items() if name != "l2") == 1
@@ -129,7 +131,7 @@ def test_the_verdict_comes_first_and_says_better():
     assert text.startswith("> **Verdict.** The winner is **better than** l2 (+")
     assert "**better than** the best start formula `mean_shift`" in text
     assert "7 base networks (4 + 3) that the search never saw" in text
-    assert "> - digits: **better than** l2" in text and "> - on test images" in text
+    assert "> - digits: **better than** `l2`" in text and "> - on test images" in text
 
 
 @pytest.mark.parametrize(
@@ -142,6 +144,7 @@ def test_the_verdict_says_no_when_it_is_no(level, spread, words):
 
 def test_the_verdict_of_one_base_says_that_it_cannot_tell():
     text = verdict_section(run_of(compared(tasks={"digits": 1, "fashion": 1})))
+    assert "2 base networks (1 + 1)" in text
     assert "**not distinguishable from** l2" in text and "one base cannot tell" in text
 
 
@@ -160,6 +163,23 @@ def test_an_invalid_start_formula_is_not_compared_with():
 def test_a_winner_from_the_start_is_no_discovery():
     text = verdict_section(run_of(compared(), best_start="winner"))
     assert "It is the best start formula itself: the search found nothing better." in text
+
+
+def test_the_verdict_on_one_task_is_in_points():
+    run = run_of(compared(tasks={"digits": 4}, spread=0.0))
+    run = dataclasses.replace(run, state=dataclasses.replace(run.state, tasks=run.state.tasks[:1]))
+    text = verdict_section(run)
+    assert "**better than** l2 (+4.00 ± 0.00 points)" in text and "all tasks" not in text
+    assert "> - on test images: **better than** `l2` (+4.00 ± 0.00 points)" in text
+    assert "all tasks" not in results_section(run) + optimism_section(run)
+
+
+def test_l2_may_be_the_best_start_formula():
+    text = verdict_section(run_of(compared(spread=0.1), best_start="l2"))
+    assert (
+        "**better than** l2, the best start formula (+" in text
+        and "`mean_shift`" not in text.split("\n\n")[0]
+    )
 
 
 def test_without_a_final_comparison_there_is_no_verdict():
