@@ -7,7 +7,7 @@ also has a marker and a line of its own.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +20,12 @@ from jaxprune.language.tree import Expression
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 DARK, GREY, LIGHT = "#222222", "#8a8a8a", "#d9d9d9"
 DPI = 150
+NAME_LENGTH = 26
+"""Characters of a row's name that a figure shows."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,13 @@ def panels(figure: Figure, count: int, columns: int) -> list[Axes]:
     for axes in found[count:]:
         axes.set_axis_off()
     return found[:count]
+
+
+def legend_below(figure: Figure, handles: Mapping[str, Line2D]) -> None:
+    """One legend for all panels, in as many columns as fit."""
+    column = 0.085 * max(map(len, handles)) + 0.65
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / column)))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
 
 
 @dataclass

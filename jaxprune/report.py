@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from jaxprune.charts import curves_figure, overlap_figure, ranks_figure, scores_figure
+from jaxprune.charts import curves_figure, ranks_figure
 from jaxprune.drawing import new_figure, save_figure, tree_figure
 from jaxprune.evolution.files import read_json, write_atomically
 from jaxprune.evolution.journal import read_journal
@@ -18,6 +18,7 @@ from jaxprune.evolution.rundir import load_run
 from jaxprune.evolution.search import SearchResult
 from jaxprune.figures import fitness_figure, pareto_figure
 from jaxprune.finals import Controls, Finals, load_finals, run_finals
+from jaxprune.layer_figures import overlap_figure, scores_figure
 from jaxprune.search_sections import behaviour_section, formula_section, search_section
 from jaxprune.sections import Run, optimism_section, results_section, verdict_section
 

@@ -13,16 +13,14 @@ from jaxprune.charts import (
     base_curves,
     calibration_figure,
     curves_figure,
-    overlap_figure,
-    overlaps,
     ranks_figure,
-    scores_figure,
 )
 from jaxprune.drawing import LOOKS, looks_of, new_figure, save_figure, tree_figure
 from jaxprune.evolution.comparison import LayerView
 from jaxprune.figures import fitness_figure, pareto_figure
 from jaxprune.language.parsing import parse
 from jaxprune.language.published import library, own_seeds
+from jaxprune.layer_figures import overlap_figure, overlaps, scores_figure
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -84,6 +82,17 @@ def test_figures_are_saved_as_png(make, tmp_path):
     width, height = (int.from_bytes(content[i : i + 4]) for i in (16, 20))
     assert 300 < width < 2600 and 200 < height < 2600
     assert [found.name for found in path.parent.iterdir()] == ["it.png"]
+
+
+@pytest.mark.parametrize("make", [*FIGURES.values(), lambda: curves_figure(compared(tasks={"digits": 2}))])
+def test_legends_lie_inside_the_picture(make):
+    figure = make()
+    with new_figure(1, 1):
+        figure.canvas.draw()
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
+    for box in (legend.get_window_extent() for legend in legends):
+        assert box.x0 >= 0 and box.y0 >= 0
+        assert box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path):
