@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path as FilePath
@@ -17,12 +18,12 @@ def save_network(path: str | os.PathLike[str], weights: FlatState, numbers: Mapp
     """Writes a network's arrays and a few numbers about it; a reader never sees half of it.
 
     Args:
-      path: folder to create; an existing one is replaced.
+      path: folder to create; an existing one is removed first.
       weights: path -> array.
       numbers: what to remember along with them, such as the validation accuracy.
 
     Raises:
-      OSError: if the folder cannot be written; what was there before stays.
+      OSError: if the folder cannot be written, on a full disk for instance; then there is none.
     """
     import orbax.checkpoint as ocp
 
@@ -32,8 +33,14 @@ def save_network(path: str | os.PathLike[str], weights: FlatState, numbers: Mapp
     }
     target = FilePath(path).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(target, tree, force=True)
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(target, tree, force=True)
+    except ValueError as error:  # as the storage below Orbax reports a full disk
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(target)) from error
 
 
 def load_network(path: str | os.PathLike[str], like: FlatState) -> tuple[FlatState, dict[str, float]] | None:

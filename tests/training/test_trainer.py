@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
@@ -142,6 +144,24 @@ def test_a_saved_network_comes_back(tmp_path) -> None:  # type: ignore[no-untype
     assert loaded[1] == {"accuracy": 97.25}
     for path, array in weights.items():
         np.testing.assert_array_equal(array, loaded[0][path])
+
+
+def test_a_full_disk_is_an_os_error(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    weights = make_jobs(1)[0].weights
+
+    def fail_with(message: str) -> None:
+        def save(*_: object, **__: object) -> None:
+            raise ValueError(message)
+
+        monkeypatch.setattr(ocp.PyTreeCheckpointer, "save", save)
+
+    fail_with("OUT_OF_RANGE: Failed to write 138423 bytes to file 14: no room [os_error_code='28']")
+    with pytest.raises(OSError, match=r"No space left on device.*base") as raised:
+        save_network(tmp_path / "base", weights, {})
+    assert raised.value.errno == errno.ENOSPC
+    fail_with("a mistake")
+    with pytest.raises(ValueError, match="a mistake"):
+        save_network(tmp_path / "base", weights, {})
 
 
 def test_unusable_checkpoints_are_dropped(tmp_path) -> None:  # type: ignore[no-untyped-def]
