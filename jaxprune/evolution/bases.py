@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxprune.evolution.files import explained
 from jaxprune.evolution.programs import TaskPrograms
 from jaxprune.keys import derive, generator
 from jaxprune.language.published import library
@@ -121,7 +122,8 @@ class BasePool:
         for index, result in zip(missing, trained, strict=True):
             found[index] = base = Base(index, result.weights, float(result.accuracies[-1]))
             if self.folder is not None:
-                save_network(self._path(index), base.weights, {"accuracy": base.accuracy})
+                with explained(f"save base network {self._path(index)}"):
+                    save_network(self._path(index), base.weights, {"accuracy": base.accuracy})
             self.on_base(self.task.name, base)
         return tuple(base for base in found.values() if base is not None)
 
@@ -234,10 +236,8 @@ class BasePool:
             # rule that also holds for a single group without a ranking.
             ranking = fallback
         if isinstance(ranking, Invalid):
-            raise ValueError(
-                f"task {self.task.name!r}, base {entry.base}, round {round_index + 1}: l2 cannot rank the network, "
-                f"{ranking}. Lower the learning rate of the recipe: the network has probably diverged."
-            )
+            # The weights diverged in an earlier round: any plan will do, and its accuracy tells.
+            return tuple((name, tuple(range(count))) for name, count in counts.items())
         return select(ranking.scores, counts)
 
     def _job(self, entry: Entry, weights: FlatState, kept: Kept, round_index: int) -> Job:

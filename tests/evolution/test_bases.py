@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_tasks import tiny_programs, tiny_task
 
+from jaxprune.evolution import bases
 from jaxprune.evolution.bases import BasePool, Entry, Plan0
+from jaxprune.evolution.files import RunDirectoryError
 from jaxprune.evolution.problem import TaskProblem, kept_digest
 from jaxprune.evolution.programs import TaskPrograms, calibration_rows
 from jaxprune.evolution.records import Behaviour, Trial
 from jaxprune.evolution.tasks import Schedule
+from jaxprune.language.operands import OPERANDS, register_operand
 from jaxprune.language.parsing import parse
 from jaxprune.language.published import library
 from jaxprune.training.loop import Examples, split_network
+from jaxprune.training.recipes import RECIPES
 from jaxprune.types import Invalid
 
 KEPT = (("conv1.kernel", (0, 2)), ("conv2.kernel", (1, 3, 5)), ("dense.kernel", (0, 1, 4, 7)))
@@ -65,6 +72,19 @@ def test_bases_come_back_from_disk_unchanged(pool: BasePool, tmp_path: Path) -> 
     np.testing.assert_array_equal(
         pools[0].bases[0].weights[("conv1", "kernel")], pool.bases[0].weights[("conv1", "kernel")]
     )
+
+
+def test_a_full_disk_while_saving_a_base_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(bases, "save_network", full)
+    with pytest.raises(
+        RunDirectoryError, match=r"could not save base network .*search-0: the disk is full.*resume=True"
+    ):
+        _ = BasePool(tiny_programs(), 0, "search", 1, folder=tmp_path).bases
 
 
 def test_l2_plans_keep_the_largest_filters(pool: BasePool) -> None:
@@ -150,6 +170,13 @@ def test_two_rounds_prune_what_the_first_left() -> None:
         )
 
 
+def test_a_network_that_diverges_between_rounds_is_an_accuracy_and_no_error() -> None:
+    recipe = RECIPES["adam_short"].replace(epochs=1, batch_size=20, learning_rate=1e35)
+    schedule = Schedule(kept_counts=((3, 4, 6), (2, 3, 4)))
+    pool = BasePool(TaskPrograms(tiny_task(schedule=schedule, recipe=recipe)), 0, "search", 1)
+    assert accuracies([pool.finetune_one(Entry(0, function=library["l1"]))]) == [0.0]
+
+
 def test_calibration_rows_are_balanced_and_bounded() -> None:
     labels = np.array([0, 0, 0, 1, 1, 2])
     assert calibration_rows(labels, 3).tolist() == [0, 3, 5]
@@ -178,6 +205,19 @@ def test_a_problem_tells_its_tasks_before_training_anything() -> None:
 def test_operands_that_no_layer_has_leave_the_vocabulary(problem: TaskProblem) -> None:
     assert "WO" in problem.vocabulary.operands
     assert not {"gamma", "beta", "GW", "GX"} & set(problem.vocabulary.operands)
+
+
+def test_ones_own_operand_joins_the_search(problem: TaskProblem) -> None:
+    register_operand("energy", type=(), read=lambda operands: jnp.sum(operands.filters**2, axis=0))
+    register_operand("nowhere", type=(), read=lambda operands: operands.extras.get("nowhere"))
+    try:
+        vocabulary = TaskProblem.vocabulary.func(problem)  # type: ignore[attr-defined]
+        own, l2, absent = problem.behaviours([parse("energy"), library["l2"], parse("nowhere")])
+    finally:
+        del OPERANDS["energy"], OPERANDS["nowhere"]
+    assert vocabulary.operands == (*problem.vocabulary.operands, "energy")
+    assert own.digest == l2.digest
+    assert isinstance(absent, Invalid) and "operand nowhere is missing" in absent.reason
 
 
 def test_behaviours_tell_plans_apart_and_reasons(problem: TaskProblem) -> None:
