@@ -227,6 +227,7 @@ def read_config(path: str | Path) -> dict[str, object]:
 
     Raises:
       ValueError: if there is no such file, or it cannot be read as TOML or as a run's settings.
+      RunDirectoryError: if the run is of a newer format.
     """
     path = Path(path)
     path = path / "config.json" if path.is_dir() else path
@@ -245,6 +246,10 @@ def read_config(path: str | Path) -> dict[str, object]:
         return dict(plain)
     if not isinstance(plain, dict):
         raise ValueError(f"{path} needs settings by name, got a {type(plain).__name__}.")
+    if "format" in plain:
+        from jaxprune.evolution.rundir import of_known_format
+
+        of_known_format(plain, path)  # before a setting that only a newer version knows is called a mistake
     return _run_layer(plain) if "config" in plain else plain
 
 

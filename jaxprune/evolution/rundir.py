@@ -90,7 +90,7 @@ class RunDirectory:
                 )
             write_atomically(config_path, to_text(document, indent=2) + "\n")
         else:
-            found = _of_known_format(read_json(config_path), config_path)
+            found = of_known_format(read_json(config_path), config_path)
             if not resume:
                 raise RunDirectoryError(
                     f"{self.path} already holds a run. Go on with it by resume=True (--resume), or choose "
@@ -102,7 +102,7 @@ class RunDirectory:
             if found != document:
                 write_atomically(config_path, to_text(document, indent=2) + "\n")
         if state_path.exists():
-            saved = _of_known_format(read_json(state_path), state_path)
+            saved = of_known_format(read_json(state_path), state_path)
             num_lines = saved["journal_lines"]
             state = state_from_json(saved["state"], start.problem)
             state = dataclasses.replace(state, config=start.config)
@@ -158,7 +158,7 @@ def load_run(path: Path | str, problem: Problem) -> SearchState:
         raise RunDirectoryError(
             f"{path} needs a run with at least one complete generation, got no state.json."
         )
-    return state_from_json(_of_known_format(read_json(state_path), state_path)["state"], problem)
+    return state_from_json(of_known_format(read_json(state_path), state_path)["state"], problem)
 
 
 def _locked(folder: Path) -> int:
@@ -191,7 +191,12 @@ def _document(state: SearchState, settings: Mapping[str, Any]) -> dict[str, Any]
     return plain
 
 
-def _of_known_format(plain: dict[str, Any], path: Path) -> dict[str, Any]:
+def of_known_format(plain: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The content of a run's file, as it is.
+
+    Raises:
+      RunDirectoryError: if a newer version wrote it.
+    """
     found = plain.get("format")
     if not isinstance(found, int) or found > FORMAT:
         raise RunDirectoryError(

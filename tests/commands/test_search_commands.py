@@ -131,9 +131,10 @@ def test_a_directory_in_use_is_refused(toy, tmp_path, capsys):
 def test_a_newer_format_is_refused(toy, tmp_path, capsys):
     assert evolve(tmp_path) == 0
     plain = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(plain | {"format": 99}))
-    assert evolve(tmp_path, "--resume") == 2
-    assert "needs format 1 or older, got 99, of a newer jaxprune" in capsys.readouterr().err
+    for changes in ({}, {"config": plain["config"] | {"mood": "a setting of the future"}}):
+        (tmp_path / "config.json").write_text(json.dumps(plain | changes | {"format": 99}))
+        assert evolve(tmp_path, "--resume") == 2
+        assert "needs format 1 or older, got 99, of a newer jaxprune" in capsys.readouterr().err
 
 
 def test_a_place_that_cannot_be_a_directory(toy, tmp_path, capsys):
