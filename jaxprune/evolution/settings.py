@@ -23,7 +23,8 @@ class EvolveConfig:
       promote_fraction: share of a generation, best first, that is tried on all bases, in [0, 1].
       elites: number of leading candidates that get one further base or key per task and generation, >= 0.
       max_evaluations: stop before this many fine-tunings are exceeded (generation 0 always runs whole).
-      time_limit_seconds: stop after the fine-tuning under way at this time, counted from this call.
+      time_limit_seconds: stop after the fine-tuning under way at this time, counted from this call (generation 0
+        always runs whole).
       seed: every random choice follows from it, in [0, 2**31).
       max_size, max_depth: limits of every new expression.
       vocabulary: "default" has everything the tasks offer; "paper" only what the paper's functions read.

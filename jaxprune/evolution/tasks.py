@@ -1,7 +1,7 @@
 """What gives a pruning function a fitness: a task is data, a network, a pruning schedule and recipes.
 
 A `Task` is a frozen description; nothing is trained when one is made. `evolution/bases.py` trains its base
-networks and `evolution/trials.py` prunes and fine-tunes them.
+networks, and prunes and fine-tunes them.
 """
 
 from __future__ import annotations
@@ -201,7 +201,8 @@ class Task:
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skipped}
         nested = (Schedule, Recipe)
         return {
-            name: dataclasses.asdict(value) if isinstance(value, nested) else value for name, value in plain.items()
+            name: dataclasses.asdict(value) if isinstance(value, nested) else value
+            for name, value in plain.items()
         }
 
     def replace(self, **changes: object) -> Task:
