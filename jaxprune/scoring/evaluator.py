@@ -13,7 +13,7 @@ from jaxprune.scoring.analysis import View, estimate_cost, evaluated_nodes
 from jaxprune.scoring.blocks import Layout, block_of, boundaries, default_block_bytes, give_boundaries
 from jaxprune.scoring.compiled import as_stacked, check_scalar, explain_missing, missing_operands, view_of
 from jaxprune.scoring.graph import ValueGraph
-from jaxprune.scoring.lanes import axis_sizes, class_mean
+from jaxprune.scoring.lanes import axis_sizes, class_mean, keep_registered
 from jaxprune.scoring.records import Operands
 
 BUDGET_BYTES = 512 << 20
@@ -60,6 +60,9 @@ class Scorer:
 
     def run(self, functions: Sequence[Expression]) -> PopulationScores:
         """Scores all functions; those that cannot be evaluated get a reason instead of an exception."""
+        for f in functions:
+            check_scalar(f)
+        self._graph.operands = keep_registered(self._graph.operands, functions)
         reasons = [self._refusal(f) for f in functions]
         wanted = [
             (f, view_of(f, self.operands))
@@ -105,8 +108,7 @@ class Scorer:
 
     def _refusal(self, f: Expression) -> str | None:
         """Why `f` is not evaluated, or None."""
-        check_scalar(f)
-        absent = missing_operands(f, self.operands)
+        absent = missing_operands(f, self._graph.operands)
         if absent:
             return explain_missing(absent)
         layout = self._layout(view_of(f, self.operands))

@@ -6,7 +6,8 @@ not depend on it. Sample axes of classes of unequal size are padded and carry ma
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import dataclasses
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Protocol, cast
 
@@ -26,6 +27,7 @@ from jaxprune.types import Array
 
 NUM_LANES = 3
 LaneMasks = tuple[tuple[Array | None, ...], ...]
+_READ = "read:"  # marks values of registered operands among extras; no operand can have such a name
 _TRACED_PARAMS = frozenset({"rbf"})  # parameters that are ordinary numbers: a new width compiles nothing
 
 
@@ -188,6 +190,21 @@ def sample_values(operands: Operands, name: str) -> jax.Array:
     return jnp.moveaxis(gathered.reshape(shape), 2, 1)
 
 
+def keep_registered(operands: Operands, functions: Iterable[Expression]) -> Operands:
+    """The operands with the registered ones that the functions read kept among `extras`.
+
+    What `read` returns is about all channels of a layer; kept, it is cut together with them by `take`.
+    """
+    names = dict.fromkeys(name for f in functions for name in sorted(f.operands) if not is_built_in(name))
+    values = {name: registered_value(operands, name) for name in names if _READ + name not in operands.extras}
+    kept: dict[str, jax.Array] = {}
+    for name, value in values.items():
+        if value is not None:
+            by_channel = jnp.swapaxes(value, 1, 2) if OPERANDS[name].per_class else value[:, 0]
+            kept[_READ + name] = by_channel if operands.is_stacked else by_channel[0]
+    return dataclasses.replace(operands, extras=operands.extras | kept) if kept else operands
+
+
 def registered_value(operands: Operands, name: str) -> jax.Array | None:
     """The value of a registered operand, read member by member, or None where the layer has none.
 
@@ -197,8 +214,10 @@ def registered_value(operands: Operands, name: str) -> jax.Array | None:
     record = OPERANDS[name]
     found = []
     for index in range(operands.num_members):
-        member = operands.member(index)
-        value = member.extras.get(name) if record.read is None else record.read(member)
+        member = operands.member(index) if operands.is_stacked else operands
+        value = member.extras.get(_READ + name)
+        if value is None:
+            value = member.extras.get(name) if record.read is None else record.read(member)
         if value is None:
             return None
         found.append(jnp.asarray(value, operands.dtype))

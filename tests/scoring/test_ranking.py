@@ -1,8 +1,12 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxprune.language.operands import OPERANDS, register_operand
 from jaxprune.language.parsing import parse
 from jaxprune.language.published import library
+from jaxprune.scoring.compiled import compile
+from jaxprune.scoring.evaluator import Scorer
 from jaxprune.scoring.ranking import Ranking, aggregate, is_constant, pruning_order, rank_population, score
 from jaxprune.scoring.records import Observed, Operands
 from jaxprune.types import Invalid
@@ -123,3 +127,55 @@ def test_stacked_members_are_ranked_one_by_one():
                     np.testing.assert_allclose(row[index].scores[group], scores, rtol=1e-5)
     assert isinstance(together[0][1], Invalid) and not isinstance(together[1][1], Invalid)
     assert score(library["l1"], Observed.stack(members))["dense.kernel"].shape == (3, 6)
+
+
+@pytest.mark.parametrize("channels", [1, 5, 64, 65])
+def test_layers_of_any_width_are_ranked_by_their_own_channels(channels):
+    """Whatever the ranking scores side by side, the bank is the layer's and nothing of it shows in scores or ties."""
+    ops = make(3, channels, kernel=np.random.default_rng(4).standard_normal((5, channels)))
+    observed = Observed({"a": ops}, {"a": ("a",)})
+    functions = [
+        library["geometric_median"],
+        parse("sum(matmul(WI, W)) + mean(W)"),
+        library["mmd"],
+        library["di"],
+    ]
+    for f, result in zip(functions, rank_population(functions, observed, aggregation="mean"), strict=True):
+        own = np.asarray(compile(f)(ops))
+        scores = score(f, observed, aggregation="mean")["a"]
+        np.testing.assert_allclose(scores, own, rtol=1e-4, atol=1e-5 * np.abs(own).max())
+        if channels == 1:
+            assert result == Invalid("constant in every group")
+        else:
+            assert result.num_ties == 0 and result.fallback_groups == ()
+            np.testing.assert_array_equal(result.scores["a"], scores)
+
+
+def test_the_offending_channel_is_found_in_the_last_place_too():
+    observed = Observed({"a": make(0, 65, dead=[64])}, {"a": ("a",)})
+    assert str(rank_population([parse("var(P)/var(X)")], observed)[0]) == (
+        "invalid: not finite in group a, channel 64: var(P)/var(X)"
+    )
+
+
+def test_ones_own_operand_is_read_for_the_whole_layer():
+    """A reader may look at all channels at once, or give a table: it never sees parts of a layer, nor padding."""
+    table = jnp.asarray([3.0, 1.0, 2.0, 5.0])
+    register_operand("place", type=(), read=lambda ops: jnp.argsort(jnp.argsort(ops.filters[0])))
+    register_operand(
+        "given", type=("D",), read=lambda ops: jnp.tile(table[:, None, None], (1, 3, 2)), per_class=True
+    )
+    try:
+        functions = [parse("place"), parse("sum(given)"), parse("sum(given) + mean(abs(X))")]
+        members = [make(seed) for seed in range(2)]
+        stacked = Observed.stack([Observed({"a": ops}, {"a": ("a",)}) for ops in members])
+        place, given, both = (score(f, stacked, aggregation="mean")["a"] for f in functions)
+        in_blocks = Scorer(Operands.stack(members), block_bytes=1).run([parse("place + mean(abs(X))*0")])
+    finally:
+        del OPERANDS["place"], OPERANDS["given"]
+    for index, ops in enumerate(members):
+        expected = np.argsort(np.argsort(np.asarray(ops.filters[0])))
+        np.testing.assert_array_equal(place[index], expected)
+        np.testing.assert_array_equal(in_blocks.scores[0, index], expected)
+        np.testing.assert_array_equal(given[index], 2 * np.asarray(table))
+        np.testing.assert_allclose(both[index] - given[index], np.abs(ops.samples).mean((0, 1)), rtol=1e-5)
