@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -75,9 +76,11 @@ class TaskProblem:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The default vocabulary, less the operands that some producer of some task lacks."""
+        """The default vocabulary and one's own operands, less what some producer of some task lacks."""
         names = [available_operands(pool.observed(0)) for pool in self.pools.values()]
-        return DEFAULT_VOCABULARY.restrict(frozenset.intersection(*names))
+        own = tuple(name for name, operand in OPERANDS.items() if operand.read is not None)
+        everything = replace(DEFAULT_VOCABULARY, operands=(*DEFAULT_VOCABULARY.operands, *own))
+        return everything.restrict(frozenset.intersection(*names))
 
     def behaviours(self, functions: Sequence[Expression]) -> list[Behaviour | Invalid]:
         """The plans of every function on every search base, as digests; invalid if it is so on any base."""

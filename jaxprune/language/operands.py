@@ -50,7 +50,7 @@ def register_operand(
     latex: str | None = None,
     per_class: bool = False,
 ) -> Operand:
-    """Makes one's own quantity readable by formulas; parsing, printing and scoring then know it.
+    """Makes one's own quantity readable by formulas; parsing, printing, scoring and evolution then know it.
 
     Args:
       name: a new identifier, as formulas will spell it.
@@ -68,7 +68,7 @@ def register_operand(
       ValueError: if the name is taken or no identifier, or the type has an unknown axis.
 
     Example:
-      >>> entropy = register_operand("entropy", type=(), read=lambda operands: operands.extras["entropy"])
+      >>> entropy = register_operand("entropy", type=(), read=lambda operands: operands.extras.get("entropy"))
       >>> entropy.type
       ()
       >>> del OPERANDS["entropy"]
