@@ -17,12 +17,16 @@ import numpy as np
 from jaxprune.language.published import library
 from jaxprune.language.tree import Expression
 from jaxprune.scoring.evaluator import PopulationScores, Scorer
-from jaxprune.scoring.records import Observed
+from jaxprune.scoring.lanes import keep_registered
+from jaxprune.scoring.records import Observed, Operands
 from jaxprune.types import Invalid
 
 Aggregation = Literal["relative", "mean", "max", "first"]
 """How the scores of a group's producers become one: `relative` is the mean of scores divided by their mean
 magnitude, `mean` the plain mean, `max` the largest relative score, `first` the first producer's score alone."""
+
+CHANNEL_MULTIPLE = 64
+"""Layers are scored at widths of whole multiples of this."""
 
 _CONSTANT_ULPS = 8  # a spread of less is rounding, not an order
 
@@ -173,10 +177,27 @@ _Found = dict[str, tuple[Scorer, PopulationScores]]
 def _score_producers(functions: Sequence[Expression], operands: Observed) -> _Found:
     """Scores the functions on every producer, producers side by side: compiling a kernel occupies one core."""
     paths = list(dict.fromkeys(path for producers in operands.groups.values() for path in producers))
-    scorers = {path: Scorer(operands[path]) for path in paths}
+    scorers = {path: Scorer(_padded(keep_registered(operands[path], functions))) for path in paths}
+
+    def run(path: str) -> PopulationScores:
+        found = scorers[path].run(functions)
+        channels = operands[path].num_channels
+        return PopulationScores(found.scores[..., :channels], found.reasons, found.is_sound[..., :channels])
+
     with ThreadPoolExecutor(max_workers=max(1, min(len(paths), os.cpu_count() or 1))) as pool:
-        results = list(pool.map(lambda path: scorers[path].run(functions), paths))
+        results = list(pool.map(run, paths))
     return {path: (scorers[path], result) for path, result in zip(paths, results, strict=True)}
+
+
+def _padded(operands: Operands) -> Operands:
+    """The operands with channel 0 repeated up to a multiple of `CHANNEL_MULTIPLE`.
+
+    Channels do not see each other (but for the bank, which `take` leaves whole), so the others keep their scores, and
+    layers of many widths share kernels: most of the time of a first ranking is compilation.
+    """
+    channels = operands.num_channels
+    padding = -channels % CHANNEL_MULTIPLE
+    return operands.take([*range(channels), *[0] * padding]) if padding else operands
 
 
 def _group_scores(
