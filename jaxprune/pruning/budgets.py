@@ -56,14 +56,16 @@ def counts_within(
         )
     if scope not in ("group", "global"):
         raise ValueError(f"scope must be 'group' or 'global', got {scope!r}.")
-    if multiple_of < 1:
+    if not _is_whole(multiple_of) or multiple_of < 1:
         raise ValueError(f"multiple_of must be a whole number >= 1, got {multiple_of}.")
     free = _free_groups(structure, ignore)
     ((name, value),) = given.items()
     if isinstance(value, Mapping):
         return _explicit(structure, value, free)
-    if not 0 < value <= 1:
-        raise ValueError(f"{name} must be in (0, 1], got {value}. It is the fraction that stays.")
+    if name == "kept_counts":
+        raise ValueError(f"kept_counts must map group names to kept channels, got {value!r}.")
+    if not _is_fraction(value):
+        raise ValueError(f"{name} must be in (0, 1], got {value!r}. It is the fraction that stays.")
     if scope == "global":
         steps = _global_steps(structure, check_scores(structure, scores, needed=free), free, multiple_of)
     elif name == "kept_fraction":
@@ -116,14 +118,22 @@ def _free_groups(structure: Structure, ignore: Sequence[str]) -> list[str]:
     return [name for name in structure.groups if not any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer)
+
+
+def _is_fraction(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and bool(0 < value <= 1)
+
+
 def _explicit(structure: Structure, counts: Mapping[str, int], free: Sequence[str]) -> dict[str, int]:
     problems = []
     for name, count in counts.items():
         if name not in structure.groups:
             problems.append(f"{name!r} is no group (groups: {', '.join(structure.groups)})")
-        elif count != int(count) or not 1 <= count <= structure.widths[name]:
+        elif count not in range(1, structure.widths[name] + 1):
             problems.append(
-                f"{name!r} needs between 1 and {structure.widths[name]} kept channels, got {count}"
+                f"{name!r} needs between 1 and {structure.widths[name]} kept channels, got {count!r}"
             )
         elif name not in free and count != structure.widths[name]:
             problems.append(f"{name!r} is ignored and has a kept count of {count}")

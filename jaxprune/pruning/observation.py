@@ -183,8 +183,14 @@ def _check_examples(images: Array, labels: Array) -> tuple[np.ndarray, np.ndarra
         raise ValueError(
             f"labels must be whole numbers or strings, got dtype {classes.dtype}. Use labels.astype(int)."
         )
-    if not np.isfinite(pixels).all():
-        bad = int(np.size(pixels) - np.isfinite(pixels).sum())
+    if not jnp.issubdtype(pixels.dtype, jnp.number) and pixels.dtype != bool:
+        raise ValueError(
+            f"needs images that hold numbers, got dtype {pixels.dtype}. Stack them: np.stack(images)."
+        )
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        pixels = pixels.astype(jax.dtypes.canonicalize_dtype(pixels.dtype), copy=False)
+    bad = int(pixels.size - np.count_nonzero(np.isfinite(pixels)))
+    if bad:
         raise ValueError(
             f"needs finite images, got {bad} NaN or infinite values. Clean or drop these examples."
         )

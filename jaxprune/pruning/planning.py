@@ -215,8 +215,11 @@ def check_plan(model: nnx.Module, plan: Plan) -> Structure:
     """The structure of the plan's network.
 
     Raises:
+      TypeError: if `plan` is no `Plan`.
       ValueError: if `model` has other paths, shapes or dtypes than the network the plan was made for.
     """
+    if not isinstance(plan, Plan):
+        raise TypeError(f"needs a Plan, got {type(plan).__name__}. Make one with plan() or Plan.load().")
     found = fingerprint(split_model(model)[1])
     if found != plan.fingerprint:
         raise ValueError(

@@ -48,11 +48,14 @@ def check_arrays(
     _check_ranks(arrays)
     channels = arrays["features"].shape[-1]
     _check_channels(arrays, more, channels)
-    _check_finite(arrays | {f"extras[{name!r}]": value for name, value in more.items()})
-    class_ids, num_classes = _class_ids(labels, arrays["features"].shape[0])
     every = [jax.dtypes.canonicalize_dtype(array.dtype) for array in (*arrays.values(), *more.values())]
     dtype = jnp.result_type(jnp.float32, *every)
-    cast = {name: jnp.asarray(array, dtype) for name, array in arrays.items()}
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which the check finds
+        arrays = {name: array.astype(dtype) for name, array in arrays.items()}
+        more = {name: array.astype(dtype) for name, array in more.items()}
+    _check_finite(arrays | {f"extras[{name!r}]": value for name, value in more.items()}, dtype)
+    class_ids, num_classes = _class_ids(labels, arrays["features"].shape[0])
+    cast = {name: jnp.asarray(array) for name, array in arrays.items()}
     wide = cast["features"]
     return CheckedArrays(
         features=wide.reshape(wide.shape[0], -1, channels),
@@ -62,7 +65,7 @@ def check_arrays(
         outgoing=jnp.moveaxis(cast["outgoing"], -2, -1).reshape(-1, channels) if "outgoing" in cast else None,
         gamma=cast.get("gamma"),
         beta=cast.get("beta"),
-        extras={name: jnp.asarray(array, dtype) for name, array in more.items()},
+        extras={name: jnp.asarray(array) for name, array in more.items()},
     )
 
 
@@ -159,17 +162,17 @@ def _check_channels(
         )
 
 
-def _check_finite(arrays: Mapping[str, np.ndarray]) -> None:
+def _check_finite(arrays: Mapping[str, np.ndarray], dtype: np.dtype) -> None:
     wrong = {}
     for name, array in arrays.items():
-        bad = int(array.size - np.count_nonzero(np.isfinite(array.astype(np.float64, copy=False))))
+        bad = int(array.size - np.count_nonzero(np.isfinite(array)))
         if bad:
             wrong[name] = f"{bad} of {array.size} in {name}"
     if wrong:
         raise ValueError(
             "operands must be finite, got NaN or infinite values: "
             + ", ".join(wrong.values())
-            + ". Check that the network did not diverge, or drop these examples."
+            + f". Check that the network did not diverge and that all fit {dtype}, or drop these examples."
         )
 
 

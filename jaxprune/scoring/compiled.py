@@ -67,6 +67,19 @@ def check_scalar(f: Expression) -> None:
         )
 
 
+def check_operands(operands: object) -> None:
+    """Refuses what is not one layer.
+
+    Raises:
+      TypeError: if `operands` is no `Operands`.
+    """
+    if not isinstance(operands, Operands):
+        raise TypeError(
+            f"needs the Operands of one layer, got {type(operands).__name__}. Of what observe returns take one "
+            'layer, such as observed["conv1.kernel"], or use score for the whole network.'
+        )
+
+
 def missing_operands(f: Expression, operands: Operands) -> tuple[str, ...]:
     """Names of the operands that `f` reads and the layer does not have, sorted.
 
@@ -103,6 +116,7 @@ def view_of(f: Expression, operands: Operands) -> View:
 @lru_cache(maxsize=1024)
 def _compiled(f: Expression) -> CompiledFunction:
     def scores(operands: Operands) -> jax.Array:
+        check_operands(operands)
         absent = missing_operands(f, operands)
         if absent:
             raise ValueError(

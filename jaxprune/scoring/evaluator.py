@@ -11,7 +11,14 @@ import numpy as np
 from jaxprune.language.tree import Expression
 from jaxprune.scoring.analysis import View, estimate_cost, evaluated_nodes
 from jaxprune.scoring.blocks import Layout, block_of, boundaries, default_block_bytes, give_boundaries
-from jaxprune.scoring.compiled import as_stacked, check_scalar, explain_missing, missing_operands, view_of
+from jaxprune.scoring.compiled import (
+    as_stacked,
+    check_operands,
+    check_scalar,
+    explain_missing,
+    missing_operands,
+    view_of,
+)
 from jaxprune.scoring.graph import ValueGraph
 from jaxprune.scoring.lanes import axis_sizes, class_mean, keep_registered
 from jaxprune.scoring.records import Operands
@@ -51,6 +58,7 @@ class Scorer:
         max_flops: float = MAX_FLOPS,
         block_bytes: int | None = None,
     ) -> None:
+        check_operands(operands)
         self.operands = operands
         self._budget_bytes = budget_bytes
         self._max_flops = max_flops

@@ -215,7 +215,7 @@ def registered_value(operands: Operands, name: str) -> jax.Array | None:
     found = []
     for index in range(operands.num_members):
         member = operands.member(index) if operands.is_stacked else operands
-        value = member.extras.get(_READ + name)
+        value: Array | None = member.extras.get(_READ + name)
         if value is None:
             value = member.extras.get(name) if record.read is None else record.read(member)
         if value is None:

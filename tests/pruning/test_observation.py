@@ -183,6 +183,8 @@ def test_labels_may_be_any_whole_numbers():
         (IMAGES, np.eye(3)[LABELS], "one label for each"),
         (IMAGES, np.zeros(24, int), r"at least two classes, got only \[0\]"),
         (IMAGES, LABELS + 0.5, "labels must be whole numbers"),
+        (IMAGES.astype(object), LABELS, "needs images that hold numbers, got dtype object"),
+        (np.full(IMAGES.shape, 1e39), LABELS, "needs finite images, got 1536 NaN or infinite"),
         (
             np.where(np.arange(24)[:, None, None, None] == 3, np.nan, IMAGES),
             LABELS,

@@ -106,6 +106,8 @@ def test_ignored_groups_stay_whole():
         ({}, "needs exactly one budget out of"),
         ({"kept_fraction": 0.5, "macs_fraction": 0.5}, "needs exactly one budget out of"),
         ({"kept_fraction": 0.0}, r"kept_fraction must be in \(0, 1\]"),
+        ({"kept_fraction": "0.5"}, r"kept_fraction must be in \(0, 1\], got '0.5'"),
+        ({"kept_fraction": 0.5, "multiple_of": 2.5}, "multiple_of must be a whole number >= 1, got 2.5"),
         ({"macs_fraction": 1.5}, r"macs_fraction must be in \(0, 1\]"),
         ({"macs_fraction": 0.001}, "macs_fraction=0.001 cannot be met"),
         ({"kept_fraction": 0.01, "scope": "global"}, "kept_fraction=0.01 cannot be met"),
@@ -114,6 +116,10 @@ def test_ignored_groups_stay_whole():
         ({"kept_fraction": 0.5, "ignore": ("nope",)}, "ignore needs names or patterns of groups"),
         ({"kept_counts": {"conv1.kernel": 0}}, "'conv1.kernel' needs between 1 and 4 kept channels, got 0"),
         ({"kept_counts": {"conv1.kernel": 5}}, "'conv1.kernel' needs between 1 and 4 kept channels, got 5"),
+        ({"kept_counts": {"conv1.kernel": 2.5}}, "needs between 1 and 4 kept channels, got 2.5"),
+        ({"kept_counts": {"conv1.kernel": float("nan")}}, "needs between 1 and 4 kept channels, got nan"),
+        ({"kept_counts": {"conv1.kernel": "3"}}, "needs between 1 and 4 kept channels, got '3'"),
+        ({"kept_counts": 3}, "kept_counts must map group names to kept channels, got 3"),
         ({"kept_counts": {"conv7.kernel": 1}}, "'conv7.kernel' is no group"),
         (
             {"kept_counts": {"conv1.kernel": 1}, "ignore": ("conv1.kernel",)},
@@ -176,6 +182,11 @@ def test_a_newer_format_is_refused():
 def test_a_plan_for_another_network_is_refused():
     with pytest.raises(ValueError, match="needs the network that the plan was made for"):
         slim(conv_norm_relu(), plan_plain(kept_fraction=0.5))
+
+
+def test_kept_indices_alone_are_no_plan():
+    with pytest.raises(TypeError, match=r"needs a Plan, got dict\. Make one with plan\(\)"):
+        slim(plain(), plan_plain(kept_fraction=0.5).kept)
 
 
 @pytest.mark.parametrize(

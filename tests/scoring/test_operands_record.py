@@ -105,6 +105,10 @@ BAD = {
         {"features": np.full((12, 2, 2, 3), np.nan)},
         "must be finite, got NaN.*144 of 144 in features",
     ),
+    "too large for float32": (
+        {"features": np.full((12, 2, 2, 3), 1e39)},
+        "must be finite, got .*144 of 144 in features.* all fit float32",
+    ),
     "infinite kernel": ({"kernel": np.full((2, 3), np.inf)}, "must be finite.*6 of 6 in kernel"),
     "features rank": (
         {"features": np.ones(12)},

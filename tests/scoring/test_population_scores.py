@@ -11,7 +11,7 @@ from jaxprune.language.published import library
 from jaxprune.language.sampling import random_expression
 from jaxprune.scoring.compiled import compile
 from jaxprune.scoring.evaluator import Scorer, score_population, score_with_status
-from jaxprune.scoring.records import Operands, sample_moments
+from jaxprune.scoring.records import Observed, Operands, sample_moments
 
 MIXED = [
     parse(text)
@@ -203,6 +203,13 @@ def test_only_scalars_are_pruning_functions():
         compile(parse("abs(mX)"))
     with pytest.raises(TypeError, match=r"must be an Expression, got str. Use parse\(text\)"):
         score_population(["sum(WI)"], make())
+
+
+def test_only_one_layer_is_scored():
+    observed = Observed({"conv1.kernel": make()}, {"conv1.kernel": ("conv1.kernel",)})
+    for run in (compile(parse("sum(WI)")), lambda ops: score_population([parse("sum(WI)")], ops)):
+        with pytest.raises(TypeError, match=r"needs the Operands of one layer, got Observed.*or use score"):
+            run(observed)
 
 
 def test_intermediate_values_that_are_not_finite_are_found():
