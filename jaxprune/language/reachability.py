@@ -158,7 +158,17 @@ def grammar_of(vocabulary: Vocabulary, style: Style = "useful") -> Grammar:
 
     Returns:
       Its reachability tables; operators and operands registered so far are in it.
+
+    Raises:
+      ValueError: if the vocabulary names what is not registered.
     """
+    unknown = [name for name in vocabulary.operands if name not in OPERANDS]
+    unknown += [name for name in vocabulary.operators if name not in OPERATORS]
+    if unknown:
+        raise ValueError(
+            f"A vocabulary must be made of registered operands and operators, got {', '.join(unknown)}. "
+            "Register them first."
+        )
     registered: list[Operator | Operand] = [
         *OPERATORS.values(),
         *(OPERANDS[name] for name in vocabulary.operands),

@@ -60,6 +60,8 @@ def test_spellings_of_one_formula(text, same):
         ("N.real(1)", 0, "Only operators can be called"),
         ("N + X[0]", 4, "use slice"),
         ("X @ P", 0, "use matmul"),
+        ("X^2", 0, r"got \^ \(a square is \*\*2\)"),
+        ("N//2", 0, "got //"),
         ("N < 1", 0, "a comparison"),
         ("N and 1", 0, "and/or"),
         ("lambda: 1", 0, "a lambda"),

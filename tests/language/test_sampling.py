@@ -205,3 +205,9 @@ def test_unreachable_types_are_named():
     with pytest.raises(ValueError, match=re.escape("reaches type (O) within 40 nodes and depth 8")):
         random_expression(jax.random.key(0), PAPER_VOCABULARY, type=("O",))
     assert operand("WO").type == ("O",)
+
+
+@pytest.mark.parametrize("vocabulary", [Vocabulary(("WI", "Wi")), Vocabulary(("WI",), ("sum", "Wi"))])
+def test_a_vocabulary_of_unknown_names_is_refused(vocabulary):
+    with pytest.raises(ValueError, match=r"registered operands and operators, got Wi\. Register them first"):
+        random_expression(jax.random.key(0), vocabulary)
