@@ -177,6 +177,11 @@ def test_a_network_that_diverges_between_rounds_is_an_accuracy_and_no_error() ->
     assert accuracies([pool.finetune_one(Entry(0, function=library["l1"]))]) == [0.0]
 
 
+def test_an_invalid_function_cannot_be_fine_tuned(pool: BasePool) -> None:
+    with pytest.raises(ValueError, match="needs to be valid on task 'tiny', base 0; it is .*not finite"):
+        pool.finetune_one(Entry(0, function=parse("N/(NX - NX)")))
+
+
 def test_calibration_rows_are_balanced_and_bounded() -> None:
     labels = np.array([0, 0, 0, 1, 1, 2])
     assert calibration_rows(labels, 3).tolist() == [0, 3, 5]
