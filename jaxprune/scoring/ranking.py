@@ -59,6 +59,7 @@ def score(
       the arithmetic makes NaN or infinite stay so.
 
     Raises:
+      TypeError: if `operands` is not what `observe` returns.
       ValueError: if a producer lacks an operand, or the aggregation is unknown.
 
     Example:
@@ -68,6 +69,11 @@ def score(
       >>> score(parse("sum(abs(WI))"), Observed({"dense.kernel": ops}, {"dense.kernel": ("dense.kernel",)}))
       {'dense.kernel': array([0.8, 1.2])}
     """
+    if not isinstance(operands, Observed):
+        raise TypeError(
+            f"score needs what observe returns, got {type(operands).__name__}. "
+            "For the Operands of one layer use compile(f)(operands)."
+        )
     found = _score_producers([f], operands)
     reasons = [f"{path}: {result.reasons[0]}" for path, (_, result) in found.items() if result.reasons[0]]
     if reasons:

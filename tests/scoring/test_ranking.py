@@ -66,6 +66,11 @@ def test_scores_keep_what_is_not_finite_and_name_what_is_missing():
         score(parse("gamma"), observe())
 
 
+def test_one_layer_alone_has_no_groups():
+    with pytest.raises(TypeError, match=r"score needs what observe returns, got Operands.*compile\(f\)"):
+        score(library["l1"], make(0))
+
+
 def test_lowest_first_and_ties_by_index():
     assert pruning_order(np.array([1.0, 0.0, 1.0, 0.0])).tolist() == [1, 3, 0, 2]
     assert (
