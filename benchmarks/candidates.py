@@ -30,7 +30,7 @@ LAYOUTS = {
     "digits-deep": ("c3b c3b p c3b c3b p", 4),
     "fashion": ("v5 p v5 p", 16),
 }
-"""Task -> its layers for PyTorch (c: SAME, v: VALID convolution, b: batch norm, p: pooling) and positions at the end."""
+"""Task -> its layers for PyTorch (c: SAME, v: VALID convolution, b: batch norm, p: pooling), positions at the end."""
 
 
 def best_seconds(run: Callable[[], object], rounds: int) -> float:

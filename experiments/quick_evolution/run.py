@@ -111,12 +111,13 @@ def main() -> None:
         json.dumps({"formulas": formulas, "optimism": optimism, "table": table}, indent=1) + "\n"
     )
     print(
-        "| task | question | mean +- SE over bases (points) | SE over runs | bases | by run |\n|---|---|--:|--:|--:|---|"
+        "| task | question | mean +- SE over bases (points) | SE over runs | bases | by run |\n"
+        "|---|---|--:|--:|--:|---|"
     )
     for row in table:
         print(
-            f"| {row['task']} | {row['question']} | {row['mean']:+} +- {row['se_over_bases']} | {row['se_over_runs']} | "
-            f"{row['num_bases']} | {row['by_run']} |"
+            f"| {row['task']} | {row['question']} | {row['mean']:+} +- {row['se_over_bases']} | "
+            f"{row['se_over_runs']} | {row['num_bases']} | {row['by_run']} |"
         )
 
 

@@ -178,7 +178,7 @@ def test_a_network_that_diverges_between_rounds_is_an_accuracy_and_no_error() ->
 
 
 def test_an_invalid_function_cannot_be_fine_tuned(pool: BasePool) -> None:
-    with pytest.raises(ValueError, match="needs to be valid on task 'tiny', base 0; it is .*not finite"):
+    with pytest.raises(ValueError, match=r"needs to be valid on task 'tiny', base 0; it is .*not finite"):
         pool.finetune_one(Entry(0, function=parse("N/(NX - NX)")))
 
 
