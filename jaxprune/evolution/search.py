@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -10,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxprune.evolution.asking import ask, propose
+from jaxprune.evolution.asking import Asked, ask, propose
 from jaxprune.evolution.evaluation import (
+    FAILURES,
+    RETRIES,
     Proposal,
     Record,
     SearchStopped,
@@ -176,7 +179,7 @@ def evolve_problem(
     Raises:
       RunDirectoryError: if the directory is in use, not writable, full, or holds another run.
       SearchInterrupted: after Ctrl-C or SIGTERM.
-      InfrastructureError: if a fine-tuning failed three times for reasons of its surroundings.
+      InfrastructureError: if training, scoring or a fine-tuning failed three times for reasons of its surroundings.
     """
     start = init_search(problem, config, guesses)
     tellers = _Tellers(callbacks)
@@ -232,7 +235,7 @@ class _Loop:
         if reason := self._reason_to_stop(state):
             raise SearchStopped(reason)
         with self.interrupts.at_once():  # nothing is lost: it is a pure function of the state
-            asked = propose(state)
+            asked = self._asked(state)
         if not asked.proposals:
             return None
         records = evaluate(
@@ -249,6 +252,23 @@ class _Loop:
         self.run.checkpoint(told)
         self.tellers.generation(summary)
         return told
+
+    def _asked(self, state: SearchState) -> Asked:
+        """`propose`, tried again after a failure of its surroundings: it scores, and trains base networks."""
+        failures = 0
+        while True:
+            try:
+                return propose(state)
+            except FAILURES as error:
+                failures += 1
+                told = f"training base networks or scoring for generation {state.generation} failed"
+                cause = f"{type(error).__name__}: {error}"
+                if failures > RETRIES:
+                    raise InfrastructureError(
+                        f"{told} {failures} times, the last time with {cause}"
+                    ) from error
+                self.run.notice(f"{told} ({cause}); trying again, {failures} of {RETRIES}")
+            gc.collect()  # frees device buffers that the traceback held
 
     def _keep(self, record: Record) -> None:
         journal = self.run.journal

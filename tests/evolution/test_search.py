@@ -277,6 +277,32 @@ def test_infrastructure_failure_is_saved_and_can_be_resumed(
     assert contents(tmp_path) == contents(whole[1])
 
 
+class CrampedProblem(ToyProblem):
+    """Runs out of memory at its n-th and later scorings, so many times."""
+
+    def __init__(self, when: int, times: int) -> None:
+        super().__init__()
+        self.scorings, self.when, self.times = 0, when, times
+
+    def behaviours(self, functions: Sequence[Expression]) -> list[Behaviour | Invalid]:
+        self.scorings += 1
+        if self.when <= self.scorings < self.when + self.times:
+            raise MemoryError("no room")
+        return super().behaviours(functions)
+
+
+def test_scoring_is_tried_again_too(whole: tuple[SearchResult, Path], tmp_path: Path) -> None:
+    recorder = Recorder()
+    with pytest.raises(
+        InfrastructureError,
+        match=r"scoring for generation 1 failed 3 times, .*MemoryError: no room\. .* is saved in .*resume=True",
+    ):
+        evolve_problem(CrampedProblem(2, times=3), SMALL, tmp_path, callbacks=[recorder])
+    evolve_problem(CrampedProblem(1, times=2), SMALL, tmp_path, resume=True, callbacks=[recorder])
+    assert sum("scoring for generation 1 failed" in message for message in recorder.messages) == 4
+    assert contents(tmp_path) == contents(whole[1])
+
+
 def test_a_full_disk_at_a_checkpoint_loses_nothing(
     whole: tuple[SearchResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
