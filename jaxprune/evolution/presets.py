@@ -102,7 +102,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                     variation="paper",
                     seeds="paper",
                 ),
-                "the loop of arXiv 2110.10876 (DESIGN section 10)",
+                "the loop of arXiv 2110.10876; docs/paper.md says what differs",
             ),
         )
     }
