@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,6 +38,9 @@ class Operand:
     read: Reader | None = None
 
 
+_CODE_NAMES = frozenset(
+    "features labels kernel outgoing is_class c k index dtype scores num_channels np jnp jax torch".split()
+)
 OPERANDS: dict[str, Operand] = {}
 """Name -> operand, in the order of the design; grows by `register_operand`."""
 
@@ -65,7 +69,8 @@ def register_operand(
       The registered operand.
 
     Raises:
-      ValueError: if the name is taken or no identifier, or the type has an unknown axis.
+      ValueError: if the name is taken (by an operator or within generated code too) or no identifier, or the
+        type has an unknown axis.
 
     Example:
       >>> entropy = register_operand("entropy", type=(), read=lambda operands: operands.extras.get("entropy"))
@@ -82,6 +87,11 @@ def register_operand(
             f"An operand's name must be new, got {name!r}, which is {OPERANDS[name].description or 'registered'}. "
             "Choose another name."
         )
+    if name in _names_in_use():
+        raise ValueError(
+            f"An operand's name must be new, got {name!r}, which operators or generated code use. "
+            "Choose another name."
+        )
     unknown = [axis for axis in type if not is_axis(axis)]
     if unknown:
         raise ValueError(
@@ -92,6 +102,14 @@ def register_operand(
     operand = Operand(name, tuple(type), description, symbol, per_class, read=read)
     OPERANDS[name] = operand
     return operand
+
+
+def _names_in_use() -> frozenset[str]:
+    """Names that an operand of one's own would hide in formulas or in generated code."""
+    from jaxprune.language.operators import OPERATORS  # which builds on this module
+
+    helpers = "\n".join(source for operator in OPERATORS.values() for source in operator.helper.values())
+    return _CODE_NAMES.union(OPERATORS, re.findall(r"^def (\w+)", helpers, re.MULTILINE))
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,13 @@ def test_a_taken_name_is_refused(own_operand):
         register_operand("WI", type=(), read=lambda operands: None)
 
 
+@pytest.mark.parametrize("name", ["mean", "variance", "labels", "np"])
+def test_a_name_that_operators_or_generated_code_use_is_refused(name):
+    with pytest.raises(ValueError, match=f"must be new, got '{name}', which operators or generated code use"):
+        register_operand(name, type=(), read=lambda operands: None)
+    assert name not in OPERANDS
+
+
 @pytest.mark.parametrize("name", ["2x", "a b", "ö", "lambda"])
 def test_a_name_that_formulas_cannot_spell_is_refused(name):
     with pytest.raises(ValueError, match="must be an ASCII identifier"):

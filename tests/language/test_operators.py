@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from toy_formulas import applications, evaluate, real_part, values
 
-from jaxprune.language.operands import OPERANDS
 from jaxprune.language.operators import (
     BROADCAST,
     OPERATORS,
@@ -186,7 +185,3 @@ def test_a_taken_operator_name_is_refused(name):
 def test_an_operator_name_that_formulas_cannot_spell_is_refused(name):
     with pytest.raises(ValueError, match="must be an ASCII identifier"):
         register_operator(name, jnp.abs)
-
-
-def test_an_operand_may_not_take_an_operators_name():
-    assert not set(OPERANDS) & set(OPERATORS)

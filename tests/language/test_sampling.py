@@ -20,6 +20,7 @@ from jaxprune.language.operands import (
     Vocabulary,
     register_operand,
 )
+from jaxprune.language.operators import OPERATORS, register_operator
 from jaxprune.language.parsing import parse
 from jaxprune.language.sampling import (
     Draws,
@@ -151,6 +152,15 @@ def test_an_operand_of_ones_own_is_drawn():
         assert any("entropy" in f.operands for f in _many(40, Vocabulary(("WI", "entropy"))))
     finally:
         del OPERANDS["entropy"]
+
+
+def test_an_operator_of_ones_own_is_drawn():
+    register_operator("cube", lambda values: values**3)
+    try:
+        drawn = [node.operator for f in _many(60) for node in f.walk()]
+    finally:
+        del OPERATORS["cube"]
+    assert "cube" in drawn
 
 
 @pytest.mark.parametrize(
