@@ -235,6 +235,8 @@ class _Reader:
             self.fail(f"A formula has at most {MAX_NODES} nodes, got more here. Write a shorter one.", node)
 
     def fail_unknown(self, kind: str, name: str, known: Iterable[str], node: ast.expr) -> NoReturn:
+        from jaxprune.language.published import library, own_seeds  # which are parsed by this module
+
         names = list(known)
         close = [other for other in names if other.lower() == name.lower()]
         close = close or difflib.get_close_matches(name, names, 1, 0.5)
@@ -244,6 +246,10 @@ class _Reader:
             hint = f"{name} is an operator: write {name}(...)."
         elif kind == "operator" and name in OPERANDS:
             hint = f"{name} is an operand: it takes no arguments."
+        elif name in library or name in own_seeds:
+            hint = (
+                f"{name} is a named function: take it from {'library' if name in library else 'own_seeds'}."
+            )
         elif registered:
             hint = "It exists but this vocabulary leaves it out."
         self.fail(f"The {kind} must be one of {' '.join(names)}, got {name!r}. {hint}", node)

@@ -44,6 +44,8 @@ def test_spellings_of_one_formula(text, same):
         ("  N $ 2", 4, "syntax error"),
         ("mean(Y)", 5, r"operand must be one of X P .* got 'Y'"),
         ("mean(mp)", 5, "Did you mean mP"),
+        ("l1", 0, "l1 is a named function: take it from library"),
+        ("2*mean_shift", 2, "take it from own_seeds"),
         ("2*maen(X)", 2, "Did you mean mean"),
         ("2 + mean", 4, r"mean is an operator: write mean\(...\)"),
         ("1 + WI(2)", 4, "WI is an operand: it takes no arguments"),
