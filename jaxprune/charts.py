@@ -15,6 +15,7 @@ import numpy as np
 from jaxprune.display import shortened
 from jaxprune.drawing import DARK, GREY, NAME_LENGTH, OTHERS, legend_below, looks_of, new_figure, panels
 from jaxprune.evolution.measurements import REFERENCE, Comparison, SummaryRow
+from jaxprune.verdicts import critical_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,9 +80,9 @@ def base_curves(comparison: Comparison, name: str, task: str) -> np.ndarray:
 
 
 def ranks_figure(comparison: Comparison) -> Figure:
-    """Rows in order of their paired difference to l2, with intervals of one and two standard errors.
+    """Rows in order of their paired difference to l2, with intervals of one standard error and of 95 %.
 
-    A filled marker is more than two standard errors away from l2, a hollow one is not distinguishable from it.
+    A filled marker is distinguishable from l2 (its 95 % interval, by Student's t over bases, leaves out 0).
 
     Args:
       comparison: on one or more tasks.
@@ -119,13 +120,13 @@ def ranks_figure(comparison: Comparison) -> Figure:
             axes.tick_params(axis="y", length=0)
             axes.grid(axis="x")
             axes.set_title(f"{task} (n = {max(row.n for row in rows)} bases)")
-            axes.set_xlabel(f"paired difference to {REFERENCE} (points of accuracy), ± 1 and 2 SE")
+            axes.set_xlabel(f"paired difference to {REFERENCE} (points of accuracy), ± 1 SE and 95 %")
     return figure
 
 
 def _rank_limits(rows: Sequence[SummaryRow]) -> tuple[float, float]:
     """Limits that show most intervals; rows far below are drawn at the edge."""
-    reach = [(row.kind, row.difference or 0.0, 2 * (row.difference_se or 0.0)) for row in rows]
+    reach = [(row.kind, row.difference or 0.0, _reach(row)) for row in rows]
     top = max(0.5, *(mean + error for _, mean, error in reach))
     lows = sorted((mean - error for kind, mean, error in reach if kind == "metric"), reverse=True)
     controls = sorted((mean - error for kind, mean, error in reach if kind != "metric"), reverse=True)
@@ -137,14 +138,20 @@ def _rank_limits(rows: Sequence[SummaryRow]) -> tuple[float, float]:
     return left - 0.06 * span, top + 0.04 * span
 
 
+def _reach(row: SummaryRow) -> float:
+    """Half the width of the 95 % interval; 0 where there is no standard error."""
+    return critical_value(row.n - 1) * row.difference_se if row.difference_se and row.n > 1 else 0.0
+
+
 def _draw_rank(axes: Axes, place: int, row: SummaryRow, color: str, left: float) -> None:
     assert row.difference is not None
     mean, se = row.difference, row.difference_se or 0.0
+    reach = _reach(row)
     is_far = mean < left
     if not is_far:
-        axes.plot([max(left, mean - 2 * se), mean + 2 * se], [place, place], color=color, lw=1.0, zorder=2)
+        axes.plot([max(left, mean - reach), mean + reach], [place, place], color=color, lw=1.0, zorder=2)
         axes.plot([max(left, mean - se), mean + se], [place, place], color=color, lw=3.0, zorder=2)
-        is_clear = abs(mean) > 2 * se
+        is_clear = row.n > 1 and abs(mean) > reach
         axes.plot(mean, place, "o", ms=6.5, mec=color, mew=1.4, mfc=color if is_clear else "white", zorder=3)
     else:
         axes.plot(0.018, place, "<", ms=7, color=color, transform=axes.get_yaxis_transform(), zorder=3)

@@ -96,7 +96,8 @@ def results_section(run: Run) -> str:
     parts = [
         "## Results on the final bases",
         markdown_table(header, rows),
-        f"Units: points of accuracy{overall}. A difference counts from two standard errors on. Every difference is "
+        f"Units: points of accuracy{overall}. A difference counts when its 95 % interval (Student's t) leaves out 0; "
+        "several are judged, and of those without substance one in twenty will pass. Every difference is "
         "paired: same base network, same data order. n, means and standard errors count base networks. "
         "The base networks are new to the winner, the validation images are not: the search selected on them. "
         f"{_openings(run)}",

@@ -1,4 +1,4 @@
-"""Who is better, as far as the bases can tell: two standard errors, per task and over all tasks."""
+"""Who is better, as far as the bases can tell: 95 % intervals, per task and over all tasks."""
 
 from __future__ import annotations
 
@@ -36,14 +36,31 @@ class Verdict:
         return f"{self.mean:+.2f}" + ("" if self.se is None else f" ± {self.se:.2f}")
 
 
-def judged(mean: float, se: float | None) -> Judgement:
-    """What a mean difference and its standard error say: a difference counts from two standard errors on.
+def critical_value(degrees: float) -> float:
+    """How many standard errors a mean must be from 0 to count: the 97.5 % quantile of Student's t.
 
     Example:
-      >>> judged(1.0, 0.4), judged(-1.0, 0.6), judged(5.0, None)
+      >>> [round(critical_value(bases - 1), 2) for bases in (3, 5, 8)]
+      [4.3, 2.78, 2.36]
+    """
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, 0.975))
+
+
+def judged(mean: float, se: float | None, degrees: float) -> Judgement:
+    """What a mean difference and its standard error say: it counts when its 95 % interval leaves out 0.
+
+    Args:
+      mean: mean paired difference.
+      se: its standard error over bases, or None for a single base.
+      degrees: degrees of freedom behind the standard error, bases - 1.
+
+    Example:
+      >>> judged(1.0, 0.4, 7), judged(-1.0, 0.4, 4), judged(5.0, None, 0)
       ('better than', 'not distinguishable from', 'not distinguishable from')
     """
-    if se is None or abs(mean) <= 2 * se:
+    if se is None or degrees <= 0 or abs(mean) <= critical_value(degrees) * se:
         return "not distinguishable from"
     return "better than" if mean > 0 else "worse than"
 
@@ -62,7 +79,7 @@ def task_verdict(
     if other not in rows or (on == "test" and not comparison.by_base(name, task, on="test")):
         return None
     found = comparison.paired(name, other, task, on=on)
-    return Verdict(found.mean, found.se, found.n, judged(found.mean, found.se))
+    return Verdict(found.mean, found.se, found.n, judged(found.mean, found.se, found.n - 1))
 
 
 def overall_verdict(
@@ -86,7 +103,7 @@ def overall_verdict(
       (0.25, 13)
     """
     total = sum(task.weight for task in tasks)
-    mean, variance, n = 0.0, 0.0, 0
+    mean, variance, n, spread = 0.0, 0.0, 0, 0.0
     has_se = True
     for task in tasks:
         found = verdicts.get(task.name)
@@ -95,7 +112,11 @@ def overall_verdict(
         share = task.weight / total / scales[task.name].spread
         mean += share * found.mean
         has_se = has_se and found.se is not None
-        variance += (share * (found.se or 0.0)) ** 2
+        own = (share * (found.se or 0.0)) ** 2
+        variance += own
+        spread += own**2 / max(found.n - 1, 1)
         n += found.n
     se = math.sqrt(variance) if has_se else None
-    return Verdict(mean, se, n, judged(mean, se))
+    # Welch-Satterthwaite: a sum of means with few bases each has few degrees of freedom itself
+    degrees = variance**2 / spread if spread > 0 else float(max(n - len(tasks), 1))
+    return Verdict(mean, se, n, judged(mean, se, degrees))

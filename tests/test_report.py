@@ -40,18 +40,27 @@ def run_of(comparison=None, **changes):
 
 
 @pytest.mark.parametrize(
-    ("mean", "se", "judgement"),
+    ("mean", "se", "bases", "judgement"),
     [
-        (2.1, 1.0, "better than"),
-        (2.0, 1.0, "not distinguishable from"),
-        (-1.9, 1.0, "not distinguishable from"),
-        (-2.1, 1.0, "worse than"),
-        (0.0, 0.0, "not distinguishable from"),
-        (9.0, None, "not distinguishable from"),
+        (2.4, 1.0, 8, "better than"),
+        (2.3, 1.0, 8, "not distinguishable from"),  # 2.36 standard errors with 8 bases
+        (2.7, 1.0, 5, "not distinguishable from"),  # 2.78 with 5
+        (-2.8, 1.0, 5, "worse than"),
+        (12.0, 1.0, 2, "not distinguishable from"),  # 12.7 with 2
+        (0.0, 0.0, 8, "not distinguishable from"),
+        (9.0, None, 1, "not distinguishable from"),
     ],
 )
-def test_a_difference_counts_from_two_standard_errors_on(mean, se, judgement):
-    assert judged(mean, se) == judgement
+def test_a_difference_counts_when_its_interval_leaves_out_zero(mean, se, bases, judgement):
+    assert judged(mean, se, bases - 1) == judgement
+
+
+def test_the_overall_verdict_knows_how_few_bases_are_behind_it():
+    scales = {"a": TaskScale(1.0, 1.0, 80.0)}
+    few = overall_verdict({"a": Verdict(2.5, 1.0, 5, "not distinguishable from")}, [TaskInfo("a")], scales)
+    many = overall_verdict({"a": Verdict(2.5, 1.0, 9, "better than")}, [TaskInfo("a")], scales)
+    assert few is not None and few.judgement == "not distinguishable from"
+    assert many is not None and many.judgement == "better than"
 
 
 def test_task_verdict_by_hand():
@@ -86,7 +95,7 @@ def test_without_a_verdict_on_every_task_there_is_none_overall():
     tasks = [TaskInfo("a"), TaskInfo("b")]
     good = Verdict(4.0, 0.4, 8, "better than")
     assert overall_verdict({"a": good, "b": None}, tasks, scales) is None
-    one_base = overall_verdict({"a": good, "b": Verdict(9.0, None, 1, judged(9.0, None))}, tasks, scales)
+    one_base = overall_verdict({"a": good, "b": Verdict(9.0, None, 1, judged(9.0, None, 0))}, tasks, scales)
     assert one_base is not None and one_base.se is None and one_base.judgement == "not distinguishable from"
 
 

@@ -87,7 +87,7 @@ class Schedule:
             assert self.kept_fraction is not None
             fractions = [self.kept_fraction ** ((r + 1) / self.rounds) for r in range(self.rounds)]
             return tuple(
-                {name: max(1, math.floor(fraction * size + 0.5)) for name, size in sizes.items()}
+                {name: max(1, round(fraction * size)) for name, size in sizes.items()}
                 for fraction in fractions
             )
         if len(self.kept_counts[0]) != len(sizes):

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxprune.language.published import library
 from jaxprune.language.tree import Expression
-from jaxprune.scoring.evaluator import PopulationScores, Scorer
+from jaxprune.scoring.evaluator import MAX_FLOPS, PopulationScores, Scorer
 from jaxprune.scoring.lanes import keep_registered
 from jaxprune.scoring.records import Observed, Operands
 from jaxprune.types import Invalid
@@ -183,7 +183,7 @@ _Found = dict[str, tuple[Scorer, PopulationScores]]
 def _score_producers(functions: Sequence[Expression], operands: Observed) -> _Found:
     """Scores the functions on every producer, producers side by side: compiling a kernel occupies one core."""
     paths = list(dict.fromkeys(path for producers in operands.groups.values() for path in producers))
-    scorers = {path: Scorer(_padded(keep_registered(operands[path], functions))) for path in paths}
+    scorers = {path: _scorer(keep_registered(operands[path], functions)) for path in paths}
 
     def run(path: str) -> PopulationScores:
         found = scorers[path].run(functions)
@@ -195,15 +195,19 @@ def _score_producers(functions: Sequence[Expression], operands: Observed) -> _Fo
     return {path: (scorers[path], result) for path, result in zip(paths, results, strict=True)}
 
 
-def _padded(operands: Operands) -> Operands:
-    """The operands with channel 0 repeated up to a multiple of `CHANNEL_MULTIPLE`.
+def _scorer(operands: Operands) -> Scorer:
+    """A scorer of the operands with channel 0 repeated up to a multiple of `CHANNEL_MULTIPLE`.
 
     Channels do not see each other (but for the bank, which `take` leaves whole), so the others keep their scores, and
-    layers of many widths share kernels: most of the time of a first ranking is compilation.
+    layers of many widths share kernels: most of the time of a first ranking is compilation. What a function may cost
+    counts the repeated channels.
     """
     channels = operands.num_channels
     padding = -channels % CHANNEL_MULTIPLE
-    return operands.take([*range(channels), *[0] * padding]) if padding else operands
+    if not padding:
+        return Scorer(operands)
+    max_flops = MAX_FLOPS * channels / (channels + padding)
+    return Scorer(operands.take([*range(channels), *[0] * padding]), max_flops=max_flops)
 
 
 def _group_scores(
