@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import shlex
+import signal
 import time
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -101,7 +102,7 @@ def run_evolve(arguments: argparse.Namespace) -> int:
     """Evolves, then writes the report."""
     from jaxprune.display import LiveTable
     from jaxprune.evolution.evolving import make_problem
-    from jaxprune.evolution.interrupts import SearchInterrupted
+    from jaxprune.evolution.interrupts import Interrupts, SearchInterrupted
     from jaxprune.evolution.search import evolve_problem
 
     if not arguments.no_report:
@@ -133,10 +134,13 @@ def run_evolve(arguments: argparse.Namespace) -> int:
             return 0
         from jaxprune.report import write_report
 
+        interrupts = Interrupts()
         try:
-            path = write_report(run_dir, problem, result, controls=config.controls, callbacks=callbacks)
+            with interrupts, interrupts.at_once():
+                path = write_report(run_dir, problem, result, controls=config.controls, callbacks=callbacks)
         except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt(f"stopped in the final comparison. Go on with: {again}") from stop
+            number = interrupts.received or getattr(stop, "signal_number", signal.SIGINT)
+            raise SearchInterrupted(f"stopped in the final comparison. Go on with: {again}", number) from stop
     say(f"Report: {path}")
     return 0
 
