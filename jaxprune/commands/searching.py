@@ -139,8 +139,11 @@ def run_evolve(arguments: argparse.Namespace) -> int:
             with interrupts, interrupts.at_once():
                 path = write_report(run_dir, problem, result, controls=config.controls, callbacks=callbacks)
         except KeyboardInterrupt as stop:
-            number = interrupts.received or getattr(stop, "signal_number", signal.SIGINT)
-            raise SearchInterrupted(f"stopped in the final comparison. Go on with: {again}", number) from stop
+            # the random search of full controls stops by a SearchInterrupted of its own
+            number = stop.signal_number if isinstance(stop, SearchInterrupted) else interrupts.received
+            raise SearchInterrupted(
+                f"stopped in the final comparison. Go on with: {again}", number or signal.SIGINT
+            ) from stop
     say(f"Report: {path}")
     return 0
 
