@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import cli_tasks
@@ -197,15 +199,17 @@ def test_a_stopped_search_says_how_to_go_on(toy, tmp_path, monkeypatch, capsys, 
     assert f"Go on with: jaxprune evolve --run-dir '{tmp_path / 'my run'}' --resume" in shown
 
 
-def test_a_report_that_is_stopped_says_how_to_go_on(toy, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_report_that_is_stopped_says_how_to_go_on(toy, tmp_path, monkeypatch, capsys, number):
     pytest.importorskip("matplotlib")
 
     def stopped(*_, **__):
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+        time.sleep(10)
 
     monkeypatch.setattr("jaxprune.report.write_report", stopped)
     arguments = [argument for argument in SMALL if argument != "--no-report"]
-    assert main(["evolve", "--task", "digits", "--run-dir", str(tmp_path), *arguments]) == 130
+    assert main(["evolve", "--task", "digits", "--run-dir", str(tmp_path), *arguments]) == 128 + number
     assert "stopped in the final comparison. Go on with: jaxprune evolve --run-dir" in capsys.readouterr().err
 
 
