@@ -17,9 +17,9 @@ import os
 import time
 from collections.abc import Callable
 
+import flax
 import jax
 import numpy as np
-from flax import nnx
 
 from jaxprune.evolution.bases import BasePool, Entry
 from jaxprune.evolution.presets import TASKS, find_task
@@ -118,9 +118,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    print(
-        f"{jax.default_backend()}, {os.cpu_count()} cores, jax {jax.__version__}, flax {nnx.__name__.split('.')[0]}"
-    )
+    print(f"{jax.default_backend()}, {os.cpu_count()} cores, jax {jax.__version__}, flax {flax.__version__}")
     print("| task | candidates / minute | masked one by one | ratio | PyTorch slim | ratio |")
     print("|---|--:|--:|--:|--:|--:|")
     for name in options.tasks.split(","):
