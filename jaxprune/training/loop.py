@@ -17,6 +17,7 @@ import optax
 from flax import nnx
 
 from jaxprune.keys import derive, generator
+from jaxprune.pruning.masking import apply_masks
 from jaxprune.pruning.states import FlatState, Path, merge_model, parameter_paths, split_model
 from jaxprune.training.augmentation import augment
 from jaxprune.training.recipes import Recipe
@@ -134,11 +135,6 @@ def make_step(
         return StepState(new if masks is None else apply_masks(new, masks), slots)
 
     return init, step
-
-
-def apply_masks(weights: FlatState, masks: FlatState) -> FlatState:
-    """Zeroes every entry whose mask is False; arrays without a mask stay as they are."""
-    return weights | {path: jnp.where(is_kept, weights[path], 0) for path, is_kept in masks.items()}
 
 
 def count_correct(network: Network, weights: FlatState, examples: Examples) -> jax.Array:

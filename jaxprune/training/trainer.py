@@ -27,12 +27,12 @@ import numpy as np
 from flax import nnx
 
 from jaxprune.nets.blocks import with_patch_convolutions
+from jaxprune.pruning.masking import apply_masks
 from jaxprune.pruning.states import FlatState
 from jaxprune.training.loop import (
     Examples,
     Network,
     StepState,
-    apply_masks,
     count_correct,
     make_step,
     segments,
