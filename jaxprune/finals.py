@@ -25,7 +25,7 @@ from jaxprune.language.tree import Expression
 Controls = Literal["standard", "full"]
 
 FORMAT = 1
-EVALUATIONS = 8
+EVALUATIONS = 5
 """Points of the accuracy curves, where a fine-tuning has as many steps."""
 
 DRAWS = 3
