@@ -17,18 +17,22 @@ NAMES = ("X", "P", "Q", "mX", "mP", "mQ", "N", "NQ", "NX", "WI", "W", "gamma", "
 
 
 class Oracle(NamedTuple):
-    """[C] float64 scores, and per channel the largest absolute entry of any value on the way, over all classes."""
+    """[C] float64 scores, and per channel the largest absolute number on the way, over all classes.
+
+    Numbers on the way are the entries of all values and the partial sums of `sum`.
+    """
 
     scores: np.ndarray
     largest: np.ndarray
 
 
-def oracle(f, layer: Mapping[str, np.ndarray]) -> Oracle:
+def oracle(f, layer: Mapping[str, np.ndarray], shake: int = 0) -> Oracle:
     """The mean over classes of `f` for every channel of a layer.
 
     Args:
       f: an expression of type ().
       layer: arrays as for `Operands.from_arrays`; also `GW` of the kernel's and `GX` of the features' shape.
+      shake: a seed other than 0 moves every number, of operands and on the way, by about 1e-7 of itself.
     """
     classes = np.unique(layer["labels"])
     channels = layer["features"].shape[-1]
@@ -38,8 +42,13 @@ def oracle(f, layer: Mapping[str, np.ndarray]) -> Oracle:
             values = []
             for label in classes:
                 known = {}
-                values.append(float(_value(f, operands(layer, channel, label), known)))
+                values.append(float(_value(f, operands(layer, channel, label), known, shake)))
                 sizes = [np.abs(value).max() for value in known.values()]
+                sizes += [
+                    np.abs(np.cumsum(known[node.children[0]])).max()
+                    for node in known
+                    if node.operator == "sum"
+                ]
                 largest[channel] = np.max([largest[channel], *sizes])  # NaN stays
             scores[channel] = np.mean(values)
     return Oracle(scores, largest)
@@ -76,16 +85,30 @@ def operands(layer: Mapping[str, np.ndarray], channel: int, label: object) -> di
     return found
 
 
-def _value(node, read: Mapping[str, np.ndarray], known: dict) -> np.ndarray:
+def _value(node, read: Mapping[str, np.ndarray], known: dict, shake: int) -> np.ndarray:
     if node not in known:
         if node.is_operand:
-            known[node] = read[node.name]
+            value = read[node.name]
         elif node.is_literal:
-            known[node] = np.float64(node.value)
+            value = np.float64(node.value)
         else:
-            arguments = [_value(child, read, known) for child in node.children]
-            known[node] = OPERATIONS[node.operator](*arguments, *node.params)
+            arguments = [_value(child, read, known, shake) for child in node.children]
+            value = OPERATIONS[node.operator](*arguments, *node.params)
+        known[node] = shaken(value, shake) if shake else value
     return known[node]
+
+
+def shaken(value: np.ndarray, seed: int) -> np.ndarray:
+    """Every number replaced by a neighbouring float32: which one, depends on the number and the seed alone.
+
+    So equal numbers stay equal, and what is constant stays exactly constant. 0 and what no float32 is near stay.
+    """
+    single = np.asarray(value).astype(np.float32)
+    mixed = single.view(np.uint32) * np.uint32(2654435761) + np.uint32(seed) * np.uint32(40503)
+    is_up = (mixed ^ (mixed >> np.uint32(15))) >> np.uint32(9) & 1
+    near = np.nextafter(single, np.where(is_up, np.inf, -np.inf).astype(np.float32))
+    has_neighbours = np.isfinite(single) & (np.abs(single) > np.finfo(np.float32).tiny)
+    return np.where(has_neighbours, near.astype(np.float64), value)
 
 
 def rbf(A, *more):
