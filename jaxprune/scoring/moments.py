@@ -1,7 +1,8 @@
 """Streamed per-class means and spreads of activations, safe in float32.
 
 Sums are taken relative to a *pivot*, the channel's first calibration example at each position: a constant
-channel has exactly zero variance, and a mean of 1e4 does not swallow a variance of 1e-2. Batches and classes
+channel has exactly zero variance, and a mean of 1e4 does not swallow a variance of 1e-2. What a class leaves at 0
+has a mean of exactly 0 there, so that activations that are never negative have no negative means. Batches and classes
 are merged with the pairwise update of Chan et al.; the moments of "the other classes" are sums over those
 classes, never the total minus one class.
 """
@@ -57,7 +58,8 @@ class SetMoments(NamedTuple):
     @property
     def entry_mean(self) -> jax.Array:
         """[L, C] mean over all examples and positions."""
-        return self.pivot[0][None] + jnp.mean(self._shifted(), axis=1)
+        mean, lost = self._exact_mean()
+        return mean[:, 0] + (lost[:, 0] + jnp.mean(self._shifted(), axis=1))
 
     @property
     def entry_variance(self) -> jax.Array:
@@ -67,8 +69,19 @@ class SetMoments(NamedTuple):
         return jnp.mean(self.m2, axis=1) / self.num_examples[:, None] + between
 
     def _shifted(self) -> jax.Array:
-        """[L, D, C] means relative to the pivot of the first position: no large mean enters a square."""
-        return (self.pivot - self.pivot[:1])[None] + self.offset
+        """[L, D, C] means relative to that of the first position: no large mean enters a square."""
+        mean, lost = self._exact_mean()
+        return (mean - mean[:, :1]) + (lost - lost[:, :1])
+
+    def _exact_mean(self) -> tuple[jax.Array, jax.Array]:
+        """`mean` and what it lost in rounding, so that positions of equal means do not differ at all.
+
+        Source:
+          Knuth, The Art of Computer Programming, vol. 2, sec. 4.2.2, theorem B.
+        """
+        mean = self.mean
+        rest = mean - self.pivot[None]
+        return mean, (self.pivot[None] - (mean - rest)) + (self.offset - rest)
 
 
 def zero_moments(pivot: jax.Array, num_classes: int) -> Moments:
@@ -117,8 +130,12 @@ def add_examples(
     delta = jnp.where(real[:, None, None], features.astype(dtype) - moments.pivot[None], 0)
     belongs = ((labels[:, None] == jnp.arange(num_classes)[None]) & real[:, None]).astype(dtype)  # [N, K]
     count = jnp.sum(belongs, axis=0)
-    offset = _sum_by_class(belongs, delta) / jnp.maximum(count, 1)[:, None, None]
-    own_offset = jnp.where(real[:, None, None], offset[jnp.where(real, labels, 0)], 0)
+    # Relative to the class's first example, so that a position that a class leaves at 0 has a mean of exactly 0.
+    first = jnp.where(count[:, None, None] > 0, delta[jnp.argmax(belongs, axis=0)], 0)
+    own = jnp.where(real, labels, 0)
+    rest = jnp.where(real[:, None, None], delta - first[own], 0)
+    offset = first + _sum_by_class(belongs, rest) / jnp.maximum(count, 1)[:, None, None]
+    own_offset = jnp.where(real[:, None, None], offset[own], 0)
     m2 = _sum_by_class(belongs, (delta - own_offset) ** 2)
     return merge_moments(moments, Moments(count, moments.pivot, offset, m2))
 
@@ -160,7 +177,9 @@ def _merge_classes(moments: Moments, members: jax.Array) -> SetMoments:
     """Merges the classes that each row of `members` [L, K] marks with 1 into one set; rows make L sets."""
     weights = members * moments.count[None]  # [L, K]
     count = jnp.sum(weights, axis=1)
-    offset = _sum_by_class(weights.T, moments.offset) / count[:, None, None]
+    first = moments.offset[jnp.argmax(members, axis=1)]  # [L, D, C] of one class; classes of equal means add nothing
+    rest = (moments.offset[None] - first[:, None]) * weights[:, :, None, None]
+    offset = first + jnp.sum(rest, axis=1) / count[:, None, None]
     spread = (moments.offset[None] - offset[:, None]) ** 2 * weights[:, :, None, None]  # [L, K, D, C]
     m2 = jnp.sum(spread + members[:, :, None, None] * moments.m2[None], axis=1)
     return SetMoments(count, moments.pivot, offset, m2)

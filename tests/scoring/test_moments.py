@@ -107,3 +107,20 @@ def test_merging_two_halves_equals_the_whole():
     assert_equal_to_float64(merge_moments(*halves), features, labels, rtol=1e-5)
     whole = merge_moments(empty, merge_moments(*halves))
     np.testing.assert_allclose(whole.m2, merge_moments(*halves).m2)
+
+
+@pytest.mark.parametrize("batch_size", [7, 2])
+def test_what_some_classes_leave_at_zero_has_moments_of_exactly_zero(batch_size):
+    rng = np.random.default_rng(3)
+    labels = np.array([0, 1, 2, 1, 2, 1, 2])
+    features = np.where((labels == 0)[:, None, None], rng.uniform(0.1, 2, (7, 5, 6)), 0).astype(np.float32)
+    moments = zero_moments(jnp.asarray(features[0]), 3)
+    for start in range(0, 7, batch_size):
+        part = slice(start, start + batch_size)
+        moments = add_examples(moments, jnp.asarray(features[part]), jnp.asarray(labels[part]))
+    sets = jax.jit(class_sets)(moments)
+    for found in (sets["P"].mean[1:], sets["Q"].mean[0], sets["P"].m2[1:], sets["Q"].m2[0]):
+        np.testing.assert_array_equal(found, 0)
+    for found in (sets["P"].entry_mean[1:], sets["P"].entry_variance[1:], sets["Q"].entry_variance[0]):
+        np.testing.assert_array_equal(found, 0)
+    assert (sets["Q"].mean >= 0).all() and (sets["X"].mean >= 0).all()
