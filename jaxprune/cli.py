@@ -18,11 +18,14 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "evolve": ("searching", "evolve pruning functions and write a report"),
     "compare": ("comparing", "compare pruning functions fairly on several base networks"),
     "calibrate": ("comparing", "measure what a task can tell about functions, and how much there is to gain"),
-    "score": ("networks", "score the channels of a trained network"),
+    "score": ("scoring", "score the channels of a network by one or many functions"),
     "prune": ("networks", "prune a trained network, fine-tune it, and save plan and network"),
     "transfer": ("comparing", "compare a frozen formula, or the winner of a run, on other tasks"),
     "report": ("searching", "write the report of a run again, from its files"),
-    "explain": ("formulas", "show a formula: type, complexity, LaTeX, code, drawn tree"),
+    "explain": (
+        "formulas",
+        "show a formula: type, complexity, LaTeX, code, tree; its cost on a network",
+    ),
     "list": ("formulas", "list tasks, presets, functions, operands, operators and recipes"),
 }
 """Command -> (its module in `jaxprune.commands`, one line of help)."""

@@ -9,7 +9,6 @@ import dataclasses
 import difflib
 import json
 import re
-import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -174,10 +173,11 @@ def make_tasks(
     """
     from jaxprune.evolution.presets import find_task
     from jaxprune.evolution.tasks import check_unique
+    from jaxprune.nets.factories import look_in_working_directory
 
     names, options = list(names), options or {}
-    if any(":" in name for name in names) and "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # a console script has its own folder there instead
+    if any(":" in name for name in names):
+        look_in_working_directory()
     found = [(name, find_task(name)) for name in names]
     check_unique([task for _, task in found])
     known = {*names, *(task.name for _, task in found)}

@@ -140,8 +140,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         write(path)
     except OSError as error:
         raise ValueError(
-            f"{path} needs to be a place that can be written to, got: {error.strerror or error}. "
-            "Name another with --out."
+            f"{path} needs to be a place that can be written to, got: {error.strerror or error}. Name another."
         ) from error
     note(f"wrote {path}")
 

@@ -1,37 +1,20 @@
-"""`jaxprune score` and `jaxprune prune`: functions at work on one trained network of a task."""
+"""`jaxprune prune`: a function at work on one trained network of a task."""
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from jaxprune.commands.common import (
-    SEARCH_ONLY,
-    add_place_options,
-    add_task_options,
-    columns,
-    note,
-    on_base,
-    say,
-    tasks_of,
-    write_file,
-    write_text,
-)
-from jaxprune.config import TASK_OPTIONS
+from jaxprune.commands.common import columns, say, write_file, write_text
+from jaxprune.commands.observing import add_base_options, add_task_changes, base_pool
 
 if TYPE_CHECKING:
     from flax import nnx
 
     from jaxprune.evolution.bases import BasePool
-    from jaxprune.evolution.tasks import Task
     from jaxprune.language.tree import Expression
     from jaxprune.pruning.planning import Plan
     from jaxprune.pruning.states import FlatState
@@ -39,82 +22,13 @@ if TYPE_CHECKING:
 BUDGETS = ("kept_fraction", "macs_fraction", "params_fraction", "kept_counts")
 """Ways to say how much is kept; one of them, or the task's own schedule."""
 
-
-def add_score(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `jaxprune score`."""
-    parser.add_argument("formulas", nargs="+", metavar="FORMULA", help="formulas, or names of known ones")
-    _add_network(parser)
-    parser.add_argument(
-        "--format", choices=("table", "csv", "json"), default="table", help="how to print (default: table)"
-    )
-    _add_task_changes(parser)
-
-
-def run_score(arguments: argparse.Namespace) -> int:
-    """Prints the scores of all channels of one base network."""
-    from jaxprune.evolution.naming import named_functions
-
-    functions = {
-        name: f
-        for name, f in named_functions(arguments.formulas).items()
-        if name != "l2" or {"l2", str(f)} & set(arguments.formulas)
-    }
-    found = scores_of(_pool(arguments), arguments.base, functions)
-    if arguments.format == "json":
-        plain = {
-            name: {group: scores.tolist() for group, scores in groups.items()}
-            for name, groups in found.items()
-        }
-        say(json.dumps(plain, indent=1))
-        return 0
-    first = next(iter(found.values()))
-    header = ["group", "channel", *found]
-    if arguments.format == "csv":
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(header)
-        for group in first:
-            for channel in range(len(first[group])):
-                writer.writerow([group, channel, *(float(found[name][group][channel]) for name in found)])
-        say(text.getvalue().rstrip("\n"))
-        return 0
-    rows = [
-        [group, channel, *(f"{found[name][group][channel]:.5g}" for name in found)]
-        for group in first
-        for channel in range(len(first[group]))
-    ]
-    say(columns([header, *rows]))
-    return 0
-
-
-def scores_of(
-    pool: BasePool, base: int, functions: Mapping[str, Expression]
-) -> dict[str, dict[str, np.ndarray]]:
-    """Function name -> group -> [C] scores on one base network, relative to the group's mean magnitude.
-
-    Raises:
-      ValueError: for a function that reads an operand the network has not, or whose scores are not finite.
-    """
-    from jaxprune.scoring.ranking import score
-
-    observed = pool.observed(base)
-    found = {}
-    for name, f in functions.items():
-        scores = score(f, observed)
-        bad = [
-            f"{group} channel {channel}"
-            for group, values in scores.items()
-            for channel in np.flatnonzero(~np.isfinite(values))
-        ]
-        if bad:
-            note(f"note: {name} is not finite at {', '.join(bad[:5])}{' and others' if len(bad) > 5 else ''}")
-        found[name] = scores
-    return found
+NOT_OF_PRUNE = ("kept_fraction", "rounds", "finetune")
+"""Options of a task that say how a search prunes; `--kept-fraction` of this command is a budget of its own."""
 
 
 def add_prune(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `jaxprune prune`."""
-    _add_network(parser)
+    add_base_options(parser)
     parser.add_argument(
         "--metric", default="l2", metavar="FORMULA", help="a formula, or the name of one (default: l2)"
     )
@@ -150,7 +64,7 @@ def add_prune(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for plan.json, result.json and the slim network in slim/ (default: runs/prune)",
     )
-    _add_task_changes(parser, without=("kept_fraction", "rounds", "finetune"))
+    add_task_changes(parser, without=NOT_OF_PRUNE)
 
 
 def run_prune(arguments: argparse.Namespace) -> int:
@@ -159,7 +73,7 @@ def run_prune(arguments: argparse.Namespace) -> int:
     from jaxprune.training.checkpoint import save_network
 
     f = find_function(arguments.metric)
-    pool = _pool(arguments)
+    pool = base_pool(arguments, skipped=NOT_OF_PRUNE)
     budget = _budget(arguments, pool)
     extra = {
         "scope": arguments.scope,
@@ -305,51 +219,3 @@ def _counts(text: str, groups: list[str]) -> dict[str, int]:
             f"--kept-counts needs {len(groups)} numbers, one each for {', '.join(groups)}, got {len(counts)}."
         )
     return dict(zip(groups, counts, strict=True))
-
-
-def _pool(arguments: argparse.Namespace) -> BasePool:
-    from jaxprune.evolution.bases import BasePool
-    from jaxprune.evolution.programs import TaskPrograms
-
-    if arguments.base < 0:
-        raise ValueError(f"--base needs a number from 0, got {arguments.base}.")
-    task = _task(arguments)
-    return BasePool(
-        TaskPrograms(task),
-        arguments.seed,
-        "search",
-        arguments.base + 1,
-        folder=arguments.bases_dir,
-        on_base=on_base,
-    )
-
-
-def _task(arguments: argparse.Namespace) -> Task:
-    skipped = list(SEARCH_ONLY)
-    if hasattr(arguments, "macs_fraction"):  # of prune, whose --kept-fraction is not that of the schedule
-        skipped += ["kept_fraction", "rounds", "finetune"]
-    return tasks_of(arguments, [arguments.task], skipped)[0]
-
-
-def _add_network(parser: argparse.ArgumentParser) -> None:
-    from jaxprune.evolution.presets import TASKS
-
-    parser.add_argument(
-        "--task",
-        default="digits",
-        metavar="NAME",
-        help=f"{', '.join(TASKS)}, or module:factory of your own (default: digits)",
-    )
-    parser.add_argument(
-        "--base",
-        type=int,
-        default=0,
-        metavar="N",
-        help="which of the task's search bases; trained if it is not there yet (default: 0)",
-    )
-    add_place_options(parser)
-
-
-def _add_task_changes(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
-    skipped = (*SEARCH_ONLY, *without)
-    add_task_options(parser, [name for name in TASK_OPTIONS if name not in skipped])

@@ -23,6 +23,16 @@ def known_functions() -> dict[str, Expression]:
     return {**library, **own_seeds}
 
 
+def name_of(expression: Expression) -> str:
+    """The name of a library function or own seed; of any other its text.
+
+    Example:
+      >>> name_of(parse("sum(abs(WI))")), name_of(parse("mean(X)*2"))
+      ('l1', 'mean(X)*2')
+    """
+    return next((name for name, found in known_functions().items() if found == expression), str(expression))
+
+
 def named_functions(functions: Sequence[Function] | Mapping[str, Function]) -> dict[str, Expression]:
     """Row name -> expression, l2 first if it is not among them; "random" and "scratch" are left out.
 
@@ -49,7 +59,7 @@ def named_functions(functions: Sequence[Function] | Mapping[str, Function]) -> d
         if isinstance(function, str) and function in ("random", "scratch"):
             continue
         expression = find_function(function)
-        name = key if key is not None else _name_of(expression)
+        name = key if key is not None else name_of(expression)
         if name in CONTROLS or (name == REFERENCE and expression is not library[REFERENCE]):
             raise ValueError(
                 f"{name!r} is the name of a row of its own, got {function!s} for it. Choose another name."
@@ -86,7 +96,3 @@ def find_function(function: Function) -> Expression:
             f"({', '.join(expression.type)}). Wrap it in sum(...) or mean(...)."
         )
     return expression
-
-
-def _name_of(expression: Expression) -> str:
-    return next((name for name, found in known_functions().items() if found == expression), str(expression))

@@ -177,7 +177,9 @@ def _merge_classes(moments: Moments, members: jax.Array) -> SetMoments:
     """Merges the classes that each row of `members` [L, K] marks with 1 into one set; rows make L sets."""
     weights = members * moments.count[None]  # [L, K]
     count = jnp.sum(weights, axis=1)
-    first = moments.offset[jnp.argmax(members, axis=1)]  # [L, D, C] of one class; classes of equal means add nothing
+    first = moments.offset[
+        jnp.argmax(members, axis=1)
+    ]  # [L, D, C] of one class; classes of equal means add nothing
     rest = (moments.offset[None] - first[:, None]) * weights[:, :, None, None]
     offset = first + jnp.sum(rest, axis=1) / count[:, None, None]
     spread = (moments.offset[None] - offset[:, None]) ** 2 * weights[:, :, None, None]  # [L, K, D, C]

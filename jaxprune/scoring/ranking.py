@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxprune.language.published import library
 from jaxprune.language.tree import Expression
+from jaxprune.scoring.compiled import missing_operands
 from jaxprune.scoring.evaluator import MAX_FLOPS, PopulationScores, Scorer
 from jaxprune.scoring.lanes import keep_registered
 from jaxprune.scoring.records import Observed, Operands
@@ -41,6 +42,23 @@ class Ranking:
     """Groups whose scores were all equal, which hold the scores of `l2` instead."""
     num_ties: int
     """Channels of the other groups that share their score with one of lower index."""
+
+
+Status = Literal["ok", "constant", "not finite", "missing operand", "refused"]
+"""What became of a function on a network; `constant` means equal scores in every group."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """The scores of one function on all channels of a network, as they are, and what became of it."""
+
+    scores: Mapping[str, np.ndarray]
+    """Group name -> [C] float64 scores; NaN where it was not evaluated or not finite."""
+    status: Status
+    detail: str
+    """Which operand, cost or first sub-expression, group and channel it is about; "" for `ok`."""
+    constant_groups: tuple[str, ...]
+    """Groups whose scores are all equal."""
 
 
 def score(
@@ -125,6 +143,44 @@ def rank_population(
     if operands.is_stacked:
         return [ranked[f] for f in functions]
     return [ranked[f][0] for f in functions]
+
+
+def score_functions(
+    functions: Sequence[Expression], operands: Observed, *, aggregation: Aggregation = "relative"
+) -> list[Scored]:
+    """Scores many functions on a network in one batched call; what fails says so and does not disturb the others.
+
+    Args:
+      functions: P pruning functions; one that comes twice is scored once and returned twice.
+      operands: what `observe` returns, of one network.
+      aggregation: see `Aggregation`.
+
+    Returns:
+      One record per function, in their order.
+
+    Raises:
+      TypeError: if `operands` is not what `observe` returns.
+      ValueError: for operands of several networks.
+
+    Example:
+      >>> from jaxprune.language.parsing import parse
+      >>> ops = Operands.from_arrays(features=np.eye(2), labels=[0, 1], kernel=[[1.0, -2.0], [3.0, 4.0]])
+      >>> observed = Observed({"dense.kernel": ops}, {"dense.kernel": ("dense.kernel",)})
+      >>> found = score_functions([parse("sum(abs(WI))"), parse("gamma"), parse("NX")], observed)
+      >>> [(each.status, each.detail) for each in found]
+      [('ok', ''), ('missing operand', 'gamma in dense.kernel'), ('constant', 'equal in every group')]
+    """
+    if not isinstance(operands, Observed):
+        raise TypeError(f"score_functions needs what observe returns, got {type(operands).__name__}.")
+    if operands.is_stacked:
+        raise ValueError(
+            f"score_functions needs the operands of one network, got {operands.num_members} stacked. "
+            "Use operands.member(i), or rank_population."
+        )
+    unique = list(dict.fromkeys(functions))
+    found = _score_producers(unique, operands)
+    scored = {f: _scored(f, row, found, operands, aggregation) for row, f in enumerate(unique)}
+    return [scored[f] for f in functions]
 
 
 def pruning_order(scores: np.ndarray) -> np.ndarray:
@@ -218,6 +274,23 @@ def _group_scores(
         group: aggregate([found[path][1].scores[row] for path in paths], aggregation)
         for group, paths in operands.groups.items()
     }
+
+
+def _scored(f: Expression, row: int, found: _Found, operands: Observed, aggregation: Aggregation) -> Scored:
+    scores = {name: each[0] for name, each in _group_scores(found, operands, row, aggregation).items()}
+    for path, (_, result) in found.items():
+        if result.reasons[row] is not None:
+            absent = missing_operands(f, operands[path])
+            if absent:
+                return Scored(scores, "missing operand", f"{' and '.join(absent)} in {path}", ())
+            return Scored(scores, "refused", f"{result.reasons[row]} ({path})".removeprefix("refused: "), ())
+    problem = _first_problem(f, row, 0, found, operands)
+    if problem is not None:
+        return Scored(scores, "not finite", problem.reason.removeprefix("not finite "), ())
+    equal = tuple(name for name, each in scores.items() if is_constant(each))
+    if len(equal) == len(scores):
+        return Scored(scores, "constant", "equal in every group", equal)
+    return Scored(scores, "ok", "", equal)
 
 
 def _first_problem(f: Expression, row: int, member: int, found: _Found, operands: Observed) -> Invalid | None:

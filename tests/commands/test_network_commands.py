@@ -1,12 +1,9 @@
-"""`jaxprune score` and `prune` on a trained network: scores, plans, costs and accuracies, and what cannot be."""
+"""`jaxprune prune` on a trained network: plans, costs and accuracies, and what cannot be."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 
-import numpy as np
 import pytest
 
 from jaxprune.cli import main
@@ -29,25 +26,6 @@ def run(bases_dir):
         return main([command, "--task", task, "--bases-dir", str(bases_dir), *arguments])
 
     return run
-
-
-def test_scores_are_a_table_csv_or_json_of_all_channels(run, capsys):
-    assert run("score", "l1", "mean(X) + 1") == 0
-    table = capsys.readouterr().out.splitlines()
-    assert table[0].split() == ["group", "channel", "l1", "mean(X)", "+", "1"] and len(table) == 1 + 8
-    assert run("score", "l1", "l2", "--format", "csv") == 0
-    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert [row["channel"] for row in rows] == [str(channel) for channel in range(8)]
-    assert run("score", "l1", "--format", "json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert list(found) == ["l1"]
-    np.testing.assert_allclose(found["l1"]["first.kernel"], [float(row["l1"]) for row in rows])
-    np.testing.assert_allclose(np.mean(found["l1"]["first.kernel"]), 1.0, rtol=1e-5)
-
-
-def test_scores_that_are_not_finite_are_noted(run, capsys):
-    assert run("score", "N/(NX - NX)") == 0
-    assert "is not finite at first.kernel channel 0" in capsys.readouterr().err
 
 
 def test_pruning_saves_plan_numbers_and_network(run, tmp_path, capsys):
@@ -88,10 +66,7 @@ def test_the_same_prune_twice_is_the_same(bases_dir):
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
-        ("score", ["abs(gamma)"], "gamma"),
-        ("score", ["mmmd"], "Did you mean 'mmd'"),
-        ("score", ["mX"], "a pruning function needs one number per channel, got mX of type (D)"),
-        ("score", ["l1", "--base", "-1"], "--base needs a number from 0, got -1."),
+        ("prune", ["--base", "-1"], "--base needs a number from 0, got -1."),
         (
             "prune",
             ["--metric", "bn_scale"],

@@ -1,0 +1,98 @@
+"""From a name, or `module:factory` of one's own, to a network."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from flax import nnx
+
+from jaxprune.nets import NETWORKS
+
+
+def find_network(
+    name: str, *, image_shape: Sequence[int] = (), num_classes: int = 10, seed: int = 0
+) -> nnx.Module:
+    """A freshly made network.
+
+    Args:
+      name: one of `NETWORKS`, in any spelling of its words ("lenet5", "LeNet5"), made with its default widths; or
+        `module:factory`, where the factory takes `nnx.Rngs` or nothing and returns a Flax NNX module.
+      image_shape: shape of one image, for networks of `NETWORKS`; () for their own default.
+      num_classes: width of the output of networks of `NETWORKS`.
+      seed: of the initial weights.
+
+    Raises:
+      ValueError: if there is no such network, module or factory, the factory needs other arguments, or it returns
+        something else.
+
+    Example:
+      >>> type(find_network("plain_conv_net", image_shape=(8, 8, 1))).__name__
+      'PlainConvNet'
+      >>> find_network("jaxprune.nets:PlainConvNet").image_shape
+      (8, 8, 1)
+    """
+    known = {_plain(each): make for each, make in NETWORKS.items()}
+    if _plain(name) in known:
+        shape = {"image_shape": tuple(image_shape)} if image_shape else {}
+        return known[_plain(name)](nnx.Rngs(seed), num_classes=num_classes, **shape)
+    module_name, separator, attribute = name.partition(":")
+    if not (separator and module_name and attribute):
+        near = difflib.get_close_matches(name, NETWORKS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"a network needs to be one of {', '.join(NETWORKS)}, or module:factory, got {name!r}.{hint}"
+        )
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"network {name!r} needs a module on the Python path with a function {attribute!r}: {error}."
+        ) from error
+    made = (
+        _call(factory, name, seed) if callable(factory) and not isinstance(factory, nnx.Module) else factory
+    )
+    if not isinstance(made, nnx.Module):
+        raise ValueError(
+            f"network {name!r} needs to be a factory of a Flax NNX module (flax.nnx.Module), "
+            f"got one that gives {type(made).__name__}. Let it return the network itself."
+        )
+    return made
+
+
+def look_in_working_directory() -> None:
+    """Lets modules of `module:factory` be found in the working directory; a console script has its own folder there."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+
+
+def _call(factory: Callable[..., object], name: str, seed: int) -> object:
+    """What the factory makes, given random streams if it takes any."""
+    is_class = inspect.isclass(factory)  # whose own signature is that of NNX's metaclass
+    try:
+        signature = inspect.signature(factory.__init__ if is_class else factory)
+    except ValueError:  # of something written in C
+        signature = inspect.Signature()
+    parameters = list(signature.parameters.values())[1 if is_class else 0 :]
+    single = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [each.name for each in parameters if each.default is each.empty and each.kind not in stars]
+    by_name = any(each.name == "rngs" and each.kind is not each.POSITIONAL_ONLY for each in parameters)
+    if by_name and set(needed) <= {"rngs"}:
+        return factory(rngs=nnx.Rngs(seed))
+    if not needed:
+        return factory()
+    if single and needed == [single[0].name]:
+        return factory(nnx.Rngs(seed))
+    raise ValueError(
+        f"network {name!r} needs a factory that takes flax.nnx.Rngs or nothing, got one that needs "
+        f"{', '.join(needed)}. Write a function that fills in the others."
+    )
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").replace("-", "").lower()
