@@ -13,6 +13,8 @@ from metric_definitions import DEFINITIONS, score_by_definition
 from jaxprune.language.operands import OPERANDS
 from jaxprune.language.published import library
 from jaxprune.pruning.observation import observe
+from jaxprune.pruning.planning import plan
+from jaxprune.pruning.slimming import slim
 from jaxprune.scoring.metric_functions import chip, fpgm, hrank, lamp, random_numbers
 from jaxprune.scoring.metrics import layer_scores, metrics, name_of, random
 from jaxprune.scoring.ranking import score
@@ -244,6 +246,18 @@ class TestOnANetwork:
             assert_close(found[group], expected[group], 2e-4)
             if name not in READS_SAMPLE:
                 assert_close(found[group], score(metrics[name], observed["whole"])[group], 2e-4)
+
+
+@pytest.mark.parametrize("name", metrics)
+def test_every_metric_makes_a_smaller_network(name, observed):
+    net, example = Net(nnx.Rngs(0)), jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
+    scores = score(metrics[name], observed["whole"])
+    made = plan(net, scores, example, kept_fraction=0.5)
+    assert made.kept_counts == {"conv1.kernel": 2, "conv2.kernel": 3}
+    for group, kept in made.kept.items():
+        assert scores[group][list(kept)].min() >= np.delete(scores[group], list(kept)).max()
+    if name == "chip":
+        assert slim(net, made)(jnp.zeros((1, 8, 8, 1))).shape == (1, 3)
 
 
 def test_apoz_counts_all_images_at_all_positions(observed):
