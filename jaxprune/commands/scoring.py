@@ -21,7 +21,7 @@ from jaxprune.commands.observing import (
 )
 
 if TYPE_CHECKING:
-    from jaxprune.language.tree import Expression
+    from jaxprune.scoring.metrics import PruningFunction
     from jaxprune.scoring.ranking import Scored
 
 SUFFIXES = (".csv", ".json")
@@ -60,7 +60,7 @@ def add_score(parser: argparse.ArgumentParser) -> None:
 
 def run_score(arguments: argparse.Namespace) -> int:
     """Prints or writes the scores of all channels; the exit status is 1 if no function has any."""
-    from jaxprune.evolution.naming import name_of
+    from jaxprune.evolution.naming import row_name
     from jaxprune.scoring.ranking import score_functions
 
     if arguments.output is not None and arguments.output.suffix not in SUFFIXES:
@@ -68,7 +68,7 @@ def run_score(arguments: argparse.Namespace) -> int:
     functions = read_formulas(arguments.formulas, arguments.file)
     network, observed = observed_of(arguments)
     found = score_functions(functions, observed, aggregation=arguments.aggregation)
-    names = [name_of(f) for f in functions]
+    names = [row_name(f) for f in functions]
     if arguments.output is not None:
         as_text = (
             as_csv(names, found) if arguments.output.suffix == ".csv" else as_json(network, functions, found)
@@ -89,7 +89,7 @@ def run_score(arguments: argparse.Namespace) -> int:
     return 0 if any(each.status == "ok" for each in found) else 1
 
 
-def read_formulas(texts: Sequence[str], file: Path | None = None) -> list[Expression]:
+def read_formulas(texts: Sequence[str], file: Path | None = None) -> list[PruningFunction]:
     """The functions of a command line and of a file, in their order; one that comes twice stays twice.
 
     Args:
@@ -143,14 +143,15 @@ def as_csv(names: Sequence[str], found: Sequence[Scored]) -> str:
     return text.getvalue()
 
 
-def as_json(network: str, functions: Sequence[Expression], found: Sequence[Scored]) -> str:
+def as_json(network: str, functions: Sequence[PruningFunction], found: Sequence[Scored]) -> str:
     """Every function with its status and its scores by group; a score that is not finite is null."""
-    from jaxprune.evolution.naming import name_of
+    from jaxprune.evolution.naming import row_name
+    from jaxprune.scoring.metrics import name_of
 
     plain = [
         {
-            "name": name_of(f),
-            "formula": str(f),
+            "name": row_name(f),
+            "formula": name_of(f),
             "status": each.status,
             "detail": each.detail,
             "constant_groups": list(each.constant_groups),

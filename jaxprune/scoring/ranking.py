@@ -10,17 +10,18 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard, cast
 
 import numpy as np
 
 from jaxprune.language.published import library
 from jaxprune.language.tree import Expression
-from jaxprune.scoring.compiled import missing_operands
+from jaxprune.scoring.compiled import explain_missing, missing_operands
 from jaxprune.scoring.evaluator import MAX_FLOPS, PopulationScores, Scorer
 from jaxprune.scoring.lanes import keep_registered
+from jaxprune.scoring.metrics import Metric, PruningFunction, layer_scores, name_of
 from jaxprune.scoring.records import Observed, Operands
-from jaxprune.types import Invalid
+from jaxprune.types import Array, Invalid
 
 Aggregation = Literal["relative", "mean", "max", "first"]
 """How the scores of a group's producers become one: `relative` is the mean of scores divided by their mean
@@ -62,12 +63,12 @@ class Scored:
 
 
 def score(
-    f: Expression, operands: Observed, *, aggregation: Aggregation = "relative"
+    f: PruningFunction, operands: Observed, *, aggregation: Aggregation = "relative"
 ) -> dict[str, np.ndarray]:
     """The score of every channel of every group of an observed network.
 
     Args:
-      f: a pruning function.
+      f: a pruning function: an expression, a metric, or any function from the `Operands` of one layer to [C] scores.
       operands: what `observe` returns.
       aggregation: how the scores of several producers of one group are joined, see `Aggregation`. The default
         divides by the mean magnitude in groups of one producer too, so that groups can be compared.
@@ -77,14 +78,17 @@ def score(
       the arithmetic makes NaN or infinite stay so.
 
     Raises:
-      TypeError: if `operands` is not what `observe` returns.
-      ValueError: if a producer lacks an operand, or the aggregation is unknown.
+      TypeError: if `operands` is not what `observe` returns, or `f` no pruning function.
+      ValueError: if a producer lacks an operand, a function does not give [C] numbers, or the aggregation is unknown.
 
     Example:
       >>> from jaxprune.language.parsing import parse
       >>> from jaxprune.scoring.records import Operands
       >>> ops = Operands.from_arrays(features=np.eye(2), labels=[0, 1], kernel=[[1.0, -2.0], [3.0, 4.0]])
-      >>> score(parse("sum(abs(WI))"), Observed({"dense.kernel": ops}, {"dense.kernel": ("dense.kernel",)}))
+      >>> observed = Observed({"dense.kernel": ops}, {"dense.kernel": ("dense.kernel",)})
+      >>> score(parse("sum(abs(WI))"), observed)
+      {'dense.kernel': array([0.8, 1.2])}
+      >>> score(lambda operands: abs(operands.filters).sum(0), observed)
       {'dense.kernel': array([0.8, 1.2])}
     """
     if not isinstance(operands, Observed):
@@ -92,11 +96,12 @@ def score(
             f"score needs what observe returns, got {type(operands).__name__}. "
             "For the Operands of one layer use compile(f)(operands)."
         )
+    f = _plainest(f)
     found = _score_producers([f], operands)
     reasons = [f"{path}: {result.reasons[0]}" for path, (_, result) in found.items() if result.reasons[0]]
     if reasons:
         raise ValueError(
-            f"{f} needs operands that every layer has, but {'; '.join(reasons)}. Use another function."
+            f"{name_of(f)} needs operands that every layer has, but {'; '.join(reasons)}. Use another function."
         )
     joined = {}
     for group, paths in operands.groups.items():
@@ -106,7 +111,7 @@ def score(
 
 
 def rank_population(
-    functions: Sequence[Expression], operands: Observed, *, aggregation: Aggregation = "relative"
+    functions: Sequence[PruningFunction], operands: Observed, *, aggregation: Aggregation = "relative"
 ) -> list[Ranking | Invalid] | list[list[Ranking | Invalid]]:
     """Ranks the channels of a network by many functions at once.
 
@@ -115,7 +120,7 @@ def rank_population(
     and where its scores are constant in every group.
 
     Args:
-      functions: P pruning functions.
+      functions: P pruning functions, as `score` takes them.
       operands: what `observe` returns, or several of these stacked.
       aggregation: see `Aggregation`.
 
@@ -130,10 +135,11 @@ def rank_population(
       >>> print(rank_population([parse("N / (NX - NX)")], observed)[0])
       invalid: not finite in group dense.kernel, channel 0: N/(NX - NX)
     """
+    functions = [_plainest(f) for f in functions]
     unique = list(dict.fromkeys([*functions, library["l2"]]))
     found = _score_producers(unique, operands)
     fallback = _group_scores(found, operands, unique.index(library["l2"]), aggregation)
-    ranked: dict[Expression, list[Ranking | Invalid]] = {}
+    ranked: dict[PruningFunction, list[Ranking | Invalid]] = {}
     for row, f in enumerate(unique):
         scores = _group_scores(found, operands, row, aggregation)
         ranked[f] = [
@@ -146,12 +152,12 @@ def rank_population(
 
 
 def score_functions(
-    functions: Sequence[Expression], operands: Observed, *, aggregation: Aggregation = "relative"
+    functions: Sequence[PruningFunction], operands: Observed, *, aggregation: Aggregation = "relative"
 ) -> list[Scored]:
     """Scores many functions on a network in one batched call; what fails says so and does not disturb the others.
 
     Args:
-      functions: P pruning functions; one that comes twice is scored once and returned twice.
+      functions: P pruning functions, as `score` takes them; one that comes twice is scored once and returned twice.
       operands: what `observe` returns, of one network.
       aggregation: see `Aggregation`.
 
@@ -177,6 +183,7 @@ def score_functions(
             f"score_functions needs the operands of one network, got {operands.num_members} stacked. "
             "Use operands.member(i), or rank_population."
         )
+    functions = [_plainest(f) for f in functions]
     unique = list(dict.fromkeys(functions))
     found = _score_producers(unique, operands)
     scored = {f: _scored(f, row, found, operands, aggregation) for row, f in enumerate(unique)}
@@ -236,19 +243,58 @@ _JOINED: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 _Found = dict[str, tuple[Scorer, PopulationScores]]
 
 
-def _score_producers(functions: Sequence[Expression], operands: Observed) -> _Found:
+def _plainest(f: PruningFunction) -> PruningFunction:
+    """The expression of a metric that is one, else what was given.
+
+    Raises:
+      TypeError: if it cannot score anything.
+    """
+    if not isinstance(f, Expression) and not callable(f):
+        raise TypeError(
+            "a pruning function must be an Expression, a Metric or a function of Operands, "
+            f"got {type(f).__name__}. Use parse(text) or metrics[name]."
+        )
+    return f.expression or f if isinstance(f, Metric) else f
+
+
+def _is_called(f: PruningFunction) -> TypeGuard[Metric | Callable[[Operands], Array]]:
+    """Whether it scores a layer by being called, rather than as part of a population of expressions."""
+    return callable(f) and not isinstance(f, Expression)
+
+
+def _score_producers(functions: Sequence[PruningFunction], operands: Observed) -> _Found:
     """Scores the functions on every producer, producers side by side: compiling a kernel occupies one core."""
     paths = list(dict.fromkeys(path for producers in operands.groups.values() for path in producers))
-    scorers = {path: _scorer(keep_registered(operands[path], functions)) for path in paths}
+    expressions = [cast(Expression, f) for f in functions if not _is_called(f)]
+    scorers = {path: _scorer(keep_registered(operands[path], expressions)) for path in paths}
 
     def run(path: str) -> PopulationScores:
-        found = scorers[path].run(functions)
+        found = scorers[path].run(expressions)
         channels = operands[path].num_channels
-        return PopulationScores(found.scores[..., :channels], found.reasons, found.is_sound[..., :channels])
+        own = iter(
+            PopulationScores(found.scores[row, :, :channels], [reason], found.is_sound[row, :, :channels])
+            for row, reason in enumerate(found.reasons)
+        )
+        rows = [_call(f, operands[path]) if _is_called(f) else next(own) for f in functions]
+        return PopulationScores(
+            np.stack([row.scores for row in rows]),
+            [row.reasons[0] for row in rows],
+            np.stack([row.is_sound for row in rows]),
+        )
 
     with ThreadPoolExecutor(max_workers=max(1, min(len(paths), os.cpu_count() or 1))) as pool:
         results = list(pool.map(run, paths))
     return {path: (scorers[path], result) for path, result in zip(paths, results, strict=True)}
+
+
+def _call(f: Metric | Callable[[Operands], Array], operands: Operands) -> PopulationScores:
+    """The row of one function that is called: [B, C] scores."""
+    absent = missing_operands(f, operands) if isinstance(f, Metric) else ()
+    if absent:
+        nothing = np.full((operands.num_members, operands.num_channels), np.nan, operands.dtype)
+        return PopulationScores(nothing, [explain_missing(absent)], np.isfinite(nothing))
+    scores = layer_scores(f, operands).astype(operands.dtype)
+    return PopulationScores(scores, [None], np.isfinite(scores))
 
 
 def _scorer(operands: Operands) -> Scorer:
@@ -276,11 +322,13 @@ def _group_scores(
     }
 
 
-def _scored(f: Expression, row: int, found: _Found, operands: Observed, aggregation: Aggregation) -> Scored:
+def _scored(
+    f: PruningFunction, row: int, found: _Found, operands: Observed, aggregation: Aggregation
+) -> Scored:
     scores = {name: each[0] for name, each in _group_scores(found, operands, row, aggregation).items()}
     for path, (_, result) in found.items():
         if result.reasons[row] is not None:
-            absent = missing_operands(f, operands[path])
+            absent = missing_operands(f, operands[path]) if isinstance(f, Expression | Metric) else ()
             if absent:
                 return Scored(scores, "missing operand", f"{' and '.join(absent)} in {path}", ())
             return Scored(scores, "refused", f"{result.reasons[row]} ({path})".removeprefix("refused: "), ())
@@ -293,7 +341,9 @@ def _scored(f: Expression, row: int, found: _Found, operands: Observed, aggregat
     return Scored(scores, "ok", "", equal)
 
 
-def _first_problem(f: Expression, row: int, member: int, found: _Found, operands: Observed) -> Invalid | None:
+def _first_problem(
+    f: PruningFunction, row: int, member: int, found: _Found, operands: Observed
+) -> Invalid | None:
     """Why a function gives no scores on a member, or None."""
     for group, paths in operands.groups.items():
         for path in paths:
@@ -303,8 +353,11 @@ def _first_problem(f: Expression, row: int, member: int, found: _Found, operands
                 return Invalid(f"{reason} ({path})")
             bad = np.flatnonzero(~result.is_sound[row, member])
             if bad.size:
-                offending = scorer.first_offending(f, member, int(bad[0]))
-                return Invalid(f"not finite in group {group}, channel {int(bad[0])}: {offending}")
+                channel = int(bad[0])
+                offending = name_of(f)
+                if isinstance(f, Expression):
+                    offending = str(scorer.first_offending(f, member, channel))
+                return Invalid(f"not finite in group {group}, channel {channel}: {offending}")
     return None
 
 

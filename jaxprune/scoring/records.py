@@ -17,7 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.scoring.checks import CheckedArrays, check_arrays, check_channel_indices, check_classes
+from jaxprune.scoring.checks import (
+    CheckedArrays,
+    check_arrays,
+    check_channel_indices,
+    check_classes,
+    check_space,
+)
 from jaxprune.scoring.moments import Moments, add_examples, zero_moments
 from jaxprune.types import Array
 
@@ -55,6 +61,8 @@ class Operands:
     """Number of sample rows of each class; static."""
     sample_is_full: bool = False
     """Whether the sample holds all examples at all positions; static."""
+    space: tuple[int, ...] = ()
+    """Spatial shape of the sample's positions, such as (H, W), of product D'; () for a dense layer; static."""
 
     @classmethod
     def from_arrays(
@@ -105,6 +113,7 @@ class Operands:
             beta=checked.beta,
             extras=checked.extras,
             sample_is_full=True,
+            space=np.shape(features)[1:-1],
         )
 
     @classmethod
@@ -120,6 +129,7 @@ class Operands:
         beta: jax.Array | None = None,
         extras: Mapping[str, jax.Array] | None = None,
         sample_is_full: bool = False,
+        space: tuple[int, ...] | None = None,
     ) -> Operands:
         """Operands from streamed moments and a sample; inside `jit` too, if `sample_labels` is concrete.
 
@@ -133,6 +143,7 @@ class Operands:
           beta: [C] normalisation shift.
           extras: [C, *axes] values of registered operands; an `NX` axis follows the order of `samples`.
           sample_is_full: whether `samples` is all that `moments` saw; then both views are one.
+          space: spatial shape of the sample's positions, of product D'; None stands for (D',).
 
         Returns:
           The operands, with samples sorted by class (stably).
@@ -151,6 +162,7 @@ class Operands:
         """
         labels = np.asarray(sample_labels)
         counts = check_classes(moments, samples, labels, kernel, outgoing)
+        shape = check_space(space, samples.shape[1])
         dtype = jnp.promote_types(samples.dtype, jnp.float32)
         order = np.argsort(labels, kind="stable")
         in_order = bool(np.all(order == np.arange(len(order))))
@@ -171,6 +183,7 @@ class Operands:
             extras=arrays,
             class_counts=counts,
             sample_is_full=sample_is_full,
+            space=shape,
         )
 
     @property
@@ -213,7 +226,8 @@ class Operands:
         last = partial(jnp.take, indices=index, axis=-1)
 
         def cut(moments: Moments) -> Moments:
-            return Moments(moments.count, last(moments.pivot), last(moments.offset), last(moments.m2))
+            cut_arrays = {name: last(array) for name, array in moments._asdict().items() if name != "count"}
+            return moments._replace(**cut_arrays)
 
         full = cut(self.moments)
         axis = 1 if self.is_stacked else 0
@@ -263,7 +277,7 @@ jax.tree_util.register_dataclass(
         "beta",
         "extras",
     ],
-    meta_fields=["class_counts", "sample_is_full"],
+    meta_fields=["class_counts", "sample_is_full", "space"],
 )
 
 

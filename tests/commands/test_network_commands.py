@@ -28,6 +28,12 @@ def run(bases_dir):
     return run
 
 
+def test_pruning_by_a_metric_that_is_no_formula(run, tmp_path, capsys):
+    assert run("prune", "--metric", "lamp", "--kept-fraction", "0.5", "--out", str(tmp_path)) == 0
+    assert capsys.readouterr().out.startswith("lamp  on ")
+    assert json.loads((tmp_path / "result.json").read_text())["formula"] == "lamp"
+
+
 def test_pruning_saves_plan_numbers_and_network(run, tmp_path, capsys):
     assert run("prune", "--metric", "l1", "--kept-fraction", "0.25", "--out", str(tmp_path)) == 0
     shown = capsys.readouterr().out

@@ -129,6 +129,13 @@ def test_formulas_come_from_a_file_too(score_own, tmp_path, capsys):
         read_formulas([], path)
 
 
+def test_metrics_of_the_zoo_score_by_their_names(score_own, capsys):
+    assert score_own("fpgm", "l1", "flap", "--format", "json") == 0
+    found = json.loads(capsys.readouterr().out)["functions"]
+    assert [each["name"] for each in found] == ["fpgm", "l1", "flap"]
+    assert len(set(found[0]["scores"]["first.kernel"])) == 8
+
+
 def test_a_csv_file_holds_all_digits(score_own, tmp_path, capsys):
     assert score_own("l1", "N/(NX - NX)", "--output", str(tmp_path / "scores.csv")) == 0
     rows = read_csv((tmp_path / "scores.csv").read_text())
