@@ -1,4 +1,4 @@
-"""Figures of what functions do to every layer: which channels they keep, and how their scores fall.
+"""Figures of what functions do to every layer: which channels they keep, how their scores fall, and who ranks alike.
 
 `save_figure` of `drawing` writes them.
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
     from jaxprune.evolution.comparison import LayerView
+    from jaxprune.scoring.correlation import Correlations
 
 
 def overlap_figure(views: Sequence[LayerView], title: str = "") -> Figure:
@@ -141,6 +142,50 @@ def scores_figure(views: Sequence[LayerView], title: str = "") -> Figure:
             f"{heading}: {title}" if title else heading, fontweight="bold", x=0.01, ha="left", fontsize=11
         )
         legend_below(figure, handles)
+    return figure
+
+
+def correlation_figure(found: Correlations, title: str = "") -> Figure:
+    """How alike one function and every metric rank the channels: a heat map of metrics by layers.
+
+    Red is the same order, blue the reverse; grey where the scores of either are all equal.
+
+    Args:
+      found: from `correlate`.
+      title: a heading, such as the formula and the network.
+
+    Returns:
+      A figure for `save_figure`.
+    """
+    heads = [*map(_layer, found.groups), "mean of layers", "all together"]
+    table = np.column_stack([found.by_group, found.mean, found.together])
+    gap = len(found.groups)
+    names = [shortened(name, NAME_LENGTH) for name in found.names]
+    width = 0.5 * len(heads) + 0.085 * max(map(len, [*names, "metric"])) + 2.2
+    with new_figure(max(width, 5.5), 0.27 * len(names) + 1.9) as figure:
+        import matplotlib as mpl
+
+        axes = figure.add_subplot()
+        colors = mpl.colormaps["RdBu_r"].with_extremes(bad="#ececec")
+        image = axes.imshow(table, cmap=colors, vmin=-1.5, vmax=1.5, aspect="auto")
+        for i, j in np.ndindex(*table.shape):
+            if np.isfinite(table[i, j]):
+                size = 8 if len(heads) <= 20 else 6
+                axes.text(j, i, f"{table[i, j]:.2f}", ha="center", va="center", fontsize=size, color=DARK)
+        axes.axvline(gap - 0.5, color="white", lw=4)
+        axes.set_xticks(range(len(heads)), heads, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        bar = figure.colorbar(image, ax=axes, shrink=0.6, aspect=18, ticks=[-1, 0, 1])
+        bar.ax.set_ylim(-1, 1)
+        bar.set_ticks([-1, 0, 1], labels=["reverse order", "unrelated", "same order"])
+        bar.outline.set_visible(False)
+        figure.suptitle(
+            f"Rank correlation with every metric\n{shortened(title, 90)}".rstrip(), fontweight="bold", x=0.01,
+            ha="left", fontsize=11,
+        )  # fmt: skip
     return figure
 
 

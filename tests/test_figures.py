@@ -20,7 +20,8 @@ from jaxprune.evolution.comparison import LayerView
 from jaxprune.figures import fitness_figure, pareto_figure
 from jaxprune.language.parsing import parse
 from jaxprune.language.published import library, own_seeds
-from jaxprune.layer_figures import overlap_figure, overlaps, scores_figure
+from jaxprune.layer_figures import correlation_figure, overlap_figure, overlaps, scores_figure
+from jaxprune.scoring.correlation import Correlations
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -56,6 +57,14 @@ def overlapping(figure):
     return found
 
 
+def correlations(num_names=3, num_groups=4):
+    table = np.random.default_rng(0).uniform(-1, 1, (num_names, num_groups + 2))
+    table[-1, 0] = np.nan
+    names = tuple(f"a_metric_of_long_name_{i}" for i in range(num_names))
+    groups = tuple(f"block{i}.conv.kernel" for i in range(num_groups))
+    return Correlations(names, groups, table[:, :-2], table[:, -2], table[:, -1], {})
+
+
 FIGURES = {
     "fitness": lambda: fitness_figure(searched().state),
     "pareto": lambda: pareto_figure(searched().state),
@@ -63,6 +72,8 @@ FIGURES = {
     "ranks": lambda: ranks_figure(compared()),
     "overlap": lambda: overlap_figure(layers(), "digits, base 0"),
     "overlap of many layers": lambda: overlap_figure(layers(widths=(16,) * 5)),
+    "correlation": lambda: correlation_figure(correlations(), "mean_shift_outgoing, digits, base 0"),
+    "correlations of many layers": lambda: correlation_figure(correlations(30, 24)),
     "scores": lambda: scores_figure(layers(widths=(16, 64, 500, 20)), "digits, base 0"),
     "calibration": lambda: calibration_figure(calibrated()),
     "tree": lambda: tree_figure(library["evolved_eq3"], "evolved_eq3"),
@@ -285,3 +296,12 @@ def test_calibration_figure_without_oracle_or_components():
 
 def test_levels_cover_the_usual_rows():
     assert {"winner", "l2", "l1", "random", "scratch"} <= LEVELS.keys() & LOOKS.keys()
+
+
+def test_rank_correlations_are_written_where_they_are_defined():
+    found = correlations()
+    figure = correlation_figure(found, "mine")
+    shown = texts(figure)
+    assert f"{found.by_group[0, 1]:.2f}" in shown and f"{found.together[2]:.2f}" in shown
+    assert not [text for text in shown if "nan" in text]
+    assert {"block0.conv", "mean of layers", "all together"} <= {*shown} and "mine" in figure.get_suptitle()

@@ -1,4 +1,7 @@
-"""`jaxprune list` and `jaxprune explain`: what there is, and what a formula says. Nothing is trained or compiled."""
+"""`jaxprune list` and `jaxprune explain`: what there is, and what a formula says.
+
+Nothing is trained or compiled, unless `explain` is to look at a network.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,13 @@ from pathlib import Path
 from typing import get_args
 
 from jaxprune.commands.common import columns, note, say, write_file
+from jaxprune.commands.likeness import Likeness, as_facts, as_lines, likeness
+from jaxprune.commands.observing import (
+    add_base_options,
+    add_own_network_options,
+    is_network_given,
+    observed_of,
+)
 from jaxprune.config import closest
 from jaxprune.language.axes import type_name
 from jaxprune.language.operands import OPERANDS
@@ -161,11 +171,22 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--only", choices=FACTS, help="print this fact alone")
     parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument(
+        "--figure",
+        type=Path,
+        metavar="FILE.png",
+        help="draw the rank correlations with every metric, on --task or --network (needs matplotlib)",
+    )
+    add_base_options(parser, default="with it come the cost there, and which metrics rank alike")
+    add_own_network_options(parser)
 
 
 def run_explain(arguments: argparse.Namespace) -> int:
-    """Prints what a formula is."""
+    """Prints what a formula is; where a network is named, what it costs there and which metrics rank like it."""
     f = find_formula(arguments.formula)
+    has_network = is_network_given(arguments)
+    if arguments.figure is not None and not has_network:
+        raise ValueError("--figure needs a network to score, got none. Name one with --task or --network.")
     if arguments.tree is not None:
         from jaxprune.drawing import save_figure, tree_figure
 
@@ -174,10 +195,11 @@ def run_explain(arguments: argparse.Namespace) -> int:
         say(f.code(arguments.code).rstrip("\n"))
         return 0
     facts = explain(f)
+    found = _likeness(f, arguments) if has_network and not arguments.only else None
     if arguments.only:
         say(str(facts[arguments.only]))
     elif arguments.json:
-        say(json.dumps(facts, indent=2))
+        say(json.dumps(facts if found is None else facts | as_facts(found), indent=2))
     else:
         shown = {name: value for name, value in facts.items() if value not in ("", None)}
         width = max(map(len, shown))
@@ -190,7 +212,31 @@ def run_explain(arguments: argparse.Namespace) -> int:
                 f"This is no pruning function yet: its value has the axes {type_name(f.type)}. "
                 "Reduce it to one number, with sum(...) or mean(...) for instance."
             )
+        for line in [] if found is None else ["", *as_lines(found)]:
+            say(line)
     return 0
+
+
+def _likeness(f: Expression, arguments: argparse.Namespace) -> Likeness:
+    """The formula on the network of the command line; draws the figure if one is wanted."""
+    from jaxprune.scoring.compiled import check_scalar
+
+    check_scalar(f)
+    network, observed = observed_of(arguments)
+    found = likeness(f, network, observed)
+    correlations = found.correlations
+    if arguments.figure is not None and correlations is None:
+        raise ValueError(
+            f"--figure needs a formula with scores on {network}, got one that is {found.scored.status}: "
+            f"{found.scored.detail}."
+        )
+    if arguments.figure is not None and correlations is not None:
+        from jaxprune.drawing import save_figure
+        from jaxprune.layer_figures import correlation_figure
+
+        title = f"{_name_of(f) or f}, {network}"
+        write_file(arguments.figure, lambda path: save_figure(correlation_figure(correlations, title), path))
+    return found
 
 
 def explain(f: Expression) -> Row:

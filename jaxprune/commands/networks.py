@@ -81,12 +81,12 @@ def run_prune(arguments: argparse.Namespace) -> int:
         "multiple_of": arguments.multiple_of,
         "ignore": tuple(arguments.ignore),
     }
-    pruned = prune_base(pool, arguments.base, f, **budget, **extra)
+    pruned = prune_base(pool, arguments.base or 0, f, **budget, **extra)
     kept = [
         (group, f"{len(channels)} of {pruned.plan.widths[group]}")
         for group, channels in pruned.plan.kept.items()
     ]
-    say(f"{name_of(f)}  on {pool.task.name}, base {arguments.base}")
+    say(f"{name_of(f)}  on {pool.task.name}, base {arguments.base or 0}")
     say(columns([("group", "kept"), *kept]))
     say()
     rows = [

@@ -185,7 +185,7 @@ def score_functions(
         )
     functions = [_plainest(f) for f in functions]
     unique = list(dict.fromkeys(functions))
-    found = _score_producers(unique, operands)
+    found = _score_producers(unique, operands) if unique else {}
     scored = {f: _scored(f, row, found, operands, aggregation) for row, f in enumerate(unique)}
     return [scored[f] for f in functions]
 

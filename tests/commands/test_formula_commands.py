@@ -81,6 +81,77 @@ def test_tree_in_a_place_that_cannot_be_written(tmp_path, capsys):
     assert "needs to be a place that can be written to" in capsys.readouterr().err
 
 
+@pytest.fixture
+def data(tmp_path):
+    """24 examples of 2 classes for `own_networks.SmallNet`."""
+    images = np.random.default_rng(0).normal(size=(24, 5)).astype(np.float32)
+    np.savez(tmp_path / "mine.npz", images=images, labels=np.arange(24) % 2)
+    return str(tmp_path / "mine.npz")
+
+
+@pytest.fixture
+def explain_own(data):
+    return lambda *given: main(["explain", *given, "--network", "own_networks:seeded", "--data", data])
+
+
+def test_explain_on_a_network_tells_cost_and_likeness(explain_own, capsys):
+    assert explain_own("2 * l1_of_mine + 1".replace("l1_of_mine", "sum(abs(WI))")) == 0
+    shown = capsys.readouterr().out
+    assert (
+        "estimated cost on own_networks:seeded on" in shown
+        and "rank correlations on own_networks:seeded" in shown
+    )
+    rows = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line.startswith("  ")}
+    assert rows["first.kernel"][0] == "8"
+    assert rows["l1"] == ["+1.00", "+1.00", "+1.00"], "an increasing function of l1 keeps its order"
+    assert "bn_scale: missing operand: gamma in first.kernel" in shown
+    assert {"fpgm", "mean_shift_outgoing", "random"} <= rows.keys()
+
+
+def test_explain_on_a_network_as_json_and_figure(explain_own, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "new" / "likeness.png"
+    assert explain_own("l2", "--json", "--figure", str(path)) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["formula"] == "sqrt(sum(square(WI)))" and facts["status"] == "ok"
+    assert facts["cost"][0] | {"flops": 0} == {
+        "producer": "first.kernel", "channels": 8, "bytes_per_channel": 20, "flops": 0, "refusal": "",
+    }  # fmt: skip
+    found = facts["rank_correlations"]
+    assert found["l2"] == pytest.approx({"first.kernel": 1.0, "mean": 1.0, "together": 1.0})
+    assert abs(found["random"]["mean"]) < 1 and "random" in [*found][5:], "the most alike come first"
+    assert "bn_scale" in facts["not_compared"]
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_explain_on_a_base_of_a_task(tmp_path, capsys):
+    assert main(["explain", "l1", "--task", "cli_tasks:small", "--bases-dir", str(tmp_path)]) == 0
+    assert "rank correlations on small, base 0" in capsys.readouterr().out
+
+
+def test_a_formula_without_scores_still_has_a_cost(explain_own, tmp_path, capsys):
+    assert explain_own("abs(gamma)") == 0
+    shown = capsys.readouterr().out
+    assert "first.kernel: operand gamma is missing" in shown
+    assert "no rank correlations: missing operand, gamma in first.kernel" in shown
+    assert explain_own("N + 1", "--figure", str(tmp_path / "none.png")) == 2
+    assert "--figure needs a formula with scores on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["l1", "--figure", "x.png"], "--figure needs a network to score, got none. Name one with --task or --network"),
+        (["mX", "--network", "lenet5", "--data", "digits"], "a pruning function must be a scalar per channel, got mX"),
+        (["l1", "--network", "lenet5"], "--network needs images to observe it on, got none. Name them with --data."),
+        (["l1", "--data", "digits"], "--data needs --network, got none."),
+    ],
+)  # fmt: skip
+def test_networks_that_explain_cannot_use_are_explained(arguments, message, capsys):
+    assert main(["explain", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("formula", "message"),
     [

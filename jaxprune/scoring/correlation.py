@@ -1,0 +1,106 @@
+"""How alike functions rank the channels of a network: Spearman's rank correlation, layer by layer and overall."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxprune.scoring.ranking import Scored, is_constant
+
+
+@dataclass(frozen=True, eq=False)
+class Correlations:
+    """Rank correlations of one function with M others on a network of G groups."""
+
+    names: tuple[str, ...]
+    """The others, the most alike first: by the mean magnitude over groups."""
+    groups: tuple[str, ...]
+    """Group names, in program order."""
+    by_group: np.ndarray
+    """[M, G] in [-1, 1]; NaN where the scores of either are all equal."""
+    mean: np.ndarray
+    """[M] mean over groups, those with NaN left out."""
+    together: np.ndarray
+    """[M] over all channels of the network at once, by relative scores."""
+    left_out: Mapping[str, str]
+    """Name -> why another function has no scores to compare."""
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rank correlation of two vectors, ties at their mean rank; NaN if either is constant.
+
+    Example:
+      >>> rank_correlation(np.array([1.0, 2.0, 9.0]), np.array([0.1, 0.2, 0.3]))
+      1.0
+      >>> rank_correlation(np.array([1.0, 2.0, 9.0]), np.ones(3))
+      nan
+
+    Source:
+      Spearman, The Proof and Measurement of Association between Two Things, 1904.
+    """
+    return float(rank_correlations([a, b])[0, 1])
+
+
+def rank_correlations(scores: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """Spearman's rank correlations of P score vectors with each other.
+
+    Args:
+      scores: [P, C] finite numbers.
+
+    Returns:
+      [P, P] in [-1, 1], with rows and columns of NaN for scores that do not differ.
+
+    Example:
+      >>> rank_correlations(np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])).tolist()
+      [[1.0, -1.0], [-1.0, 1.0]]
+    """
+    from scipy.stats import rankdata
+
+    table = np.asarray(scores, np.float64)
+    ranks = rankdata(table, axis=1)
+    ranks[[is_constant(row) for row in table]] = np.nan
+    centred = ranks - ranks.mean(axis=1, keepdims=True)
+    unit = centred / np.sqrt(np.sum(centred**2, axis=1, keepdims=True))
+    return np.round(unit @ unit.T, 12)  # so that equal orders are 1 exactly
+
+
+def correlate(f: Scored, others: Mapping[str, Scored]) -> Correlations:
+    """How alike one function and each of some others rank the channels of a network.
+
+    Args:
+      f: its scores, all finite, from `score_functions`.
+      others: name -> scores on the same network.
+
+    Raises:
+      ValueError: if `f` has no scores that differ.
+
+    Example:
+      >>> ours = Scored({"a": np.array([1.0, 2.0, 4.0])}, "ok", "", ())
+      >>> other = Scored({"a": np.array([3.0, 2.0, 1.0])}, "ok", "", ())
+      >>> found = correlate(ours, {"other": other, "none": Scored({}, "refused", "too large", ())})
+      >>> found.by_group.round(9).tolist(), dict(found.left_out)
+      ([[-1.0]], {'none': 'refused: too large'})
+    """
+    if f.status != "ok":
+        raise ValueError(
+            f"rank correlations need finite scores that differ, got a function that is {f.status}: {f.detail}."
+        )
+    groups = tuple(f.scores)
+    left_out = {name: f"{each.status}: {each.detail}" for name, each in others.items() if each.status != "ok"}
+    found = {name: each.scores for name, each in others.items() if name not in left_out}
+    table = np.array(
+        [[rank_correlation(f.scores[g], scores[g]) for g in groups] for scores in found.values()]
+    ).reshape(len(found), len(groups))
+    together = [rank_correlation(_joined(f.scores, groups), _joined(each, groups)) for each in found.values()]
+    with np.errstate(invalid="ignore"):
+        counts = np.sum(np.isfinite(table), axis=1)
+        mean = np.nansum(table, axis=1) / np.where(counts > 0, counts, np.nan)
+    order = np.argsort(np.where(np.isfinite(mean), -np.abs(mean), np.inf), kind="stable")
+    names = tuple(np.array([*found], object)[order])
+    return Correlations(names, groups, table[order], mean[order], np.array(together)[order], left_out)
+
+
+def _joined(scores: Mapping[str, np.ndarray], groups: Sequence[str]) -> np.ndarray:
+    return np.concatenate([scores[group] for group in groups])

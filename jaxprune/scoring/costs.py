@@ -1,0 +1,62 @@
+"""What a function would cost on every layer of an observed network, from shapes alone."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from jaxprune.language.tree import Expression
+from jaxprune.scoring.analysis import estimate_cost
+from jaxprune.scoring.compiled import explain_missing, missing_operands, view_of
+from jaxprune.scoring.evaluator import BUDGET_BYTES, MAX_FLOPS
+from jaxprune.scoring.lanes import axis_sizes
+from jaxprune.scoring.records import Observed
+
+
+class LayerCost(NamedTuple):
+    """The cost of one function on one layer."""
+
+    producer: str
+    """Path of the kernel whose channels are scored."""
+    channels: int
+    """C."""
+    bytes_per_channel: int
+    """Of the largest value on the way, over all classes; the engine takes as many channels at once as fit."""
+    flops: float
+    """Operations in all, over all classes and channels."""
+    refusal: str
+    """Why it would not be evaluated; "" if it would."""
+
+
+def layer_costs(
+    f: Expression, observed: Observed, *, budget_bytes: int = BUDGET_BYTES, max_flops: float = MAX_FLOPS
+) -> list[LayerCost]:
+    """The estimated cost of a function on every producer; nothing is evaluated.
+
+    Args:
+      f: a pruning function.
+      observed: what `observe` returns.
+      budget_bytes: memory for values, of which one channel may take a quarter.
+      max_flops: operations that a function may cost on one layer.
+
+    Example:
+      >>> import numpy as np
+      >>> from jaxprune.language.parsing import parse
+      >>> from jaxprune.scoring.records import Operands
+      >>> ops = Operands.from_arrays(features=np.eye(2), labels=[0, 1], kernel=np.eye(2))
+      >>> observed = Observed({"dense.kernel": ops}, {"dense.kernel": ("dense.kernel",)})
+      >>> layer_costs(parse("sum(abs(WI))"), observed)[0][1:]
+      (2, 8, 8.0, '')
+    """
+    found = []
+    for path, operands in observed.items():
+        cost = estimate_cost(f, axis_sizes(operands, view_of(f, operands)), operands.dtype.itemsize)
+        absent = missing_operands(f, operands)
+        refusal = ""
+        if absent:
+            refusal = explain_missing(absent)
+        elif cost.flops > max_flops:
+            refusal = f"refused: more than {max_flops:.1e} operations"
+        elif 4 * cost.bytes_per_channel > budget_bytes:
+            refusal = f"refused: more than {budget_bytes // 4:.1e} bytes for one channel"
+        found.append(LayerCost(path, operands.num_channels, cost.bytes_per_channel, cost.flops, refusal))
+    return found
