@@ -46,6 +46,18 @@ def test_every_subcommand_of_the_readme_exists(capsys):
         assert command in capsys.readouterr().out
 
 
+def test_every_option_of_the_readme_exists(capsys):
+    from jaxprune.cli import main
+
+    lines = [line.partition("#")[0] for line in COMMANDS.splitlines() if line.startswith("jaxprune ")]
+    told = [(line.split()[1], flag) for line in lines for flag in re.findall(r"--[a-z-]+", line)]
+    assert ("score", "--network") in told
+    for command, flag in told:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert re.search(rf"{flag}\b", capsys.readouterr().out), f"{command} {flag}"
+
+
 def test_the_table_of_names_is_what_the_package_exports():
     import jaxprune
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 from jaxprune.commands.common import columns, note, say, write_file
-from jaxprune.commands.likeness import Likeness, as_facts, as_lines, likeness
+from jaxprune.commands.likeness import Likeness, as_facts, as_lines, find_likeness
 from jaxprune.commands.observing import (
     add_base_options,
     add_own_network_options,
@@ -223,7 +223,7 @@ def _likeness(f: Expression, arguments: argparse.Namespace) -> Likeness:
 
     check_scalar(f)
     network, observed = observed_of(arguments)
-    found = likeness(f, network, observed)
+    found = find_likeness(f, network, observed)
     correlations = found.correlations
     if arguments.figure is not None and correlations is None:
         raise ValueError(

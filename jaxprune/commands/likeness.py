@@ -30,7 +30,7 @@ class Likeness:
     """With every named function that has scores there; None if the formula itself has none."""
 
 
-def likeness(f: Expression, network: str, observed: Observed) -> Likeness:
+def find_likeness(f: Expression, network: str, observed: Observed) -> Likeness:
     """Scores a formula and every named function on a network in one batched call, and compares their orders.
 
     Args:

@@ -50,7 +50,7 @@ def test_the_most_alike_come_first_and_the_unscored_are_named():
         "little": scored(a=[1, 3, 2, 4], b=[2, 1, 3]),
         "reverse": scored(a=[4, 3, 2, 1], b=[30, 20, 10]),
         "half": scored(a=[2, 2, 2, 2], b=[1, 2, 3]),
-        "flat": scored(a=[1, 1, 1, 1], b=[0, 0, 0]),
+        "flat": scored(a=[1, 1, 1, 1], b=[1, 1, 1]),
         "none": Scored({}, "missing operand", "gamma in a", ()),
     }
     found = correlate(f, others)
