@@ -7,6 +7,7 @@ stacked operands too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -177,9 +178,8 @@ def chip(operands: Operands) -> jax.Array:
 
     \(\operatorname{mean}_n (\lVert A_n \rVert_* - \lVert M_c \circ A_n \rVert_*)\), with A_n the C x HW maps and M_c
     zero in row c. Without a channel whose maps are combinations of the others' little is lost: it scores low. The
-    others are the channels that `operands` holds (after `take`, only these). With r = min(C, HW) this costs the
-    singular values of one r x r matrix per example and channel, found from one decomposition per example without
-    squaring anything; `observe(num_samples=...)` bounds the examples. Maps of the sample may be pooled, see `hrank`.
+    others are the channels that `operands` holds (after `take`, only these). This costs one singular value
+    decomposition per example, not one per channel. Maps of the sample may be pooled, see `hrank`.
 
     Returns:
       [C] scores >= 0.
@@ -194,27 +194,44 @@ def chip(operands: Operands) -> jax.Array:
       Sui et al., CHIP: Channel Independence-based Pruning for Compact Neural Networks, NeurIPS 2021, sec. 3
       (the channel independence of one channel).
     """
-    rank = min(operands.num_channels, operands.samples.shape[1])
-    batch = _batch(rank * rank, operands.num_channels)
+    return jnp.mean(jax.lax.map(_lost_norms, operands.samples), axis=0)
 
-    def losses(maps: jax.Array) -> jax.Array:
-        left, values, _ = jnp.linalg.svd(maps.T, full_matrices=False)
-        # A without row c has the Gram matrix S (I - u u') S = (T S)'(T S), where u is row c of U and T is the symmetric
-        # square root I - u u' / (1 + sqrt(1 - |u|^2)). That root comes from u's products with the other rows: a
-        # difference would leave half of the digits where it is small.
-        products = jnp.matmul(left, left.T, precision=HIGHEST)
-        others = jnp.sum(jnp.square(products) * (1 - jnp.eye(len(left), dtype=left.dtype)), axis=1)
-        own = jnp.diagonal(products)
-        root = jnp.sqrt(jnp.where(own > 0, jnp.minimum(others / jnp.where(own > 0, own, 1), 1), 1))
 
-        def norm_without(row_and_root: tuple[jax.Array, jax.Array]) -> jax.Array:
-            row, root = row_and_root
-            projected = jnp.diag(values) - row[:, None] * (row * values)[None] / (1 + root)
-            return jnp.sum(jnp.linalg.svd(projected, compute_uv=False))
+def _lost_norms(maps: jax.Array) -> jax.Array:
+    """[C] what the nuclear norm of [D, C] maps loses without each channel.
 
-        return jnp.sum(values) - jax.lax.map(norm_without, (left, root), batch_size=batch)
+    The trace of sqrt(M) is an integral over t of log(1 + M / t^2) / pi, and without the row that has u in A = U S V'
+    the determinant of S^2 + t^2 shrinks by f = 1 - |u|^2 + sum_i u_i^2 t^2 / (s_i^2 + t^2). So what is lost is the
+    integral of -log(f) / pi: on a grid of log(t) the trapezoid rule is exact up to exp(-pi^2 / step), and all channels
+    are one matrix product. No difference of norms is taken.
+    """
+    left, values, _ = jnp.linalg.svd(maps.T, full_matrices=False)
+    largest = values[0]
+    relative = values / jnp.where(largest > 0, largest, 1)
+    digits = -math.log(jnp.finfo(maps.dtype).eps)
+    step = math.pi**2 / (digits + 2)
+    logs = np.arange(-digits - 3, digits + 3, step)
+    grid = jnp.asarray(np.exp(logs), maps.dtype)
+    sums = jnp.square(relative)[:, None] + jnp.square(grid)[None]
+    shares = jnp.square(left)
+    shrunk = jnp.matmul(shares, jnp.square(relative)[:, None] / sums, precision=HIGHEST)  # 1 - f, [C, grid]
+    rest = jnp.matmul(shares, jnp.square(grid)[None] / sums, precision=HIGHEST) + _rests(left)[:, None]  # f
+    is_small = shrunk < 0.5
+    integrand = jnp.where(
+        is_small, -jnp.log1p(-jnp.where(is_small, shrunk, 0)), -jnp.log(jnp.where(is_small, 1, rest))
+    )
+    return largest * jnp.maximum(jnp.sum(integrand * grid[None], axis=1), 0) * step / math.pi
 
-    return jnp.maximum(jnp.mean(jax.lax.map(losses, operands.samples), axis=0), 0)
+
+def _rests(left: jax.Array) -> jax.Array:
+    """[C] 1 - |u|^2 of the rows u of [C, r] with orthonormal columns.
+
+    From u's products with the other rows: a difference would keep no digits where it is small.
+    """
+    products = jnp.matmul(left, left.T, precision=HIGHEST)
+    others = jnp.sum(jnp.square(products) * (1 - jnp.eye(len(left), dtype=left.dtype)), axis=1)
+    own = jnp.diagonal(products)
+    return jnp.where(own > 0, jnp.minimum(others / jnp.where(own > 0, own, 1), 1), 1)
 
 
 def _batch(entries: int, count: int) -> int:

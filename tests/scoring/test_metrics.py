@@ -188,6 +188,20 @@ class TestByHand:
         ops = Operands.from_arrays(features=maps, labels=[0, 1], kernel=np.eye(3))
         np.testing.assert_allclose(chip(ops), [3, 2**0.5 - 1, 2**0.5 - 1], rtol=1e-5)
 
+    def test_chip_keeps_its_digits_where_channels_differ_in_scale(self):
+        """Against float64 singular values with and without each row: dead, repeated and tiny channels."""
+        rng = np.random.default_rng(3)
+        maps = np.maximum(rng.standard_normal((2, 5, 6, 40)), 0).astype(np.float32)
+        maps[..., 0], maps[..., 1], maps[..., 2] = 0, maps[..., 3], 1e-4 * maps[..., 2]
+        arrays = {"labels": np.array([0, 1]), "features": maps, "gamma": np.ones(40)}
+        weights = {"kernel": np.ones((1, 40)), "outgoing": np.ones((40, 1))}
+        expected = score_by_definition("chip", **arrays, **weights)
+        found = chip(Operands.from_arrays(**arrays, kernel=weights["kernel"]))
+        norm = np.linalg.svd(maps.reshape(2, 30, 40), compute_uv=False).sum(-1).max()
+        assert np.abs(found - expected).max() < 1e-6 * norm
+        alive = expected > 1e-3
+        np.testing.assert_allclose(found[alive], expected[alive], rtol=1e-4)
+
     def test_wanda_thinet_and_flap_of_one_channel(self):
         """X = 1, 3: mean square 5, variance 1; consumers -1 and 2."""
         ops = Operands.from_arrays(
