@@ -58,13 +58,13 @@ def ranks(each: Scored) -> np.ndarray:
 
 
 def draw(table: np.ndarray, picture: Path) -> None:
-    with new_figure(6.4, 5.4) as figure:
+    with new_figure(5, 4.2) as figure:
         import matplotlib as mpl
 
         axes = figure.add_subplot()
         image = axes.imshow(table, cmap=mpl.colormaps["Blues"].resampled(10), vmin=0, vmax=1)
-        axes.set_title(f"Rank correlations of {len(table)} random formulas, clustered", color=DARK)
+        axes.set_title(f"{len(table)} random formulas, clustered", color=DARK)
         axes.set_xlabel("formula")
         axes.set_ylabel("formula")
-        figure.colorbar(image, ax=axes, shrink=0.7, label="magnitude, mean over groups")
+        figure.colorbar(image, ax=axes, shrink=0.7, label="rank correlation, magnitude")
     print("wrote", save_figure(figure, picture).name)
