@@ -27,7 +27,7 @@ from jaxprune.scoring.records import Operands
 TOLERANCE = 1e-5
 SHAKES = (1, 2)
 MOST_EXEMPT = 0.05
-LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+LARGEST_SQUARED = float(np.sqrt(np.finfo(np.float32).max))
 
 
 def make_layer(space, class_counts, *, channels=6, fan_in=(3, 3, 2), has_norm=True, seed=0):
@@ -103,7 +103,7 @@ def is_right(found, value, largest):
     if not np.isfinite(value):
         return not np.isfinite(found)
     if not np.isfinite(found):
-        return not largest**2 < LARGEST_FLOAT32
+        return not largest < LARGEST_SQUARED
     return abs(found - value) <= TOLERANCE * largest
 
 
