@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from jaxprune.language.axes import SAMPLE_AXES
 from jaxprune.language.tree import Expression
 from jaxprune.scoring.analysis import View, bytes_per_channel, evaluated_nodes, lanes_of, moment_answer
 from jaxprune.scoring.graph import NodeKey, ValueGraph
@@ -49,8 +50,11 @@ class Layout(NamedTuple):
         """Channels per block for a boundary: a power of two, fewer for heavier formulas, at most C."""
         nodes = [part for part in evaluated_nodes(node) if lanes_of(part).channel]
         own = max((bytes_per_channel(part, self.sizes, self.itemsize) for part in nodes), default=1)
-        reference = self.sizes["K"] * self.sizes["NQ"] * self.sizes["D"] * self.itemsize
-        fitting = max(1, self.block_bytes // max(own, reference))
+        classes, positions = self.sizes["K"], self.sizes["D"]
+        entries = max(classes * positions, self.sizes["F"], self.sizes["O"])
+        if any(not SAMPLE_AXES.isdisjoint(part.type) for part in nodes):
+            entries = max(entries, classes * self.sizes["NQ"] * positions)
+        fitting = max(1, self.block_bytes // max(own, entries * self.itemsize))
         return min(1 << int(math.log2(fitting)), self.lanes[2])
 
 
