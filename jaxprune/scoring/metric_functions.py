@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.keys import derive
+from jaxprune.scoring.gradients import Gradients
 from jaxprune.scoring.moments import HIGHEST
 from jaxprune.scoring.records import Operands
 
@@ -195,6 +196,57 @@ def chip(operands: Operands) -> jax.Array:
       (the channel independence of one channel).
     """
     return jnp.mean(jax.lax.map(_lost_norms, operands.samples), axis=0)
+
+
+def fisher(operands: Operands) -> jax.Array:
+    r"""Mean over examples of the squared first-order effect of the channel on the example's own loss.
+
+    \(\operatorname{mean}_n \left(\sum_d X_{nd} \, \partial \ell_n / \partial X_{nd}\right)^2\): the empirical Fisher
+    information of a gate on the channel, twice what removing it costs to second order at a minimum. All calibration
+    examples and positions count, each with its own gradient: squares of a batch's mean gradient are something else.
+
+    Returns:
+      [C] scores >= 0.
+
+    Example:
+      >>> ops = Operands.from_arrays(
+      ...     features=[[1.0], [3.0]], labels=[0, 1], kernel=[[1.0]], feature_gradient=[[2.0], [-1.0]]
+      ... )
+      >>> fisher(ops).tolist()  # (2^2 + 3^2) / 2
+      [6.5]
+
+    Source:
+      Theis et al., Faster gaze prediction with dense networks and Fisher pruning, 2018 (arXiv 1801.05787), sec. 2.1,
+      without the factor 1/2.
+    """
+    found = (operands.gradients or Gradients()).fisher
+    assert found is not None  # GX is there
+    return found
+
+
+def taylor_activations(operands: Operands) -> jax.Array:
+    r"""Mean over examples of the magnitude of the first-order effect of the channel's activations on the loss.
+
+    \(\operatorname{mean}_n \left|\operatorname{mean}_d X_{nd} \, \partial \ell_n / \partial X_{nd}\right|\), over all
+    calibration examples and positions. The magnitude is taken per example, so that effects do not cancel. The paper
+    divides by the layer's l2 norm besides; `score` divides by the layer's mean magnitude.
+
+    Returns:
+      [C] scores >= 0.
+
+    Example:
+      >>> ops = Operands.from_arrays(
+      ...     features=[[1.0], [3.0]], labels=[0, 1], kernel=[[1.0]], feature_gradient=[[2.0], [-1.0]]
+      ... )
+      >>> taylor_activations(ops).tolist()  # (2 + 3) / 2
+      [2.5]
+
+    Source:
+      Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference, ICLR 2017, eq. 8.
+    """
+    found = (operands.gradients or Gradients()).first_order
+    assert found is not None  # GX is there
+    return found
 
 
 def _lost_norms(maps: jax.Array) -> jax.Array:

@@ -190,6 +190,38 @@ _METRICS = (
         " paper scores single weights, this scores channels.",
         "Lee et al., Layer-adaptive Sparsity for the Magnitude-based Pruning, ICLR 2021, sec. 2",
     ),
+    _formula(
+        "taylor",
+        "Squared first-order change of the mean loss without the filter (a gate on it); gradients of all images.",
+    ),
+    _function(
+        metric_functions.taylor_activations,
+        "GX X",
+        r"\operatorname{mean}_n\left(\left|\operatorname{mean}_d\left(X_{nd} \nabla_{\!X_{nd}}\right)\right|\right)",
+        "Magnitude of the first-order change of each example's own loss without the channel's activations, on average.",
+        "Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference, ICLR 2017, eq. 8",
+    ),
+    _function(
+        metric_functions.fisher,
+        "GX X",
+        r"\operatorname{mean}_n\left(\left(\sum_d X_{nd} \nabla_{\!X_{nd}}\right)^2\right)",
+        "Mean over all examples of the squared first-order change of the example's own loss without the channel.",
+        "Theis et al., Faster gaze prediction with dense networks and Fisher pruning, 2018, sec. 2.1",
+    ),
+    _formula(
+        "obd",
+        "Optimal brain damage with squared gradients for the curvature, summed over the filter. The square of the mean"
+        " gradient stands for the mean of the examples' squares, of which it is a lower bound; see obd_activations.",
+        "sum(square(WI*GW))/2",
+        "LeCun et al., Optimal Brain Damage, NeurIPS 1989, eq. 5, with the batch gradient squared as the diagonal",
+    ),
+    _formula(
+        "obd_activations",
+        "Optimal brain damage of the channel's activations: the diagonal of the empirical Fisher matrix over positions,"
+        " from each sampled example's own gradient.",
+        "mean(square(X*GX))*count(mX)/2",
+        "LeCun et al., Optimal Brain Damage, NeurIPS 1989, eq. 5, for activations, with the empirical Fisher diagonal",
+    ),
     _function(
         metric_functions.apoz,
         "X",

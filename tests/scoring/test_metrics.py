@@ -23,7 +23,8 @@ from jaxprune.scoring.records import Operands
 LABELS = np.array([0, 0, 1, 2, 1, 0, 1, 2, 2, 0])
 DEAD = 1
 CHANNELS = 4
-OPTIONAL = {"WO": "outgoing", "gamma": "gamma"}
+OPTIONAL = {"WO": "outgoing", "gamma": "gamma", "GW": "weight_gradient", "GX": "feature_gradient"}
+BY_EXAMPLE = ("features", "feature_gradient", "labels")
 
 
 def make_arrays(seed=0, dead=()):
@@ -36,6 +37,8 @@ def make_arrays(seed=0, dead=()):
     for array, axis in ((features, -1), (kernel, -1), (outgoing, -2), (gamma, -1)):
         np.moveaxis(array, axis, 0)[list(dead)] = 0
     named = {"features": features, "kernel": kernel, "outgoing": outgoing, "gamma": gamma}
+    named |= {"weight_gradient": rng.standard_normal(kernel.shape)}
+    named |= {"feature_gradient": rng.standard_normal(features.shape)}
     return {"labels": LABELS, **{name: array.astype(np.float32) for name, array in named.items()}}
 
 
@@ -92,7 +95,7 @@ class TestEveryMetric:
     def test_the_order_of_examples_does_not_matter(self, name):
         arrays = make_arrays()
         order = np.random.default_rng(1).permutation(len(LABELS))
-        moved = arrays | {"features": arrays["features"][order], "labels": LABELS[order]}
+        moved = arrays | {name: arrays[name][order] for name in BY_EXAMPLE}
         assert_close(
             metrics[name](Operands.from_arrays(**moved)), metrics[name](Operands.from_arrays(**arrays)), 1e-4
         )
@@ -149,7 +152,7 @@ class TestByHand:
 
     def test_equal_channels_draw_equal_numbers_and_flipped_signs_do_not(self):
         kernel = np.array([[1.0, 1.0, -1.0, 2.0], [3.0, 3.0, -3.0, 4.0]], np.float32)
-        scores = random_numbers(7)(make(kernel=kernel, outgoing=None)).tolist()
+        scores = random_numbers(7)(make(kernel=kernel, outgoing=None, weight_gradient=None)).tolist()
         assert scores[0] == scores[1] and len({*scores}) == 3
 
     def test_random_numbers_are_uniform(self):
@@ -195,12 +198,26 @@ class TestByHand:
         maps[..., 0], maps[..., 1], maps[..., 2] = 0, maps[..., 3], 1e-4 * maps[..., 2]
         arrays = {"labels": np.array([0, 1]), "features": maps, "gamma": np.ones(40)}
         weights = {"kernel": np.ones((1, 40)), "outgoing": np.ones((40, 1))}
-        expected = score_by_definition("chip", **arrays, **weights)
+        gradients = {"weight_gradient": np.ones((1, 40)), "feature_gradient": np.ones(maps.shape)}
+        expected = score_by_definition("chip", **arrays, **weights, **gradients)
         found = chip(Operands.from_arrays(**arrays, kernel=weights["kernel"]))
         norm = np.linalg.svd(maps.reshape(2, 30, 40), compute_uv=False).sum(-1).max()
         assert np.abs(found - expected).max() < 1e-6 * norm
         alive = expected > 1e-3
         np.testing.assert_allclose(found[alive], expected[alive], rtol=1e-4)
+
+    def test_gradient_metrics_of_one_channel(self):
+        """X = (1, 2), (3, 1) with gradients (2, -1), (-1, 1): products (2, -2), (-3, 1); w = 1, 3, g = 2, -1."""
+        ops = Operands.from_arrays(
+            features=np.array([[1.0, 2.0], [3.0, 1.0]])[:, :, None],
+            labels=[0, 1],
+            kernel=[[1.0], [3.0]],
+            weight_gradient=[[2.0], [-1.0]],
+            feature_gradient=np.array([[2.0, -1.0], [-1.0, 1.0]])[:, :, None],
+        )
+        names = ("taylor", "taylor_activations", "fisher", "obd", "obd_activations")
+        found = [float(metrics[name](ops)[0]) for name in names]
+        np.testing.assert_allclose(found, [1, 0.5, 2, 6.5, 4.5], rtol=1e-6)
 
     def test_wanda_thinet_and_flap_of_one_channel(self):
         """X = 1, 3: mean square 5, variance 1; consumers -1 and 2."""
@@ -241,7 +258,7 @@ def observed():
     }
 
 
-READS_SAMPLE = {"di", "mmd", "hsic", "hrank", "chip"}
+READS_SAMPLE = {"di", "mmd", "hsic", "hrank", "chip", "obd_activations"}
 
 
 @pytest.mark.parametrize("name", metrics)
@@ -272,6 +289,15 @@ def test_every_metric_makes_a_smaller_network(name, observed):
         assert scores[group][list(kept)].min() >= np.delete(scores[group], list(kept)).max()
     if name == "chip":
         assert slim(net, made)(jnp.zeros((1, 8, 8, 1))).shape == (1, 3)
+
+
+def test_fisher_is_of_all_examples_and_each_ones_own(observed):
+    """From the gradients of the sample that holds everything; the mean gradient squared would be far less."""
+    full = observed["whole"].with_gradients()["conv1.kernel"]
+    effects = np.sum(np.asarray(full.samples * full.gradients.samples, np.float64), axis=1)
+    streamed = observed["batches of 5"].with_gradients()["conv1.kernel"]
+    np.testing.assert_allclose(metrics["fisher"](streamed), np.mean(effects**2, axis=0), rtol=1e-4)
+    assert (np.mean(effects, axis=0) ** 2 < 0.9 * np.mean(effects**2, axis=0)).all()
 
 
 def test_apoz_counts_all_images_at_all_positions(observed):
