@@ -46,7 +46,7 @@ def main() -> None:
     print(f"observed {config.NUM_IMAGES} images in {seconds:.1f} s; channels by group: {channels}")
 
     keys = jax.random.split(jax.random.key(config.SEED), 2 * config.NUM_FORMULAS)
-    vocabulary = DEFAULT_VOCABULARY.restrict({*DEFAULT_VOCABULARY.operands} - {"gamma", "beta"})
+    vocabulary = DEFAULT_VOCABULARY.restrict({*DEFAULT_VOCABULARY.operands} - {"gamma", "beta", "GW", "GX"})
     drawn = dict.fromkeys(random_expression(key, vocabulary) for key in keys)  # without repeats
     formulas = [*drawn][: config.NUM_FORMULAS]
     facts = {"channels": channels, "accuracy": accuracy, "observe_seconds": seconds}

@@ -48,9 +48,10 @@ def layer_costs(
       (2, 8, 8.0, '')
     """
     found = []
+    can_be_asked = {"GW", "GX"} if observed.gradient_source is not None else set()
     for path, operands in observed.items():
         cost = estimate_cost(f, axis_sizes(operands, view_of(f, operands)), operands.dtype.itemsize)
-        absent = missing_operands(f, operands)
+        absent = tuple(name for name in missing_operands(f, operands) if name not in can_be_asked)
         refusal = ""
         if absent:
             refusal = explain_missing(absent)

@@ -21,6 +21,7 @@ from jaxprune.scoring.evaluator import MAX_FLOPS, PopulationScores, Scorer
 from jaxprune.scoring.lanes import keep_registered
 from jaxprune.scoring.metrics import Metric, PruningFunction, layer_scores, name_of
 from jaxprune.scoring.records import Observed, Operands
+from jaxprune.scoring.refusals import say_absent, say_refused
 from jaxprune.types import Array, Invalid
 
 Aggregation = Literal["relative", "mean", "max", "first"]
@@ -103,7 +104,7 @@ def score(
     if reasons:
         reader = cast(Reader, f)  # plain functions give no reasons
         absent = {path: names for path, one in operands.items() if (names := missing_operands(reader, one))}
-        raise ValueError(_say_absent(f, absent) if absent else _say_refused(f, reasons))
+        raise ValueError(say_absent(f, absent) if absent else say_refused(f, reasons))
     joined = {}
     for group, paths in operands.groups.items():
         scores = aggregate([found[path][1].scores[0] for path in paths], aggregation)
@@ -187,6 +188,7 @@ def score_functions(
         )
     functions = [_plainest(f) for f in functions]
     unique = list(dict.fromkeys(functions))
+    operands = _with_what_is_read(unique, operands)
     found = _score_producers(unique, operands) if unique else {}
     scored = {f: _scored(f, row, found, operands, aggregation) for row, f in enumerate(unique)}
     return [scored[f] for f in functions]
@@ -242,35 +244,11 @@ _JOINED: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "first": lambda scores: scores[0],
 }
 
-_ORIGINS: Mapping[str, str] = {
-    "WO": "no layer with weights reads its channels",
-    "gamma": "no learned normalisation scale follows it",
-    "beta": "no learned normalisation shift follows it",
-    "GW": "observe fills it, Operands.from_arrays takes weight_gradient=",
-    "GX": "observe fills it, Operands.from_arrays takes feature_gradient=",
-}
-"""Why an operand is absent, or how to give it."""
-
 
 def _with_what_is_read(functions: Sequence[PruningFunction], operands: Observed) -> Observed:
     """The observation with gradients, if a function reads any and they can be had."""
     is_asked = any({"GW", "GX"} & f.operands for f in functions if isinstance(f, Expression | Metric))
     return operands.with_gradients() if is_asked and operands.gradient_source is not None else operands
-
-
-def _say_absent(f: PruningFunction, absent: Mapping[str, tuple[str, ...]]) -> str:
-    """What `f` needs and which producers do not have it."""
-    parts = []
-    for name in dict.fromkeys(name for names in absent.values() for name in names):
-        paths = [path for path, names in absent.items() if name in names]
-        who = f"producers {', '.join(paths)} do" if len(paths) > 1 else f"producer {paths[0]} does"
-        why = _ORIGINS.get(name, "what was registered to read it gave None")
-        parts.append(f"operand {name}, which {who} not have: {why}")
-    return f"{name_of(f)} needs {'; '.join(parts)}. Use a function without it, or give it to the operands."
-
-
-def _say_refused(f: PruningFunction, reasons: Sequence[str]) -> str:
-    return f"{name_of(f)} must be evaluated on every layer, but {'; '.join(reasons)}. Use another function."
 
 
 _Found = dict[str, tuple[Scorer, PopulationScores]]

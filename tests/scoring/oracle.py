@@ -12,8 +12,6 @@ from typing import NamedTuple
 import numpy as np
 
 RIDGE = 1e-4
-NAMES = ("X", "P", "Q", "mX", "mP", "mQ", "N", "NQ", "NX", "WI", "W", "gamma", "beta", "WO", "GW", "GX")
-"""Operands that the oracle can read, where the layer has them."""
 
 
 class Oracle(NamedTuple):
@@ -31,7 +29,7 @@ def oracle(f, layer: Mapping[str, np.ndarray], shake: int = 0) -> Oracle:
 
     Args:
       f: an expression of type ().
-      layer: arrays as for `Operands.from_arrays`; also `GW` of the kernel's and `GX` of the features' shape.
+      layer: arrays as for `Operands.from_arrays`.
       shake: a seed other than 0 moves every number, of operands and on the way, by about 1e-7 of itself.
     """
     classes = np.unique(layer["labels"])
@@ -78,10 +76,10 @@ def operands(layer: Mapping[str, np.ndarray], channel: int, label: object) -> di
     for name in ("gamma", "beta"):
         if name in wide:
             found[name] = wide[name][channel]
-    if "GW" in wide:
-        found["GW"] = wide["GW"][..., channel].ravel()
-    if "GX" in wide:
-        found["GX"] = wide["GX"][..., channel].reshape(len(X), -1)
+    if "weight_gradient" in wide:
+        found["GW"] = wide["weight_gradient"][..., channel].ravel()
+    if "feature_gradient" in wide:
+        found["GX"] = wide["feature_gradient"][..., channel].reshape(len(X), -1)
     return found
 
 
@@ -101,14 +99,15 @@ def _value(node, read: Mapping[str, np.ndarray], known: dict, shake: int) -> np.
 def shaken(value: np.ndarray, seed: int) -> np.ndarray:
     """Every number replaced by a neighbouring float32: which one, depends on the number and the seed alone.
 
-    So equal numbers stay equal, and what is constant stays exactly constant. 0 and what no float32 is near stay.
+    So equal numbers stay equal, and what is constant stays exactly constant. What is too small for a float32 becomes 0,
+    what is too large stays.
     """
     single = np.asarray(value).astype(np.float32)
     mixed = single.view(np.uint32) * np.uint32(2654435761) + np.uint32(seed) * np.uint32(40503)
     is_up = (mixed ^ (mixed >> np.uint32(15))) >> np.uint32(9) & 1
     near = np.nextafter(single, np.where(is_up, np.inf, -np.inf).astype(np.float32))
-    has_neighbours = np.isfinite(single) & (np.abs(single) > np.finfo(np.float32).tiny)
-    return np.where(has_neighbours, near.astype(np.float64), value)
+    moved = np.where(np.isfinite(single), near.astype(np.float64), value)
+    return np.where(np.abs(single) < np.finfo(np.float32).tiny, 0.0, moved)
 
 
 def rbf(A, *more):

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 import test_golden_scores as golden
-from oracle import NAMES, OPERATIONS, oracle
+from oracle import OPERATIONS, operands, oracle
 
 from jaxprune.language.operands import DEFAULT_VOCABULARY
 from jaxprune.language.parsing import parse
@@ -30,7 +30,9 @@ MOST_EXEMPT = 0.05
 LARGEST_SQUARED = float(np.sqrt(np.finfo(np.float32).max))
 
 
-def make_layer(space, class_counts, *, channels=6, fan_in=(3, 3, 2), has_norm=True, seed=0):
+def make_layer(
+    space, class_counts, *, channels=6, fan_in=(3, 3, 2), has_norm=True, has_gradients=False, seed=0
+):
     """A layer whose channels 1 to 4 are dead, constant, a duplicate of channel 0, and far from zero."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat(np.arange(len(class_counts)), class_counts))
@@ -46,11 +48,14 @@ def make_layer(space, class_counts, *, channels=6, fan_in=(3, 3, 2), has_norm=Tr
     layer["outgoing"] = rng.normal(0, 0.5, (*fan_in[:-1], channels, 4))
     if has_norm:
         layer |= {"gamma": rng.normal(1, 0.5, channels), "beta": rng.normal(0, 0.5, channels)}
+    if has_gradients:
+        layer["weight_gradient"] = rng.normal(0, 0.01, kernel.shape)
+        layer["feature_gradient"] = rng.normal(0, 0.1, features.shape) * (features > 0)
     return {name: array.astype(np.float32) for name, array in layer.items()} | {"labels": labels}
 
 
 FEW = {
-    "convolution": make_layer((3, 3), [10, 6, 1, 3]),
+    "convolution": make_layer((3, 3), [10, 6, 1, 3], has_gradients=True),
     "dense": make_layer((), [6, 1, 5], fan_in=(7,), has_norm=False),
 }
 MANY = FEW | {
@@ -63,8 +68,7 @@ MANY = FEW | {
 
 def functions_for(layer, seeds):
     """Random functions that read only what the layer has."""
-    has = {name for name in NAMES if name.lower() in layer} | {*NAMES} - {"gamma", "beta", "GW", "GX"}
-    vocabulary = DEFAULT_VOCABULARY.restrict(has)
+    vocabulary = DEFAULT_VOCABULARY.restrict(operands(layer, 0, layer["labels"][0]))
     found = (random_expression(jax.random.key(seed), vocabulary) for seed in seeds)
     return list(dict.fromkeys(found))
 
@@ -121,8 +125,8 @@ def engine(functions, layer):
 
 
 def compiled(functions, layer):
-    operands = Operands.from_arrays(**layer)
-    return np.stack([compile(f)(operands) for f in functions])
+    given = Operands.from_arrays(**layer)
+    return np.stack([compile(f)(given) for f in functions])
 
 
 def test_the_oracle_equals_the_reference_scores():
