@@ -133,7 +133,8 @@ class TaskProblem:
 
 def available_operands(observed: Observed) -> frozenset[str]:
     """Names of the operands that every producer has."""
-    absent = {"GW", "GX"}  # arrive with the gradients of a later version
+    has_gradients = observed.has_gradients or observed.gradient_source is not None
+    absent = set() if has_gradients else {"GW", "GX"}
     for operands in observed.values():
         absent |= {name for name in ("gamma", "beta") if getattr(operands, name) is None}
         absent |= {"WO"} if operands.outgoing is None else set()

@@ -42,12 +42,14 @@ _DERIVED = {
 }
 _CLASS_OPERANDS = frozenset({"P", "Q", "mP", "mQ", "N", "NQ"})
 _ARGUMENTS = {"WI": "W[:, c]", "W": "W", "WO": "WO[c]", "gamma": "gamma[c]", "beta": "beta[c]"}
+_ARGUMENTS |= {"GW": "GW[:, c]", "GX": "GX[:, :, c]"}
 _IMPORTS = {
     "numpy": "import numpy as np",
     "jax": "import jax\nimport jax.numpy as jnp\nimport numpy as np",
     "torch": "import torch",
 }
 _OPTIONAL = {"WO": "outgoing", "gamma": "gamma", "beta": "beta"}
+_OPTIONAL |= {"GW": "weight_gradient", "GX": "feature_gradient"}
 
 
 class _Piece(NamedTuple):
@@ -61,7 +63,7 @@ class _Piece(NamedTuple):
 def to_code(f: Expression, backend: Backend) -> str:
     """Source of a module whose `pruning_function(features, labels, kernel, ...)` gives [C] scores.
 
-    Its arguments are those of `Operands.from_arrays`; operands that those lack (`GX`, one's own) become further
+    Its arguments are those of `Operands.from_arrays`; operands that those lack (one's own) become further
     keyword arguments of shape [C, *axes] ([C, K, *axes] when they differ by class). Scores are means over classes.
 
     Args:
@@ -228,6 +230,7 @@ def _layer(f: Expression, backend: str) -> str:
     module = MODULES[backend]
     extras = [name for name in _parameters(f) if name not in _ARGUMENTS and name != "is_class"]
     signature = ["features", "labels", "kernel", "outgoing=None", "gamma=None", "beta=None"]
+    signature += ["weight_gradient=None", "feature_gradient=None"]
     signature += [f"{name}=None" for name in extras]
     lines = ['@np.errstate(all="ignore")  # a score may be infinite or NaN; that is for the caller to judge']
     lines = lines if backend == "numpy" else []
@@ -241,6 +244,10 @@ def _layer(f: Expression, backend: str) -> str:
     lines.append("    kernel: [kh, kw, c_in, C] or [c_in, C] weights of the layer.")
     lines.append("    outgoing: [kh, kw, C, c_out] or [C, c_out] weights of the next layer.")
     lines.append("    gamma, beta: [C] normalisation scale and shift.")
+    if "GW" in f.operands:
+        lines.append("    weight_gradient: shaped as kernel, gradient of the mean loss with respect to it.")
+    if "GX" in f.operands:
+        lines.append("    feature_gradient: shaped as features, row i the gradient of example i's own loss.")
     for name in extras:
         classes = ["K"] if OPERANDS[name].per_class else []
         shape = _shape(("C", *classes, *OPERANDS[name].type))
@@ -257,6 +264,10 @@ def _layer(f: Expression, backend: str) -> str:
     if "WO" in f.operands:
         moved = f"{module}.moveaxis({_array(backend, 'outgoing')}, -2, 0)"
         lines.append(f"    WO = {moved}.reshape(num_channels, -1)  # [C, O]")
+    if "GW" in f.operands:
+        lines.append(f"    GW = {_array(backend, 'weight_gradient')}.reshape(-1, num_channels)  # [F, C]")
+    if "GX" in f.operands:
+        lines.append(f"    GX = {_array(backend, 'feature_gradient')}.reshape(X.shape)  # [N, D, C]")
     lines += [
         f"    {name} = {_array(backend, name)}"
         for name in _parameters(f)

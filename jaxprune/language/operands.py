@@ -39,7 +39,8 @@ class Operand:
 
 
 _CODE_NAMES = frozenset(
-    "features labels kernel outgoing is_class c k index dtype scores num_channels np jnp jax torch".split()
+    "features labels kernel outgoing weight_gradient feature_gradient is_class c k index dtype scores num_channels "
+    "np jnp jax torch".split()
 )
 OPERANDS: dict[str, Operand] = {}
 """Name -> operand, in the order of the design; grows by `register_operand`."""
@@ -159,12 +160,11 @@ _declare("W", "F C", "weights that produce all channels of the layer", "W")
 _declare("gamma", "", "normalisation scale of the channel", r"\gamma", paper=False)
 _declare("beta", "", "normalisation shift of the channel", r"\beta", paper=False)
 _declare("WO", "O", "weights that consume the channel", r"w^{\mathrm{out}}", paper=False)
-_declare("GW", "F", "gradient of the loss with respect to WI", r"\nabla_{\!w}", paper=False)
-_declare("GX", "NX D", "gradient of the loss with respect to X", r"\nabla_{\!X}", paper=False)
+_declare("GW", "F", "gradient of the mean loss with respect to WI", r"\nabla_{\!w}", paper=False)
+_declare("GX", "NX D", "gradient of each example's own loss with respect to X", r"\nabla_{\!X}", paper=False)
 
 PAPER_VOCABULARY = Vocabulary(tuple(operand.name for operand in OPERANDS.values() if operand.paper))
 """What the paper's formulas read."""
 
-# GW and GX join the default once observation fills them.
-DEFAULT_VOCABULARY = Vocabulary((*PAPER_VOCABULARY.operands, "gamma", "beta", "WO"))
-"""The paper's operands, the normalisation's scale and shift, and the consuming weights."""
+DEFAULT_VOCABULARY = Vocabulary((*PAPER_VOCABULARY.operands, "gamma", "beta", "WO", "GW", "GX"))
+"""The paper's operands, the normalisation's scale and shift, the consuming weights, and gradients of the loss."""

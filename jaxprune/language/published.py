@@ -101,6 +101,11 @@ _OWN_SEEDS = {
         "sqrt(sum(square(WI)))*sqrt(sum(square(WO)))",
         f"{_OURS}: norm of producing times consuming weights",
     ),
+    "taylor": (
+        "square(inner(GW, WI))",
+        "Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, eq. 8 (a gate on the channel): "
+        "squared first-order change of the loss without the filter, of the mean loss rather than of each batch's",
+    ),
     "mean_activation": ("mean(X)", f"{_OURS}: average activation, a control"),
 }
 
@@ -117,7 +122,7 @@ library: Mapping[str, Expression] = MappingProxyType(
 own_seeds: Mapping[str, Expression] = MappingProxyType(
     {name: parse(text) for name, (text, _) in _OWN_SEEDS.items()}
 )
-"""Name -> formula of our own, that a population also starts from."""
+"""Name -> formula, our own but for `taylor`, that a population also starts from."""
 
 sources: Mapping[str, str] = MappingProxyType(
     {name: source for name, (_, source) in (_LIBRARY | _OWN_SEEDS).items()}

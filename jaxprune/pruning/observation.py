@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from math import ceil
 from typing import TypedDict
 
 import jax
@@ -17,9 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxprune.pruning.gradients import Loss, Sample, make_gradients
 from jaxprune.pruning.groups import Site, Structure, structure_of
 from jaxprune.pruning.program import evaluate
+from jaxprune.pruning.shapes import channels_last, filter_columns, flat_positions, pool_positions
 from jaxprune.pruning.states import FlatState, Path, fingerprint, parameter_paths, split_model
+from jaxprune.scoring.gradients import GradientSource
 from jaxprune.scoring.moments import Moments, add_examples, zero_moments
 from jaxprune.scoring.records import Observed, Operands, sample_moments
 from jaxprune.types import Array
@@ -47,11 +49,15 @@ def observe(
     num_samples: int = 256,
     max_positions: int = 64,
     batch_size: int = 256,
+    loss: Loss | None = None,
 ) -> Observed:
     """Operands of every producer of every group, from the activations on some labelled images.
 
     A producer's activations are those that enter its first consumer, before any flattening: after activation,
     normalisation and pooling, whichever the network does in between. The network runs in evaluation mode.
+
+    Gradients of the loss (`GW`, `GX`) cost a backward pass over all images. They are computed only when a function that
+    is scored reads them, or by `.with_gradients()`, from the weights as they are now; until then these are kept.
 
     Args:
       model: NNX network; it is not changed.
@@ -60,6 +66,8 @@ def observe(
       num_samples: size of the sample; the first `num_samples // K` images of each of K classes (at least one).
       max_positions: activation maps of the sample with more positions are average-pooled; moments never are.
       batch_size: images per forward pass.
+      loss: `(outputs, labels) -> [N]`, what each example loses, for gradients; labels are the whole numbers given here.
+        By default the cross-entropy of [N, K] logits with labels 0 .. K-1.
 
     Returns:
       Producer path -> operands, with the groups.
@@ -69,7 +77,7 @@ def observe(
         class occurs, or images are not finite.
     """
     settings = {"num_samples": num_samples, "max_positions": max_positions, "batch_size": batch_size}
-    return make_observer(model, images, labels, **settings)(split_model(model)[1])
+    return make_observer(model, images, labels, **settings, loss=loss)(split_model(model)[1])
 
 
 def make_observer(
@@ -80,6 +88,7 @@ def make_observer(
     num_samples: int = 256,
     max_positions: int = 64,
     batch_size: int = 256,
+    loss: Loss | None = None,
 ) -> Observer:
     """A function that observes any network of one architecture on the same images; it compiles only once.
 
@@ -106,11 +115,18 @@ def make_observer(
     structure = trace(batch=batch_size)
     structure.require_groups()
     is_everything = len(rows) == len(pixels)
-    # the second trace only differs in the batch size
-    sample = partial(_sample_step, trace(batch=len(rows)), class_ids[rows], max_positions, is_everything)
-    gather_sample, add_batch = jax.jit(sample), jax.jit(partial(_add_batch, structure))
+    at_sample = trace(batch=len(rows))  # only differs in the batch size
+    step = partial(_sample_step, at_sample, class_ids[rows], max_positions, is_everything)
+    gather_sample, add_batch = jax.jit(step), jax.jit(partial(_add_batch, structure))
     sample_images = jnp.asarray(pixels[rows])
-    batches = [] if is_everything else _batches(pixels, class_ids, batch_size)
+    batches = [] if is_everything else _batches(pixels, batch_size)
+    classes = np.asarray(labels)
+    gradients = make_gradients(
+        structure,
+        [(batch, classes[index], is_real) for batch, index, is_real in batches],
+        Sample(at_sample, sample_images, classes[rows], max_positions),
+        loss,
+    )
     num_classes = int(class_ids.max()) + 1
     producers = tuple(structure.sites)
     groups = {name: group.producers for name, group in structure.groups.items()}
@@ -125,12 +141,13 @@ def make_observer(
         operands, pivots = gather_sample(dict(arrays), sample_images)
         if not is_everything:
             moments = {name: zero_moments(pivots[name], num_classes) for name in producers}
-            for batch in batches:
-                moments = add_batch(dict(arrays), moments, *batch)
+            for batch, index, is_real in batches:
+                moments = add_batch(dict(arrays), moments, batch, class_ids[index], is_real)
             operands = {
                 name: dataclasses.replace(operands[name], moments=moments[name]) for name in producers
             }
-        return Observed({name: operands[name] for name in producers}, groups)
+        source = GradientSource(partial(gradients, dict(arrays)))
+        return Observed({name: operands[name] for name in producers}, groups, source)
 
     return observer
 
@@ -145,31 +162,6 @@ def balanced_sample(class_ids: np.ndarray, num_samples: int) -> np.ndarray:
     num_classes = int(class_ids.max()) + 1
     quota = max(1, num_samples // num_classes)
     return np.concatenate([np.flatnonzero(class_ids == k)[:quota] for k in range(num_classes)])
-
-
-def pool_positions(features: jax.Array, max_positions: int) -> jax.Array:
-    """[N, *space, C] averaged over equal windows until at most `max_positions` positions are left.
-
-    Windows have the same length along every axis; those at the far edge may hold fewer positions.
-
-    Example:
-      >>> pool_positions(jnp.arange(4.0)[None, :, None], 2)[0, :, 0]
-      Array([0.5, 2.5], dtype=float32)
-    """
-    space = features.shape[1:-1]
-    window = 1
-    while np.prod([ceil(length / window) for length in space], initial=1) > max_positions:
-        window += 1
-    if window == 1:
-        return features
-    for axis, length in enumerate(space, start=1):
-        starts = range(0, length, window)
-        parts = [
-            jnp.mean(jax.lax.slice_in_dim(features, start, min(start + window, length), axis=axis), axis=axis)
-            for start in starts
-        ]
-        features = jnp.stack(parts, axis=axis)
-    return features
 
 
 def _check_examples(images: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:
@@ -202,16 +194,14 @@ def _check_examples(images: Array, labels: Array) -> tuple[np.ndarray, np.ndarra
     return pixels, class_ids.reshape(-1).astype(np.int32)
 
 
-def _batches(
-    pixels: np.ndarray, class_ids: np.ndarray, size: int
-) -> list[tuple[jax.Array, jax.Array, jax.Array]]:
-    """Equal batches on the device; the last repeats its first image, marked as not real."""
+def _batches(pixels: np.ndarray, size: int) -> list[tuple[jax.Array, np.ndarray, np.ndarray]]:
+    """Equal batches: images on the device, their indices, which are real; the last repeats its first image."""
     result = []
     for start in range(0, len(pixels), size):
         index = np.arange(start, start + size)
         is_real = index < len(pixels)
         index = np.where(is_real, index, start)
-        result.append((jnp.asarray(pixels[index]), jnp.asarray(class_ids[index]), jnp.asarray(is_real)))
+        result.append((jnp.asarray(pixels[index]), index, is_real))
     return result
 
 
@@ -220,26 +210,8 @@ def _activations(structure: Structure, arrays: FlatState, images: jax.Array) -> 
     sites = structure.sites
     values = evaluate(structure.program, arrays, images, [site.value for site in sites.values()])
     return {
-        name: _channels_last(value, site) for (name, site), value in zip(sites.items(), values, strict=True)
+        name: channels_last(value, site) for (name, site), value in zip(sites.items(), values, strict=True)
     }
-
-
-def _channels_last(value: jax.Array, site: Site) -> jax.Array:
-    kinds = [kind for kind, _ in site.value_layout]
-    order = [
-        position
-        for wanted in ("batch", "position", "channel")
-        for position, kind in enumerate(kinds)
-        if kind == wanted
-    ]
-    value = value.reshape([size for _, size in site.value_layout]).transpose(order)
-    num_batch = kinds.count("batch")
-    value = value.reshape((-1, *value.shape[num_batch:]))
-    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
-
-
-def _flat_positions(features: jax.Array) -> jax.Array:
-    return features.reshape(features.shape[0], -1, features.shape[-1])
 
 
 def _add_batch(
@@ -252,7 +224,7 @@ def _add_batch(
 ) -> dict[str, Moments]:
     features = _activations(structure, arrays, images)
     return {
-        name: add_examples(moments[name], _flat_positions(value), class_ids, is_real)
+        name: add_examples(moments[name], flat_positions(value), class_ids, is_real)
         for name, value in features.items()
     }
 
@@ -270,8 +242,8 @@ def _sample_step(
     pivots: dict[str, jax.Array] = {}
     num_classes = int(class_ids.max()) + 1
     for name, features in _activations(structure, arrays, images).items():
-        rows = _flat_positions(features)
-        pooled = _flat_positions(pool_positions(features, max_positions))
+        rows = flat_positions(features)
+        pooled = flat_positions(pool_positions(features, max_positions))
         operands[name] = Operands.build(
             moments=sample_moments(rows, class_ids, num_classes=num_classes),
             samples=pooled,
@@ -286,15 +258,14 @@ def _sample_step(
 
 def _weights(structure: Structure, site: Site, arrays: FlatState) -> _Weights:
     """The weights that make each channel [F, C] and those that read it [O, C]."""
-    kernel = jnp.moveaxis(arrays[site.kernel], site.axis, -1)
-    channels = kernel.shape[-1]
+    kernel = filter_columns(arrays[site.kernel], site)
     layout = structure.layouts[site.consumer]
     factors = [(axis, name, size) for axis, parts in enumerate(layout) for name, size in parts]
     position = next(
         i for i, (axis, name, _) in enumerate(factors) if axis == site.consumer_axis and name == site.group
     )
     outgoing = jnp.moveaxis(arrays[site.consumer].reshape([size for *_, size in factors]), position, -1)
-    return {"kernel": kernel.reshape(-1, channels), "outgoing": outgoing.reshape(-1, channels)}
+    return {"kernel": kernel, "outgoing": outgoing.reshape(-1, kernel.shape[-1])}
 
 
 def _scale_and_shift(site: Site, arrays: FlatState) -> _Norm:

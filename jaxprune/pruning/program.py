@@ -1,7 +1,7 @@
 """A traced network as a flat list of operations on numbered values, nested calls opened.
 
 The tracer reads it, and `evaluate` runs it while keeping chosen intermediate values: that is how activations are
-observed without touching the network's code.
+observed without touching the network's code. Zeros added to such values are what the loss is differentiated by.
 """
 
 from __future__ import annotations
@@ -65,11 +65,20 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Rule:
+    """A nested call with its own derivative (`jax.custom_jvp`, `jax.custom_vjp`), and the steps it was opened into."""
+
+    call: Step
+    opened: range
+
+
+@dataclass(frozen=True)
 class Program:
     """A network in evaluation mode: steps over numbered values.
 
     `parameters` numbers the arrays by path, `example` is the number of the images, `outputs` those of what the
-    network returns, `constants` are arrays baked into the trace, `shapes` gives every value's shape.
+    network returns, `constants` are arrays baked into the trace, `shapes` gives every value's shape, `rules` the calls
+    whose derivative is not that of their steps, outer before inner.
     """
 
     steps: tuple[Step, ...]
@@ -78,6 +87,7 @@ class Program:
     constants: Mapping[int, jax.Array]
     outputs: tuple[int, ...]
     shapes: Mapping[int, tuple[int, ...]]
+    rules: tuple[Rule, ...] = ()
 
 
 def trace_program(
@@ -128,23 +138,40 @@ def trace_program(
         constants=flattening.constants,
         outputs=outputs,
         shapes=flattening.shapes,
+        rules=tuple(sorted(flattening.rules, key=lambda rule: (rule.opened.start, -rule.opened.stop))),
     )
 
 
 def evaluate(
-    program: Program, flat: Mapping[Path, Array], images: jax.Array, wanted: Sequence[int]
+    program: Program,
+    flat: Mapping[Path, Array],
+    images: jax.Array,
+    wanted: Sequence[int],
+    added: Mapping[int, jax.Array] | None = None,
 ) -> list[jax.Array]:
-    """Runs the program and returns the values numbered `wanted`; steps that nothing needs are left out."""
+    """Runs the program and returns the values numbered `wanted`; steps that nothing needs are left out.
+
+    Args:
+      program: what to run.
+      flat: the network's arrays.
+      images: of the shape that the program was traced with.
+      wanted: numbers of values.
+      added: by number, what to add to a value as soon as it is known. The result can then be differentiated with
+        respect to it: the network's own derivative rules hold, but for those of a function that makes a wanted value
+        within, or that hands on what it was given.
+    """
+    added = {} if added is None else added
+    steps = program.steps if not added else _with_rules(program, frozenset(wanted))
     needed = set(wanted)
-    steps: list[Step] = []
-    for step in reversed(program.steps):
+    chosen: list[Step] = []
+    for step in reversed(steps):
         if needed.intersection(step.outputs):
-            steps.append(step)
+            chosen.append(step)
             needed.update(value for value in step.inputs if isinstance(value, int))
     values: dict[int, Any] = {number: flat[path] for path, number in program.parameters.items()}
     values.update(program.constants)
     values[program.example] = images
-    for step in reversed(steps):
+    for step in reversed(chosen):
         inputs = [values[value] if isinstance(value, int) else value.val for value in step.inputs]
         primitive = step.equation.primitive
         bound = primitive.get_bind_params(step.equation.params)
@@ -152,8 +179,24 @@ def evaluate(
         with step.equation.ctx.manager:
             result = primitive.bind(*functions, *inputs, **params)
         results = result if primitive.multiple_results else [result]
-        values.update(zip(step.outputs, results, strict=True))
+        for number, value in zip(step.outputs, results, strict=True):
+            values[number] = value + added[number] if number in added else value
     return [values[number] for number in wanted]
+
+
+def _with_rules(program: Program, wanted: frozenset[int]) -> tuple[Step, ...]:
+    """The steps, with calls that have a derivative of their own in one piece where only their results are wanted."""
+    steps: list[Step] = []
+    position = 0
+    for rule in program.rules:
+        if rule.opened.start < position:  # within a call that is kept already
+            continue
+        inside = {number for index in rule.opened for number in program.steps[index].outputs}
+        if wanted & (inside - set(rule.call.outputs)) or not inside.issuperset(rule.call.outputs):
+            continue
+        steps += [*program.steps[position : rule.opened.start], rule.call]
+        position = rule.opened.stop
+    return (*steps, *program.steps[position:])
 
 
 def shape_of(variable: jex.Var | jex.Literal) -> tuple[int, ...]:
@@ -168,6 +211,7 @@ class _Flattening:
         self.steps: list[Step] = []
         self.constants: dict[int, jax.Array] = {}
         self.shapes: dict[int, tuple[int, ...]] = {}
+        self.rules: list[Rule] = []
         self._numbers: dict[jex.Var, Any] = {}  # a number, or the literal an inner call was given
 
     def number(self, variable: jex.Var) -> int:
@@ -197,7 +241,7 @@ class _Flattening:
     ) -> None:
         jaxpr = inner.jaxpr if isinstance(inner, jex.ClosedJaxpr) else inner
         consts = inner.consts if isinstance(inner, jex.ClosedJaxpr) else ()
-        saved = self._numbers
+        saved, start = self._numbers, len(self.steps)
         # the same inner jaxpr may be called twice: its variables get fresh numbers each time
         self._numbers = dict(zip(jaxpr.invars, inputs, strict=True))
         for variable, value in zip(jaxpr.constvars, consts, strict=True):
@@ -209,6 +253,10 @@ class _Flattening:
         ]
         self._numbers = saved
         self._numbers.update(zip(equation.outvars, results, strict=True))
+        numbers = tuple(number for number in results if isinstance(number, int))
+        if equation.primitive.name.startswith("custom_") and len(numbers) == len(results):
+            call = Step(equation, inputs, numbers, callers)
+            self.rules.append(Rule(call, range(start, len(self.steps))))
 
     def _read(self, variable: jex.Var) -> int | jex.Literal:
         return self._numbers[variable] if variable in self._numbers else self.number(variable)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.scoring.gradients import Gradients, given_gradients
 from jaxprune.scoring.moments import Moments
 from jaxprune.types import Array
 
@@ -23,6 +24,7 @@ class CheckedArrays(NamedTuple):
     outgoing: jax.Array | None  # [O, C]
     gamma: jax.Array | None  # [C]
     beta: jax.Array | None  # [C]
+    gradients: Gradients | None
     extras: dict[str, jax.Array]
 
 
@@ -30,22 +32,24 @@ def check_arrays(
     features: Array,
     labels: Array,
     kernel: Array,
-    outgoing: Array | None,
-    gamma: Array | None,
-    beta: Array | None,
+    optional: Mapping[str, Array | None],
     extras: Mapping[str, Array],
 ) -> CheckedArrays:
     """Checks the arguments of `Operands.from_arrays` and brings them into the shapes of the record.
 
+    Args:
+      features, labels, kernel, extras: as there.
+      optional: outgoing, gamma, beta, weight_gradient and feature_gradient by name, None where not given.
+
     Raises:
       ValueError: saying which argument was needed in which form, what came, and what to change.
     """
-    optional = {"outgoing": outgoing, "gamma": gamma, "beta": beta}
     given = {"features": features, "kernel": kernel}
     given |= {name: value for name, value in optional.items() if value is not None}
     arrays = {name: np.asarray(value) for name, value in given.items()}
     more = {name: np.asarray(value) for name, value in extras.items()}
     _check_ranks(arrays)
+    _check_gradients(arrays)
     channels = arrays["features"].shape[-1]
     _check_channels(arrays, more, channels)
     every = [jax.dtypes.canonicalize_dtype(array.dtype) for array in (*arrays.values(), *more.values())]
@@ -65,6 +69,7 @@ def check_arrays(
         outgoing=jnp.moveaxis(cast["outgoing"], -2, -1).reshape(-1, channels) if "outgoing" in cast else None,
         gamma=cast.get("gamma"),
         beta=cast.get("beta"),
+        gradients=given_gradients(wide, cast.get("weight_gradient"), cast.get("feature_gradient")),
         extras={name: jnp.asarray(array) for name, array in more.items()},
     )
 
@@ -125,13 +130,42 @@ def check_channel_indices(channel_indices: Array | Sequence[int], num_channels: 
     return jnp.asarray(channel_indices, dtype=jnp.int32)
 
 
+def sort_examples(name: str, value: jax.Array, order: np.ndarray) -> jax.Array:
+    """Brings the `NX` axis of a registered operand into the order of the sorted sample.
+
+    Args:
+      name: of the operand.
+      value: [C, *axes].
+      order: [n] where each row of the sorted sample was.
+
+    Raises:
+      ValueError: if no operand of that name was registered.
+    """
+    from jaxprune.language.operands import OPERANDS
+
+    if name not in OPERANDS:
+        raise ValueError(f"extras must be registered operands, got {name!r}. Call register_operand first.")
+    if OPERANDS[name].read is None:
+        raise ValueError(
+            f"extras must be operands of one's own, got {name!r}, which is built in. It has an argument of its own "
+            "or follows from features and labels (GW is weight_gradient=, GX feature_gradient=)."
+        )
+    for axis, axis_name in enumerate(OPERANDS[name].type):
+        if axis_name == "NX":
+            value = jnp.take(value, order, axis=axis + 1)
+    return value
+
+
 _RANKS = {
     "features": ((2, 3, 4), "[N, H, W, C], [N, L, C] or [N, C]"),
     "kernel": ((2, 3, 4), "[kh, kw, c_in, C], [k, c_in, C] or [c_in, C]"),
     "outgoing": ((2, 3, 4), "[kh, kw, C, c_out], [k, C, c_out] or [C, c_out]"),
     "gamma": ((1,), "[C]"),
     "beta": ((1,), "[C]"),
+    "weight_gradient": ((2, 3, 4), "[kh, kw, c_in, C], [k, c_in, C] or [c_in, C]"),
+    "feature_gradient": ((2, 3, 4), "[N, H, W, C], [N, L, C] or [N, C]"),
 }
+_GRADIENT_OF = {"weight_gradient": "kernel", "feature_gradient": "features"}
 
 
 def _check_ranks(arrays: Mapping[str, np.ndarray]) -> None:
@@ -146,6 +180,15 @@ def _check_ranks(arrays: Mapping[str, np.ndarray]) -> None:
             raise ValueError(f"{name} must hold numbers, got dtype {array.dtype}.")
         if jnp.issubdtype(array.dtype, jnp.complexfloating):
             raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}.")
+
+
+def _check_gradients(arrays: Mapping[str, np.ndarray]) -> None:
+    for name, of in _GRADIENT_OF.items():
+        if name in arrays and arrays[name].shape != arrays[of].shape:
+            raise ValueError(
+                f"{name} must have the shape of {of}, {arrays[of].shape}, got shape {arrays[name].shape}. "
+                f"Differentiate the loss with respect to {of}, as they are given."
+            )
 
 
 def _check_channels(

@@ -12,6 +12,7 @@ from jaxprune.language.axes import type_name
 from jaxprune.language.operators import OPERATORS
 from jaxprune.language.tree import Expression
 from jaxprune.scoring.analysis import View, evaluated_nodes, moment_answer, needs_samples
+from jaxprune.scoring.gradients import Gradients
 from jaxprune.scoring.lanes import (
     apply_lanes,
     is_built_in,
@@ -91,6 +92,8 @@ def missing_operands(f: Expression, operands: Operands) -> tuple[str, ...]:
       ('WO', 'gamma')
     """
     optional = {"WO": operands.outgoing, "gamma": operands.gamma, "beta": operands.beta}
+    gradients = operands.gradients or Gradients()
+    optional |= {"GW": gradients.weights, "GX": gradients.samples}
     absent = {name for name, value in optional.items() if value is None}
     for name in f.operands:
         if not is_built_in(name) and registered_value(as_stacked(operands), name) is None:
@@ -100,7 +103,9 @@ def missing_operands(f: Expression, operands: Operands) -> tuple[str, ...]:
 
 def explain_missing(names: tuple[str, ...]) -> str:
     """The sentence for operands that a layer does not have."""
-    return f"operand {' and '.join(names)} is missing: this layer does not have it"
+    sentence = f"operand {' and '.join(names)} is missing: this layer does not have it"
+    hint = "; for gradients use observe(...).with_gradients(), or weight_gradient= and feature_gradient= of from_arrays"
+    return sentence + (hint if {"GW", "GX"} & set(names) else "")
 
 
 def as_stacked(operands: Operands) -> Operands:

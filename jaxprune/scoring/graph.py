@@ -150,7 +150,7 @@ class ValueGraph:
 
     def _operand(self, node: Expression, view: View) -> Array:
         name = node.name
-        if name in SETS:
+        if name in SETS or name == "GX":
             return sample_table(self.operands, name)
         if is_built_in(name):
             if self._weights is None:

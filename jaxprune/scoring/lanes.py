@@ -151,9 +151,11 @@ def axis_sizes(operands: Operands, view: View) -> dict[str, int]:
 
 
 def weight_values(operands: Operands) -> dict[str, jax.Array]:
-    """`WI W WO gamma beta` of stacked operands, as values with lanes; only those that are present."""
+    """`WI W WO gamma beta GW` of stacked operands, as values with lanes; only those that are present."""
+    gradient = operands.gradients.weights if operands.gradients is not None else None
     values = {
         "WI": jnp.swapaxes(operands.filters, -1, -2)[:, None],
+        "GW": None if gradient is None else jnp.swapaxes(gradient, -1, -2)[:, None],
         "W": operands.bank[:, None, None],
         "WO": None if operands.outgoing is None else jnp.swapaxes(operands.outgoing, -1, -2)[:, None],
         "gamma": None if operands.gamma is None else operands.gamma[:, None],
@@ -180,9 +182,14 @@ def moment_values(operands: Operands, view: View) -> dict[str, jax.Array]:
 
 
 def sample_values(operands: Operands, name: str) -> jax.Array:
-    """`X`, `P` or `Q` of stacked operands: [B, K or 1, C, rows, D], rows of smaller classes padded."""
-    rows = jnp.transpose(operands.samples, (0, 3, 1, 2))  # [B, C, n, D]
-    if name == "X":
+    """`X`, `P`, `Q` or `GX` of stacked operands: [B, K or 1, C, rows, D], rows of smaller classes padded."""
+    samples = operands.samples
+    if name == "GX":
+        gradients = operands.gradients
+        assert gradients is not None and gradients.samples is not None  # missing_operands has looked
+        samples = gradients.samples
+    rows = jnp.transpose(samples, (0, 3, 1, 2))  # [B, C, n, D]
+    if name in ("X", "GX"):
         return rows[:, None]
     index, _ = class_rows(operands.class_counts)[name]
     gathered = jnp.take(rows, index.reshape(-1), axis=2)
@@ -235,7 +242,7 @@ def registered_value(operands: Operands, name: str) -> jax.Array | None:
 
 def is_built_in(name: str) -> bool:
     """Whether scoring itself knows the operand's value (it may still be absent from a layer)."""
-    return OPERANDS[name].read is None and name not in ("GW", "GX")
+    return OPERANDS[name].read is None
 
 
 def full_lanes(node: Expression, lanes: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxprune.language.published import library
 from jaxprune.language.tree import Expression
+from jaxprune.scoring.compiled import missing_operands
 from jaxprune.scoring.evaluator import MAX_FLOPS, PopulationScores, Scorer
 from jaxprune.scoring.lanes import keep_registered
 from jaxprune.scoring.records import Observed, Operands
@@ -50,7 +51,7 @@ def score(
 
     Args:
       f: a pruning function.
-      operands: what `observe` returns.
+      operands: what `observe` returns; gradients are computed when `f` is the first to read `GW` or `GX`.
       aggregation: how the scores of several producers of one group are joined, see `Aggregation`. The default
         divides by the mean magnitude in groups of one producer too, so that groups can be compared.
 
@@ -74,12 +75,12 @@ def score(
             f"score needs what observe returns, got {type(operands).__name__}. "
             "For the Operands of one layer use compile(f)(operands)."
         )
+    operands = _with_what_is_read([f], operands)
     found = _score_producers([f], operands)
     reasons = [f"{path}: {result.reasons[0]}" for path, (_, result) in found.items() if result.reasons[0]]
     if reasons:
-        raise ValueError(
-            f"{f} needs operands that every layer has, but {'; '.join(reasons)}. Use another function."
-        )
+        absent = {path: names for path, one in operands.items() if (names := missing_operands(f, one))}
+        raise ValueError(_say_absent(f, absent) if absent else _say_refused(f, reasons))
     joined = {}
     for group, paths in operands.groups.items():
         scores = aggregate([found[path][1].scores[0] for path in paths], aggregation)
@@ -112,6 +113,7 @@ def rank_population(
       >>> print(rank_population([parse("N / (NX - NX)")], observed)[0])
       invalid: not finite in group dense.kernel, channel 0: N/(NX - NX)
     """
+    operands = _with_what_is_read(functions, operands)
     unique = list(dict.fromkeys([*functions, library["l2"]]))
     found = _score_producers(unique, operands)
     fallback = _group_scores(found, operands, unique.index(library["l2"]), aggregation)
@@ -176,6 +178,37 @@ _JOINED: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "max": lambda scores: np.max(_relative(scores), axis=0),
     "first": lambda scores: scores[0],
 }
+
+_ORIGINS: Mapping[str, str] = {
+    "WO": "no layer with weights reads its channels",
+    "gamma": "no learned normalisation scale follows it",
+    "beta": "no learned normalisation shift follows it",
+    "GW": "observe fills it, Operands.from_arrays takes weight_gradient=",
+    "GX": "observe fills it, Operands.from_arrays takes feature_gradient=",
+}
+"""Why an operand is absent, or how to give it."""
+
+
+def _with_what_is_read(functions: Sequence[Expression], operands: Observed) -> Observed:
+    """The observation with gradients, if a function reads any and they can be had."""
+    is_asked = any({"GW", "GX"} & f.operands for f in functions)
+    return operands.with_gradients() if is_asked and operands.gradient_source is not None else operands
+
+
+def _say_absent(f: Expression, absent: Mapping[str, tuple[str, ...]]) -> str:
+    """What `f` needs and which producers do not have it."""
+    parts = []
+    for name in dict.fromkeys(name for names in absent.values() for name in names):
+        paths = [path for path, names in absent.items() if name in names]
+        who = f"producers {', '.join(paths)} do" if len(paths) > 1 else f"producer {paths[0]} does"
+        why = _ORIGINS.get(name, "what was registered to read it gave None")
+        parts.append(f"operand {name}, which {who} not have: {why}")
+    return f"{f} needs {'; '.join(parts)}. Use a function without it, or give it to the operands."
+
+
+def _say_refused(f: Expression, reasons: Sequence[str]) -> str:
+    return f"{f} must be evaluated on every layer, but {'; '.join(reasons)}. Use another function."
+
 
 _Found = dict[str, tuple[Scorer, PopulationScores]]
 

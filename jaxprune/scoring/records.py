@@ -11,17 +11,23 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.scoring.checks import CheckedArrays, check_arrays, check_channel_indices, check_classes
+from jaxprune.scoring.checks import (
+    CheckedArrays,
+    check_arrays,
+    check_channel_indices,
+    check_classes,
+    sort_examples,
+)
+from jaxprune.scoring.gradients import Gradients, GradientSource, sort_gradients, take_channels
 from jaxprune.scoring.moments import Moments, add_examples, zero_moments
+from jaxprune.scoring.stacking import stack_pytrees
 from jaxprune.types import Array
 
-_Record = TypeVar("_Record")
 _ObservedStatic = tuple[tuple[str, ...], tuple[tuple[str, tuple[str, ...]], ...]]
 
 
@@ -49,6 +55,8 @@ class Operands:
     """[C] normalisation scale."""
     beta: jax.Array | None = None
     """[C] normalisation shift."""
+    gradients: Gradients | None = None
+    """Gradients of the loss, where they were given or asked for (see `Observed.with_gradients`)."""
     extras: dict[str, jax.Array] = field(default_factory=dict)
     """Registered operands by name, each [C, *axes of its type]."""
     class_counts: tuple[int, ...] = ()
@@ -66,6 +74,8 @@ class Operands:
         outgoing: Array | None = None,
         gamma: Array | None = None,
         beta: Array | None = None,
+        weight_gradient: Array | None = None,
+        feature_gradient: Array | None = None,
         extras: Mapping[str, Array] | None = None,
     ) -> Operands:
         """Operands of one layer from plain NumPy or JAX arrays; everything given is kept.
@@ -77,6 +87,8 @@ class Operands:
           outgoing: [kh, kw, C, c_out] or [C, c_out] weights that consume them.
           gamma: [C] normalisation scale, where the layer has one.
           beta: [C] normalisation shift.
+          weight_gradient: shaped as `kernel`, gradient of the mean loss over all examples with respect to it.
+          feature_gradient: shaped as `features`, row i the gradient of example i's own loss with respect to row i.
           extras: values of registered operands by name, [C, *axes of their type].
 
         Returns:
@@ -93,7 +105,9 @@ class Operands:
           >>> ops.num_channels, ops.num_classes, ops.class_counts
           (2, 2, (2, 1))
         """
-        checked: CheckedArrays = check_arrays(features, labels, kernel, outgoing, gamma, beta, extras or {})
+        optional = {"outgoing": outgoing, "gamma": gamma, "beta": beta}
+        optional |= {"weight_gradient": weight_gradient, "feature_gradient": feature_gradient}
+        checked: CheckedArrays = check_arrays(features, labels, kernel, optional, extras or {})
         moments = sample_moments(checked.features, checked.class_ids, num_classes=checked.num_classes)
         return cls.build(
             moments=moments,
@@ -103,6 +117,7 @@ class Operands:
             outgoing=checked.outgoing,
             gamma=checked.gamma,
             beta=checked.beta,
+            gradients=checked.gradients,
             extras=checked.extras,
             sample_is_full=True,
         )
@@ -118,6 +133,7 @@ class Operands:
         outgoing: jax.Array | None = None,
         gamma: jax.Array | None = None,
         beta: jax.Array | None = None,
+        gradients: Gradients | None = None,
         extras: Mapping[str, jax.Array] | None = None,
         sample_is_full: bool = False,
     ) -> Operands:
@@ -131,6 +147,7 @@ class Operands:
           outgoing: [O, C] consuming weights, already flattened per channel.
           gamma: [C] normalisation scale.
           beta: [C] normalisation shift.
+          gradients: of the loss; those of `samples` in the same order of rows.
           extras: [C, *axes] values of registered operands; an `NX` axis follows the order of `samples`.
           sample_is_full: whether `samples` is all that `moments` saw; then both views are one.
 
@@ -157,7 +174,7 @@ class Operands:
         wide = partial(jnp.asarray, dtype=dtype)
         rows = wide(samples) if in_order else wide(samples)[order]
         own = moments if sample_is_full else sample_moments(rows, labels[order], num_classes=len(counts))
-        arrays = {name: _sort_examples(name, wide(value), order) for name, value in (extras or {}).items()}
+        arrays = {name: sort_examples(name, wide(value), order) for name, value in (extras or {}).items()}
         filters = wide(kernel)
         return cls(
             moments=moments,
@@ -168,6 +185,7 @@ class Operands:
             outgoing=None if outgoing is None else wide(outgoing),
             gamma=None if gamma is None else wide(gamma),
             beta=None if beta is None else wide(beta),
+            gradients=sort_gradients(jax.tree.map(wide, gradients), order),
             extras=arrays,
             class_counts=counts,
             sample_is_full=sample_is_full,
@@ -226,6 +244,7 @@ class Operands:
             outgoing=None if self.outgoing is None else last(self.outgoing),
             gamma=None if self.gamma is None else last(self.gamma),
             beta=None if self.beta is None else last(self.beta),
+            gradients=take_channels(self.gradients, index),
             extras={name: jnp.take(value, index, axis=axis) for name, value in self.extras.items()},
         )
 
@@ -261,6 +280,7 @@ jax.tree_util.register_dataclass(
         "outgoing",
         "gamma",
         "beta",
+        "gradients",
         "extras",
     ],
     meta_fields=["class_counts", "sample_is_full"],
@@ -279,6 +299,8 @@ class Observed(Mapping[str, Operands]):
     """Producer path -> operands, in program order."""
     groups: dict[str, tuple[str, ...]]
     """Group name -> paths of its producers."""
+    gradient_source: GradientSource | None = None
+    """Where gradients come from when a function asks for them; no part of the pytree, so mapping over it drops it."""
 
     def __getitem__(self, producer: str) -> Operands:
         return self.operands[producer]
@@ -299,10 +321,37 @@ class Observed(Mapping[str, Operands]):
         """Number of stacked members, 1 when not stacked."""
         return next((operands.num_members for operands in self.operands.values()), 1)
 
+    @property
+    def has_gradients(self) -> bool:
+        """Whether the gradients of every producer are there."""
+        return all(operands.gradients is not None for operands in self.operands.values())
+
     def member(self, index: int) -> Observed:
         """One stacked member."""
         members = {path: operands.member(index) for path, operands in self.operands.items()}
-        return Observed(members, self.groups)
+        source = self.gradient_source
+        return Observed(members, self.groups, None if source is None else source.member(index))
+
+    def with_gradients(self) -> Observed:
+        """The same with the gradients of the loss at every producer, computed at the first call.
+
+        `score` and `rank_population` ask by themselves when a function reads `GW` or `GX`.
+
+        Raises:
+          ValueError: if there is no way to compute them, because the operands do not come straight from `observe`.
+        """
+        if self.has_gradients:
+            return self
+        if self.gradient_source is None:
+            raise ValueError(
+                "with_gradients needs what observe returned, got operands that do not know their network. "
+                "Call observe again, or give weight_gradient= and feature_gradient= to Operands.from_arrays."
+            )
+        found = self.gradient_source()
+        filled = {
+            path: dataclasses.replace(one, gradients=found[path]) for path, one in self.operands.items()
+        }
+        return dataclasses.replace(self, operands=filled)
 
     @staticmethod
     def stack(members: Sequence[Observed]) -> Observed:
@@ -311,7 +360,14 @@ class Observed(Mapping[str, Operands]):
         Raises:
           ValueError: if there are none, or if two differ in producers, groups, shapes or class counts.
         """
-        return stack_pytrees(members, "Observed.stack")
+        sources = [member.gradient_source for member in members if member.gradient_source is not None]
+        has_gradients = [member.has_gradients for member in members]
+        if any(has_gradients) and not all(has_gradients) and len(sources) == len(members):
+            members = [member.with_gradients() for member in members]
+        stacked = stack_pytrees(members, "Observed.stack")
+        if len(sources) < len(members):
+            return stacked
+        return dataclasses.replace(stacked, gradient_source=GradientSource.stack(sources))
 
     def tree_flatten(self) -> tuple[tuple[Operands, ...], _ObservedStatic]:
         """The arrays, and what is static: paths and groups."""
@@ -334,36 +390,3 @@ def sample_moments(rows: jax.Array, class_ids: Array, *, num_classes: int) -> Mo
     """
     rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
     return add_examples(zero_moments(rows[0], num_classes), rows, jnp.asarray(class_ids))
-
-
-def stack_pytrees(members: Sequence[_Record], caller: str) -> _Record:
-    """Stacks the leaves of records with equal structure and shapes; `caller` is named in errors."""
-    if not members:
-        raise ValueError(f"{caller} needs at least one member, got none.")
-    shapes = [leaf.shape for leaf in jax.tree.leaves(members[0])]
-    for number, member in enumerate(members):
-        found = [leaf.shape for leaf in jax.tree.leaves(member)]
-        if not _same_structure(member, members[0]) or found != shapes:
-            raise ValueError(
-                f"{caller} needs members of one structure, class counts and shapes; member {number} differs "
-                f"from member 0: {found} against {shapes}, or in which operands are present. "
-                "Observe all members on the same examples."
-            )
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-
-
-def _same_structure(first: object, second: object) -> bool:
-    structures: list[object] = [jax.tree.structure(first), jax.tree.structure(second)]
-    return structures[0] == structures[1]
-
-
-def _sort_examples(name: str, value: jax.Array, order: np.ndarray) -> jax.Array:
-    """Brings the `NX` axis of a registered operand into the order of the sorted sample."""
-    from jaxprune.language.operands import OPERANDS
-
-    if name not in OPERANDS:
-        raise ValueError(f"extras must be registered operands, got {name!r}. Call register_operand first.")
-    for axis, axis_name in enumerate(OPERANDS[name].type):
-        if axis_name == "NX":
-            value = jnp.take(value, order, axis=axis + 1)
-    return value

@@ -6,21 +6,23 @@ import errno
 import os
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_tasks import tiny_programs, tiny_task
 
 from jaxprune.evolution import bases
+from jaxprune.evolution.asking import seeds
 from jaxprune.evolution.bases import BasePool, Entry, Plan0
 from jaxprune.evolution.files import RunDirectoryError
-from jaxprune.evolution.problem import TaskProblem, kept_digest
+from jaxprune.evolution.problem import TaskProblem, available_operands, kept_digest
 from jaxprune.evolution.programs import TaskPrograms, calibration_rows
 from jaxprune.evolution.records import Behaviour, Trial
 from jaxprune.evolution.tasks import Schedule
 from jaxprune.language.operands import OPERANDS, register_operand
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import library
+from jaxprune.language.published import library, own_seeds
 from jaxprune.training.loop import Examples, split_network
 from jaxprune.training.recipes import RECIPES
 from jaxprune.types import Invalid
@@ -152,8 +154,13 @@ def test_two_rounds_prune_what_the_first_left() -> None:
     task = tiny_task(schedule=Schedule(kept_counts=((3, 4, 6), (2, 3, 4))), finetune="slim")
     programs = TaskPrograms(task)
     pool = BasePool(programs, 0, "search", 1)
-    metric, draw, scratch = pool.finetune([Entry(0, function=library["l2"]), Entry(0, draw=0), Entry(0)])
-    for result in (metric, draw, scratch):
+    entries = [
+        Entry(0, function=library["l2"]),
+        Entry(0, function=own_seeds["taylor"]),
+        Entry(0, draw=0),
+        Entry(0),
+    ]
+    for result in pool.finetune(entries):
         assert {path[0]: array.shape[-1] for path, array in result.weights.items() if path[-1] == "kernel"} == {
             "conv1": 2, "conv2": 3, "dense": 4, "output": 10,
         }  # fmt: skip
@@ -208,8 +215,24 @@ def test_a_problem_tells_its_tasks_before_training_anything() -> None:
 
 
 def test_operands_that_no_layer_has_leave_the_vocabulary(problem: TaskProblem) -> None:
-    assert "WO" in problem.vocabulary.operands
-    assert not {"gamma", "beta", "GW", "GX"} & set(problem.vocabulary.operands)
+    assert {"WO", "GW", "GX"} <= set(problem.vocabulary.operands)
+    assert not {"gamma", "beta"} & set(problem.vocabulary.operands)
+    bare = jax.tree.map(
+        lambda leaf: leaf, problem.pools["tiny"].observed(0)
+    )  # which does not know its network
+    assert not {"GW", "GX"} & available_operands(bare)
+
+
+def test_gradients_are_computed_when_the_first_function_asks(problem: TaskProblem) -> None:
+    pool = TaskProblem([tiny_task()]).pools["tiny"]
+    pool.plans([library["l2"], library["fdr"]])
+    assert not pool.observed(0).has_gradients
+    (plans,) = pool.plans([own_seeds["taylor"]])
+    assert len(plans) == 3 and all(isinstance(plan, Plan0) for plan in plans)
+    taylor, l2 = problem.behaviours([own_seeds["taylor"], library["l2"]])
+    assert isinstance(taylor, Behaviour) and isinstance(l2, Behaviour)
+    assert taylor.digest != l2.digest
+    assert "seed:taylor" in seeds("all", problem.vocabulary)
 
 
 def test_ones_own_operand_joins_the_search(problem: TaskProblem) -> None:

@@ -34,6 +34,8 @@ def make_layer():
         "outgoing": rng.normal(size=(3, 3, 3, 4)).astype(np.float32),
         "gamma": rng.normal(size=3).astype(np.float32),
         "beta": rng.normal(size=3).astype(np.float32),
+        "weight_gradient": rng.normal(size=(3, 3, 2, 3)).astype(np.float32),
+        "feature_gradient": rng.normal(size=SHAPE).astype(np.float32),
     }
 
 
@@ -55,6 +57,8 @@ def expected(f, layer):
                 "X": X, "P": P, "Q": Q, "mX": X.mean(0), "mP": P.mean(0), "mQ": Q.mean(0), "W": W, "WI": W[:, c],
                 "N": len(P), "NQ": len(Q), "NX": len(X), "WO": layer["outgoing"][:, :, c].reshape(-1),
                 "gamma": layer["gamma"][c], "beta": layer["beta"][c],
+                "GW": layer["weight_gradient"].reshape(-1, SHAPE[-1])[:, c],
+                "GX": layer["feature_gradient"][..., c].reshape(SHAPE[0], -1),
             }  # fmt: skip
             scores.append(evaluate(f, {name: jnp.asarray(value, jnp.float32) for name, value in of.items()}))
     return np.asarray(scores).reshape(SHAPE[-1], NUM_CLASSES).mean(1)
@@ -76,7 +80,15 @@ def test_jax_code_gives_what_numpy_code_gives(name, layer):
 
 
 @pytest.mark.parametrize(
-    "text", ["0.05", "sqrt(0.05 + 0.2)", "1/0", "sum(slice(X*mX, 2, 5))", "count(P)/product(abs(mX))"]
+    "text",
+    [
+        "0.05",
+        "sqrt(0.05 + 0.2)",
+        "1/0",
+        "sum(slice(X*mX, 2, 5))",
+        "count(P)/product(abs(mX))",
+        "mean(X*GX) + sum(GW)",
+    ],
 )
 @pytest.mark.parametrize("backend", ["numpy", "jax"])
 def test_odd_formulas_run_too(text, backend, layer):
@@ -137,6 +149,9 @@ def test_a_missing_operand_is_refused_by_name(layer):
     layer = {**layer, "outgoing": None}
     with pytest.raises(ValueError, match="reads outgoing=, got None"):
         run(own_seeds["norm_in_out"], "numpy", layer)
+    for name, text in {"weight_gradient": "sum(GW)", "feature_gradient": "sum(GX)"}.items():
+        with pytest.raises(ValueError, match=f"reads {name}=, got None"):
+            run(parse(text), "numpy", {**layer, name: None})
 
 
 def test_ones_own_operands_become_arguments(layer):

@@ -22,7 +22,13 @@ def own_operand():
 
 def test_the_papers_vocabulary_lacks_our_extensions():
     assert PAPER_VOCABULARY.operands == ("X", "P", "Q", "mX", "mP", "mQ", "N", "NQ", "NX", "WI", "W")
-    assert set(DEFAULT_VOCABULARY.operands) - set(PAPER_VOCABULARY.operands) == {"WO", "gamma", "beta"}
+    assert set(DEFAULT_VOCABULARY.operands) - set(PAPER_VOCABULARY.operands) == {
+        "WO",
+        "gamma",
+        "beta",
+        "GW",
+        "GX",
+    }
 
 
 def test_class_operands_are_those_of_p_and_q():

@@ -17,8 +17,9 @@ from small_nets import (
     residual,
 )
 
-from jaxprune.pruning.observation import balanced_sample, make_observer, observe, pool_positions
+from jaxprune.pruning.observation import balanced_sample, make_observer, observe
 from jaxprune.pruning.planning import plan
+from jaxprune.pruning.shapes import pool_positions
 from jaxprune.pruning.slimming import slim
 from jaxprune.pruning.states import split_model
 from jaxprune.scoring.moments import class_sets

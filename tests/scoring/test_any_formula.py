@@ -38,6 +38,8 @@ def arrays(seed=0):
         "outgoing": rng.normal(size=(1, 1, CHANNELS, 5)),
         "gamma": rng.normal(size=CHANNELS),
         "beta": rng.normal(size=CHANNELS),
+        "weight_gradient": rng.normal(size=(3, 3, 1, CHANNELS)),
+        "feature_gradient": rng.normal(size=(13, 2, 2, CHANNELS)),
     }
 
 

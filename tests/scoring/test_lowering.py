@@ -46,6 +46,8 @@ def operands():
         outgoing=rng.standard_normal((3, 5)).astype(np.float32),
         gamma=np.ones(3, np.float32),
         beta=np.ones(3, np.float32),
+        weight_gradient=np.ones((4, 3), np.float32),
+        feature_gradient=np.ones((9, 2, 2, 3), np.float32),
     )
 
 
@@ -53,7 +55,7 @@ def test_tables_lower(operands):
     stacked, lanes = Operands.stack([operands, operands]), (2, 3, 3)
     lower(lambda ops: weight_table.__wrapped__(ops, lanes), stacked)
     lower(lambda ops: moment_table.__wrapped__(ops, "sample", lanes), stacked)
-    for name in "XPQ":
+    for name in ("X", "P", "Q", "GX"):
         lower(lambda ops, name=name: sample_table.__wrapped__(ops, name), stacked)
     lower(block_operands, stacked, jnp.int32(1), jnp.arange(2))
     values = jnp.ones((2, 3, 3, 4))
@@ -96,5 +98,8 @@ def test_operators_lower_with_masks(name):
 
 
 def test_compiled_functions_lower(operands):
-    functions = [*library.values(), parse("mean(matmul(Q, transpose(X)))*gamma + sum(WO)*beta")]
+    functions = [
+        *library.values(),
+        parse("mean(matmul(Q, transpose(X)))*gamma + sum(WO)*beta + inner(GW, WI)*sum(GX)"),
+    ]
     lower(lambda ops: [compile(f)(ops) for f in functions], operands)

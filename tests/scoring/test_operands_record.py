@@ -128,7 +128,7 @@ BAD = {
         {"extras": {"nonsense": np.ones(3)}},
         "extras must be registered operands, got 'nonsense'",
     ),
-    "extra width": ({"extras": {"GW": np.ones((2, 18))}}, r"got extras\['GW'\] with 2"),
+    "extra width": ({"extras": {"width_test": np.ones((2, 18))}}, r"got extras\['width_test'\] with 2"),
 }
 
 

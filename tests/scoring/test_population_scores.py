@@ -11,6 +11,7 @@ from jaxprune.language.published import library
 from jaxprune.language.sampling import random_expression
 from jaxprune.scoring.compiled import compile
 from jaxprune.scoring.evaluator import Scorer, score_population, score_with_status
+from jaxprune.scoring.gradients import Gradients
 from jaxprune.scoring.records import Observed, Operands, sample_moments
 
 MIXED = [
@@ -49,7 +50,8 @@ def make(seed=0, channels=5, counts=(7, 3, 1), positions=6):
         rng.standard_normal((len(labels), positions, channels)).astype(np.float32) + labels[:, None, None]
     )
     sampled = np.concatenate([np.flatnonzero(labels == k)[:count] for k, count in enumerate(counts)])
-    weights = rng.standard_normal((3, 8, channels)).astype(np.float32)
+    weights = rng.standard_normal((4, 8, channels)).astype(np.float32)
+    slopes = rng.standard_normal((sum(counts), len(range(0, positions, 2)), channels)).astype(np.float32)
     return Operands.build(
         moments=sample_moments(features, labels, num_classes=len(counts)),
         samples=jnp.asarray(features[sampled, ::2]),
@@ -58,6 +60,7 @@ def make(seed=0, channels=5, counts=(7, 3, 1), positions=6):
         outgoing=jnp.asarray(weights[1]),
         gamma=jnp.asarray(weights[2, 0]),
         beta=jnp.asarray(weights[2, 1]),
+        gradients=Gradients(jnp.asarray(weights[3]), jnp.asarray(slopes)),
     )
 
 
@@ -180,6 +183,7 @@ def test_missing_operands_are_named():
     scores, reasons = score_with_status(functions, ops)
     assert reasons[0] == "operand WO and gamma is missing: this layer does not have it"
     assert reasons[1] is None and "operand GW is missing" in reasons[2]
+    assert reasons[2].endswith("or weight_gradient= and feature_gradient= of from_arrays")
     assert np.isnan(scores[0]).all() and np.isfinite(scores[1]).all()
     with pytest.raises(ValueError, match=r"sum\(WI\*gamma\): operand gamma is missing"):
         compile(parse("sum(WI*gamma)"))(ops)
@@ -240,14 +244,21 @@ def test_registered_operands_and_operators_join_in():
     extra = rng.standard_normal((4, 3)).astype(np.float32)
     register_operand("entropy_test", type=(), read=lambda ops: jnp.sum(ops.filters**2, axis=0))
     register_operand("drift_test", type=("D",), read=lambda ops: jnp.ones((4, 3, 1)), per_class=True)
+    register_operand("slope_test", type=("F",), read=lambda ops: ops.extras.get("slope_test"))
     register_operator("cube_test", lambda values: values**3)
     try:
         features = rng.standard_normal((6, 4)).astype(np.float32)
         kernel = rng.standard_normal((3, 4)).astype(np.float32)
         arrays = {"features": features, "labels": [0, 1, 2, 0, 1, 2], "kernel": kernel}
-        ops = Operands.from_arrays(**arrays, extras={"GW": extra})
+        ops = Operands.from_arrays(**arrays, extras={"slope_test": extra})
         functions = [
-            parse(t) for t in ("cube_test(entropy_test)", "sum(WI*GW)", "sum(drift_test)", "sum(WI)*sum(GW)")
+            parse(t)
+            for t in (
+                "cube_test(entropy_test)",
+                "sum(WI*slope_test)",
+                "sum(drift_test)",
+                "sum(WI)*sum(slope_test)",
+            )
         ]
         for scores in (score_population(functions, ops), [compile(f)(ops) for f in functions]):
             np.testing.assert_allclose(scores[0], (kernel**2).sum(0) ** 3, rtol=1e-5)
@@ -265,6 +276,7 @@ def test_registered_operands_and_operators_join_in():
     finally:
         OPERANDS.pop("entropy_test", None)
         OPERANDS.pop("drift_test", None)
+        OPERANDS.pop("slope_test", None)
         OPERATORS.pop("cube_test", None)
 
 
