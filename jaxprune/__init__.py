@@ -32,7 +32,7 @@ if (
     from jaxprune.language.operands import register_operand
     from jaxprune.language.operators import register_operator
     from jaxprune.language.parsing import ParseError, parse
-    from jaxprune.language.published import library, own_seeds, sources
+    from jaxprune.language.published import library, own_seeds
     from jaxprune.language.tree import Expression
     from jaxprune.nets.conv_nets import PlainConvNet, SmallConvNet
     from jaxprune.nets.cost import count_macs, count_parameters
@@ -45,6 +45,7 @@ if (
     from jaxprune.report import write_report
     from jaxprune.scoring.compiled import compile
     from jaxprune.scoring.evaluator import score_population
+    from jaxprune.scoring.metrics import metrics
     from jaxprune.scoring.ranking import score
     from jaxprune.scoring.records import Operands
     from jaxprune.training.data import Dataset, load_dataset
@@ -81,6 +82,7 @@ __all__ = [
     "library",
     "load_dataset",
     "mask",
+    "metrics",
     "observe",
     "own_seeds",
     "parse",
@@ -90,7 +92,6 @@ __all__ = [
     "score",
     "score_population",
     "slim",
-    "sources",
     "tell",
     "write_report",
 ]
@@ -110,7 +111,7 @@ _NAMES = {
     "language.operands": "register_operand",
     "language.operators": "register_operator",
     "language.parsing": "ParseError parse",
-    "language.published": "library own_seeds sources",
+    "language.published": "library own_seeds",
     "language.tree": "Expression",
     "nets.conv_nets": "PlainConvNet SmallConvNet",
     "nets.cost": "count_macs count_parameters",
@@ -123,6 +124,7 @@ _NAMES = {
     "report": "write_report",
     "scoring.compiled": "compile",
     "scoring.evaluator": "score_population",
+    "scoring.metrics": "metrics",
     "scoring.ranking": "score",
     "scoring.records": "Operands",
     "training.data": "Dataset load_dataset",

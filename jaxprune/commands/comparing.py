@@ -25,6 +25,7 @@ from jaxprune.language.tree import Expression
 if TYPE_CHECKING:
     from jaxprune.evolution.measurements import Comparison, Measurement
     from jaxprune.evolution.tasks import Task
+    from jaxprune.scoring.metrics import PruningFunction
 
 ALL = "all"
 """What `--metrics` calls the whole library and our own seeds."""
@@ -82,7 +83,9 @@ def add_transfer(parser: argparse.ArgumentParser) -> None:
 def run_transfer(arguments: argparse.Namespace) -> int:
     """Compares a frozen formula with others on tasks that it was not evolved on."""
     from jaxprune.evolution.naming import find_function
+    from jaxprune.scoring.metrics import name_of
 
+    formula: PruningFunction
     if arguments.from_run is not None:
         formula, tasks = winner_of(arguments.from_run)
         again = [name for name in arguments.task if name in tasks]
@@ -90,7 +93,7 @@ def run_transfer(arguments: argparse.Namespace) -> int:
             note(f"note: the formula was evolved on {', '.join(again)}: there this is no transfer.")
     else:
         formula = find_function(arguments.formula)
-    note(f"frozen formula: {formula}")
+    note(f"frozen formula: {name_of(formula)}")
     functions = {**functions_named(split_formulas(arguments.against)), "frozen": formula}
     return _compare(arguments, functions, _tasks(arguments))
 
@@ -110,7 +113,7 @@ def winner_of(run_dir: Path) -> tuple[Expression, tuple[str, ...]]:
     return state.ranked()[0].expression, tuple(task.name for task in state.tasks)
 
 
-def functions_named(names: Sequence[str]) -> dict[str, Expression]:
+def functions_named(names: Sequence[str]) -> dict[str, PruningFunction]:
     """Row name -> function of names and formulas; "all" stands for the library and our own seeds.
 
     Raises:
@@ -175,7 +178,9 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _compare(arguments: argparse.Namespace, functions: Mapping[str, Expression], tasks: list[Task]) -> int:
+def _compare(
+    arguments: argparse.Namespace, functions: Mapping[str, PruningFunction], tasks: list[Task]
+) -> int:
     from jaxprune.evolution.comparison import compare
 
     found = compare(

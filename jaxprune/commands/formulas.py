@@ -15,7 +15,7 @@ from jaxprune.language.axes import type_name
 from jaxprune.language.operands import OPERANDS
 from jaxprune.language.operators import OPERATORS, Backend
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import library, own_seeds, sources
+from jaxprune.language.published import own_seeds, sources
 from jaxprune.language.tree import Expression
 
 Row = dict[str, object]
@@ -42,10 +42,23 @@ def list_presets() -> list[Row]:
 
 
 def list_metrics() -> list[Row]:
-    """One row per named function: the library, then our own seeds."""
-    return [
-        {"name": name, "complexity": f.complexity, "formula": str(f), "source": sources[name]}
-        for name, f in {**library, **own_seeds}.items()
+    """One row per named function: the zoo, formulas and others, then our own seeds."""
+    from jaxprune.scoring.metrics import metrics
+
+    rows: list[Row] = [
+        {
+            "name": name,
+            "complexity": None if metric.expression is None else metric.expression.complexity,
+            "formula": metric.formula,
+            "about": metric.about,
+            "source": metric.source,
+        }
+        for name, metric in metrics.items()
+    ]
+    return rows + [
+        {"name": name, "complexity": f.complexity, "formula": str(f), "about": "", "source": sources[name]}
+        for name, f in own_seeds.items()
+        if name not in metrics
     ]
 
 
@@ -121,11 +134,18 @@ def run_list(arguments: argparse.Namespace) -> int:
         if name == "metrics":  # formulas are long: the source goes to a line of its own
             width = max(len(str(row["name"])) for row in rows)
             for row in rows:
+                cost = "no formula" if row["complexity"] is None else f"complexity {row['complexity']}"
                 say(f"  {row['name']!s:{width}}  {row['formula']}")
-                say(f"  {'':{width}}    complexity {row['complexity']}; {row['source']}")
+                if row["about"]:
+                    say(_indented(str(row["about"]), width + 6))
+                say(_indented(f"{cost}; {row['source']}", width + 6))
         else:
             say(columns([list(rows[0]), *(list(row.values()) for row in rows)], indent=2))
     return 0
+
+
+def _indented(text: str, indent: int) -> str:
+    return textwrap.fill(text, 116, initial_indent=" " * indent, subsequent_indent=" " * indent)
 
 
 def add_explain(parser: argparse.ArgumentParser) -> None:
@@ -177,7 +197,7 @@ def explain(f: Expression) -> Row:
     r"""The facts about a formula, by the names of `FACTS`.
 
     Example:
-      >>> facts = explain(library["l1"])
+      >>> facts = explain(parse("sum(abs(WI))"))
       >>> facts["name"], facts["operands"], facts["latex"]
       ('l1', 'WI: weights that produce the channel', '\\operatorname{sum}\\left(\\left|w\\right|\\right)')
     """
@@ -186,7 +206,7 @@ def explain(f: Expression) -> Row:
     return {
         "formula": str(f),
         "name": name,
-        "source": sources.get(name, ""),
+        "source": _source_of(name),
         "type": type_name(f.type),
         "operands": "; ".join(operands) or "none",
         "complexity": f.complexity,
@@ -206,9 +226,16 @@ def find_formula(text: str) -> Expression:
       >>> str(find_formula("l1")), find_formula("mX").type
       ('sum(abs(WI))', ('D',))
     """
-    known = {**library, **own_seeds}
+    from jaxprune.scoring.metrics import metrics
+
+    known = _known_formulas()
     if text in known:
         return known[text]
+    if text in metrics:
+        raise ValueError(
+            f"a formula needs to be something the language can say, got {text!r}, a metric that is a function: "
+            f"{metrics[text].about} ({metrics[text].source})"
+        )
     if text.isidentifier() and text not in OPERANDS:
         raise ValueError(
             f"a formula needs to be text such as 'sum(abs(WI))' or one of {', '.join(known)}, got {text!r}."
@@ -217,5 +244,19 @@ def find_formula(text: str) -> Expression:
     return parse(text)
 
 
+def _known_formulas() -> dict[str, Expression]:
+    """Name -> formula, of the zoo and our own seeds."""
+    from jaxprune.scoring.metrics import metrics
+
+    zoo = {name: metric.expression for name, metric in metrics.items()}
+    return {**own_seeds, **{name: f for name, f in zoo.items() if f is not None}}
+
+
+def _source_of(name: str) -> str:
+    from jaxprune.scoring.metrics import metrics
+
+    return metrics[name].source if name in metrics else sources.get(name, "")
+
+
 def _name_of(f: Expression) -> str:
-    return next((name for name, known in {**library, **own_seeds}.items() if known == f), "")
+    return next((name for name, known in _known_formulas().items() if known == f), "")

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     from jaxprune.evolution.bases import BasePool
     from jaxprune.evolution.tasks import Task
-    from jaxprune.language.tree import Expression
     from jaxprune.pruning.planning import Plan
     from jaxprune.pruning.states import FlatState
+    from jaxprune.scoring.metrics import PruningFunction
 
 BUDGETS = ("kept_fraction", "macs_fraction", "params_fraction", "kept_counts")
 """Ways to say how much is kept; one of them, or the task's own schedule."""
@@ -88,7 +88,7 @@ def run_score(arguments: argparse.Namespace) -> int:
 
 
 def scores_of(
-    pool: BasePool, base: int, functions: Mapping[str, Expression]
+    pool: BasePool, base: int, functions: Mapping[str, PruningFunction]
 ) -> dict[str, dict[str, np.ndarray]]:
     """Function name -> group -> [C] scores on one base network, relative to the group's mean magnitude.
 
@@ -156,6 +156,7 @@ def add_prune(parser: argparse.ArgumentParser) -> None:
 def run_prune(arguments: argparse.Namespace) -> int:
     """Prunes and fine-tunes one base network, prints what that did, and writes plan, result and network."""
     from jaxprune.evolution.naming import find_function
+    from jaxprune.scoring.metrics import name_of
     from jaxprune.training.checkpoint import save_network
 
     f = find_function(arguments.metric)
@@ -171,7 +172,7 @@ def run_prune(arguments: argparse.Namespace) -> int:
         (group, f"{len(channels)} of {pruned.plan.widths[group]}")
         for group, channels in pruned.plan.kept.items()
     ]
-    say(f"{f}  on {pool.task.name}, base {arguments.base}")
+    say(f"{name_of(f)}  on {pool.task.name}, base {arguments.base}")
     say(columns([("group", "kept"), *kept]))
     say()
     rows = [
@@ -214,7 +215,7 @@ class Pruned:
         return {**plain, "kept_counts": self.plan.kept_counts}
 
 
-def prune_base(pool: BasePool, base: int, f: Expression, **budget: object) -> Pruned:
+def prune_base(pool: BasePool, base: int, f: PruningFunction, **budget: object) -> Pruned:
     """Scores, plans, slims and fine-tunes one base network of a task, in one round.
 
     Args:
@@ -235,6 +236,7 @@ def prune_base(pool: BasePool, base: int, f: Expression, **budget: object) -> Pr
     from jaxprune.nets.cost import count_macs, count_parameters
     from jaxprune.pruning.planning import plan
     from jaxprune.pruning.slimming import slim
+    from jaxprune.scoring.metrics import name_of
     from jaxprune.scoring.ranking import Ranking, rank_population
     from jaxprune.training.loop import batch_order, count_correct, split_network
     from jaxprune.training.trainer import Job, Trainer
@@ -242,7 +244,7 @@ def prune_base(pool: BasePool, base: int, f: Expression, **budget: object) -> Pr
     programs, trained = pool.programs, pool.bases[base]
     ranking = rank_population([f], pool.observed(base))[0]
     if not isinstance(ranking, Ranking):
-        raise ValueError(f"pruning needs finite scores that differ, got none from {f}: {ranking}.")
+        raise ValueError(f"pruning needs finite scores that differ, got none from {name_of(f)}: {ranking}.")
     model = _with_weights(programs.model, trained.weights)
     example = jax.ShapeDtypeStruct((1, *programs.data.x.shape[1:]), programs.data.x.dtype)
     made = plan(model, ranking.scores, example, **budget)  # type: ignore[arg-type]
@@ -255,7 +257,7 @@ def prune_base(pool: BasePool, base: int, f: Expression, **budget: object) -> Pr
     finetuned = next(iter(trainer.run([Job(weights, order, derive(key, "train"))])))
     correct = float(count_correct(network, weights, programs.validation))
     return Pruned(
-        formula=str(f),
+        formula=name_of(f),
         plan=made,
         weights=finetuned.weights,
         macs=count_macs(model, example),

@@ -22,9 +22,9 @@ from jaxprune.evolution.files import explained
 from jaxprune.evolution.programs import TaskPrograms
 from jaxprune.keys import derive, generator
 from jaxprune.language.published import library
-from jaxprune.language.tree import Expression
 from jaxprune.pruning.planning import select
 from jaxprune.pruning.states import FlatState
+from jaxprune.scoring.metrics import PruningFunction, name_of
 from jaxprune.scoring.ranking import Ranking, rank_population
 from jaxprune.scoring.records import Observed
 from jaxprune.training.checkpoint import load_network, save_network
@@ -67,7 +67,7 @@ class Entry:
 
     base: int
     repeat: int = 0
-    function: Expression | None = None
+    function: PruningFunction | None = None
     kept: Kept | None = None
     draw: int | None = None
 
@@ -131,7 +131,7 @@ class BasePool:
         """Operands of one base."""
         return self._stacks[base // self._stack_size].member(base % self._stack_size)
 
-    def plans(self, functions: Sequence[Expression]) -> list[list[Plan0 | Invalid]]:
+    def plans(self, functions: Sequence[PruningFunction]) -> list[list[Plan0 | Invalid]]:
         """First-round plans of every function on every base; one list per function, in base order."""
         counts = self.programs.rounds[0].counts
         found: list[list[Plan0 | Invalid]] = [[] for _ in functions]
@@ -224,7 +224,8 @@ class BasePool:
             plan = self.plans([entry.function])[0][entry.base]
             if isinstance(plan, Invalid):
                 raise ValueError(
-                    f"{entry.function} needs to be valid on task {self.task.name!r}, base {entry.base}; it is {plan}."
+                    f"{name_of(entry.function)} needs to be valid on task {self.task.name!r}, base {entry.base}; "
+                    f"it is {plan}."
                 )
             return plan.kept
         observed = self.programs.observer(round_index)(weights)

@@ -13,14 +13,14 @@ from itertools import combinations
 import numpy as np
 
 from jaxprune.evolution.bases import Base, BasePool
-from jaxprune.evolution.comparison import Planned, measure_jobs, planned_jobs, task_facts
+from jaxprune.evolution.comparison import Planned, complexities, measure_jobs, planned_jobs, task_facts
 from jaxprune.evolution.measurements import FORMAT, Comparison
 from jaxprune.evolution.naming import Function, known_functions, named_functions
 from jaxprune.evolution.oracle import Climb, Start, climb, oracle_entry
 from jaxprune.evolution.programs import TaskPrograms
 from jaxprune.evolution.tasks import Task
 from jaxprune.evolution.variance import VarianceComponents, rank_correlation, variance_components
-from jaxprune.language.tree import Expression
+from jaxprune.scoring.metrics import PruningFunction
 
 LOW_RELIABILITY = 0.5
 """Below this, a search on the task mostly selects luck."""
@@ -264,8 +264,7 @@ def calibrate(
     jobs, refused = planned_jobs(pool, rows, draws=draws, repeats=repeats, with_scratch=True)
     say(f"{task.name}: {len(jobs)} fine-tunings of {len(rows) - len(refused)} functions and the controls")
     measurements = measure_jobs(pool, jobs)
-    complexities = {name: expression.complexity for name, expression in rows.items()}
-    found = Comparison(tuple(measurements), (task_facts(pool),), tuple(refused), complexities, seed)
+    found = Comparison(tuple(measurements), (task_facts(pool),), tuple(refused), complexities(rows), seed)
     climbs: dict[int, Climb] = {}
     if oracle_evaluations:
         starts = {base: _best_start(found, jobs, rows, base) for base in range(bases)}
@@ -307,7 +306,7 @@ def task_rank_correlations(calibrations: Sequence[Calibration]) -> dict[tuple[st
 
 
 def _best_start(
-    comparison: Comparison, jobs: Sequence[Planned], rows: Mapping[str, Expression], base: int
+    comparison: Comparison, jobs: Sequence[Planned], rows: Mapping[str, PruningFunction], base: int
 ) -> Start:
     """The plan of the function with the highest accuracy on a base, averaged over repeats."""
     task = comparison.tasks[0].name

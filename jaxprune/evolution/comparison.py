@@ -17,6 +17,7 @@ from jaxprune.evolution.problem import kept_digest
 from jaxprune.evolution.programs import TaskPrograms
 from jaxprune.evolution.tasks import Task, check_unique
 from jaxprune.language.tree import Expression
+from jaxprune.scoring.metrics import PruningFunction, name_of
 from jaxprune.training.loop import Examples
 from jaxprune.types import Invalid, Kept
 
@@ -47,7 +48,8 @@ def compare(
     there always, unless switched off. Functions that make one plan on a base are fine-tuned there once.
 
     Args:
-      functions: names of the library and own seeds, formulas, expressions, or a mapping from row names to these.
+      functions: names of the library, own seeds and metrics, formulas, expressions, metrics, functions from the
+        `Operands` of one layer to [C] scores, or a mapping from row names to these.
       tasks: one or more, with different names.
       bases: number of base networks, >= 1; or task name -> number.
       seed: base networks, data orders and random plans follow from it.
@@ -112,8 +114,17 @@ def compare(
         measurements += measure_jobs(base_pool, jobs, evaluations=evaluations, test=test, on_row=on_row)
         refused += invalid
         facts.append(task_facts(base_pool))
-    complexities = {name: expression.complexity for name, expression in rows.items()}
-    return Comparison(tuple(measurements), tuple(facts), tuple(refused), complexities, seed)
+    return Comparison(tuple(measurements), tuple(facts), tuple(refused), complexities(rows), seed)
+
+
+def complexities(rows: Mapping[str, PruningFunction]) -> dict[str, int]:
+    """Row name -> complexity, of those rows that are formulas.
+
+    Example:
+      >>> complexities(named_functions(["l1", "fpgm"]))
+      {'l2': 4, 'l1': 3}
+    """
+    return {name: f.complexity for name, f in rows.items() if isinstance(f, Expression)}
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,7 @@ class Planned:
 
 def planned_jobs(
     pool: BasePool,
-    rows: Mapping[str, Expression],
+    rows: Mapping[str, PruningFunction],
     *,
     draws: int,
     repeats: int,
@@ -146,11 +157,11 @@ def planned_jobs(
             f"base {base}: {plan.reason}" for base, plan in enumerate(by_base) if isinstance(plan, Invalid)
         ]
         if invalid:
-            refused.append(Refused(pool.task.name, name, str(function), invalid[0]))
+            refused.append(Refused(pool.task.name, name, name_of(function), invalid[0]))
             continue
         kept = [plan.kept for plan in by_base if not isinstance(plan, Invalid)]
         jobs += [
-            Planned(name, "metric", str(function), Entry(base, repeat, function, kept[base]), kept[base])
+            Planned(name, "metric", name_of(function), Entry(base, repeat, function, kept[base]), kept[base])
             for base, repeat in places
         ]
     for draw in range(draws):
@@ -237,7 +248,7 @@ class LayerView:
 
 
 def layer_views(
-    pool: BasePool, functions: Mapping[str, Expression], draws: int = 0, *, base: int = 0
+    pool: BasePool, functions: Mapping[str, PruningFunction], draws: int = 0, *, base: int = 0
 ) -> list[LayerView]:
     """Per group, what each function keeps in the first round on one base, and its scores in order.
 

@@ -1,4 +1,4 @@
-"""From what a caller names to rows of a comparison: library names, formulas, expressions, controls."""
+"""From what a caller names to rows of a comparison: known names, formulas, metrics, functions, controls."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from jaxprune.language.operands import OPERANDS
 from jaxprune.language.parsing import parse
 from jaxprune.language.published import library, own_seeds
 from jaxprune.language.tree import Expression
+from jaxprune.scoring.metrics import Metric, PruningFunction, metrics, name_of
 
 CONTROLS = ("random", "scratch", "oracle")
 """Rows without a formula; no function can have such a name."""
 
-Function = str | Expression
-"""The name of a library function or own seed, a formula, or an expression."""
+Function = str | PruningFunction
+"""The name of a library function, own seed or metric, a formula, an expression, a metric, a function of operands."""
 
 
 def known_functions() -> dict[str, Expression]:
@@ -23,13 +24,14 @@ def known_functions() -> dict[str, Expression]:
     return {**library, **own_seeds}
 
 
-def named_functions(functions: Sequence[Function] | Mapping[str, Function]) -> dict[str, Expression]:
-    """Row name -> expression, l2 first if it is not among them; "random" and "scratch" are left out.
+def named_functions(functions: Sequence[Function] | Mapping[str, Function]) -> dict[str, PruningFunction]:
+    """Row name -> function, l2 first if it is not among them; "random" and "scratch" are left out.
 
-    A library function or own seed goes by its name, another formula by its text, an entry of a mapping by its key.
+    A library function, own seed or metric goes by its name, another formula by its text, a function by its own name, an
+    entry of a mapping by its key.
 
     Args:
-      functions: names, formulas and expressions, or a mapping from row names to any of these.
+      functions: names, formulas, expressions, metrics and functions, or a mapping from row names to any of these.
 
     Raises:
       ValueError: for an unknown name or a text that is no formula, a formula that is not a scalar, one name for two
@@ -39,39 +41,49 @@ def named_functions(functions: Sequence[Function] | Mapping[str, Function]) -> d
       >>> {name: str(f) for name, f in named_functions(["l1", "random", "mean(X)*2"]).items()}
       {'l2': 'sqrt(sum(square(WI)))', 'l1': 'sum(abs(WI))', 'mean(X)*2': 'mean(X)*2'}
     """
-    if isinstance(functions, str | Expression):
+    if isinstance(functions, str | Expression | Metric) or callable(functions):
         functions = [functions]
     given: list[tuple[str | None, Function]] = (
         list(functions.items()) if isinstance(functions, Mapping) else [(None, each) for each in functions]
     )
-    rows: dict[str, Expression] = {}
+    rows: dict[str, PruningFunction] = {}
     for key, function in given:
         if isinstance(function, str) and function in ("random", "scratch"):
             continue
-        expression = find_function(function)
-        name = key if key is not None else _name_of(expression)
-        if name in CONTROLS or (name == REFERENCE and expression is not library[REFERENCE]):
+        if function is metrics["random"] and key in (None, "random"):
+            continue
+        found = find_function(function)
+        name = key if key is not None else _name_of(found)
+        if name in CONTROLS or (name == REFERENCE and found is not library[REFERENCE]):
             raise ValueError(
-                f"{name!r} is the name of a row of its own, got {function!s} for it. Choose another name."
+                f"{name!r} is the name of a row of its own, got {_shown(function)} for it. Choose another name."
             )
-        if rows.setdefault(name, expression) is not expression:
+        if rows.setdefault(name, found) is not found:
             raise ValueError(
-                f"rows need different names, got {name!r} for {rows[name]} and for {expression}."
+                f"rows need different names, got {name!r} for {name_of(rows[name])} and for {name_of(found)}."
             )
     return rows if REFERENCE in rows else {REFERENCE: library[REFERENCE], **rows}
 
 
-def find_function(function: Function) -> Expression:
-    """The function of a name, formula or expression.
+def find_function(function: Function) -> PruningFunction:
+    """The function of a name or formula, or what was given; a metric that the language can say as its expression.
 
     Raises:
       ValueError: for an unknown name, a text that is no formula, or a formula whose value is not a scalar.
+
+    Example:
+      >>> str(find_function("flap")), find_function("fpgm") is metrics["fpgm"]
+      ('var(X)*sum(square(WO))', True)
     """
-    known = known_functions()
+    known: dict[str, PruningFunction] = {**metrics, **known_functions()}
+    if isinstance(function, str) and function in known:
+        function = known[function]
     if isinstance(function, Expression):
         expression = function
-    elif function in known:
-        expression = known[function]
+    elif isinstance(function, Metric):
+        return function.expression or function
+    elif callable(function):
+        return function
     elif function.isidentifier() and function not in OPERANDS:
         close = difflib.get_close_matches(function, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -88,5 +100,10 @@ def find_function(function: Function) -> Expression:
     return expression
 
 
-def _name_of(expression: Expression) -> str:
-    return next((name for name, found in known_functions().items() if found == expression), str(expression))
+def _name_of(function: PruningFunction) -> str:
+    known = {**known_functions(), **{name: metric.function for name, metric in metrics.items()}}
+    return next((name for name, found in known.items() if found == function), name_of(function))
+
+
+def _shown(function: Function) -> str:
+    return function if isinstance(function, str) else name_of(function)

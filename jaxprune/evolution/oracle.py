@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxprune.evolution.bases import BasePool, Entry
 from jaxprune.keys import derive, generator
-from jaxprune.language.tree import Expression
+from jaxprune.scoring.metrics import PruningFunction
 from jaxprune.types import Kept
 
 
@@ -24,7 +24,7 @@ class Start:
 
     name: str
     kept: Kept
-    function: Expression
+    function: PruningFunction
 
 
 @dataclass(frozen=True)

@@ -243,12 +243,14 @@ def _sample_step(
     num_classes = int(class_ids.max()) + 1
     for name, features in _activations(structure, arrays, images).items():
         rows = flat_positions(features)
-        pooled = flat_positions(pool_positions(features, max_positions))
+        maps = pool_positions(features, max_positions)
+        pooled = flat_positions(maps)
         operands[name] = Operands.build(
             moments=sample_moments(rows, class_ids, num_classes=num_classes),
             samples=pooled,
             sample_labels=class_ids,
             sample_is_full=is_everything and pooled.shape == rows.shape,
+            space=maps.shape[1:-1],
             **_weights(structure, structure.sites[name], arrays),
             **_scale_and_shift(structure.sites[name], arrays),
         )

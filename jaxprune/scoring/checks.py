@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -113,6 +114,23 @@ def check_classes(
             "Add examples of these classes, or count only the classes that occur."
         )
     return tuple(int(count) for count in counts)
+
+
+def check_space(space: tuple[int, ...] | None, num_positions: int) -> tuple[int, ...]:
+    """The spatial shape of a sample's positions, one long axis where none is known.
+
+    Raises:
+      ValueError: if it does not hold exactly `num_positions`.
+    """
+    if space is None:
+        return (num_positions,)
+    shape = tuple(int(length) for length in space)
+    if math.prod(shape) != num_positions:
+        raise ValueError(
+            f"space must hold the {num_positions} positions of samples, got {shape} with {math.prod(shape)}. "
+            "Pass the shape of the activations without examples and channels."
+        )
+    return shape
 
 
 def check_channel_indices(channel_indices: Array | Sequence[int], num_channels: int) -> jax.Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,14 @@ from jaxprune.scoring.records import Operands
 
 CompiledFunction = Callable[[Operands], jax.Array]
 """From operands to [C] scores ([B, C] for stacked operands)."""
+
+
+class Reader(Protocol):
+    """What says which operands it reads: an expression, a metric."""
+
+    @property
+    def operands(self) -> frozenset[str]:
+        """Their names."""
 
 
 def compile(f: Expression) -> CompiledFunction:
@@ -81,7 +90,7 @@ def check_operands(operands: object) -> None:
         )
 
 
-def missing_operands(f: Expression, operands: Operands) -> tuple[str, ...]:
+def missing_operands(f: Reader, operands: Operands) -> tuple[str, ...]:
     """Names of the operands that `f` reads and the layer does not have, sorted.
 
     Example:

@@ -30,6 +30,8 @@ class Moments(NamedTuple):
     """[K, D, C] mean of each class minus the pivot (0 for a class without examples)."""
     m2: jax.Array
     """[K, D, C] sum of squared deviations from the class mean, >= 0."""
+    active: jax.Array
+    """[K, C] share of activations that are not zero, over examples and positions, in [0, 1]."""
 
 
 class SetMoments(NamedTuple):
@@ -83,7 +85,8 @@ def zero_moments(pivot: jax.Array, num_classes: int) -> Moments:
       (3, 1, 2)
     """
     zeros = jnp.zeros((num_classes, *pivot.shape), pivot.dtype)
-    return Moments(jnp.zeros(num_classes, pivot.dtype), pivot, zeros, zeros)
+    count = jnp.zeros(num_classes, pivot.dtype)
+    return Moments(count, pivot, zeros, zeros, jnp.zeros((num_classes, pivot.shape[-1]), pivot.dtype))
 
 
 def add_examples(
@@ -120,7 +123,9 @@ def add_examples(
     offset = _sum_by_class(belongs, delta) / jnp.maximum(count, 1)[:, None, None]
     own_offset = jnp.where(real[:, None, None], offset[jnp.where(real, labels, 0)], 0)
     m2 = _sum_by_class(belongs, (delta - own_offset) ** 2)
-    return merge_moments(moments, Moments(count, moments.pivot, offset, m2))
+    nonzero = jnp.mean(features != 0, axis=1, dtype=dtype)  # [N, C], padding counts for no class
+    active = jnp.matmul(belongs.T, nonzero, precision=HIGHEST) / jnp.maximum(count, 1)[:, None]
+    return merge_moments(moments, Moments(count, moments.pivot, offset, m2, active))
 
 
 def merge_moments(first: Moments, second: Moments) -> Moments:
@@ -135,7 +140,8 @@ def merge_moments(first: Moments, second: Moments) -> Moments:
     share = (second.count / jnp.maximum(count, 1))[:, None, None]
     difference = second.offset - first.offset
     m2 = first.m2 + second.m2 + difference**2 * first.count[:, None, None] * share
-    return Moments(count, first.pivot, first.offset + difference * share, m2)
+    active = first.active + (second.active - first.active) * share[..., 0]
+    return Moments(count, first.pivot, first.offset + difference * share, m2, active)
 
 
 def class_sets(moments: Moments) -> dict[str, SetMoments]:

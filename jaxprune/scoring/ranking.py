@@ -10,17 +10,18 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard, cast
 
 import numpy as np
 
 from jaxprune.language.published import library
 from jaxprune.language.tree import Expression
-from jaxprune.scoring.compiled import missing_operands
+from jaxprune.scoring.compiled import Reader, explain_missing, missing_operands
 from jaxprune.scoring.evaluator import MAX_FLOPS, PopulationScores, Scorer
 from jaxprune.scoring.lanes import keep_registered
+from jaxprune.scoring.metrics import Metric, PruningFunction, layer_scores, name_of
 from jaxprune.scoring.records import Observed, Operands
-from jaxprune.types import Invalid
+from jaxprune.types import Array, Invalid
 
 Aggregation = Literal["relative", "mean", "max", "first"]
 """How the scores of a group's producers become one: `relative` is the mean of scores divided by their mean
@@ -45,12 +46,12 @@ class Ranking:
 
 
 def score(
-    f: Expression, operands: Observed, *, aggregation: Aggregation = "relative"
+    f: PruningFunction, operands: Observed, *, aggregation: Aggregation = "relative"
 ) -> dict[str, np.ndarray]:
     """The score of every channel of every group of an observed network.
 
     Args:
-      f: a pruning function.
+      f: a pruning function: an expression, a metric, or any function from the `Operands` of one layer to [C] scores.
       operands: what `observe` returns; gradients are computed when `f` is the first to read `GW` or `GX`.
       aggregation: how the scores of several producers of one group are joined, see `Aggregation`. The default
         divides by the mean magnitude in groups of one producer too, so that groups can be compared.
@@ -60,14 +61,17 @@ def score(
       the arithmetic makes NaN or infinite stay so.
 
     Raises:
-      TypeError: if `operands` is not what `observe` returns.
-      ValueError: if a producer lacks an operand, or the aggregation is unknown.
+      TypeError: if `operands` is not what `observe` returns, or `f` no pruning function.
+      ValueError: if a producer lacks an operand, a function does not give [C] numbers, or the aggregation is unknown.
 
     Example:
       >>> from jaxprune.language.parsing import parse
       >>> from jaxprune.scoring.records import Operands
       >>> ops = Operands.from_arrays(features=np.eye(2), labels=[0, 1], kernel=[[1.0, -2.0], [3.0, 4.0]])
-      >>> score(parse("sum(abs(WI))"), Observed({"dense.kernel": ops}, {"dense.kernel": ("dense.kernel",)}))
+      >>> observed = Observed({"dense.kernel": ops}, {"dense.kernel": ("dense.kernel",)})
+      >>> score(parse("sum(abs(WI))"), observed)
+      {'dense.kernel': array([0.8, 1.2])}
+      >>> score(lambda operands: abs(operands.filters).sum(0), observed)
       {'dense.kernel': array([0.8, 1.2])}
     """
     if not isinstance(operands, Observed):
@@ -75,11 +79,13 @@ def score(
             f"score needs what observe returns, got {type(operands).__name__}. "
             "For the Operands of one layer use compile(f)(operands)."
         )
+    f = _plainest(f)
     operands = _with_what_is_read([f], operands)
     found = _score_producers([f], operands)
     reasons = [f"{path}: {result.reasons[0]}" for path, (_, result) in found.items() if result.reasons[0]]
     if reasons:
-        absent = {path: names for path, one in operands.items() if (names := missing_operands(f, one))}
+        reader = cast(Reader, f)  # plain functions give no reasons
+        absent = {path: names for path, one in operands.items() if (names := missing_operands(reader, one))}
         raise ValueError(_say_absent(f, absent) if absent else _say_refused(f, reasons))
     joined = {}
     for group, paths in operands.groups.items():
@@ -89,7 +95,7 @@ def score(
 
 
 def rank_population(
-    functions: Sequence[Expression], operands: Observed, *, aggregation: Aggregation = "relative"
+    functions: Sequence[PruningFunction], operands: Observed, *, aggregation: Aggregation = "relative"
 ) -> list[Ranking | Invalid] | list[list[Ranking | Invalid]]:
     """Ranks the channels of a network by many functions at once.
 
@@ -98,7 +104,7 @@ def rank_population(
     and where its scores are constant in every group.
 
     Args:
-      functions: P pruning functions.
+      functions: P pruning functions, as `score` takes them.
       operands: what `observe` returns, or several of these stacked.
       aggregation: see `Aggregation`.
 
@@ -113,11 +119,12 @@ def rank_population(
       >>> print(rank_population([parse("N / (NX - NX)")], observed)[0])
       invalid: not finite in group dense.kernel, channel 0: N/(NX - NX)
     """
+    functions = [_plainest(f) for f in functions]
     operands = _with_what_is_read(functions, operands)
     unique = list(dict.fromkeys([*functions, library["l2"]]))
     found = _score_producers(unique, operands)
     fallback = _group_scores(found, operands, unique.index(library["l2"]), aggregation)
-    ranked: dict[Expression, list[Ranking | Invalid]] = {}
+    ranked: dict[PruningFunction, list[Ranking | Invalid]] = {}
     for row, f in enumerate(unique):
         scores = _group_scores(found, operands, row, aggregation)
         ranked[f] = [
@@ -189,13 +196,13 @@ _ORIGINS: Mapping[str, str] = {
 """Why an operand is absent, or how to give it."""
 
 
-def _with_what_is_read(functions: Sequence[Expression], operands: Observed) -> Observed:
+def _with_what_is_read(functions: Sequence[PruningFunction], operands: Observed) -> Observed:
     """The observation with gradients, if a function reads any and they can be had."""
-    is_asked = any({"GW", "GX"} & f.operands for f in functions)
+    is_asked = any({"GW", "GX"} & f.operands for f in functions if isinstance(f, Expression | Metric))
     return operands.with_gradients() if is_asked and operands.gradient_source is not None else operands
 
 
-def _say_absent(f: Expression, absent: Mapping[str, tuple[str, ...]]) -> str:
+def _say_absent(f: PruningFunction, absent: Mapping[str, tuple[str, ...]]) -> str:
     """What `f` needs and which producers do not have it."""
     parts = []
     for name in dict.fromkeys(name for names in absent.values() for name in names):
@@ -203,29 +210,68 @@ def _say_absent(f: Expression, absent: Mapping[str, tuple[str, ...]]) -> str:
         who = f"producers {', '.join(paths)} do" if len(paths) > 1 else f"producer {paths[0]} does"
         why = _ORIGINS.get(name, "what was registered to read it gave None")
         parts.append(f"operand {name}, which {who} not have: {why}")
-    return f"{f} needs {'; '.join(parts)}. Use a function without it, or give it to the operands."
+    return f"{name_of(f)} needs {'; '.join(parts)}. Use a function without it, or give it to the operands."
 
 
-def _say_refused(f: Expression, reasons: Sequence[str]) -> str:
-    return f"{f} must be evaluated on every layer, but {'; '.join(reasons)}. Use another function."
+def _say_refused(f: PruningFunction, reasons: Sequence[str]) -> str:
+    return f"{name_of(f)} must be evaluated on every layer, but {'; '.join(reasons)}. Use another function."
 
 
 _Found = dict[str, tuple[Scorer, PopulationScores]]
 
 
-def _score_producers(functions: Sequence[Expression], operands: Observed) -> _Found:
+def _plainest(f: PruningFunction) -> PruningFunction:
+    """The expression of a metric that is one, else what was given.
+
+    Raises:
+      TypeError: if it cannot score anything.
+    """
+    if not isinstance(f, Expression) and not callable(f):
+        raise TypeError(
+            "a pruning function must be an Expression, a Metric or a function of Operands, "
+            f"got {type(f).__name__}. Use parse(text) or metrics[name]."
+        )
+    return f.expression or f if isinstance(f, Metric) else f
+
+
+def _is_called(f: PruningFunction) -> TypeGuard[Metric | Callable[[Operands], Array]]:
+    """Whether it scores a layer by being called, rather than as part of a population of expressions."""
+    return callable(f) and not isinstance(f, Expression)
+
+
+def _score_producers(functions: Sequence[PruningFunction], operands: Observed) -> _Found:
     """Scores the functions on every producer, producers side by side: compiling a kernel occupies one core."""
     paths = list(dict.fromkeys(path for producers in operands.groups.values() for path in producers))
-    scorers = {path: _scorer(keep_registered(operands[path], functions)) for path in paths}
+    expressions = [cast(Expression, f) for f in functions if not _is_called(f)]
+    scorers = {path: _scorer(keep_registered(operands[path], expressions)) for path in paths}
 
     def run(path: str) -> PopulationScores:
-        found = scorers[path].run(functions)
+        found = scorers[path].run(expressions)
         channels = operands[path].num_channels
-        return PopulationScores(found.scores[..., :channels], found.reasons, found.is_sound[..., :channels])
+        own = iter(
+            PopulationScores(found.scores[row, :, :channels], [reason], found.is_sound[row, :, :channels])
+            for row, reason in enumerate(found.reasons)
+        )
+        rows = [_call(f, operands[path]) if _is_called(f) else next(own) for f in functions]
+        return PopulationScores(
+            np.stack([row.scores for row in rows]),
+            [row.reasons[0] for row in rows],
+            np.stack([row.is_sound for row in rows]),
+        )
 
     with ThreadPoolExecutor(max_workers=max(1, min(len(paths), os.cpu_count() or 1))) as pool:
         results = list(pool.map(run, paths))
     return {path: (scorers[path], result) for path, result in zip(paths, results, strict=True)}
+
+
+def _call(f: Metric | Callable[[Operands], Array], operands: Operands) -> PopulationScores:
+    """The row of one function that is called: [B, C] scores."""
+    absent = missing_operands(f, operands) if isinstance(f, Metric) else ()
+    if absent:
+        nothing = np.full((operands.num_members, operands.num_channels), np.nan, operands.dtype)
+        return PopulationScores(nothing, [explain_missing(absent)], np.isfinite(nothing))
+    scores = layer_scores(f, operands).astype(operands.dtype)
+    return PopulationScores(scores, [None], np.isfinite(scores))
 
 
 def _scorer(operands: Operands) -> Scorer:
@@ -253,7 +299,9 @@ def _group_scores(
     }
 
 
-def _first_problem(f: Expression, row: int, member: int, found: _Found, operands: Observed) -> Invalid | None:
+def _first_problem(
+    f: PruningFunction, row: int, member: int, found: _Found, operands: Observed
+) -> Invalid | None:
     """Why a function gives no scores on a member, or None."""
     for group, paths in operands.groups.items():
         for path in paths:
@@ -263,8 +311,11 @@ def _first_problem(f: Expression, row: int, member: int, found: _Found, operands
                 return Invalid(f"{reason} ({path})")
             bad = np.flatnonzero(~result.is_sound[row, member])
             if bad.size:
-                offending = scorer.first_offending(f, member, int(bad[0]))
-                return Invalid(f"not finite in group {group}, channel {int(bad[0])}: {offending}")
+                channel = int(bad[0])
+                offending = name_of(f)
+                if isinstance(f, Expression):
+                    offending = str(scorer.first_offending(f, member, channel))
+                return Invalid(f"not finite in group {group}, channel {channel}: {offending}")
     return None
 
 

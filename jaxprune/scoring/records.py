@@ -21,6 +21,7 @@ from jaxprune.scoring.checks import (
     check_arrays,
     check_channel_indices,
     check_classes,
+    check_space,
     sort_examples,
 )
 from jaxprune.scoring.gradients import Gradients, GradientSource, sort_gradients, take_channels
@@ -63,6 +64,8 @@ class Operands:
     """Number of sample rows of each class; static."""
     sample_is_full: bool = False
     """Whether the sample holds all examples at all positions; static."""
+    space: tuple[int, ...] = ()
+    """Spatial shape of the sample's positions, such as (H, W), of product D'; () for a dense layer; static."""
 
     @classmethod
     def from_arrays(
@@ -120,6 +123,7 @@ class Operands:
             gradients=checked.gradients,
             extras=checked.extras,
             sample_is_full=True,
+            space=np.shape(features)[1:-1],
         )
 
     @classmethod
@@ -136,6 +140,7 @@ class Operands:
         gradients: Gradients | None = None,
         extras: Mapping[str, jax.Array] | None = None,
         sample_is_full: bool = False,
+        space: tuple[int, ...] | None = None,
     ) -> Operands:
         """Operands from streamed moments and a sample; inside `jit` too, if `sample_labels` is concrete.
 
@@ -150,6 +155,7 @@ class Operands:
           gradients: of the loss; those of `samples` in the same order of rows.
           extras: [C, *axes] values of registered operands; an `NX` axis follows the order of `samples`.
           sample_is_full: whether `samples` is all that `moments` saw; then both views are one.
+          space: spatial shape of the sample's positions, of product D'; None stands for (D',).
 
         Returns:
           The operands, with samples sorted by class (stably).
@@ -168,6 +174,7 @@ class Operands:
         """
         labels = np.asarray(sample_labels)
         counts = check_classes(moments, samples, labels, kernel, outgoing)
+        shape = check_space(space, samples.shape[1])
         dtype = jnp.promote_types(samples.dtype, jnp.float32)
         order = np.argsort(labels, kind="stable")
         in_order = bool(np.all(order == np.arange(len(order))))
@@ -189,6 +196,7 @@ class Operands:
             extras=arrays,
             class_counts=counts,
             sample_is_full=sample_is_full,
+            space=shape,
         )
 
     @property
@@ -231,7 +239,7 @@ class Operands:
         last = partial(jnp.take, indices=index, axis=-1)
 
         def cut(moments: Moments) -> Moments:
-            return Moments(moments.count, last(moments.pivot), last(moments.offset), last(moments.m2))
+            return Moments(moments.count, *(last(array) for array in moments[1:]))
 
         full = cut(self.moments)
         axis = 1 if self.is_stacked else 0
@@ -283,7 +291,7 @@ jax.tree_util.register_dataclass(
         "gradients",
         "extras",
     ],
-    meta_fields=["class_counts", "sample_is_full"],
+    meta_fields=["class_counts", "sample_is_full", "space"],
 )
 
 

@@ -11,21 +11,27 @@ from jaxprune.cli import main
 from jaxprune.language.operands import OPERANDS
 from jaxprune.language.operators import OPERATORS
 from jaxprune.language.published import library, own_seeds
+from jaxprune.scoring.metrics import metrics
 
 
 def test_list_shows_everything_there_is(capsys):
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
-    for name in (*library, *own_seeds, *OPERANDS, *OPERATORS, "digits-deep", "quick", "adam_short"):
+    for name in (*metrics, *own_seeds, *OPERANDS, *OPERATORS, "digits-deep", "quick", "adam_short"):
         assert name in shown
     assert all(str(f) in shown for f in library.values())
+    lines = " ".join(shown.split())
+    assert all(" ".join(metric.source.split()) in lines for metric in metrics.values())
 
 
 def test_list_of_some_as_json(capsys):
     assert main(["list", "operands", "metrics", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in found["operands"]] == list(OPERANDS)
-    assert [row["formula"] for row in found["metrics"]] == [str(f) for f in {**library, **own_seeds}.values()]
+    assert [row["name"] for row in found["metrics"]] == list({**metrics, **own_seeds})
+    formulas = {row["name"]: row["formula"] for row in found["metrics"]}
+    assert all(formulas[name] == str(f) for name, f in {**library, **own_seeds}.items())
+    assert all(row["source"] for row in found["metrics"])
 
 
 def test_list_of_the_unknown_suggests(capsys):
@@ -83,6 +89,7 @@ def test_tree_in_a_place_that_cannot_be_written(tmp_path, capsys):
         ("sum(abs(WJ))", "'WJ'"),
         ("sum(absolute(WI))", "'absolute'"),
         ("mean_activatoin", "Did you mean 'mean_activation'?"),
+        ("hrank", "got 'hrank', a metric that is a function: Mean rank of the channel's feature maps"),
         ("+".join(["mean(X)"] * 600), "A formula has at most 4000 characters, got 4799."),
         ("+".join(["N"] * 1001), "1000 nodes"),
         ("abs(" * 70 + "N" + ")" * 70, "64"),

@@ -45,9 +45,21 @@ def test_scores_are_a_table_csv_or_json_of_all_channels(run, capsys):
     np.testing.assert_allclose(np.mean(found["l1"]["first.kernel"]), 1.0, rtol=1e-5)
 
 
+def test_metrics_of_the_zoo_score_by_their_names(run, capsys):
+    assert run("score", "fpgm", "flap", "--format", "json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["fpgm", "flap"] and len(set(found["fpgm"]["first.kernel"])) == 8
+
+
 def test_scores_that_are_not_finite_are_noted(run, capsys):
     assert run("score", "N/(NX - NX)") == 0
     assert "is not finite at first.kernel channel 0" in capsys.readouterr().err
+
+
+def test_pruning_by_a_metric_that_is_no_formula(run, tmp_path, capsys):
+    assert run("prune", "--metric", "lamp", "--kept-fraction", "0.5", "--out", str(tmp_path)) == 0
+    assert capsys.readouterr().out.startswith("lamp  on ")
+    assert json.loads((tmp_path / "result.json").read_text())["formula"] == "lamp"
 
 
 def test_pruning_saves_plan_numbers_and_network(run, tmp_path, capsys):

@@ -15,6 +15,7 @@ from jaxprune.evolution.measurements import Comparison
 from jaxprune.evolution.problem import _behaviour
 from jaxprune.language.parsing import parse
 from jaxprune.language.published import library
+from jaxprune.scoring.metrics import metrics
 from jaxprune.scoring.ranking import Ranking
 from jaxprune.training.guard import AlreadyOpenedError
 
@@ -52,6 +53,19 @@ def test_every_row_is_measured_on_every_base_and_repeat(found):
         assert set(by_place(found, name)) == places
     assert set(by_place(found, "random")) == {(b, d, r) for b in range(2) for d in range(2) for r in range(2)}
     assert [row.n for row in found.summary()] == [2, 2, 2, 2, 2, 0]
+
+
+def test_metrics_and_functions_have_rows_beside_formulas(folder):
+    def by_first_weight(operands):
+        return operands.filters[0]
+
+    functions = ["l1", "fpgm", metrics["chip"], by_first_weight]
+    comparison = compared(functions, draws=0, with_scratch=False, folder=folder)
+    assert comparison.names("tiny") == ("l2", "l1", "fpgm", "chip", "by_first_weight")
+    assert comparison.complexities == {"l2": 4, "l1": 3} and not comparison.refused
+    assert [each.formula for each in comparison.of("chip", "tiny")] == ["chip"] * 2
+    (row,) = (line for line in comparison.to_markdown().splitlines() if line.startswith("| fpgm"))
+    assert "`" not in row
 
 
 def test_functions_with_one_plan_are_fine_tuned_once(found):

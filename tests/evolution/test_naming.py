@@ -7,6 +7,7 @@ import pytest
 from jaxprune.evolution.naming import find_function, known_functions, named_functions
 from jaxprune.language.parsing import ParseError, parse
 from jaxprune.language.published import library, own_seeds
+from jaxprune.scoring.metrics import metrics
 
 
 def test_l2_comes_first_unless_it_was_named():
@@ -19,6 +20,23 @@ def test_names_formulas_and_expressions_may_be_mixed():
     rows = named_functions(["fdr", "mean_shift", "sum(abs(WI))", parse("mean(X)*3"), "random", "scratch"])
     assert list(rows) == ["l2", "fdr", "mean_shift", "l1", "mean(X)*3"]
     assert rows["mean_shift"] is own_seeds["mean_shift"]
+
+
+def test_metrics_go_by_name_and_are_expressions_where_they_can_be():
+    def mine(operands):
+        return operands.filters.sum(0)
+
+    rows = named_functions(["fpgm", "wanda", metrics["lamp"], metrics["fdr"], mine, metrics["random"]])
+    assert list(rows) == ["l2", "fpgm", "wanda", "lamp", "fdr", "mine"]
+    assert rows["fpgm"] is metrics["fpgm"] and rows["lamp"] is metrics["lamp"] and rows["mine"] is mine
+    assert rows["wanda"] is metrics["wanda"].expression and rows["fdr"] is library["fdr"]
+    assert list(named_functions(metrics["lamp"])) == ["l2", "lamp"]
+    assert list(named_functions(metrics)) == [name for name in metrics if name != "random"]
+    assert find_function("random") is metrics["random"]
+    assert list(named_functions([str(metrics["flap"].expression)])) == ["l2", "flap"]
+    assert named_functions({"noise": metrics["random"]})["noise"] is metrics["random"]
+    with pytest.raises(ValueError, match=r"'scratch' is the name of a row of its own, got mine for it"):
+        named_functions({"scratch": mine})
 
 
 def test_a_single_function_needs_no_list():

@@ -112,12 +112,14 @@ def test_moments_stream_over_all_images_whatever_the_batches():
             assert np.array_equal(found[0], expected[0])
             assert np.allclose(found.mean, expected.mean, atol=1e-5)
             assert np.allclose(found.m2, expected.m2, atol=1e-4)
+        assert np.allclose(streamed[name].moments.active, whole[name].moments.active, atol=1e-6)
 
 
 def test_samples_are_pooled_and_moments_are_not():
     operands = observe(conv_norm_relu(), IMAGES, LABELS, max_positions=16)["conv1.kernel"]
     assert operands.samples.shape == (24, 16, 4)
     assert operands.moments.pivot.shape == (64, 4)
+    assert operands.space == (4, 4)
     assert not operands.sample_is_full
 
 

@@ -46,6 +46,12 @@ def test_three_numbers_by_hand():
     assert sets["X"].m2[0, 0, 0] == 26.0
 
 
+def test_the_share_of_active_entries_by_hand():
+    features = jnp.array([[1.0, 0.0], [0.0, 0.0], [-0.5, 2.0]])[:, :, None]
+    moments = sample_moments(features, np.array([0, 0, 1]), num_classes=3)
+    assert moments.active[:, 0].tolist() == [0.25, 1.0, 0.0]
+
+
 def test_a_large_mean_keeps_a_small_variance_in_float32():
     rng = np.random.default_rng(0)
     features = (1e4 + 0.1 * rng.standard_normal((600, 4, 3))).astype(np.float32)
@@ -85,6 +91,7 @@ def test_a_class_of_one_example_has_no_variance_and_its_value_as_mean():
 def test_batches_in_any_order_equal_one_pass(batch_size):
     rng = np.random.default_rng(3)
     features = (50 + rng.standard_normal((100, 3, 2))).astype(np.float32)
+    features *= rng.random(features.shape) < 0.6  # a share of zeros
     labels = rng.integers(0, 4, 100)
     step = jax.jit(add_examples)
     moments = zero_moments(jnp.asarray(features[0]), 4)
@@ -96,6 +103,10 @@ def test_batches_in_any_order_equal_one_pass(batch_size):
         rows[:size], ids[:size], is_real[:size] = features[part], labels[part], True
         moments = step(moments, rows, ids, is_real)
     assert_equal_to_float64(moments, features, labels, rtol=1e-5)
+    for k in range(4):
+        np.testing.assert_allclose(
+            moments.active[k], (features[labels == k] != 0).mean((0, 1)), rtol=1e-6, err_msg=str(k)
+        )
 
 
 def test_merging_two_halves_equals_the_whole():

@@ -29,11 +29,13 @@ def test_shapes_and_order_of_the_record():
     np.testing.assert_allclose(ops.outgoing[:, 1], outgoing[:, :, 1].reshape(-1), rtol=1e-6)
     assert ops.moments is ops.sample_moments
     assert ops.sample_is_full
+    assert ops.space == (1, 2)
 
 
 def test_a_dense_layer_has_one_position():
     ops = Operands.from_arrays(features=np.eye(4), labels=[0, 1, 0, 1], kernel=np.ones((5, 4)))
     assert ops.samples.shape == (4, 1, 4)
+    assert ops.space == ()
     assert ops.outgoing is None and ops.gamma is None
 
 
@@ -49,6 +51,8 @@ def test_take_keeps_the_whole_bank():
     np.testing.assert_array_equal(part.filters, ops.filters[:, jnp.array([2, 0])])
     np.testing.assert_array_equal(part.bank, ops.bank)
     np.testing.assert_array_equal(part.moments.offset, ops.moments.offset[..., jnp.array([2, 0])])
+    np.testing.assert_array_equal(part.moments.active, ops.moments.active[..., jnp.array([2, 0])])
+    assert part.moments.count is ops.moments.count and part.space == ops.space
     np.testing.assert_array_equal(part.gamma, ops.gamma[jnp.array([2, 0])])
     stacked = Operands.stack([ops, make(1)]).take([1])
     np.testing.assert_array_equal(stacked.member(0).outgoing, ops.take([1]).outgoing)
@@ -75,6 +79,7 @@ def test_build_works_inside_jit_and_sorts_the_sample():
     ops = build(rows)
     np.testing.assert_array_equal(ops.samples[:, 0], rows[jnp.array([1, 3, 0, 2, 4, 5]), 0])
     assert ops.sample_moments.pivot.shape == (1, 2) and ops.moments.pivot.shape == (2, 2)
+    assert ops.space == (1,)
 
 
 def test_observed_is_a_mapping_and_a_pytree():
@@ -172,6 +177,7 @@ def test_build_names_absent_classes_and_wrong_shapes():
         ({"sample_labels": labels + 1}, r"class ids 0 .. 1, got 1 .. 2"),
         ({"sample_labels": labels[:3]}, r"samples \[n, D, C\] with sample_labels \[n\]"),
         ({"kernel": jnp.ones((3, 5))}, "needs kernel with two axes, the last of 2 channels"),
+        ({"space": (2, 3)}, r"space must hold the 1 positions of samples, got \(2, 3\) with 6"),
     ]:
         with pytest.raises(ValueError, match=message):
             Operands.build(**(good | changes))

@@ -7,6 +7,7 @@ from jaxprune.language.parsing import parse
 from jaxprune.language.published import library
 from jaxprune.scoring.compiled import compile
 from jaxprune.scoring.evaluator import Scorer
+from jaxprune.scoring.metrics import Metric, metrics
 from jaxprune.scoring.ranking import Ranking, aggregate, is_constant, pruning_order, rank_population, score
 from jaxprune.scoring.records import Observed, Operands
 from jaxprune.types import Invalid
@@ -95,6 +96,53 @@ def test_equal_scores_in_one_group_fall_back_to_l2():
     np.testing.assert_array_equal(
         result.scores["dense.kernel"], score(library["l2"], observed)["dense.kernel"]
     )
+
+
+def test_metrics_and_functions_are_ranked_beside_formulas():
+    observed = observe(dead=[2])
+    norm = metrics["l1"]
+    functions = [norm, metrics["lamp"], library["fdr"], lambda ops: jnp.abs(ops.filters).sum(0)]
+    by_metric, lamp, fdr, by_function = rank_population(functions, observed)
+    for group in observed.groups:
+        np.testing.assert_array_equal(by_metric.scores[group], score(library["l1"], observed)[group])
+        np.testing.assert_array_equal(by_function.scores[group], score(functions[-1], observed)[group])
+        np.testing.assert_allclose(by_function.scores[group], by_metric.scores[group], rtol=1e-6)
+        np.testing.assert_array_equal(lamp.scores[group], score(metrics["lamp"], observed)[group])
+        np.testing.assert_array_equal(fdr.scores[group], score(library["fdr"], observed)[group])
+    own = [np.asarray(metrics["lamp"](observed[path])) for path in ("conv.kernel", "skip.kernel")]
+    np.testing.assert_allclose(lamp.scores["conv.kernel"], aggregate(own, "relative"), rtol=1e-6)
+
+
+def test_functions_that_fail_say_why():
+    def half(operands):
+        return jnp.where(jnp.arange(operands.num_channels) == 3, jnp.nan, 1.0)
+
+    needy = Metric("needy", half, "about", "x", "source", ("gamma", "WO"))
+    found = rank_population([half, needy, lambda ops: jnp.ones(ops.num_channels)], observe())
+    assert [result.reason for result in found] == [
+        "not finite in group conv.kernel, channel 3: half",
+        "operand WO and gamma is missing: this layer does not have it (conv.kernel)",
+        "constant in every group",
+    ]
+    with pytest.raises(
+        ValueError, match=r"^needy needs operand WO, which producers conv.kernel, skip.kernel, dense.kernel"
+    ):
+        score(needy, observe())
+    with pytest.raises(
+        TypeError, match=r"must be an Expression, a Metric or a function of Operands, got str. Use parse"
+    ):
+        score("l1", observe())
+
+
+def test_called_functions_see_stacked_members_one_by_one():
+    members = [observe(0), observe(1)]
+    for f in (metrics["lamp"], lambda ops: jnp.abs(ops.filters).max(0)):
+        together = score(f, Observed.stack(members))
+        ranked = rank_population([f], Observed.stack(members))[0]
+        for index, member in enumerate(members):
+            for group, alone in score(f, member).items():
+                np.testing.assert_allclose(together[group][index], alone, rtol=1e-6)
+                np.testing.assert_allclose(ranked[index].scores[group], alone, rtol=1e-6)
 
 
 def test_isolated_ties_are_counted():
