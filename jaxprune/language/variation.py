@@ -177,9 +177,10 @@ def crossover(
             and (site.path or node is not b)
             and (is_constant(site.node) or not is_constant(node))
         ]
-        if fitting:
-            chosen = draws.order([node_weight(node) for node in fitting])[0]
-            return transplant(a, site.path, fitting[chosen])
+        for chosen in draws.order([node_weight(node) for node in fitting]) if fitting else ():
+            child = transplant(a, site.path, fitting[chosen])
+            if child is not b:  # a part of b where a and b differ in nothing else
+                return child
     return a
 
 

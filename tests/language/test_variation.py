@@ -189,6 +189,12 @@ def test_crossover_takes_only_from_its_parents(seed, a, b):
     assert child.operands <= a.operands | b.operands
 
 
+def test_crossover_of_two_that_differ_in_one_part_is_never_the_second():
+    a, b = library["geometric_median"], library["l2"]
+    children = {crossover(jax.random.key(seed), a, b) for seed in range(40)}
+    assert b not in children and len(children) > 1
+
+
 def test_crossover_without_a_common_type_returns_the_first():
     assert crossover(jax.random.key(0), parse("sum(WO)"), parse("abs(gamma)"), Limits(2, 2)) is not None
     assert crossover(jax.random.key(0), parse("gamma"), parse("beta")) is parse("gamma")
