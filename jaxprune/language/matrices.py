@@ -26,6 +26,8 @@ from jaxprune.language.reductions import zero_padding
 
 INVERSE_RIDGE = 1e-4
 _HIGHEST = jax.lax.Precision.HIGHEST
+_COORDINATES = 8
+"""How many coordinates of squared distances are added up at once."""
 
 Masks = Sequence[AxisMasks] | None
 
@@ -72,17 +74,34 @@ def _inverse(matrix: jax.Array, *, masks: Masks = None, params: Params = ()) -> 
     return jnp.linalg.inv(scaled) * scale[:, None] * scale[None]
 
 
+def _squared_distances(rows: jax.Array, others: jax.Array) -> jax.Array:
+    """[n, m] from [n, D] and [m, D]: a few coordinates at a time over whole matrices, which processors do fastest."""
+    padding = ((0, 0), (0, -rows.shape[1] % _COORDINATES))
+    chunks = [
+        jnp.pad(points, padding).reshape(len(points), -1, _COORDINATES).transpose(1, 2, 0)
+        for points in (rows, others)
+    ]
+
+    def add(index: int | jax.Array, total: jax.Array) -> jax.Array:
+        left, right = chunks[0][index], chunks[1][index]
+        squares = [jnp.square(left[i][:, None] - right[i][None]) for i in range(_COORDINATES)]
+        return total + sum(squares[1:], start=squares[0])
+
+    zeros = jnp.zeros((len(rows), len(others)), rows.dtype)
+    num_chunks = chunks[0].shape[0]
+    return add(0, zeros) if num_chunks == 1 else jax.lax.fori_loop(0, num_chunks, add, zeros)
+
+
 def _rbf(*samples: jax.Array, masks: Masks = None, params: Params = ()) -> jax.Array:
     masks = _all_masks(samples, masks)
     clean = [zero_padding(array, (None, mask[1])) for array, mask in zip(samples, masks, strict=True)]
-    differences = clean[0][:, None] - clean[-1][None]
-    return jnp.exp(-jnp.sum(jnp.square(differences), axis=-1) / (2 * params[0] ** 2))
+    return jnp.exp(-_squared_distances(clean[0], clean[-1]) / (2 * params[0] ** 2))
 
 
 def _geometric_median(bank: jax.Array, *, masks: Masks = None, params: Params = ()) -> jax.Array:
     rows, columns = _all_masks((bank,), masks)[0]
     clean = zero_padding(bank, (rows, columns))
-    distances = jnp.sqrt(jnp.sum(jnp.square(clean[:, :, None] - clean[:, None]), axis=0))
+    distances = jnp.sqrt(_squared_distances(clean.T, clean.T))
     totals = jnp.sum(zero_padding(distances, (None, columns)), axis=1)
     if columns is not None:
         totals = jnp.where(columns, totals, jnp.inf)

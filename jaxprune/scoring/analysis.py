@@ -5,14 +5,12 @@ Everything here is a pure function of an expression (and of sizes), computed onc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from jaxprune.language.axes import SAMPLE_AXES, Type, slice_bounds, slice_range
+from jaxprune.language.axes import SAMPLE_AXES
 from jaxprune.language.operands import OPERANDS
-from jaxprune.language.operators import OPERATORS
 from jaxprune.language.tree import Expression
 
 View = Literal["full", "sample"]
@@ -87,8 +85,11 @@ def needs_samples(f: Expression) -> bool:
 
 @lru_cache(maxsize=1 << 16)
 def reads_activations(f: Expression) -> bool:
-    """Whether the value depends on the view: whether it reads activations or class sizes."""
-    return any(name in _CLASS_SIZES or name in SETS or name in MOMENT_NAMES for name in f.operands)
+    """Whether the value depends on the view: whether it reads class sizes, or anything by example or position."""
+    return any(
+        name in _CLASS_SIZES or any(axis not in ("F", "O", "C") for axis in OPERANDS[name].type)
+        for name in f.operands
+    )
 
 
 @lru_cache(maxsize=1 << 16)
@@ -137,55 +138,3 @@ def swallowed_children(node: Expression) -> tuple[int, ...]:
         return ()
     looked_at = _SWALLOWS.get(node.operator, tuple(range(len(node.children))))
     return tuple(i for i in looked_at if i < len(node.children) and not node.children[i].is_literal)
-
-
-class Cost(NamedTuple):
-    """What a function costs on one member of one layer, estimated from shapes."""
-
-    bytes_per_channel: int
-    """Of the largest value, over all classes."""
-    flops: float
-    """Of all nodes, over all classes and channels."""
-
-
-def value_shape(type: Type, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape of a value for one channel and one class.
-
-    Example:
-      >>> value_shape(("N", "D[0:4]"), {"N": 5, "D": 16})
-      (5, 8)
-    """
-    return tuple(_axis_size(axis, sizes) for axis in type)
-
-
-def bytes_per_channel(node: Expression, sizes: Mapping[str, int], itemsize: int) -> int:
-    """Bytes of a node's value for one channel, all K classes (`sizes["K"]`) it depends on."""
-    classes = sizes["K"] if lanes_of(node).per_class else 1
-    return classes * math.prod(value_shape(node.type, sizes)) * itemsize
-
-
-def estimate_cost(f: Expression, sizes: Mapping[str, int], itemsize: int) -> Cost:
-    """The cost of a function from axis sizes, `K` classes and `C` channels; nothing is run.
-
-    Example:
-      >>> from jaxprune.language.parsing import parse
-      >>> estimate_cost(parse("sum(abs(WI))"), {"F": 9, "C": 4, "K": 10}, 4)
-      Cost(bytes_per_channel=36, flops=72.0)
-    """
-    largest, flops = itemsize, 0.0
-    for node in evaluated_nodes(f):
-        lanes = lanes_of(node)
-        copies = (sizes["K"] if lanes.per_class else 1) * (sizes["C"] if lanes.channel else 1)
-        largest = max(largest, bytes_per_channel(node, sizes, itemsize))
-        if node.children and moment_answer(node) is None:
-            shapes = [value_shape(child.type, sizes) for child in node.children]
-            flops += copies * OPERATORS[node.operator].flops(shapes)
-    return Cost(largest, flops)
-
-
-def _axis_size(axis: str, sizes: Mapping[str, int]) -> int:
-    part = slice_range(axis)
-    if part is None:
-        return sizes[axis]
-    start, stop = slice_bounds(sizes["D"], *part)
-    return stop - start

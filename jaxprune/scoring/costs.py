@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from jaxprune.language.tree import Expression
-from jaxprune.scoring.analysis import estimate_cost
 from jaxprune.scoring.compiled import explain_missing, missing_operands, view_of
+from jaxprune.scoring.estimates import estimate_cost, explain_refusal
 from jaxprune.scoring.evaluator import BUDGET_BYTES, MAX_FLOPS
 from jaxprune.scoring.lanes import axis_sizes
 from jaxprune.scoring.records import Observed
@@ -20,9 +20,9 @@ class LayerCost(NamedTuple):
     channels: int
     """C."""
     bytes_per_channel: int
-    """Of the largest value on the way, over all classes; the engine takes as many channels at once as fit."""
+    """Of the largest value on the way, for one class; the engine takes as many channels at once as fit."""
     flops: float
-    """Operations in all, over all classes and channels."""
+    """Operations in all, over all classes and channels; what no class turn distinguishes counts once."""
     refusal: str
     """Why it would not be evaluated; "" if it would."""
 
@@ -52,12 +52,6 @@ def layer_costs(
     for path, operands in observed.items():
         cost = estimate_cost(f, axis_sizes(operands, view_of(f, operands)), operands.dtype.itemsize)
         absent = tuple(name for name in missing_operands(f, operands) if name not in can_be_asked)
-        refusal = ""
-        if absent:
-            refusal = explain_missing(absent)
-        elif cost.flops > max_flops:
-            refusal = f"refused: more than {max_flops:.1e} operations"
-        elif 4 * cost.bytes_per_channel > budget_bytes:
-            refusal = f"refused: more than {budget_bytes // 4:.1e} bytes for one channel"
+        refusal = explain_missing(absent) if absent else explain_refusal(cost, budget_bytes, max_flops) or ""
         found.append(LayerCost(path, operands.num_channels, cost.bytes_per_channel, cost.flops, refusal))
     return found

@@ -1,26 +1,24 @@
-"""Scores of many functions on one layer: every distinct sub-expression once, no compilation per formula."""
+"""Scores of many functions on one layer or on a whole network, with a status for each function."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, get_args
 
-import jax
 import numpy as np
 
 from jaxprune.language.tree import Expression
-from jaxprune.scoring.analysis import View, estimate_cost, evaluated_nodes
-from jaxprune.scoring.blocks import Layout, block_of, boundaries, default_block_bytes, give_boundaries
+from jaxprune.scoring.analysis import View, evaluated_nodes, needs_samples, swallowed_children
 from jaxprune.scoring.compiled import (
-    as_stacked,
     check_operands,
     check_scalar,
     explain_missing,
     missing_operands,
-    view_of,
 )
-from jaxprune.scoring.graph import ValueGraph
-from jaxprune.scoring.lanes import axis_sizes, class_mean, keep_registered
+from jaxprune.scoring.engine import Engine, needs_columns
+from jaxprune.scoring.estimates import estimate_cost, explain_refusal
+from jaxprune.scoring.lanes import axis_sizes
+from jaxprune.scoring.layers import layers_of
 from jaxprune.scoring.records import Operands
 
 BUDGET_BYTES = 512 << 20
@@ -41,115 +39,166 @@ class PopulationScores(NamedTuple):
 
 
 class Scorer:
-    """Scores functions on one layer and remembers node values between calls.
+    """Scores functions on some layers and remembers values between calls.
+
+    New operands need a new scorer. A function that one layer refuses is evaluated on none.
 
     Args:
-      operands: of one producer, stacked or not.
-      budget_bytes: memory for node values; larger ones are computed for a few channels at a time.
-      max_flops: functions costlier than this on one member are refused.
-      block_bytes: size of the largest value of a block; by default what suits the backend.
+      operands: of one producer, or producer path -> operands, stacked or not.
+      budget_bytes: memory for values besides the operands and their padded copies.
+      max_flops: functions costlier than this on one member of a layer are refused, `MAX_FLOPS` by default.
+      column_entries: entries of the largest value that is computed at once; by default what suits the backend.
+
+    Raises:
+      TypeError: if `operands` is neither.
+      ValueError: if layers differ in dtype or number of classes.
     """
 
     def __init__(
         self,
-        operands: Operands,
+        operands: Operands | Mapping[str, Operands],
         *,
         budget_bytes: int = BUDGET_BYTES,
-        max_flops: float = MAX_FLOPS,
-        block_bytes: int | None = None,
+        max_flops: float | None = None,
+        column_entries: int | None = None,
     ) -> None:
-        check_operands(operands)
-        self.operands = operands
+        self._layers: dict[str, Operands] = (
+            dict(operands) if isinstance(operands, Mapping) else {"": operands}
+        )
+        for one in self._layers.values():
+            check_operands(one)
+        _check_alike(self._layers)
         self._budget_bytes = budget_bytes
-        self._max_flops = max_flops
-        self._block_bytes = min(block_bytes or default_block_bytes(), budget_bytes // 8)
-        self._graph = ValueGraph(as_stacked(operands), cache_bytes=budget_bytes // 2)
-        self._offending: dict[tuple[Expression, Expression], Expression] = {}
+        self._max_flops = MAX_FLOPS if max_flops is None else max_flops
+        layers, num_lanes = layers_of(list(self._layers.values()))
+        self._engine = Engine(layers, num_lanes, budget_bytes // 2, column_entries)
+        self._is_full = all(one.sample_is_full for one in self._layers.values())
+        self._sizes = {
+            path: {view: axis_sizes(one, view) for view in get_args(View)}
+            for path, one in self._layers.items()
+        }
+        self._refusals: dict[object, str | None] = {}
+        self._places: dict[str, list[slice]] = {}
+        given = iter(layers)
+        for path, one in self._layers.items():
+            own = [next(given) for _ in range(one.num_members)]
+            self._places[path] = [slice(layer.lane, layer.lane + layer.num_channels) for layer in own]
 
-    def run(self, functions: Sequence[Expression]) -> PopulationScores:
-        """Scores all functions; those that cannot be evaluated get a reason instead of an exception."""
+    def run(self, functions: Sequence[Expression]) -> dict[str, PopulationScores]:
+        """Scores all functions; those that cannot be evaluated get a reason instead of an exception.
+
+        Returns:
+          Producer path ("" for a single layer) -> scores.
+        """
         for f in functions:
             check_scalar(f)
-        self._graph.operands = keep_registered(self._graph.operands, functions)
-        reasons = [self._refusal(f) for f in functions]
-        wanted = [
-            (f, view_of(f, self.operands))
-            for f, reason in zip(functions, reasons, strict=True)
-            if reason is None
-        ]
-        for view in ("full", "sample"):
-            chosen = [(f, own_view) for f, own_view in wanted if own_view == view]
-            if chosen:
-                give_boundaries(self._graph, chosen, self._layout(view))
-        values = [class_mean(self._graph.value(f, view)) for f, view in wanted]
-        hidden = [self._graph.hidden(f, view) for f, view in wanted]
-        return self._collect(
-            reasons, jax.device_get(values), jax.device_get([list(h.values()) for h in hidden])
-        )
+        absent = self._absent(functions)
+        reasons = {path: [self._refusal(f, path, absent[path]) for f in functions] for path in self._layers}
+        is_refused = [any(reasons[path][row] for path in reasons) for row in range(len(functions))]
+        scores = np.full((len(functions), self._engine.num_lanes), np.nan, self._engine.dtype)
+        is_sound = np.zeros(scores.shape, bool)
+        rows = [row for row in range(len(functions)) if not is_refused[row]]
+        for batch in self._batches(functions, rows):
+            wanted = [(functions[row], self._view(functions[row])) for row in batch]
+            scores[batch] = self._engine.scores(wanted)
+            is_sound[batch] = self._soundness(wanted, scores[batch])
+        return {
+            path: PopulationScores(
+                np.stack([scores[:, place] for place in places], axis=1),
+                reasons[path],
+                np.stack([is_sound[:, place] for place in places], axis=1),
+            )
+            for path, places in self._places.items()
+        }
 
-    def first_offending(self, f: Expression, member: int, channel: int) -> Expression:
+    def first_offending(self, f: Expression, member: int, channel: int, path: str = "") -> Expression:
         """The first sub-expression, children first, that is not finite for a channel of a member.
 
         Returns:
           That node; `f` itself if all are finite.
         """
-        view = view_of(f, self.operands)
-        layout = self._layout(view)
-        nodes = evaluated_nodes(f)
-        small = [node for node in nodes if not layout.is_big(node)]
-        found = next(
-            (node for node in small if not self._is_finite(self._graph, node, view, member, channel)), f
-        )
-        before = nodes[: nodes.index(found)]
-        if not any(layout.is_big(node) for node in before):
-            return found
-        if (f, found) not in self._offending:  # what one member shows, the others show too
-            sizes = [layout.block_channels(node) for node in boundaries(f, layout)]
-            block, place = block_of(self._graph, member, channel, min(sizes, default=1), layout)
-            big = (node for node in before if not self._is_finite(block, node, view, 0, place))
-            self._offending[f, found] = next(big, found)
-        return self._offending[f, found]
+        return self.first_offenders([(f, path, member, channel)])[0]
 
-    def _is_finite(self, graph: ValueGraph, node: Expression, view: View, member: int, channel: int) -> bool:
-        finite = graph.finite(node, view)
-        return bool(finite[min(member, finite.shape[0] - 1), min(channel, finite.shape[1] - 1)])
+    def first_offenders(self, asked: Sequence[tuple[Expression, str, int, int]]) -> list[Expression]:
+        """`first_offending` of many (function, path, member, channel) at once."""
+        nodes = [(node, self._view(f)) for f, *_ in asked for node in evaluated_nodes(f)]
+        finite = iter(self._engine.finite(nodes))
+        found = []
+        for f, path, member, channel in asked:
+            lane = self._places[path][member].start + channel
+            own = [(node, next(finite)[lane]) for node in evaluated_nodes(f)]
+            found.append(next((node for node, is_finite in own if not is_finite), f))
+        return found
 
-    def _refusal(self, f: Expression) -> str | None:
-        """Why `f` is not evaluated, or None."""
-        absent = missing_operands(f, self._graph.operands)
-        if absent:
-            return explain_missing(absent)
-        layout = self._layout(view_of(f, self.operands))
-        cost = estimate_cost(f, layout.sizes, layout.itemsize)
-        if cost.flops > self._max_flops:
-            return (
-                f"refused: needs {cost.flops:.1e} operations on this layer, more than {self._max_flops:.1e}"
+    def _soundness(self, wanted: Sequence[tuple[Expression, View]], scores: np.ndarray) -> np.ndarray:
+        """Whether scores, and all arguments whose non-finite entries could vanish, are finite."""
+        looked_at = [
+            [
+                (node.children[index], view)
+                for node in evaluated_nodes(f)
+                for index in swallowed_children(node)
+            ]
+            for f, view in wanted
+        ]
+        finite = iter(self._engine.finite([pair for own in looked_at for pair in own]))
+        is_sound = np.isfinite(scores)
+        for row, own in enumerate(looked_at):
+            for _ in own:
+                is_sound[row] &= next(finite)
+        return is_sound
+
+    def _batches(self, functions: Sequence[Expression], rows: Sequence[int]) -> list[list[int]]:
+        """Functions in batches whose planes that come from columns fit into a quarter of the budget."""
+        plane = self._engine.num_classes * self._engine.num_lanes * self._engine.dtype.itemsize
+        batches: list[list[int]] = []
+        held: set[Expression] = set()
+        for row in rows:
+            needed = {node for node in evaluated_nodes(functions[row]) if needs_columns(node)}
+            if not batches or 4 * plane * len(held | needed) > self._budget_bytes:
+                batches.append([])
+                held = set()
+            batches[-1].append(row)
+            held |= needed
+        return batches
+
+    def _view(self, f: Expression) -> View:
+        """The sample where a function needs it and any layer has more than its sample."""
+        return "sample" if needs_samples(f) and not self._is_full else "full"
+
+    def _absent(self, functions: Sequence[Expression]) -> dict[str, frozenset[str]]:
+        """Producer path -> operands that functions read and the layer does not have."""
+        read = _Names(frozenset().union(*(f.operands for f in functions)))
+        return {path: frozenset(missing_operands(read, one)) for path, one in self._layers.items()}
+
+    def _refusal(self, f: Expression, path: str, absent: frozenset[str]) -> str | None:
+        """Why `f` is not evaluated on a layer, or None."""
+        if absent & f.operands:
+            return explain_missing(tuple(sorted(absent & f.operands)))
+        sizes = self._sizes[path][self._view(f)]
+        key = (f, tuple(sizes.items()))  # layers of one shape cost the same
+        if key not in self._refusals:
+            cost = estimate_cost(f, sizes, self._engine.dtype.itemsize)
+            self._refusals[key] = explain_refusal(cost, self._budget_bytes, self._max_flops)
+        return self._refusals[key]
+
+
+class _Names(NamedTuple):
+    """Names of operands, as something that reads them."""
+
+    operands: frozenset[str]
+
+
+def _check_alike(layers: Mapping[str, Operands]) -> None:
+    if not layers:
+        raise ValueError("a scorer needs the operands of at least one layer, got none.")
+    first_path, first = next(iter(layers.items()))
+    for path, one in layers.items():
+        if (one.dtype, one.num_classes) != (first.dtype, first.num_classes):
+            raise ValueError(
+                f"a scorer needs layers of one dtype and number of classes, got {one.dtype} with {one.num_classes} "
+                f"classes for {path} and {first.dtype} with {first.num_classes} for {first_path}. Observe all layers "
+                "on the same images."
             )
-        if 4 * cost.bytes_per_channel > self._budget_bytes:
-            return (
-                f"refused: needs values of {cost.bytes_per_channel:.1e} bytes for one channel, "
-                f"more than a quarter of the budget of {self._budget_bytes:.1e}"
-            )
-        return None
-
-    def _layout(self, view: View) -> Layout:
-        sizes = axis_sizes(self._graph.operands, view)
-        return Layout(self._graph.lanes, sizes, self.operands.dtype.itemsize, self._block_bytes)
-
-    def _collect(
-        self, reasons: list[str | None], values: list[np.ndarray], hidden: list[list[list[np.ndarray]]]
-    ) -> PopulationScores:
-        members, _, channels = self._graph.lanes
-        scores = np.full((len(reasons), members, channels), np.nan, self.operands.dtype)
-        is_sound = np.zeros(scores.shape, bool)
-        rows = [row for row, reason in enumerate(reasons) if reason is None]
-        for row, value, lookups in zip(rows, values, hidden, strict=True):
-            scores[row] = value
-            is_sound[row] = np.isfinite(value)
-            for lookup in lookups:
-                for is_finite in lookup:
-                    is_sound[row] &= is_finite
-        return PopulationScores(scores, reasons, is_sound)
 
 
 def score_population(
@@ -203,6 +252,7 @@ def score_with_status(
       >>> score_with_status([parse("gamma")], ops)[1]
       ['operand gamma is missing: this layer does not have it']
     """
-    found = Scorer(operands, budget_bytes=budget_bytes).run(functions)
+    check_operands(operands)
+    found = Scorer(operands, budget_bytes=budget_bytes).run(functions)[""]
     scores = found.scores if operands.is_stacked else found.scores[:, 0]
     return scores, found.reasons

@@ -6,10 +6,8 @@ not depend on it. Sample axes of classes of unequal size are padded and carry ma
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from functools import lru_cache, partial
-from typing import Protocol, cast
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +17,8 @@ from jaxprune.language.axes import Type
 from jaxprune.language.operands import OPERANDS
 from jaxprune.language.operators import Implementation, Params
 from jaxprune.language.tree import Expression
-from jaxprune.scoring.analysis import View, lanes_of
+from jaxprune.scoring.analysis import View
 from jaxprune.scoring.moments import SetMoments, class_sets
-from jaxprune.scoring.programs import quick_jit
 from jaxprune.scoring.records import Operands
 from jaxprune.types import Array
 
@@ -29,19 +26,6 @@ NUM_LANES = 3
 LaneMasks = tuple[tuple[Array | None, ...], ...]
 _READ = "read:"  # marks values of registered operands among extras; no operand can have such a name
 _TRACED_PARAMS = frozenset({"rbf"})  # parameters that are ordinary numbers: a new width compiles nothing
-
-
-class Kernel(Protocol):
-    """A jitted operator: arrays with lanes, their masks, traced parameters, and static lanes of the result."""
-
-    def __call__(
-        self,
-        arrays: tuple[Array, ...],
-        masks: LaneMasks,
-        params: tuple[Array, ...],
-        lanes: tuple[int, ...] | None,
-    ) -> jax.Array:
-        """Runs it."""
 
 
 def apply_lanes(
@@ -76,30 +60,6 @@ def apply_lanes(
     ]
     result = function(*squeezed)
     return result.reshape(sizes + result.shape[sum(size > 1 for size in sizes) :])
-
-
-_KERNELS: dict[tuple[Hashable, tuple[float, ...], bool], Kernel] = {}
-
-
-def lane_kernel(implement: Hashable, static_params: tuple[float, ...], is_tiny: bool = False) -> Kernel:
-    """The jitted form of `apply_lanes` for one operator; compiled once per shape, shared by all formulas."""
-    key = (implement, static_params, is_tiny)
-    found = _KERNELS.get(key)
-    # setdefault is atomic: threads that score several layers at once share one kernel and its programs
-    return _KERNELS.setdefault(key, _make_kernel(*key)) if found is None else found
-
-
-def _make_kernel(implement: Hashable, static_params: tuple[float, ...], is_tiny: bool) -> Kernel:
-
-    def run(
-        arrays: tuple[Array, ...], masks: LaneMasks, params: tuple[Array, ...], lanes: tuple[int, ...] | None
-    ) -> jax.Array:
-        # A traced parameter is a scalar array, which arithmetic takes like the float it stands for.
-        numbers = static_params or cast(Params, params)
-        result = apply_lanes(cast(Implementation, implement), arrays, masks, numbers)
-        return result if lanes is None else jnp.broadcast_to(result, lanes)
-
-    return quick_jit(run, static_argnums=(3,), is_tiny=is_tiny)
 
 
 def split_params(node: Expression) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -197,21 +157,6 @@ def sample_values(operands: Operands, name: str) -> jax.Array:
     return jnp.moveaxis(gathered.reshape(shape), 2, 1)
 
 
-def keep_registered(operands: Operands, functions: Iterable[Expression]) -> Operands:
-    """The operands with the registered ones that the functions read kept among `extras`.
-
-    What `read` returns is about all channels of a layer; kept, it is cut together with them by `take`.
-    """
-    names = dict.fromkeys(name for f in functions for name in sorted(f.operands) if not is_built_in(name))
-    values = {name: registered_value(operands, name) for name in names if _READ + name not in operands.extras}
-    kept: dict[str, jax.Array] = {}
-    for name, value in values.items():
-        if value is not None:
-            by_channel = jnp.swapaxes(value, 1, 2) if OPERANDS[name].per_class else value[:, 0]
-            kept[_READ + name] = by_channel if operands.is_stacked else by_channel[0]
-    return dataclasses.replace(operands, extras=operands.extras | kept) if kept else operands
-
-
 def registered_value(operands: Operands, name: str) -> jax.Array | None:
     """The value of a registered operand, read member by member, or None where the layer has none.
 
@@ -245,22 +190,6 @@ def is_built_in(name: str) -> bool:
     return OPERANDS[name].read is None
 
 
-def full_lanes(node: Expression, lanes: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The lanes of a value of this node that is as small as it can be, out of all [B, K, C]."""
-    depends = lanes_of(node)
-    return tuple(size if wanted else 1 for size, wanted in zip(lanes, depends, strict=True))  # type: ignore[return-value]
-
-
-def all_finite(array: Array, masks: tuple[Array | None, ...]) -> jax.Array:
-    """Whether all real entries are finite, per member and channel, over classes: [B, C] booleans."""
-    finite = jnp.isfinite(array)
-    for axis, mask in enumerate(masks):
-        if mask is not None:
-            others = tuple(NUM_LANES + other for other in range(len(masks)) if other != axis)
-            finite = finite | ~jnp.expand_dims(jnp.asarray(mask), others)
-    return jnp.all(finite, axis=(1, *range(NUM_LANES, finite.ndim)))
-
-
 def _set_values(found: SetMoments) -> dict[str, jax.Array]:
     """Every moment of a set of examples with lanes [L, C]."""
     variance = found.entry_variance
@@ -273,42 +202,3 @@ def _set_values(found: SetMoments) -> dict[str, jax.Array]:
         "sum": found.entry_mean * count,
         "count": count,
     }
-
-
-@partial(quick_jit, static_argnums=(1,))
-def cut_lanes(value: Array, lanes: tuple[int, int, int]) -> jax.Array:
-    """The first entries of each lane; for values that are equal along the lanes that are cut."""
-    members, classes, channels = lanes
-    return jnp.asarray(value)[:members, :classes, :channels]
-
-
-@partial(quick_jit, static_argnums=(1,))
-def weight_table(operands: Operands, lanes: tuple[int, int, int]) -> dict[str, jax.Array]:
-    """`weight_values`, scalars with all lanes."""
-    return _with_all_lanes(weight_values(operands), lanes)
-
-
-@partial(quick_jit, static_argnums=(1, 2))
-def moment_table(operands: Operands, view: View, lanes: tuple[int, int, int]) -> dict[str, jax.Array]:
-    """`moment_values`, scalars with all lanes."""
-    return _with_all_lanes(moment_values(operands, view), lanes)
-
-
-@quick_jit
-def block_operands(operands: Operands, member: Array | np.int32, channels: Array) -> Operands:
-    """One member and some channels of stacked operands, still stacked."""
-    return jax.tree.map(lambda leaf: leaf[member][None], operands).take(channels)
-
-
-@quick_jit
-def class_mean(value: Array) -> jax.Array:
-    """[B, K, C] scores of a class turn to [B, C] scores."""
-    return jnp.mean(value, axis=1)
-
-
-sample_table = quick_jit(sample_values, static_argnums=(1,))
-finite_lanes = quick_jit(all_finite)
-
-
-def _with_all_lanes(values: dict[str, jax.Array], lanes: tuple[int, int, int]) -> dict[str, jax.Array]:
-    return {name: jnp.broadcast_to(v, lanes) if v.ndim == NUM_LANES else v for name, v in values.items()}

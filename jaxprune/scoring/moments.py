@@ -60,22 +60,24 @@ class SetMoments(NamedTuple):
     @property
     def entry_mean(self) -> jax.Array:
         """[L, C] mean over all examples and positions."""
-        mean, lost = self._exact_mean()
-        return mean[:, 0] + (lost[:, 0] + jnp.mean(self._shifted(), axis=1))
+        mean, lost = self.exact_mean
+        return mean[:, 0] + (lost[:, 0] + jnp.mean(self.shifted, axis=1))
 
     @property
     def entry_variance(self) -> jax.Array:
         """[L, C] variance over all examples and positions (dividing by their number)."""
-        shifted = self._shifted()
+        shifted = self.shifted
         between = jnp.mean((shifted - jnp.mean(shifted, axis=1, keepdims=True)) ** 2, axis=1)
         return jnp.mean(self.m2, axis=1) / self.num_examples[:, None] + between
 
-    def _shifted(self) -> jax.Array:
+    @property
+    def shifted(self) -> jax.Array:
         """[L, D, C] means relative to that of the first position: no large mean enters a square."""
-        mean, lost = self._exact_mean()
+        mean, lost = self.exact_mean
         return (mean - mean[:, :1]) + (lost - lost[:, :1])
 
-    def _exact_mean(self) -> tuple[jax.Array, jax.Array]:
+    @property
+    def exact_mean(self) -> tuple[jax.Array, jax.Array]:
         """`mean` and what it lost in rounding, so that positions of equal means do not differ at all.
 
         Source:

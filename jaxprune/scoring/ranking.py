@@ -6,30 +6,24 @@ equal scores falls back to the order of `l2`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, TypeGuard, cast
+from typing import Literal, cast
 
 import numpy as np
 
 from jaxprune.language.published import library
 from jaxprune.language.tree import Expression
-from jaxprune.scoring.compiled import Reader, explain_missing, missing_operands
-from jaxprune.scoring.evaluator import MAX_FLOPS, PopulationScores, Scorer
-from jaxprune.scoring.lanes import keep_registered
-from jaxprune.scoring.metrics import Metric, PruningFunction, layer_scores, name_of
-from jaxprune.scoring.records import Observed, Operands
+from jaxprune.scoring.compiled import Reader, missing_operands
+from jaxprune.scoring.metrics import Metric, PruningFunction
+from jaxprune.scoring.producers import Found, plainest, problems_of, score_producers, with_what_is_read
+from jaxprune.scoring.records import Observed
 from jaxprune.scoring.refusals import say_absent, say_refused
-from jaxprune.types import Array, Invalid
+from jaxprune.types import Invalid
 
 Aggregation = Literal["relative", "mean", "max", "first"]
 """How the scores of a group's producers become one: `relative` is the mean of scores divided by their mean
 magnitude, `mean` the plain mean, `max` the largest relative score, `first` the first producer's score alone."""
-
-CHANNEL_MULTIPLE = 64
-"""Layers are scored at widths of whole multiples of this."""
 
 _CONSTANT_ULPS = 8  # a spread of less is rounding, not an order
 
@@ -97,17 +91,17 @@ def score(
             f"score needs what observe returns, got {type(operands).__name__}. "
             "For the Operands of one layer use compile(f)(operands)."
         )
-    f = _plainest(f)
-    operands = _with_what_is_read([f], operands)
-    found = _score_producers([f], operands)
-    reasons = [f"{path}: {result.reasons[0]}" for path, (_, result) in found.items() if result.reasons[0]]
+    f = plainest(f)
+    operands = with_what_is_read([f], operands)
+    found = score_producers([f], operands)
+    reasons = [f"{path}: {result.reasons[0]}" for path, result in found.results.items() if result.reasons[0]]
     if reasons:
         reader = cast(Reader, f)  # plain functions give no reasons
         absent = {path: names for path, one in operands.items() if (names := missing_operands(reader, one))}
         raise ValueError(say_absent(f, absent) if absent else say_refused(f, reasons))
     joined = {}
     for group, paths in operands.groups.items():
-        scores = aggregate([found[path][1].scores[0] for path in paths], aggregation)
+        scores = aggregate([found.results[path].scores[0] for path in paths], aggregation)
         joined[group] = scores if operands.is_stacked else scores[0]
     return joined
 
@@ -137,16 +131,17 @@ def rank_population(
       >>> print(rank_population([parse("N / (NX - NX)")], observed)[0])
       invalid: not finite in group dense.kernel, channel 0: N/(NX - NX)
     """
-    functions = [_plainest(f) for f in functions]
-    operands = _with_what_is_read(functions, operands)
+    functions = [plainest(f) for f in functions]
+    operands = with_what_is_read(functions, operands)
     unique = list(dict.fromkeys([*functions, library["l2"]]))
-    found = _score_producers(unique, operands)
+    found = score_producers(unique, operands)
+    problems = problems_of(unique, found, operands)
     fallback = _group_scores(found, operands, unique.index(library["l2"]), aggregation)
     ranked: dict[PruningFunction, list[Ranking | Invalid]] = {}
     for row, f in enumerate(unique):
         scores = _group_scores(found, operands, row, aggregation)
         ranked[f] = [
-            _first_problem(f, row, member, found, operands) or _rank(scores, fallback, member)
+            problems.get((row, member)) or _rank(scores, fallback, member)
             for member in range(operands.num_members)
         ]
     if operands.is_stacked:
@@ -173,6 +168,7 @@ def score_functions(
 
     Example:
       >>> from jaxprune.language.parsing import parse
+      >>> from jaxprune.scoring.records import Operands
       >>> ops = Operands.from_arrays(features=np.eye(2), labels=[0, 1], kernel=[[1.0, -2.0], [3.0, 4.0]])
       >>> observed = Observed({"dense.kernel": ops}, {"dense.kernel": ("dense.kernel",)})
       >>> found = score_functions([parse("sum(abs(WI))"), parse("gamma"), parse("NX")], observed)
@@ -186,11 +182,15 @@ def score_functions(
             f"score_functions needs the operands of one network, got {operands.num_members} stacked. "
             "Use operands.member(i), or rank_population."
         )
-    functions = [_plainest(f) for f in functions]
+    functions = [plainest(f) for f in functions]
     unique = list(dict.fromkeys(functions))
-    operands = _with_what_is_read(unique, operands)
-    found = _score_producers(unique, operands) if unique else {}
-    scored = {f: _scored(f, row, found, operands, aggregation) for row, f in enumerate(unique)}
+    operands = with_what_is_read(unique, operands)
+    found = score_producers(unique, operands)
+    problems = problems_of(unique, found, operands)
+    scored = {
+        f: _scored(f, row, found, problems.get((row, 0)), operands, aggregation)
+        for row, f in enumerate(unique)
+    }
     return [scored[f] for f in functions]
 
 
@@ -245,131 +245,37 @@ _JOINED: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def _with_what_is_read(functions: Sequence[PruningFunction], operands: Observed) -> Observed:
-    """The observation with gradients, if a function reads any and they can be had."""
-    is_asked = any({"GW", "GX"} & f.operands for f in functions if isinstance(f, Expression | Metric))
-    return operands.with_gradients() if is_asked and operands.gradient_source is not None else operands
-
-
-_Found = dict[str, tuple[Scorer, PopulationScores]]
-
-
-def _plainest(f: PruningFunction) -> PruningFunction:
-    """The expression of a metric that is one, else what was given.
-
-    Raises:
-      TypeError: if it cannot score anything.
-    """
-    if not isinstance(f, Expression) and not callable(f):
-        raise TypeError(
-            "a pruning function must be an Expression, a Metric or a function of Operands, "
-            f"got {type(f).__name__}. Use parse(text) or metrics[name]."
-        )
-    return f.expression or f if isinstance(f, Metric) else f
-
-
-def _is_called(f: PruningFunction) -> TypeGuard[Metric | Callable[[Operands], Array]]:
-    """Whether it scores a layer by being called, rather than as part of a population of expressions."""
-    return callable(f) and not isinstance(f, Expression)
-
-
-def _score_producers(functions: Sequence[PruningFunction], operands: Observed) -> _Found:
-    """Scores the functions on every producer, producers side by side: compiling a kernel occupies one core."""
-    paths = list(dict.fromkeys(path for producers in operands.groups.values() for path in producers))
-    expressions = [cast(Expression, f) for f in functions if not _is_called(f)]
-    scorers = {path: _scorer(keep_registered(operands[path], expressions)) for path in paths}
-
-    def run(path: str) -> PopulationScores:
-        found = scorers[path].run(expressions)
-        channels = operands[path].num_channels
-        own = iter(
-            PopulationScores(found.scores[row, :, :channels], [reason], found.is_sound[row, :, :channels])
-            for row, reason in enumerate(found.reasons)
-        )
-        rows = [_call(f, operands[path]) if _is_called(f) else next(own) for f in functions]
-        return PopulationScores(
-            np.stack([row.scores for row in rows]),
-            [row.reasons[0] for row in rows],
-            np.stack([row.is_sound for row in rows]),
-        )
-
-    with ThreadPoolExecutor(max_workers=max(1, min(len(paths), os.cpu_count() or 1))) as pool:
-        results = list(pool.map(run, paths))
-    return {path: (scorers[path], result) for path, result in zip(paths, results, strict=True)}
-
-
-def _call(f: Metric | Callable[[Operands], Array], operands: Operands) -> PopulationScores:
-    """The row of one function that is called: [B, C] scores."""
-    absent = missing_operands(f, operands) if isinstance(f, Metric) else ()
-    if absent:
-        nothing = np.full((operands.num_members, operands.num_channels), np.nan, operands.dtype)
-        return PopulationScores(nothing, [explain_missing(absent)], np.isfinite(nothing))
-    scores = layer_scores(f, operands).astype(operands.dtype)
-    return PopulationScores(scores, [None], np.isfinite(scores))
-
-
-def _scorer(operands: Operands) -> Scorer:
-    """A scorer of the operands with channel 0 repeated up to a multiple of `CHANNEL_MULTIPLE`.
-
-    Channels do not see each other (but for the bank, which `take` leaves whole), so the others keep their scores, and
-    layers of many widths share kernels: most of the time of a first ranking is compilation. What a function may cost
-    counts the repeated channels.
-    """
-    channels = operands.num_channels
-    padding = -channels % CHANNEL_MULTIPLE
-    if not padding:
-        return Scorer(operands)
-    max_flops = MAX_FLOPS * channels / (channels + padding)
-    return Scorer(operands.take([*range(channels), *[0] * padding]), max_flops=max_flops)
-
-
 def _group_scores(
-    found: _Found, operands: Observed, row: int, aggregation: Aggregation
+    found: Found, operands: Observed, row: int, aggregation: Aggregation
 ) -> dict[str, np.ndarray]:
     """Group name -> [B, C] scores of one function; NaN where it was not evaluated."""
     return {
-        group: aggregate([found[path][1].scores[row] for path in paths], aggregation)
+        group: aggregate([found.results[path].scores[row] for path in paths], aggregation)
         for group, paths in operands.groups.items()
     }
 
 
 def _scored(
-    f: PruningFunction, row: int, found: _Found, operands: Observed, aggregation: Aggregation
+    f: PruningFunction,
+    row: int,
+    found: Found,
+    problem: Invalid | None,
+    operands: Observed,
+    aggregation: Aggregation,
 ) -> Scored:
     scores = {name: each[0] for name, each in _group_scores(found, operands, row, aggregation).items()}
-    for path, (_, result) in found.items():
+    for path, result in found.results.items():
         if result.reasons[row] is not None:
             absent = missing_operands(f, operands[path]) if isinstance(f, Expression | Metric) else ()
             if absent:
                 return Scored(scores, "missing operand", f"{' and '.join(absent)} in {path}", ())
             return Scored(scores, "refused", f"{result.reasons[row]} ({path})".removeprefix("refused: "), ())
-    problem = _first_problem(f, row, 0, found, operands)
     if problem is not None:
         return Scored(scores, "not finite", problem.reason.removeprefix("not finite "), ())
     equal = tuple(name for name, each in scores.items() if is_constant(each))
     if len(equal) == len(scores):
         return Scored(scores, "constant", "equal in every group", equal)
     return Scored(scores, "ok", "", equal)
-
-
-def _first_problem(
-    f: PruningFunction, row: int, member: int, found: _Found, operands: Observed
-) -> Invalid | None:
-    """Why a function gives no scores on a member, or None."""
-    for group, paths in operands.groups.items():
-        for path in paths:
-            scorer, result = found[path]
-            reason = result.reasons[row]
-            if reason is not None:
-                return Invalid(f"{reason} ({path})")
-            bad = np.flatnonzero(~result.is_sound[row, member])
-            if bad.size:
-                channel = int(bad[0])
-                offending = name_of(f)
-                if isinstance(f, Expression):
-                    offending = str(scorer.first_offending(f, member, channel))
-                return Invalid(f"not finite in group {group}, channel {channel}: {offending}")
-    return None
 
 
 def _rank(

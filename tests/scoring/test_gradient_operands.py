@@ -69,7 +69,7 @@ def test_every_way_of_running_reads_them():
             one = compile(f)(operands.take([2]))
             np.testing.assert_allclose(one, whole[i, member, 2:], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(jax.vmap(compile(f))(stacked), whole[i], rtol=1e-4, atol=1e-5)
-    blocks = Scorer(stacked, block_bytes=64).run(FUNCTIONS)
+    blocks = Scorer(stacked, column_entries=64).run(FUNCTIONS)[""]
     np.testing.assert_allclose(blocks.scores, whole, rtol=1e-4, atol=1e-5)
 
 

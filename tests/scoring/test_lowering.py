@@ -10,15 +10,20 @@ from jaxprune.language.operators import OPERATORS
 from jaxprune.language.parsing import parse
 from jaxprune.language.published import library
 from jaxprune.scoring.compiled import compile
-from jaxprune.scoring.lanes import (
-    block_operands,
-    class_mean,
-    cut_lanes,
-    finite_lanes,
+from jaxprune.scoring.kernels import (
+    ELEMENTWISE,
+    Spec,
+    cut_plane,
+    cut_table,
+    elementwise_kernel,
+    finite_kernel,
     lane_kernel,
-    moment_table,
-    sample_table,
-    weight_table,
+    mean_over_classes,
+    moment_statistics,
+    pair_statistics,
+    row_statistics,
+    rows_kernel,
+    slice_kernel,
 )
 from jaxprune.scoring.moments import add_examples, zero_moments
 from jaxprune.scoring.records import Operands, sample_moments
@@ -51,17 +56,26 @@ def operands():
     )
 
 
-def test_tables_lower(operands):
-    stacked, lanes = Operands.stack([operands, operands]), (2, 3, 3)
-    lower(lambda ops: weight_table.__wrapped__(ops, lanes), stacked)
-    lower(lambda ops: moment_table.__wrapped__(ops, "sample", lanes), stacked)
-    for name in ("X", "P", "Q", "GX"):
-        lower(lambda ops, name=name: sample_table.__wrapped__(ops, name), stacked)
-    lower(block_operands, stacked, jnp.int32(1), jnp.arange(2))
-    values = jnp.ones((2, 3, 3, 4))
-    lower(lambda v: finite_lanes.__wrapped__(v, (None,)), values)
-    lower(lambda v: cut_lanes.__wrapped__(v, (1, 3, 1)), values)
-    lower(class_mean, values[..., 0])
+def test_kernels_lower():
+    zero, size = jnp.int32(0), jnp.array([2], jnp.int32)
+    spec, pair = Spec(1, 2, (8, 4)), Spec(1, 2, (8, 8))
+    flat, belongs = jnp.ones(spec.entries), jnp.eye(3, 8)
+    lower(lambda table: cut_table.__wrapped__(table, zero, zero, 2, 2), jnp.ones((3, 4, 5)))
+    lower(lambda plane: cut_plane.__wrapped__(plane, zero, zero, 3, 2, 2), jnp.ones(12))
+    lower(lambda plane: mean_over_classes.__wrapped__(plane, 3), jnp.ones(12))
+    lower(slice_kernel(spec, 2), flat, zero)
+    lower(finite_kernel(spec), flat, (size, jnp.ones((3, 4), bool)))
+    lower(rows_kernel(spec, (0,), 2), flat, (jnp.zeros((3, 2), jnp.int32),), zero)
+    lower(lambda rows: row_statistics.__wrapped__(rows, belongs, size, size, spec), flat)
+    lower(lambda pairs: pair_statistics.__wrapped__(pairs, belongs, pair), jnp.ones(pair.entries))
+    moments = sample_moments(jnp.ones((6, 4, 2)), jnp.array([0, 1, 2, 0, 1, 2]), num_classes=3)
+    lower(moment_statistics, moments, size)
+
+
+@pytest.mark.parametrize("name", sorted(ELEMENTWISE))
+def test_elementwise_kernels_lower(name):
+    arrays = (jnp.ones(8),) * len(OPERATORS[name].signatures[0].arguments)
+    lower(elementwise_kernel(name, False), *arrays)
 
 
 def test_moments_lower():
@@ -86,15 +100,18 @@ def test_operators_lower_with_masks(name):
     operator = OPERATORS[name]
     two = len(operator.signatures[0].arguments) == 2
     types = [text.split() for text in ARGUMENTS.get(name, ["N D", "N D"] if two else ["N D"])]
-    arrays = tuple(jnp.ones((2, 3, 2, *(SIZES[axis] for axis in axes))) for axes in types)
-    masks = tuple(
-        tuple(np.ones((1, 3, 1, SIZES[a]), bool) if a in ("N", "NQ") else None for a in axes)
-        for axes in types
-    )
+    specs = tuple(Spec(3, 2, tuple(SIZES[axis] for axis in axes)) for axes in types)
+    arrays = tuple(jnp.ones(spec.entries) for spec in specs)
+    sizes = tuple(tuple(jnp.ones(1, jnp.int32) for _ in spec.shape) for spec in specs)
     params = operator.parameter_choices[0]
-    lower(
-        lambda *values: lane_kernel(operator.implement, params).__wrapped__(values, masks, (), None), *arrays
-    )
+    kernel = lane_kernel(operator.implement, params, specs, _result_shape(name, specs, params))
+    lower(lambda *values: kernel.__wrapped__(values, sizes, ()), *arrays)
+
+
+def _result_shape(name, specs, params):
+    """What the operator gives without padding."""
+    arrays = [jnp.ones(spec.shape) for spec in specs]
+    return jax.eval_shape(lambda *values: OPERATORS[name].implement(*values, params=params), *arrays).shape
 
 
 def test_compiled_functions_lower(operands):

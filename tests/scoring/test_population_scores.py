@@ -134,11 +134,11 @@ def test_stacked_members_equal_one_by_one(functions, population):
         assert_close(both[1], other)
 
 
-@pytest.mark.parametrize("block_bytes", [1, 1000])
-def test_blocks_change_no_score(functions, population, block_bytes):
+@pytest.mark.parametrize("column_entries", [1, 250])
+def test_columns_change_no_score(functions, population, column_entries):
     members = [make(0), make(1)]
     whole = score_population(MIXED, Operands.stack(members))
-    found = Scorer(Operands.stack(members), block_bytes=block_bytes).run(MIXED)
+    found = Scorer(Operands.stack(members), column_entries=column_entries).run(MIXED)[""]
     assert found.is_sound.all()
     for row, expected in zip(found.scores, whole, strict=True):
         assert_close(row, expected)
@@ -196,8 +196,8 @@ def test_missing_operands_are_named():
 def test_what_costs_too_much_is_refused_before_it_runs():
     ops = make()
     _, reasons = score_with_status([parse("mean(matmul(Q, transpose(Q)))")], ops, budget_bytes=1000)
-    assert reasons[0].startswith("refused: needs values of 1.2e+03 bytes for one channel")
-    found = Scorer(ops, max_flops=1000).run([parse("mean(rbf(Q, 1))"), parse("gamma")])
+    assert reasons[0].startswith("refused: needs values of 4.8e+02 bytes for one channel")
+    found = Scorer(ops, max_flops=1000).run([parse("mean(rbf(Q, 1))"), parse("gamma")])[""]
     assert found.reasons[0].startswith("refused: needs ") and "operations on this layer" in found.reasons[0]
     assert found.reasons[1] is None
 
@@ -221,21 +221,21 @@ def test_intermediate_values_that_are_not_finite_are_found():
     features[:, 1] = [1, 2, 3, 5]
     ops = Operands.from_arrays(features=features, labels=[0, 1, 0, 1], kernel=np.ones((2, 2)))
     hidden, shown, sound = parse("1 / (1 / var(X))"), parse("var(P) / var(X)"), parse("var(P) / (var(X) + 1)")
-    for block_bytes in (None, 1):
-        scorer = Scorer(ops, block_bytes=block_bytes)
-        found = scorer.run([hidden, shown, sound])
+    for column_entries in (None, 1):
+        scorer = Scorer(ops, column_entries=column_entries)
+        found = scorer.run([hidden, shown, sound])[""]
         assert np.isfinite(found.scores[0]).all()  # plain IEEE: 1 / inf is 0
         np.testing.assert_array_equal(found.is_sound[:, 0], [[False, True], [False, True], [True, True]])
         assert str(scorer.first_offending(hidden, 0, 0)) == "1/var(X)"
         assert scorer.first_offending(shown, 0, 0) is shown
 
 
-def test_offending_samples_are_found_within_blocks():
+def test_offending_samples_are_found_within_columns():
     ops = make()
     f = parse("mean(sqrt(abs(X) - 100)) + sum(mX)")
     stacked = Operands.stack([ops, ops])
-    scorer = Scorer(stacked, block_bytes=64)
-    assert not scorer.run([f]).is_sound.any()
+    scorer = Scorer(stacked, column_entries=64)
+    assert not scorer.run([f])[""].is_sound.any()
     assert str(scorer.first_offending(f, 1, 4)) == "sqrt(abs(X) - 100)"
 
 

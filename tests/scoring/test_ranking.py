@@ -224,7 +224,9 @@ def test_ones_own_operand_is_read_for_the_whole_layer():
         members = [make(seed) for seed in range(2)]
         stacked = Observed.stack([Observed({"a": ops}, {"a": ("a",)}) for ops in members])
         place, given, both = (score(f, stacked, aggregation="mean")["a"] for f in functions)
-        in_blocks = Scorer(Operands.stack(members), block_bytes=1).run([parse("place + mean(abs(X))*0")])
+        in_blocks = Scorer(Operands.stack(members), column_entries=1).run([parse("place + mean(abs(X))*0")])[
+            ""
+        ]
     finally:
         del OPERANDS["place"], OPERANDS["given"]
     for index, ops in enumerate(members):

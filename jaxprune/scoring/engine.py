@@ -1,0 +1,287 @@
+"""A whole population on a whole network: every distinct value once, no compilation per formula.
+
+Scalars are *planes* [K, lanes] over all channels of all layers, one kernel call each. What is summed up to them is
+computed in columns (see `column_programs.py`). Work goes in levels: the columns of level 1 read scalars that are given,
+those of level 2 read scalars that follow from level 1, and so on.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from threading import RLock
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.language.operators import OPERATORS
+from jaxprune.language.tree import Expression
+from jaxprune.scoring.analysis import View, evaluated_nodes, lanes_of, moment_answer, reads_activations
+from jaxprune.scoring.column_programs import ColumnProgram, Extent, Item, Piece
+from jaxprune.scoring.kernels import (
+    ELEMENTWISE,
+    TINY_ENTRIES,
+    Spec,
+    elementwise_kernel,
+    lane_kernel,
+    mean_over_classes,
+)
+from jaxprune.scoring.lanes import split_params
+from jaxprune.scoring.layers import Layer
+from jaxprune.scoring.twins import set_answer, twin_of
+from jaxprune.types import Array
+
+COLUMN_ENTRIES = {"cpu": 1 << 18}
+"""Entries of the largest value of a column by backend: on a CPU it should stay in cache."""
+DEFAULT_COLUMN_ENTRIES = 1 << 24
+
+
+class Engine:
+    """Scalars of formulas on some layers, remembered up to a number of bytes.
+
+    Args:
+      layers: of equal dtype and classes, side by side.
+      num_lanes: of a plane, at least the sum of the layers' widths.
+      cache_bytes: how many bytes of planes to remember.
+      column_entries: entries of the largest value of a column.
+    """
+
+    def __init__(
+        self, layers: Sequence[Layer], num_lanes: int, cache_bytes: int, column_entries: int | None = None
+    ) -> None:
+        self.layers, self.num_lanes = layers, num_lanes
+        self.num_classes = layers[0].samples.num_classes
+        self.dtype = layers[0].operands.dtype
+        self._cache_bytes = cache_bytes
+        default = COLUMN_ENTRIES.get(jax.default_backend(), DEFAULT_COLUMN_ENTRIES)
+        self._column_entries = column_entries or min(
+            default, max(1, cache_bytes // (16 * self.dtype.itemsize))
+        )
+        self._is_full = all(layer.operands.sample_is_full for layer in layers)
+        self._planes: OrderedDict[tuple[Expression, View | None], Array] = OrderedDict()
+        self._pinned: dict[tuple[Expression, View | None], Array] = {}
+        self._cached_bytes = 0
+        self._lock = RLock()
+        self._finite: dict[tuple[Expression, View | None], np.ndarray] = {}
+
+    def scores(self, wanted: Sequence[tuple[Expression, View]]) -> np.ndarray:
+        """[P, lanes] mean scores over classes of functions, with the view each one reads."""
+        self._evaluate([Item("value", f, view) for f, view in wanted])
+        means = [mean_over_classes(self.plane(f, view), self.num_classes) for f, view in wanted]
+        self._pinned.clear()
+        found = jax.device_get(means)
+        return np.stack(found) if found else np.zeros((0, self.num_lanes), self.dtype)
+
+    def finite(self, wanted: Sequence[tuple[Expression, View]]) -> list[np.ndarray]:
+        """Per node [lanes] booleans: whether all entries of its value are finite, over classes."""
+        asked = [Item("finite", node, view) for node, view in map(self._finite_form, wanted)]
+        missing = [
+            item for item in dict.fromkeys(asked) if self._key(item.node, item.view) not in self._finite
+        ]
+        self._evaluate([item._replace(kind="value") if item.node.type == () else item for item in missing])
+        for item in missing:
+            if item.node.type == ():
+                plane = np.asarray(self.plane(item.node, item.view)).reshape(self.num_classes, -1)
+                self._finite[self._key(item.node, item.view)] = np.isfinite(plane).all(axis=0)
+        self._pinned.clear()
+        return [self._finite[self._key(item.node, item.view)] for item in asked]
+
+    def plane(self, node: Expression, view: View) -> Array:
+        """Flat [K, lanes] values of a scalar whose columns, if it needs any, have been computed."""
+        with self._lock:
+            return self._plane(node, view)
+
+    def _plane(self, node: Expression, view: View) -> Array:
+        key = self._key(node, view)
+        found = self._pinned.get(key)
+        if found is not None:
+            return found
+        found = self._planes.get(key)
+        if found is None:
+            found = self._compute(node, view)
+            self._remember(key, found)
+        else:
+            self._planes.move_to_end(key)
+        return found
+
+    def _key(self, node: Expression, view: View) -> tuple[Expression, View | None]:
+        if not reads_activations(node):
+            return node, None
+        return node, "full" if self._is_full else view
+
+    def _finite_form(self, wanted: tuple[Expression, View]) -> tuple[Expression, View]:
+        """All classes together read every row: then a value without class turn is as finite as its twin."""
+        node, view = wanted
+        twin = twin_of(node) if node.type != () else None
+        return (node if twin is None else twin), view
+
+    def _compute(self, node: Expression, view: View) -> Array:
+        answer = moment_answer(node)
+        if answer is not None:
+            return self._assemble(
+                (layer, 0, np.asarray(layer.statistics(view)[answer])) for layer in self.layers
+            )
+        if node.is_literal:
+            return jnp.asarray(np.full(self.num_classes * self.num_lanes, node.value, self.dtype))
+        if node.is_operand:
+            own = ((layer, 0, layer.scalars(node.name, view)) for layer in self.layers)
+            return self._assemble((layer, k, value) for layer, k, value in own if value is not None)
+        arguments = tuple(self._plane(child, view) for child in node.children)
+        spec = Spec(self.num_classes, self.num_lanes, ())
+        if node.operator in ELEMENTWISE:
+            return elementwise_kernel(node.operator, spec.entries <= TINY_ENTRIES)(*arguments)
+        static, traced = split_params(node)
+        numbers = tuple(np.asarray(number, self.dtype) for number in traced)
+        kernel = lane_kernel(
+            cast(Hashable, OPERATORS[node.operator].implement), static, (spec,) * len(arguments), ()
+        )
+        return kernel(arguments, ((),) * len(arguments), numbers)
+
+    def _assemble(self, parts: Iterable[tuple[Layer, int, np.ndarray]]) -> Array:
+        """A plane from [K or 1, C or 1] values of layers; NaN where there are none."""
+        plane = np.full((self.num_classes, self.num_lanes), np.nan, self.dtype)
+        for layer, _, values in parts:
+            width = layer.num_channels
+            plane[:, layer.lane : layer.lane + width] = values[:, :width]
+        return jnp.asarray(plane.reshape(-1))
+
+    def _evaluate(self, items: Sequence[Item]) -> None:
+        """Computes, level by level, everything the items need from columns."""
+        levels: dict[int, dict[Item, None]] = {}
+        for item in items:
+            self._plan(item, levels)
+        for level in sorted(levels):
+            work = list(levels[level])
+            workers = min(len(self.layers), os.cpu_count() or 1)
+            with ThreadPoolExecutor(max_workers=workers) as pool:  # compiling occupies one core
+                pieces = list(pool.map(partial(self._columns, work), self.layers))
+            self._store([piece for own in pieces for piece in own], work)
+
+    def _plan(self, item: Item, levels: dict[int, dict[Item, None]]) -> None:
+        """Adds what an item needs to the work of each level."""
+        roots = [Item("value", node, item.view) for node in evaluated_nodes(item.node) if needs_columns(node)]
+        roots += [item] if item.node.type != () else []
+        for root in roots:
+            key = self._key(root.node, root.view)
+            if root.kind == "finite":
+                is_known = key in self._finite
+            else:
+                is_known = key in self._pinned or key in self._planes
+                if is_known and key not in self._pinned:
+                    self._pinned[key] = self._planes[key]
+            if not is_known:
+                level = column_level(root.node) + (root.kind == "finite")
+                levels.setdefault(level, {})[root._replace(view=key[1] or "full")] = None
+
+    def _columns(self, work: Sequence[Item], layer: Layer) -> list[Piece]:
+        """The pieces of one layer; on a thread, which does not know whether its caller enabled float64."""
+        with jax.enable_x64(self.dtype == np.float64):
+            return self._pieces(work, layer)
+
+    def _pieces(self, work: Sequence[Item], layer: Layer) -> list[Piece]:
+        groups: dict[tuple[bool, Extent], list[Item]] = {}
+        for item in work:
+            groups.setdefault(self._extent(item, layer), []).append(item)
+        pieces: list[Piece] = []
+        for (with_classes, extent), items in groups.items():
+            program = ColumnProgram(layer, extent, self)
+            for item in items:
+                program.add(item)
+            pieces += program.run(with_classes)
+        return pieces
+
+    def _extent(self, item: Item, layer: Layer) -> tuple[bool, Extent]:
+        """Whether columns go class by class, and how large they are."""
+        node, view = item.node, item.view
+        lanes = lanes_of(node)
+        largest = max(math.prod(layer.shape(type, view)) for type in column_types(node))
+        fitting = 1 << max(
+            0, int(math.log2(self._column_entries / largest)) if largest < self._column_entries else 0
+        )
+        width = min(fitting, layer.width) if lanes.channel else 1
+        answered = item.kind == "value" and set_answer(node) is not None
+        if not lanes.per_class or answered:
+            return False, Extent(1, width)
+        if self.num_classes * width * largest <= self._column_entries and width in (1, layer.width):
+            return True, Extent(self.num_classes, width)
+        return True, Extent(1, width)
+
+    def _store(self, pieces: Sequence[Piece], work: Sequence[Item]) -> None:
+        """Joins pieces to planes: numbers, or whether all is finite."""
+        found = jax.device_get([piece.values for piece in pieces])
+        planes = {
+            item: np.full(
+                (self.num_classes, self.num_lanes),
+                np.nan if item.kind == "value" else False,
+                self.dtype if item.kind == "value" else bool,
+            )
+            for item in work
+        }
+        for piece, values in zip(pieces, found, strict=True):
+            layer, first = piece.layer, piece.first_channel
+            is_all = piece.num_channels == 1 and not lanes_of(piece.item.node).channel
+            width = layer.num_channels if is_all else min(piece.num_channels, layer.num_channels - first)
+            lanes = slice(layer.lane + first, layer.lane + first + width)
+            last = piece.first_class + piece.num_classes
+            is_every = not lanes_of(piece.item.node).per_class
+            classes = slice(None) if is_every else slice(piece.first_class, last)
+            planes[piece.item][classes, lanes] = np.reshape(values, (piece.num_classes, -1))[:, :width]
+        for item, plane in planes.items():
+            key = self._key(item.node, item.view)
+            if item.kind == "finite":
+                self._finite[key] = np.asarray(plane.all(axis=0))
+            else:
+                self._pinned[key] = jnp.asarray(plane.reshape(-1))
+                self._remember(key, self._pinned[key])
+
+    def _remember(self, key: tuple[Expression, View | None], plane: Array) -> None:
+        if key in self._planes:
+            return
+        self._planes[key] = plane
+        self._cached_bytes += plane.nbytes
+        while self._cached_bytes > self._cache_bytes and len(self._planes) > 1:
+            _, dropped = self._planes.popitem(last=False)
+            self._cached_bytes -= dropped.nbytes
+
+
+@lru_cache(maxsize=1 << 16)
+def needs_columns(node: Expression) -> bool:
+    """Whether a scalar is made from larger values that no moment stands for."""
+    return node.type == () and moment_answer(node) is None and any(child.type for child in node.children)
+
+
+@lru_cache(maxsize=1 << 16)
+def column_level(node: Expression) -> int:
+    """How many times, one after another, columns must be computed for a node's value."""
+    if moment_answer(node) is not None or not node.children:
+        return 0
+    below = max(column_level(child) for child in node.children)
+    return below + needs_columns(node)
+
+
+@lru_cache(maxsize=1 << 16)
+def column_types(node: Expression) -> frozenset[tuple[str, ...]]:
+    """Types of all values that a column holds for a node."""
+    answer = set_answer(node)
+    start = node if answer is None else answer.twin
+    found: set[tuple[str, ...]] = {()}
+    by_channel = lanes_of(node).channel
+    stack = [start]
+    while stack:
+        part = stack.pop()
+        if lanes_of(part).channel or not by_channel:  # the bank is there once for all channels
+            found.add(part.type)
+        inner, twin = set_answer(part), twin_of(part)
+        if inner is not None:
+            stack.append(inner.twin)
+        elif twin is not None and twin is not part:
+            stack.append(twin)
+        elif moment_answer(part) is None:
+            stack += [child for child in part.children if child.type != ()]
+    return frozenset(found)
