@@ -6,7 +6,7 @@ cache and the budget. What several formulas share is computed once per column; o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple, Protocol, cast
 
@@ -59,12 +59,19 @@ class Piece(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a column lies: first class and first channel, as numbers and on the device."""
+    """Where a column lies."""
 
-    first_class: int
-    first_channel: int
+    layer: Layer
+    classes: Classes
     on_device: tuple[Array, Array, Array]
     """First class, first channel, first lane."""
+
+
+class Classes(NamedTuple):
+    """Some classes, one after the other."""
+
+    first: int
+    number: int
 
 
 class Planes(Protocol):
@@ -98,10 +105,10 @@ class _Step(NamedTuple):
 
 
 class ColumnProgram:
-    """The steps that compute some items on one layer, in order, every shared value once.
+    """The steps that compute some items, in order, every shared value once.
 
     Args:
-      layer: where.
+      layer: one of those with the signature that the program is for.
       extent: of a column.
       planes: scalars that the items read; they must be known.
     """
@@ -110,6 +117,7 @@ class ColumnProgram:
         self.layer, self.extent, self.planes = layer, extent, planes
         self._steps: list[_Step] = []
         self._slots: dict[object, int] = {}
+        self._specs: dict[tuple[Expression, View], Spec] = {}
         self._outputs: list[tuple[Item, int, Spec, str]] = []
 
     def add(self, item: Item) -> None:
@@ -128,9 +136,9 @@ class ColumnProgram:
             spec = Spec(spec.classes, spec.channels, ())
         self._outputs.append((item, slot, spec, ""))
 
-    def run(self, with_classes: bool) -> list[Piece]:
-        """All columns of the layer, class by class or for no class in particular."""
-        layer, extent = self.layer, self.extent
+    def run(self, layer: Layer, with_classes: bool) -> list[Piece]:
+        """All columns of a layer, class by class or for no class in particular."""
+        extent = self.extent
         users: dict[int, list[int]] = {}
         for index, step in enumerate(self._steps):
             for slot in step.inputs:
@@ -146,7 +154,7 @@ class ColumnProgram:
         pieces: list[Piece] = []
         for channel in range(0, layer.num_channels if has_channels else 1, extent.num_channels):
             for first_class in classes:
-                place = _place(layer, first_class, channel)
+                place = _place(layer, Classes(first_class, extent.num_classes), channel)
                 for index, step in enumerate(self._steps):
                     if not step.is_new(first_class == 0, channel == 0):
                         continue
@@ -170,6 +178,11 @@ class ColumnProgram:
 
     def spec(self, node: Expression, view: View) -> Spec:
         """The static side of a node's value in a column."""
+        if (node, view) not in self._specs:
+            self._specs[node, view] = self._make_spec(node, view)
+        return self._specs[node, view]
+
+    def _make_spec(self, node: Expression, view: View) -> Spec:
         lanes = lanes_of(node)
         is_masked = _is_masked(node)  # the same for all classes, which look at different rows
         return Spec(
@@ -190,7 +203,7 @@ class ColumnProgram:
             return self._scalar(node, view)
         answer = moment_answer(node)
         if answer is not None:
-            return self._table(lambda: self.layer.statistics(view)[answer], node, view)
+            return self._table(lambda layer: layer.statistics(view)[answer], node, view)
         if node.is_operand:
             return self._operand(node, view)
         from_sets = set_answer(node)
@@ -203,24 +216,22 @@ class ColumnProgram:
 
     def _operator(self, node: Expression, view: View) -> int:
         inputs = tuple(self.value(child, view) for child in node.children)
-        layer, spec = self.layer, self.spec(node, view)
+        spec = self.spec(node, view)
         specs = tuple(self.spec(child, view) for child in node.children)
         if node.operator in ELEMENTWISE and all(own == spec for own in specs):
             flat = elementwise_kernel(node.operator, spec.entries <= TINY_ENTRIES)
             return self._step(lambda place, *values: flat(*values), inputs, node)
         if node.operator == "slice":
             cut = slice_kernel(specs[0], spec.shape[-1])
-            start = layer.start(node.type[-1], view)
-            return self._step(lambda place, value: cut(value, start), inputs, node)
+            axis = node.type[-1]
+            return self._step(lambda place, value: cut(value, place.layer.start(axis, view)), inputs, node)
         static, traced = split_params(node)
-        numbers = tuple(np.asarray(number, layer.operands.dtype) for number in traced)
+        numbers = tuple(np.asarray(number, self.layer.operands.dtype) for number in traced)
         kernel = lane_kernel(cast(Hashable, OPERATORS[node.operator].implement), static, specs, spec.shape)
         types = [child.type for child in node.children]
 
         def run(place: Place, *values: Array) -> Array:
-            sizes = tuple(
-                layer.sizes(type, view, place.first_class, self.extent.num_classes) for type in types
-            )
+            sizes = tuple(place.layer.sizes(type, view, *place.classes) for type in types)
             return kernel(values, sizes, numbers)
 
         return self._step(run, inputs, node)
@@ -248,11 +259,12 @@ class ColumnProgram:
 
         return self._step(run, (), node)
 
-    def _table(self, table: Callable[[], Array], node: Expression, view: View) -> int:
+    def _table(self, table: Callable[[Layer], Array | None], node: Expression, view: View) -> int:
         spec = self.spec(node, view)
 
         def run(place: Place) -> Array:
-            found = table()
+            found = table(place.layer)
+            assert found is not None  # functions whose operands are missing have been refused
             first_class = place.on_device[0] if found.shape[0] > 1 else _int(0)
             first_channel = place.on_device[1] if found.shape[1] > 1 else _int(0)
             return cut_table(found, first_class, first_channel, spec.classes, spec.channels)
@@ -262,26 +274,24 @@ class ColumnProgram:
     def _operand(self, node: Expression, view: View) -> int:
         if node.name in ("P", "Q"):
             return self._rows_of(operand("X"), node, view)
-        table = self.layer.table(node.name, view)
-        assert table is not None  # functions whose operands are missing have been refused
-        return self._table(lambda: table, node, view)
+        return self._table(lambda layer: layer.table(node.name, view), node, view)
 
     def _statistics(self, answer: SetAnswer, view: View) -> int:
         key = ("statistics", answer.twin, view)
         if key not in self._slots:
             samples, spec = self.layer.samples, self.spec(answer.twin, view)
             inputs = (self.value(answer.twin, view),)
-            if answer.is_pair:
-                run = lambda place, value: pair_statistics(value, samples.belongs, spec)  # noqa: E731
-            else:
-                type = answer.twin.type
-                if len(type) == 1:  # one number per row is rows of one position
-                    spec = Spec(spec.classes, spec.channels, (*spec.shape, 1))
-                num_rows = self.layer.sizes(type[:1], view, 0, 0)[0]
-                num_positions = self.layer.sizes(type[1:], view, 0, 0)[0] if len(type) == 2 else _int(1)[None]
-                run = lambda place, value: row_statistics(  # noqa: E731
-                    value, samples.belongs, num_rows, num_positions, spec
-                )
+            is_pair, type = answer.is_pair, answer.twin.type
+            if len(type) == 1:  # one number per row is rows of one position
+                spec = Spec(spec.classes, spec.channels, (*spec.shape, 1))
+
+            def run(place: Place, value: Array) -> Mapping[str, Array]:
+                if is_pair:
+                    return pair_statistics(value, samples.belongs, spec)
+                num_rows, *others = place.layer.sizes(type, view, *place.classes)
+                num_positions = others[0] if others else _int(1)[None]
+                return row_statistics(value, samples.belongs, num_rows, num_positions, spec)
+
             self._slots[key] = self._step(run, inputs, answer.twin)
         return self._slots[key]
 
@@ -298,11 +308,10 @@ class ColumnProgram:
     def _finite(self, node: Expression, view: View, slot: int) -> int:
         key = ("finite", node, view)
         if key not in self._slots:
-            spec, layer = self.spec(node, view), self.layer
-            kernel = finite_kernel(spec)
+            kernel = finite_kernel(self.spec(node, view))
 
             def run(place: Place, value: Array) -> Array:
-                return kernel(value, layer.sizes(node.type, view, place.first_class, self.extent.num_classes))
+                return kernel(value, place.layer.sizes(node.type, view, *place.classes))
 
             self._slots[key] = self._step(run, (slot,), node)
         return self._slots[key]
@@ -321,9 +330,9 @@ def _is_masked(node: Expression) -> bool:
     return twin is not None and twin is not node and "N" not in node.type
 
 
-def _place(layer: Layer, first_class: int, first_channel: int) -> Place:
+def _place(layer: Layer, classes: Classes, first_channel: int) -> Place:
     lane = layer.lane + first_channel
-    return Place(first_class, first_channel, (_int(first_class), _int(first_channel), _int(lane)))
+    return Place(layer, classes, (_int(classes.first), _int(first_channel), _int(lane)))
 
 
 @lru_cache(maxsize=1 << 16)

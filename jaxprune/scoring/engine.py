@@ -158,9 +158,10 @@ class Engine:
             self._plan(item, levels)
         for level in sorted(levels):
             work = list(levels[level])
+            programs = self._programs(work)
             workers = min(len(self.layers), os.cpu_count() or 1)
             with ThreadPoolExecutor(max_workers=workers) as pool:  # compiling occupies one core
-                pieces = list(pool.map(partial(self._columns, work), self.layers))
+                pieces = list(pool.map(partial(self._run, programs), self.layers))
             self._store([piece for own in pieces for piece in own], work)
 
     def _plan(self, item: Item, levels: dict[int, dict[Item, None]]) -> None:
@@ -179,22 +180,26 @@ class Engine:
                 level = column_level(root.node) + (root.kind == "finite")
                 levels.setdefault(level, {})[root._replace(view=key[1] or "full")] = None
 
-    def _columns(self, work: Sequence[Item], layer: Layer) -> list[Piece]:
+    def _programs(self, work: Sequence[Item]) -> _Programs:
+        """Programs that do the work, for each signature of a layer."""
+        found: _Programs = {}
+        for layer in self.layers:
+            if layer.signature in found:
+                continue
+            own: dict[tuple[bool, Extent], ColumnProgram] = {}
+            for item in work:
+                with_classes, extent = self._extent(item, layer)
+                if (with_classes, extent) not in own:
+                    own[with_classes, extent] = ColumnProgram(layer, extent, self)
+                own[with_classes, extent].add(item)
+            found[layer.signature] = own
+        return found
+
+    def _run(self, programs: _Programs, layer: Layer) -> list[Piece]:
         """The pieces of one layer; on a thread, which does not know whether its caller enabled float64."""
         with jax.enable_x64(self.dtype == np.float64):
-            return self._pieces(work, layer)
-
-    def _pieces(self, work: Sequence[Item], layer: Layer) -> list[Piece]:
-        groups: dict[tuple[bool, Extent], list[Item]] = {}
-        for item in work:
-            groups.setdefault(self._extent(item, layer), []).append(item)
-        pieces: list[Piece] = []
-        for (with_classes, extent), items in groups.items():
-            program = ColumnProgram(layer, extent, self)
-            for item in items:
-                program.add(item)
-            pieces += program.run(with_classes)
-        return pieces
+            own = programs[layer.signature].items()
+            return [piece for (with_classes, _), program in own for piece in program.run(layer, with_classes)]
 
     def _extent(self, item: Item, layer: Layer) -> tuple[bool, Extent]:
         """Whether columns go class by class, and how large they are."""
@@ -248,6 +253,9 @@ class Engine:
         while self._cached_bytes > self._cache_bytes and len(self._planes) > 1:
             _, dropped = self._planes.popitem(last=False)
             self._cached_bytes -= dropped.nbytes
+
+
+_Programs = dict[Hashable, dict[tuple[bool, Extent], ColumnProgram]]
 
 
 @lru_cache(maxsize=1 << 16)

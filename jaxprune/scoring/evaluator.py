@@ -77,7 +77,6 @@ class Scorer:
             path: {view: axis_sizes(one, view) for view in get_args(View)}
             for path, one in self._layers.items()
         }
-        self._refusals: dict[object, str | None] = {}
         self._places: dict[str, list[slice]] = {}
         given = iter(layers)
         for path, one in self._layers.items():
@@ -92,8 +91,7 @@ class Scorer:
         """
         for f in functions:
             check_scalar(f)
-        absent = self._absent(functions)
-        reasons = {path: [self._refusal(f, path, absent[path]) for f in functions] for path in self._layers}
+        reasons = self._reasons(functions)
         is_refused = [any(reasons[path][row] for path in reasons) for row in range(len(functions))]
         scores = np.full((len(functions), self._engine.num_lanes), np.nan, self._engine.dtype)
         is_sound = np.zeros(scores.shape, bool)
@@ -165,21 +163,25 @@ class Scorer:
         """The sample where a function needs it and any layer has more than its sample."""
         return "sample" if needs_samples(f) and not self._is_full else "full"
 
-    def _absent(self, functions: Sequence[Expression]) -> dict[str, frozenset[str]]:
-        """Producer path -> operands that functions read and the layer does not have."""
+    def _reasons(self, functions: Sequence[Expression]) -> dict[str, list[str | None]]:
+        """Producer path -> why each function is not evaluated there, or None."""
         read = _Names(frozenset().union(*(f.operands for f in functions)))
-        return {path: frozenset(missing_operands(read, one)) for path, one in self._layers.items()}
+        by_shape: dict[object, list[str | None]] = {}  # layers of one shape cost the same
+        found = {}
+        for path, one in self._layers.items():
+            absent = frozenset(missing_operands(read, one))
+            sizes = self._sizes[path]
+            key = (absent, *(tuple(own.items()) for own in sizes.values()))
+            if key not in by_shape:
+                by_shape[key] = [self._refusal(f, sizes[self._view(f)], absent) for f in functions]
+            found[path] = list(by_shape[key])
+        return found
 
-    def _refusal(self, f: Expression, path: str, absent: frozenset[str]) -> str | None:
-        """Why `f` is not evaluated on a layer, or None."""
+    def _refusal(self, f: Expression, sizes: Mapping[str, int], absent: frozenset[str]) -> str | None:
         if absent & f.operands:
             return explain_missing(tuple(sorted(absent & f.operands)))
-        sizes = self._sizes[path][self._view(f)]
-        key = (f, tuple(sizes.items()))  # layers of one shape cost the same
-        if key not in self._refusals:
-            cost = estimate_cost(f, sizes, self._engine.dtype.itemsize)
-            self._refusals[key] = explain_refusal(cost, self._budget_bytes, self._max_flops)
-        return self._refusals[key]
+        cost = estimate_cost(f, sizes, self._engine.dtype.itemsize)
+        return explain_refusal(cost, self._budget_bytes, self._max_flops)
 
 
 class _Names(NamedTuple):

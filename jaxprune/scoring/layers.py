@@ -7,7 +7,7 @@ compiled kernels. Padding is done on the host: it compiles nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cached_property
 
 import jax
@@ -87,6 +87,7 @@ class Layer:
         self._tables: dict[tuple[str, View | None], Table | None] = {}
         self._statistics: dict[View, dict[str, Table]] = {}
         self._sizes: dict[tuple[str, View, int, int], Array] = {}
+        self._shapes: dict[tuple[Type, View], tuple[int, ...]] = {}
 
     @cached_property
     def _true(self) -> dict[View, dict[str, int]]:
@@ -112,10 +113,18 @@ class Layer:
 
     def shape(self, type: Type, view: View) -> tuple[int, ...]:
         """The padded shape of a value for one channel and one class."""
-        return tuple(
-            self.samples.padded[axis] if axis in SAMPLE_AXES else bucket(int(self.true_size(axis, view)))
-            for axis in type
-        )
+        if (type, view) not in self._shapes:
+            self._shapes[type, view] = tuple(
+                self.samples.padded[axis] if axis in SAMPLE_AXES else bucket(int(self.true_size(axis, view)))
+                for axis in type
+            )
+        return self._shapes[type, view]
+
+    @cached_property
+    def signature(self) -> Hashable:
+        """Equal for layers on which the same programs run."""
+        positions = (self._true["full"]["D"], self._true["sample"]["D"])  # slices depend on the true number
+        return id(self.samples), self.width, self.shape(("F", "O", "C"), "full"), positions
 
     def sizes(self, type: Type, view: View, first_class: int, num_classes: int) -> tuple[Array, ...]:
         """Per axis which entries are real (see `kernels.Sizes`), on the device, for some classes."""

@@ -104,7 +104,7 @@ def test_what_was_computed_is_remembered(network):
     scorer = Scorer(network)
     first = scorer.run(FUNCTIONS)
     dispatched = []
-    scorer._engine._columns = lambda work, layer: dispatched.append(work) or []
+    scorer._engine._programs = lambda work: dispatched.append(work) or {}
     second = scorer.run(FUNCTIONS[::-1])
     assert not dispatched
     np.testing.assert_array_equal(second["dense"].scores[::-1], first["dense"].scores)

@@ -1,0 +1,268 @@
+"""Populations of pruning functions scored on whole networks, against the forward pass that feeds them and a plain loop.
+
+    python benchmarks/scoring.py [--functions 256] [--images 2000] [--cases vgg,numpy,resnet]
+
+Everything is timed in one process and one run. Compilation is counted by JAX's own monitoring events. Cases:
+
+- vgg: VGG-16 at 32x32, 4,736 channels, 10 classes: functions of moments and weights (70 %), elementwise on samples (20 %)
+  and with matrix operators (10 %), cold, warm, and a second population; seconds against those of `observe`;
+- numpy: functions of moments and weights at 1,024 positions against a NumPy loop over channels and classes;
+- resnet: 1,000 functions on operands of the size of ResNet-56.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import monitoring
+
+import jaxprune as jp
+from jaxprune.keys import derive
+from jaxprune.language.operands import DEFAULT_VOCABULARY
+from jaxprune.language.sampling import random_expression
+from jaxprune.language.tree import Expression
+from jaxprune.pruning.observation import make_observer
+from jaxprune.pruning.states import split_model
+from jaxprune.scoring.analysis import needs_samples
+from jaxprune.scoring.estimates import estimate_cost
+from jaxprune.scoring.evaluator import Scorer
+from jaxprune.scoring.lanes import axis_sizes
+from jaxprune.scoring.moments import Moments
+from jaxprune.scoring.records import Operands
+
+MATRIX = {"matmul", "inverse", "rbf", "outer", "transpose", "trace"}
+SHARES = {"moments": 0.7, "samples": 0.2, "matrix": 0.1}
+VOCABULARY = DEFAULT_VOCABULARY.restrict(set(DEFAULT_VOCABULARY.operands) - {"GW", "GX"})
+REFUSED = 0.05
+"""At most this share of the functions is refused, the costliest by estimate."""
+
+RESNET56 = [(16, 1024, 144, 19), (32, 256, 288, 18), (64, 64, 576, 18)]
+"""Width, positions, filter entries and number of the layers of a stage: 2,032 producing channels."""
+
+compilations = [0]
+
+
+def count(event: str, _seconds: float, **_: object) -> None:
+    """Counts programs that are lowered, whether or not a persistent cache holds them."""
+    compilations[0] += event == "/jax/core/compile/jaxpr_to_mlir_module_duration"
+
+
+def kind(f: Expression) -> str:
+    """Which of the three kinds a function is."""
+    if any(node.operator in MATRIX for node in f.walk()):
+        return "matrix"
+    return "samples" if needs_samples(f) else "moments"
+
+
+def population(seed: int, size: int, shares: dict[str, float]) -> list[Expression]:
+    """Different random functions, so many of each kind."""
+    wanted = {name: round(share * size) for name, share in shares.items()}
+    wanted[next(iter(wanted))] += size - sum(wanted.values())
+    root = derive(jax.random.key(seed), "benchmark")
+    found: dict[str, dict[Expression, None]] = {name: {} for name in wanted}
+    number = 0
+    while any(len(found[name]) < wanted[name] for name in wanted):
+        f = random_expression(derive(root, number), VOCABULARY)
+        number += 1
+        if f.operands and len(found.get(kind(f), ())) < wanted.get(kind(f), 0):
+            found[kind(f)][f] = None
+    return [f for own in found.values() for f in own]
+
+
+def timed(run: Callable[[], object]) -> tuple[float, int]:
+    """Seconds and compilations."""
+    start, before = time.perf_counter(), compilations[0]
+    jax.block_until_ready(run())
+    return time.perf_counter() - start, compilations[0] - before
+
+
+def dearest_allowed(functions: Sequence[Expression], layers: Sequence[Operands]) -> float:
+    """The most operations on one layer that all but the costliest functions stay below."""
+    costs = sorted(
+        max(
+            estimate_cost(f, axis_sizes(one, "sample" if needs_samples(f) else "full"), 4).flops
+            for one in layers
+        )
+        for f in functions
+    )
+    return costs[int(len(costs) * (1 - REFUSED)) - 1]
+
+
+def vgg(options: argparse.Namespace) -> None:
+    """The acceptance case: a population on VGG-16."""
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((options.images, 32, 32, 3)).astype(np.float32)
+    labels = np.arange(options.images) % 10
+    model = jp.VGG16(nnx.Rngs(0))
+    observer, arrays = make_observer(model, images, labels), split_model(model)[1]
+    observer(arrays)
+    forward, _ = timed(lambda: observer(arrays))
+    operands = observer(arrays)
+    layers = dict(operands)
+    channels = sum(one.num_channels for one in layers.values())
+    print(f"\nVGG-16, {channels} channels, {options.images} images: observe takes {forward:.1f} s\n")
+    first = population(0, options.functions, SHARES)
+    second = population(1, options.functions, SHARES)
+    limit = dearest_allowed(first + second, list(layers.values()))
+    print(f"functions above {limit:.1e} operations on a layer are refused\n")
+    print(
+        "| population | functions | refused | seconds | of the forward pass | compilations |\n|---|--:|--:|--:|--:|--:|"
+    )
+    before = peak_bytes()
+    for name, functions in (("cold", first), ("second, cold cache of values", second), ("warm", first)):
+        scorer = Scorer(layers, max_flops=limit)
+        seconds, compiled = timed(lambda scorer=scorer, functions=functions: refused_of(scorer, functions))
+        row(name, len(functions), refused_of(scorer, functions), seconds, forward, compiled)
+    print(f"\npeak memory of the process rose by {(peak_bytes() - before) / 2**20:.0f} MiB")
+    print(
+        "\n| warm, by kind | functions | refused | seconds | of the forward pass | compilations |\n|---|--:|--:|--:|--:|--:|"
+    )
+    for name in SHARES:
+        own = [f for f in first if kind(f) == name]
+        scorer = Scorer(layers, max_flops=limit)
+        seconds, compiled = timed(lambda scorer=scorer, own=own: refused_of(scorer, own))
+        row(name, len(own), refused_of(scorer, own), seconds, forward, compiled)
+
+
+def refused_of(scorer: Scorer, functions: Sequence[Expression]) -> int:
+    """Runs a population; how many functions were refused somewhere."""
+    found = scorer.run(functions)
+    return sum(any(result.reasons[i] for result in found.values()) for i in range(len(functions)))
+
+
+def row(name: str, functions: int, refused: int, seconds: float, forward: float, compiled: int) -> None:
+    """Prints a row of a table."""
+    print(
+        f"| {name} | {functions} | {refused} | {seconds:.1f} | {seconds / forward:.2f}x | {compiled} |",
+        flush=True,
+    )
+
+
+def numpy_loop(options: argparse.Namespace) -> None:
+    """Functions of moments and weights: per function and channel, against a loop that splits classes every time."""
+    rng = np.random.default_rng(0)
+    channels, positions, examples, classes = 64, 1024, options.images, 10
+    features = rng.standard_normal((examples, positions, channels)).astype(np.float32)
+    labels = np.arange(examples) % classes
+    kernel = rng.standard_normal((576, channels)).astype(np.float32)
+    ops = Operands.from_arrays(features=features, labels=labels, kernel=kernel)
+    readable = VOCABULARY.restrict(set(VOCABULARY.operands) - {"WO", "gamma", "beta"})
+    root = derive(jax.random.key(0), "numpy")
+    drawn = (random_expression(derive(root, i), readable) for i in range(10_000))
+    functions = [f for f in dict.fromkeys(drawn) if f.operands and kind(f) == "moments"][: options.functions]
+    Scorer(ops).run(functions)
+    seconds, _ = timed(lambda: Scorer(ops).run(functions)[""].scores)
+    start = time.perf_counter()
+    sample = functions[:: max(1, len(functions) // 5)][:5]
+    for f in sample:
+        naive(f, features[:, :, 0], labels, kernel[:, 0], kernel)
+    loop = (time.perf_counter() - start) / len(sample)
+    ours = seconds / len(functions) / channels
+    print(
+        f"\n{len(functions)} functions of moments and weights, {channels} channels, {positions} positions, {examples} images: "
+        f"{ours * 1e6:.2f} us per function and channel, NumPy loop {loop:.3f} s: {loop / ours:.0f}x"
+    )
+
+
+def naive(f: Expression, x: np.ndarray, labels: np.ndarray, wi: np.ndarray, w: np.ndarray) -> float:
+    """One function and channel in plain NumPy, every class taken apart anew."""
+    total = 0.0
+    for k in np.unique(labels):
+        p, q = x[labels == k], x[labels != k]
+        given = {"X": x, "P": p, "Q": q, "mX": x.mean(0), "mP": p.mean(0), "mQ": q.mean(0), "WI": wi, "W": w}
+        given |= {"N": len(p), "NQ": len(q), "NX": len(x)}
+        total += float(f.fold(lambda node, values, given=given: plain(node, values, given)))
+    return total / len(np.unique(labels))
+
+
+def plain(node: Expression, values: Sequence[np.ndarray], given: dict[str, np.ndarray]) -> np.ndarray:
+    """The value of one node."""
+    if node.is_operand:
+        return given[node.name]
+    if node.is_literal:
+        return np.float32(node.value)
+    part = node.params
+    table: dict[str, Callable[..., np.ndarray]] = {
+        "+": np.add, "-": np.subtract, "*": np.multiply, "/": np.divide, "abs": np.abs, "square": np.square,
+        "sqrt": np.sqrt, "sum": np.sum, "product": np.prod, "mean": np.mean, "std": np.std, "var": np.var, "count": np.size,
+        "inner": np.dot, "mean_samples": lambda a: a.mean(0),
+        "geometric_median": lambda a: a[:, np.argmin([np.sqrt(((a - a[:, [i]]) ** 2).sum(0)).sum() for i in range(a.shape[1])])],
+        "slice": lambda a: a[..., int(part[0] * a.shape[-1] // 8) : max(int(part[1] * a.shape[-1] // 8), int(part[0] * a.shape[-1] // 8) + 1)],
+    }  # fmt: skip
+    with np.errstate(all="ignore"):
+        return table[node.operator](*values)
+
+
+def resnet(options: argparse.Namespace) -> None:
+    """1,000 functions on operands of the size of ResNet-56."""
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+    layers = {}
+    for width, positions, entries, number in RESNET56:
+        for index in range(number):
+            shape = (10, positions, width)
+            moments = Moments(
+                np.full(10, 200, np.float32),
+                normal(positions, width),
+                normal(*shape),
+                np.abs(normal(*shape)),
+                normal(10, width),
+            )
+            layers[f"{width}-{index}"] = Operands.build(
+                moments=jax.tree.map(jax.numpy.asarray, moments),
+                samples=jax.numpy.asarray(normal(10, 1, width)),
+                sample_labels=np.arange(10),
+                kernel=jax.numpy.asarray(normal(entries, width)),
+                outgoing=jax.numpy.asarray(normal(entries, width)),
+                gamma=jax.numpy.ones(width),
+                beta=jax.numpy.ones(width),
+            )
+    root = derive(jax.random.key(0), "resnet")
+    drawn = dict.fromkeys(random_expression(derive(root, i), VOCABULARY) for i in range(30_000))
+    moments_only = [f for f in drawn if f.operands and kind(f) == "moments"]
+    flat = [f for f in moments_only if not {"mX", "mP", "mQ", "W"} & f.operands]
+    vectors = [f for f in moments_only if {"mX", "mP", "mQ"} & f.operands and "W" not in f.operands]
+    print(
+        "\n| ResNet-56 sized, 2,032 channels | functions | cold s | warm s | compilations |\n|---|--:|--:|--:|--:|"
+    )
+    for name, functions in (
+        ("scalar moments and filters", flat),
+        ("with position vectors", flat[:500] + vectors[:500]),
+    ):
+        own = functions[:1000]
+        cold, compiled = timed(lambda own=own: refused_of(Scorer(layers), own))
+        warm, _ = timed(lambda own=own: refused_of(Scorer(layers), own))
+        print(f"| {name} | {len(own)} | {cold:.1f} | {warm:.1f} | {compiled} |", flush=True)
+
+
+def peak_bytes() -> int:
+    """Most memory the process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+CASES = {"vgg": vgg, "numpy": numpy_loop, "resnet": resnet}
+
+
+def main() -> None:
+    """Runs the cases asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--functions", type=int, default=256)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--cases", default=",".join(CASES), help="out of " + ", ".join(CASES))
+    options = parser.parse_args()
+    monitoring.register_event_duration_secs_listener(count)
+    print(f"{os.cpu_count()} CPU cores, {platform.machine()}, {jax.default_backend()}, jax {jax.__version__}")
+    for name in options.cases.split(","):
+        CASES[name](options)
+
+
+if __name__ == "__main__":
+    main()
