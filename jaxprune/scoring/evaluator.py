@@ -204,31 +204,41 @@ def _check_alike(layers: Mapping[str, Operands]) -> None:
 
 
 def score_population(
-    functions: Sequence[Expression], operands: Operands, *, budget_bytes: int = BUDGET_BYTES
+    functions: Sequence[Expression],
+    operands: Operands,
+    *,
+    paired: bool = False,
+    budget_bytes: int = BUDGET_BYTES,
 ) -> np.ndarray:
     """Scores many functions on one layer; row i equals `compile(functions[i])(operands)`.
 
-    Nothing is compiled per formula: one jitted kernel per operator and shape serves all, and sub-expressions that
-    formulas share are computed once. With the same shapes, further calls compile nothing.
+    Nothing is compiled per formula: one jitted kernel per operator and padded shape serves all, and what formulas share
+    is computed once. With shapes in the same buckets, known kinds of values compile nothing more.
 
     Args:
-      functions: P expressions of type ().
+      functions: P expressions of type (); one that comes twice is computed once.
       operands: of one producer, stacked or not.
-      budget_bytes: memory for node values.
+      paired: score function i on member i alone, for networks that each function has pruned already.
+      budget_bytes: memory for values besides the operands.
 
     Returns:
-      [P, C] scores, [P, B, C] for stacked operands; not finite where the arithmetic is not.
+      [P, C] scores, [P, B, C] for stacked operands ([P, C] if paired); not finite where the arithmetic is not.
 
     Raises:
       ValueError: if a function reads an operand the layer does not have, or would exceed the budget; use
-        `score_with_status` to get the others.
+        `score_with_status` to get the others. If paired, and there is not one function for each stacked member.
 
     Example:
       >>> from jaxprune.language.parsing import parse
       >>> ops = Operands.from_arrays(features=np.eye(2), labels=[0, 1], kernel=[[1.0, -2.0], [3.0, 4.0]])
-      >>> score_population([parse("sum(abs(WI))"), parse("mean(X)")], ops).tolist()
+      >>> functions = [parse("sum(abs(WI))"), parse("mean(X)")]
+      >>> score_population(functions, ops).tolist()
+      [[4.0, 6.0], [0.5, 0.5]]
+      >>> score_population(functions, Operands.stack([ops, ops]), paired=True).tolist()
       [[4.0, 6.0], [0.5, 0.5]]
     """
+    if paired:
+        return _score_pairs(functions, operands, budget_bytes)
     scores, reasons = score_with_status(functions, operands, budget_bytes=budget_bytes)
     failed = [f"{f}: {reason}" for f, reason in zip(functions, reasons, strict=True) if reason is not None]
     if failed:
@@ -238,6 +248,20 @@ def score_population(
             + ". Leave them out, or use score_with_status."
         )
     return scores
+
+
+def _score_pairs(functions: Sequence[Expression], operands: Operands, budget_bytes: int) -> np.ndarray:
+    check_operands(operands)
+    if not operands.is_stacked or len(functions) != operands.num_members:
+        members = operands.num_members if operands.is_stacked else "no"
+        raise ValueError(
+            f"paired scoring needs one function for each stacked member, got {len(functions)} functions and "
+            f"{members} stacked members. Stack them with Operands.stack, or leave out paired=True."
+        )
+    rows = [
+        score_population([f], operands.member(i), budget_bytes=budget_bytes)[0] for i, f in enumerate(functions)
+    ]
+    return np.stack(rows)
 
 
 def score_with_status(

@@ -134,6 +134,21 @@ def test_stacked_members_equal_one_by_one(functions, population):
         assert_close(both[1], other)
 
 
+def test_paired_scores_are_the_diagonal(functions):
+    members, own = Operands.stack([make(0), make(1)]), functions[:2]
+    whole = score_population(own, members)
+    paired = score_population(own, members, paired=True)
+    assert_close(paired, np.stack([whole[0, 0], whole[1, 1]]))
+    for given, message in ((members, "got 3 functions and 2 stacked"), (make(), "got 3 functions and no stacked")):
+        with pytest.raises(ValueError, match=f"one function for each stacked member, {message} members"):
+            score_population(functions[:3], given, paired=True)
+
+
+def test_no_functions_give_no_rows():
+    assert score_population([], make()).shape == (0, 5)
+    assert score_with_status([], Operands.stack([make(0), make(1)]))[0].shape == (0, 2, 5)
+
+
 @pytest.mark.parametrize("column_entries", [1, 250])
 def test_columns_change_no_score(functions, population, column_entries):
     members = [make(0), make(1)]
