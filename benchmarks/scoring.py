@@ -13,6 +13,7 @@ Everything is timed in one process and one run. Compilation is counted by JAX's 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import resource
@@ -96,7 +97,7 @@ def dearest_allowed(functions: Sequence[Expression], layers: Sequence[Operands])
         )
         for f in functions
     )
-    return costs[int(len(costs) * (1 - REFUSED)) - 1]
+    return costs[math.ceil(len(costs) * (1 - REFUSED)) - 1]
 
 
 def vgg(options: argparse.Namespace) -> None:
