@@ -259,7 +259,8 @@ def _score_pairs(functions: Sequence[Expression], operands: Operands, budget_byt
             f"{members} stacked members. Stack them with Operands.stack, or leave out paired=True."
         )
     rows = [
-        score_population([f], operands.member(i), budget_bytes=budget_bytes)[0] for i, f in enumerate(functions)
+        score_population([f], operands.member(i), budget_bytes=budget_bytes)[0]
+        for i, f in enumerate(functions)
     ]
     return np.stack(rows)
 

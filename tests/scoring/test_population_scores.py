@@ -139,7 +139,10 @@ def test_paired_scores_are_the_diagonal(functions):
     whole = score_population(own, members)
     paired = score_population(own, members, paired=True)
     assert_close(paired, np.stack([whole[0, 0], whole[1, 1]]))
-    for given, message in ((members, "got 3 functions and 2 stacked"), (make(), "got 3 functions and no stacked")):
+    for given, message in (
+        (members, "got 3 functions and 2 stacked"),
+        (make(), "got 3 functions and no stacked"),
+    ):
         with pytest.raises(ValueError, match=f"one function for each stacked member, {message} members"):
             score_population(functions[:3], given, paired=True)
 
