@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,6 +12,7 @@ from flax import nnx
 from jaxprune.evolution.settings import EvolveConfig
 from jaxprune.evolution.tasks import Schedule, Task
 from jaxprune.nets import LeNet5, PlainConvNet, SmallConvNet
+from jaxprune.nets.factories import import_attribute
 from jaxprune.training.data import load_dataset
 from jaxprune.training.recipes import RECIPES
 
@@ -149,17 +149,11 @@ def find_task(name: str) -> Task:
     """
     if name in TASKS:
         return TASKS[name]()
-    module_name, separator, attribute = name.partition(":")
-    if not separator:
+    if ":" not in name:
         raise ValueError(
             f"a task needs to be one of {', '.join(TASKS)}, or module:factory, got {name!r}.{_closest(name, TASKS)}"
         )
-    try:
-        made = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"task {name!r} needs a module on the Python path with a function {attribute!r}: {error}."
-        ) from error
+    made = import_attribute("task", name)
     task = made() if callable(made) else made
     if not isinstance(task, Task):
         raise ValueError(f"task {name!r} needs to be, or return, a jaxprune Task, got {type(task).__name__}.")

@@ -8,6 +8,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 
@@ -47,12 +48,7 @@ def find_network(
         raise ValueError(
             f"a network needs to be one of {', '.join(NETWORKS)}, or module:factory, got {name!r}.{hint}"
         )
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"network {name!r} needs a module on the Python path with a function {attribute!r}: {error}."
-        ) from error
+    factory = import_attribute("network", name)
     made = (
         _call(factory, name, seed) if callable(factory) and not isinstance(factory, nnx.Module) else factory
     )
@@ -68,6 +64,25 @@ def look_in_working_directory() -> None:
     """Lets modules of `module:factory` be found in the working directory; a console script has its own folder there."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
+
+
+def import_attribute(kind: str, name: str) -> Any:  # noqa: ANN401 - whatever the module has there
+    """What `module:attribute` names.
+
+    Raises:
+      ValueError: if there is no such module or attribute; `kind` says what it was to be.
+
+    Example:
+      >>> import_attribute("network", "jaxprune.nets:LeNet5").__name__
+      'LeNet5'
+    """
+    module_name, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"{kind} {name!r} needs a module on the Python path with a function {attribute!r}: {error}."
+        ) from error
 
 
 def _call(factory: Callable[..., object], name: str, seed: int) -> object:

@@ -125,13 +125,13 @@ class Engine:
         answer = moment_answer(node)
         if answer is not None:
             return self._assemble(
-                (layer, 0, np.asarray(layer.statistics(view)[answer])) for layer in self.layers
+                (layer, np.asarray(layer.statistics(view)[answer])) for layer in self.layers
             )
         if node.is_literal:
             return jnp.asarray(np.full(self.num_classes * self.num_lanes, node.value, self.dtype))
         if node.is_operand:
-            own = ((layer, 0, layer.scalars(node.name, view)) for layer in self.layers)
-            return self._assemble((layer, k, value) for layer, k, value in own if value is not None)
+            own = ((layer, layer.scalars(node.name, view)) for layer in self.layers)
+            return self._assemble((layer, value) for layer, value in own if value is not None)
         arguments = tuple(self._plane(child, view) for child in node.children)
         spec = Spec(self.num_classes, self.num_lanes, ())
         if node.operator in ELEMENTWISE:
@@ -143,10 +143,10 @@ class Engine:
         )
         return kernel(arguments, ((),) * len(arguments), numbers)
 
-    def _assemble(self, parts: Iterable[tuple[Layer, int, np.ndarray]]) -> Array:
+    def _assemble(self, parts: Iterable[tuple[Layer, np.ndarray]]) -> Array:
         """A plane from [K or 1, C or 1] values of layers; NaN where there are none."""
         plane = np.full((self.num_classes, self.num_lanes), np.nan, self.dtype)
-        for layer, _, values in parts:
+        for layer, values in parts:
             width = layer.num_channels
             plane[:, layer.lane : layer.lane + width] = values[:, :width]
         return jnp.asarray(plane.reshape(-1))
@@ -206,9 +206,7 @@ class Engine:
         node, view = item.node, item.view
         lanes = lanes_of(node)
         largest = max(math.prod(layer.shape(type, view)) for type in column_types(node))
-        fitting = 1 << max(
-            0, int(math.log2(self._column_entries / largest)) if largest < self._column_entries else 0
-        )
+        fitting = 1 << int(math.log2(max(1, self._column_entries / largest)))
         width = min(fitting, layer.width) if lanes.channel else 1
         answered = item.kind == "value" and set_answer(node) is not None
         if not lanes.per_class or answered:

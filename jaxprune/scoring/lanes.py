@@ -24,7 +24,6 @@ from jaxprune.types import Array
 
 NUM_LANES = 3
 LaneMasks = tuple[tuple[Array | None, ...], ...]
-_READ = "read:"  # marks values of registered operands among extras; no operand can have such a name
 _TRACED_PARAMS = frozenset({"rbf"})  # parameters that are ordinary numbers: a new width compiles nothing
 
 
@@ -167,9 +166,7 @@ def registered_value(operands: Operands, name: str) -> jax.Array | None:
     found = []
     for index in range(operands.num_members):
         member = operands.member(index) if operands.is_stacked else operands
-        value: Array | None = member.extras.get(_READ + name)
-        if value is None:
-            value = member.extras.get(name) if record.read is None else record.read(member)
+        value = member.extras.get(name) if record.read is None else record.read(member)
         if value is None:
             return None
         found.append(jnp.asarray(value, operands.dtype))

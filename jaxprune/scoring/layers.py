@@ -53,7 +53,6 @@ class Samples:
     def __init__(self, class_counts: tuple[int, ...], dtype: np.dtype) -> None:
         counts = np.asarray(class_counts)
         ids = np.repeat(np.arange(len(counts)), counts)
-        self.num_rows = len(ids)
         self.num_classes = len(counts)
         self.true_sizes: dict[str, int | np.ndarray] = {"NX": len(ids), "N": counts}
         self.padded = {"NX": bucket(len(ids)), "N": bucket(int(counts.max()))}
@@ -161,8 +160,7 @@ class Layer:
             count = np.asarray(moments.count)[:, None]
             total = count.sum(axis=0, keepdims=True)
             return {"N": count, "NQ": total - count, "NX": total}[name]
-        value = self._registered(name)
-        return None if value is None else value
+        return self._registered(name)
 
     def table(self, name: str, view: View) -> Table | None:
         """A non-scalar operand, `P` and `Q` apart (they are rows of `X`); None where the layer has none."""
