@@ -57,14 +57,13 @@ def _trace(matrix: jax.Array, *, masks: Masks = None, params: Params = ()) -> ja
     return jnp.sum(zero_padding(diagonal, None if masks is None else masks[0][:1]))
 
 
-def _inverse(matrix: jax.Array, *, masks: Masks = None, params: Params = ()) -> jax.Array:
-    """(A + 1e-4 I)^-1, padding replaced by an identity block.
+def ridge_inverse(matrix: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """(A + 1e-4 I)^-1 of a square matrix, padding replaced by an identity block.
 
     Rows and columns are scaled to a unit diagonal first: in float32 that keeps one to two more digits when positions
     differ in scale (a Newton step after it was measured to gain nothing).
     """
     eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
-    mask = None if masks is None else masks[0][0]
     ridged = matrix + INVERSE_RIDGE * eye
     if mask is not None:
         ridged = jnp.where(mask[:, None] & mask[None], ridged, eye)
@@ -74,7 +73,11 @@ def _inverse(matrix: jax.Array, *, masks: Masks = None, params: Params = ()) -> 
     return jnp.linalg.inv(scaled) * scale[:, None] * scale[None]
 
 
-def _squared_distances(rows: jax.Array, others: jax.Array) -> jax.Array:
+def _inverse(matrix: jax.Array, *, masks: Masks = None, params: Params = ()) -> jax.Array:
+    return ridge_inverse(matrix, None if masks is None else masks[0][0])
+
+
+def squared_distances(rows: jax.Array, others: jax.Array) -> jax.Array:
     """[n, m] from [n, D] and [m, D]: a few coordinates at a time over whole matrices, which processors do fastest."""
     padding = ((0, 0), (0, -rows.shape[1] % _COORDINATES))
     chunks = [
@@ -95,13 +98,13 @@ def _squared_distances(rows: jax.Array, others: jax.Array) -> jax.Array:
 def _rbf(*samples: jax.Array, masks: Masks = None, params: Params = ()) -> jax.Array:
     masks = _all_masks(samples, masks)
     clean = [zero_padding(array, (None, mask[1])) for array, mask in zip(samples, masks, strict=True)]
-    return jnp.exp(-_squared_distances(clean[0], clean[-1]) / (2 * params[0] ** 2))
+    return jnp.exp(-squared_distances(clean[0], clean[-1]) / (2 * params[0] ** 2))
 
 
 def _geometric_median(bank: jax.Array, *, masks: Masks = None, params: Params = ()) -> jax.Array:
     rows, columns = _all_masks((bank,), masks)[0]
     clean = zero_padding(bank, (rows, columns))
-    distances = jnp.sqrt(_squared_distances(clean.T, clean.T))
+    distances = jnp.sqrt(squared_distances(clean.T, clean.T))
     totals = jnp.sum(zero_padding(distances, (None, columns)), axis=1)
     if columns is not None:
         totals = jnp.where(columns, totals, jnp.inf)

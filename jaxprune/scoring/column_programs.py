@@ -6,32 +6,34 @@ cache and the budget. What several formulas share is computed once per column; o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol
 
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from jaxprune.language.operators import OPERATORS
 from jaxprune.language.tree import Expression, operand
 from jaxprune.scoring.analysis import View, lanes_of, moment_answer
 from jaxprune.scoring.kernels import (
-    ELEMENTWISE,
-    TINY_ENTRIES,
+    SMALLEST_STARTS,
     Spec,
-    cut_plane,
-    cut_table,
-    elementwise_kernel,
-    finite_kernel,
-    lane_kernel,
-    pair_statistics,
-    row_statistics,
-    rows_kernel,
-    slice_kernel,
+    bucket,
+    grow,
+    make_geometry,
+    rearrange,
+    rearrange_classes,
+    source_length,
 )
-from jaxprune.scoring.lanes import split_params
-from jaxprune.scoring.layers import Layer
+from jaxprune.scoring.layers import Layer, Table
+from jaxprune.scoring.set_statistics import (
+    SMALLEST_MOMENTS,
+    class_moments,
+    pair_statistics,
+    set_moments,
+    set_statistics,
+)
 from jaxprune.scoring.twins import SetAnswer, set_answer, twin_of
 from jaxprune.types import Array
 
@@ -46,15 +48,23 @@ class Item(NamedTuple):
     view: View
 
 
+class Span(NamedTuple):
+    """Some channels of a layer; on a mesh, of each shard."""
+
+    first: int
+    number: int
+
+
 class Piece(NamedTuple):
-    """An item's values, flat, for some classes and channels of a layer."""
+    """An item's values, flat, for some classes and channels of a layer; one number stands for a whole span."""
 
     item: Item
     layer: Layer
     first_class: int
-    num_classes: int
-    first_channel: int
-    num_channels: int
+    spec: Spec
+    span: Span
+    is_whole_buffer: bool
+    """Whether the buffer holds as many channels as it is long, not those of the spec."""
     values: Array
 
 
@@ -62,36 +72,32 @@ class Place(NamedTuple):
     """Where a column lies."""
 
     layer: Layer
-    classes: Classes
-    on_device: tuple[Array, Array, Array]
-    """First class, first channel, first lane."""
-
-
-class Classes(NamedTuple):
-    """Some classes, one after the other."""
-
-    first: int
-    number: int
+    member: int
+    first_class: int
+    first_channel: int
 
 
 class Planes(Protocol):
     """Where columns read scalars."""
 
     num_classes: int
+    num_lanes: int
+    mesh: Mesh | None
 
-    def plane(self, node: Expression, view: View) -> Array:
-        """Flat [K, lanes] values of a scalar."""
+    def source(self, node: Expression, view: View) -> Array:
+        """[K, lanes] values of a scalar in a buffer that data can be gathered from."""
 
 
 class Extent(NamedTuple):
-    """How many classes and channels a column has."""
+    """What kind of columns: their classes and channels, and whether they read the bank of one member."""
 
     num_classes: int
     num_channels: int
+    has_bank: bool
 
 
 class _Step(NamedTuple):
-    run: Callable[..., object]
+    run: Callable[..., Any]
     """From the place and the inputs' values to a value."""
     inputs: tuple[int, ...]
     has_classes: bool
@@ -111,17 +117,24 @@ class ColumnProgram:
       layer: one of those with the signature that the program is for.
       extent: of a column.
       planes: scalars that the items read; they must be known.
+      lower: from (program, node, view) to the slot of an operator's value.
     """
 
-    def __init__(self, layer: Layer, extent: Extent, planes: Planes) -> None:
-        self.layer, self.extent, self.planes = layer, extent, planes
+    def __init__(
+        self,
+        layer: Layer,
+        extent: Extent,
+        planes: Planes,
+        lower: Callable[[ColumnProgram, Expression, View], int],
+    ) -> None:
+        self.layer, self.extent, self.planes, self._lower = layer, extent, planes, lower
+        self.mesh = planes.mesh
         self._steps: list[_Step] = []
         self._slots: dict[object, int] = {}
-        self._specs: dict[tuple[Expression, View], Spec] = {}
         self._outputs: list[tuple[Item, int, Spec, str]] = []
 
-    def add(self, item: Item) -> None:
-        """Takes up one more item."""
+    def add(self, item: Item, finite: Callable[[ColumnProgram, Expression, View, int], int]) -> None:
+        """Takes up one more item; `finite` makes the slot that tells whether all entries of a value are."""
         answer = set_answer(item.node) if item.kind == "value" else None
         if answer is not None:
             slot = self._statistics(answer, item.view)
@@ -129,46 +142,62 @@ class ColumnProgram:
             self._outputs.append((item, slot, spec, answer.name))
             return
         is_scalar = item.node.type == ()  # what the column sums up to, not what it reads
-        slot = (self._operator if is_scalar else self.value)(item.node, item.view)
+        slot = (
+            self._lower(self, item.node, item.view) if is_scalar else self.value(item.node, item.view)
+        )
         spec = self.spec(item.node, item.view)
         if item.kind == "finite":
-            slot = self._finite(item.node, item.view, slot)
-            spec = Spec(spec.classes, spec.channels, ())
-        self._outputs.append((item, slot, spec, ""))
+            slot = finite(self, item.node, item.view, slot)
+        self._outputs.append((item, slot, Spec(spec.classes, spec.channels, ()), ""))
 
     def run(self, layer: Layer, with_classes: bool) -> list[Piece]:
         """All columns of a layer, class by class or for no class in particular."""
-        extent = self.extent
+        dropped_after = self._dropped_after(with_classes)
+        classes = range(0, self.planes.num_classes, self.extent.num_classes) if with_classes else range(1)
+        has_channels = any(step.has_channels for step in self._steps)
+        pieces: list[Piece] = []
+        for member, (start, number) in enumerate(self._ranges(layer)):
+            values: list[Any] = [None] * len(self._steps)
+            stop = start + (number if has_channels else 1)
+            for channel in range(start, stop, self.extent.num_channels):
+                for first_class in classes:
+                    place = Place(layer, member, first_class, channel)
+                    is_first = (first_class == 0, channel == start)
+                    for index, step in enumerate(self._steps):
+                        if not step.is_new(*is_first):
+                            continue
+                        values[index] = step.run(place, *(values[slot] for slot in step.inputs))
+                        for slot in dropped_after.get(index, ()):
+                            values[slot] = None
+                    for item, slot, spec, name in self._outputs:
+                        step = self._steps[slot]
+                        if step.is_new(*is_first):
+                            found = values[slot][name] if name else values[slot]
+                            shown = Span(channel, min(spec.channels, start + number - channel))
+                            span = shown if step.has_channels else Span(start, number)
+                            pieces.append(Piece(item, layer, first_class, spec, span, bool(name), found))
+        return pieces
+
+    def _ranges(self, layer: Layer) -> list[Span]:
+        """Channels to run through: of each member, where columns read its bank."""
+        if not self.extent.has_bank or layer.mesh is not None:
+            return [Span(0, layer.shard_channels)]
+        widths = [one.num_channels for one in layer.members]
+        starts = [sum(widths[:index]) for index in range(len(widths))]
+        return [Span(start, width) for start, width in zip(starts, widths, strict=True)]
+
+    def _dropped_after(self, with_classes: bool) -> dict[int, list[int]]:
+        """Step -> slots that nobody reads after it."""
         users: dict[int, list[int]] = {}
         for index, step in enumerate(self._steps):
             for slot in step.inputs:
                 users.setdefault(slot, []).append(index)
         outputs = {slot for _, slot, _, _ in self._outputs}
-        dropped_after: dict[int, list[int]] = {}
+        dropped: dict[int, list[int]] = {}
         for slot, own in users.items():
             if slot not in outputs and all(self._is_remade(slot, user, with_classes) for user in own):
-                dropped_after.setdefault(own[-1], []).append(slot)
-        has_channels = any(step.has_channels for step in self._steps)
-        classes = range(0, self.planes.num_classes, extent.num_classes) if with_classes else range(1)
-        values: list[object] = [None] * len(self._steps)
-        pieces: list[Piece] = []
-        for channel in range(0, layer.num_channels if has_channels else 1, extent.num_channels):
-            for first_class in classes:
-                place = _place(layer, Classes(first_class, extent.num_classes), channel)
-                for index, step in enumerate(self._steps):
-                    if not step.is_new(first_class == 0, channel == 0):
-                        continue
-                    values[index] = step.run(place, *(values[slot] for slot in step.inputs))
-                    for slot in dropped_after.get(index, ()):
-                        values[slot] = None
-                for item, slot, spec, name in self._outputs:
-                    step = self._steps[slot]
-                    if step.is_new(first_class == 0, channel == 0):
-                        found = values[slot][name] if name else values[slot]  # type: ignore[index]
-                        pieces.append(
-                            Piece(item, layer, first_class, spec.classes, channel, spec.channels, found)  # type: ignore[arg-type]
-                        )
-        return pieces
+                dropped.setdefault(own[-1], []).append(slot)
+        return dropped
 
     def _is_remade(self, slot: int, user: int, with_classes: bool) -> bool:
         """Whether a value is made anew whenever one that reads it is."""
@@ -176,13 +205,13 @@ class ColumnProgram:
         same_classes = not with_classes or made.has_classes or not used.has_classes
         return same_classes and (made.has_channels or not used.has_channels)
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Of all values."""
+        return self.layer.members[0].dtype
+
     def spec(self, node: Expression, view: View) -> Spec:
         """The static side of a node's value in a column."""
-        if (node, view) not in self._specs:
-            self._specs[node, view] = self._make_spec(node, view)
-        return self._specs[node, view]
-
-    def _make_spec(self, node: Expression, view: View) -> Spec:
         lanes = lanes_of(node)
         is_masked = _is_masked(node)  # the same for all classes, which look at different rows
         return Spec(
@@ -193,17 +222,76 @@ class ColumnProgram:
 
     def value(self, node: Expression, view: View) -> int:
         """The slot of a node's value."""
-        key = ("value", node, view)
+        return self.once(("value", node, view), lambda: self._make(node, view))
+
+    def once(self, key: object, make: Callable[[], int]) -> int:
+        """The slot of what a key stands for, made when it is first asked for."""
         if key not in self._slots:
-            self._slots[key] = self._make(node, view)
+            self._slots[key] = make()
         return self._slots[key]
+
+    def step(self, run: Callable[..., Any], inputs: Sequence[int], *nodes: Expression) -> int:
+        """Appends a step; its value varies with classes and channels as that of any of the nodes does."""
+        lanes = [lanes_of(node) for node in nodes]
+        has_classes = any(own.per_class for own in lanes)
+        has_channels = any(own.channel for own in lanes)
+        self._steps.append(_Step(run, tuple(inputs), has_classes, has_channels))
+        return len(self._steps) - 1
+
+    def moved(
+        self,
+        slot: int,
+        node: Expression,
+        length: int,
+        target: Spec,
+        strides: tuple[int, ...],
+        *,
+        sizes: tuple[int, ...] | None = None,
+        offset: Callable[[Place], int] | None = None,
+        starts: Callable[[Place], np.ndarray] | None = None,
+    ) -> int:
+        """The slot of a buffer gathered from another one.
+
+        Args:
+          slot: where from, a buffer of `length`.
+          node: what the value varies with.
+          target: what is wanted.
+          strides: of the digits of a place in the result, slowest first; by default classes, channels and axes.
+          sizes, offset: see `make_geometry`; what depends on the place is a function of it.
+          starts: one more offset for each class of a column.
+        """
+        digits = (target.classes, target.channels, *target.shape) if sizes is None else sizes
+        if offset is None and starts is None and length == target.length and _is_contiguous(digits, strides):
+            return slot
+
+        def run(place: Place, source: Array) -> Array:
+            geometry = make_geometry(digits, strides, 0 if offset is None else offset(place))
+            numbers, grown = self.by_shard(geometry), self.grown(source, length)
+            if starts is None:
+                return rearrange(self.mesh, grown, numbers, target.length)
+            return rearrange_classes(self.mesh, grown, numbers, starts(place), target.length)
+
+        return self.step(run, (slot,), node)
+
+    def grown(self, values: Array, length: int, wanted: int = 0) -> Array:
+        """A buffer long enough to gather from, or of the length that is wanted."""
+        wanted = wanted or source_length(length)
+        return values if wanted == length else grow(self.mesh, values, wanted)
+
+    def by_shard(self, geometry: Array, lane_step: int = 0) -> Array:
+        """Geometry for every shard; what reads planes starts at lanes of its own."""
+        if self.mesh is None:
+            return geometry
+        found = np.tile(np.asarray(geometry), (self.mesh.size, 1))
+        found[:, 0] += lane_step * np.arange(self.mesh.size, dtype=np.int32)
+        return found
 
     def _make(self, node: Expression, view: View) -> int:
         if node.type == ():
             return self._scalar(node, view)
         answer = moment_answer(node)
         if answer is not None:
-            return self._table(lambda layer: layer.statistics(view)[answer], node, view)
+            return self._table(lambda place: place.layer.position_means(answer, view), node, view)
         if node.is_operand:
             return self._operand(node, view)
         from_sets = set_answer(node)
@@ -212,115 +300,123 @@ class ColumnProgram:
         twin = twin_of(node)
         if twin is not None and twin is not node:
             return self._rows_of(twin, node, view)
-        return self._operator(node, view)
-
-    def _operator(self, node: Expression, view: View) -> int:
-        inputs = tuple(self.value(child, view) for child in node.children)
-        spec = self.spec(node, view)
-        specs = tuple(self.spec(child, view) for child in node.children)
-        if node.operator in ELEMENTWISE and all(own == spec for own in specs):
-            flat = elementwise_kernel(node.operator, spec.entries <= TINY_ENTRIES)
-            return self._step(lambda place, *values: flat(*values), inputs, node)
-        if node.operator == "slice":
-            cut = slice_kernel(specs[0], spec.shape[-1])
-            axis = node.type[-1]
-            return self._step(lambda place, value: cut(value, place.layer.start(axis, view)), inputs, node)
-        static, traced = split_params(node)
-        numbers = tuple(np.asarray(number, self.layer.operands.dtype) for number in traced)
-        kernel = lane_kernel(cast(Hashable, OPERATORS[node.operator].implement), static, specs, spec.shape)
-        types = [child.type for child in node.children]
-
-        def run(place: Place, *values: Array) -> Array:
-            sizes = tuple(place.layer.sizes(type, view, *place.classes) for type in types)
-            return kernel(values, sizes, numbers)
-
-        return self._step(run, inputs, node)
-
-    def _rows_of(self, twin: Expression, node: Expression, view: View) -> int:
-        """A value without class turn but for its rows: what it shares with other classes is computed once."""
-        if _is_masked(node):
-            return self.value(twin, view)
-        axes = tuple(i for i, axis in enumerate(node.type) if axis == "N")
-        rows = (self.layer.samples.rows,) * len(axes)
-        kernel = rows_kernel(self.spec(twin, view), axes, self.extent.num_classes)
-
-        def run(place: Place, value: Array) -> Array:
-            return kernel(value, rows, place.on_device[0])
-
-        return self._step(run, (self.value(twin, view),), node)
-
-    def _scalar(self, node: Expression, view: View) -> int:
-        plane, spec, num_all = self.planes.plane(node, view), self.spec(node, view), self.planes.num_classes
-        classes, channels = spec.classes, spec.channels
-
-        def run(place: Place) -> Array:
-            first_class, _, lane = place.on_device
-            return cut_plane(plane, first_class, lane, num_all, classes, channels)
-
-        return self._step(run, (), node)
-
-    def _table(self, table: Callable[[Layer], Array | None], node: Expression, view: View) -> int:
-        spec = self.spec(node, view)
-
-        def run(place: Place) -> Array:
-            found = table(place.layer)
-            assert found is not None  # functions whose operands are missing have been refused
-            first_class = place.on_device[0] if found.shape[0] > 1 else _int(0)
-            first_channel = place.on_device[1] if found.shape[1] > 1 else _int(0)
-            return cut_table(found, first_class, first_channel, spec.classes, spec.channels)
-
-        return self._step(run, (), node)
+        return self._lower(self, node, view)
 
     def _operand(self, node: Expression, view: View) -> int:
         if node.name in ("P", "Q"):
             return self._rows_of(operand("X"), node, view)
-        return self._table(lambda layer: layer.table(node.name, view), node, view)
+        if node.name == "W":
+            return self._table(lambda place: place.layer.bank(place.member), node, view)
+        return self._table(lambda place: place.layer.table(node.name, view), node, view)
+
+    def _table(self, table: Callable[[Place], Table | None], node: Expression, view: View) -> int:
+        spec = self.spec(node, view)
+        strides = contiguous(spec)[2:]
+
+        def run(place: Place) -> Array:
+            found = table(place)
+            assert found is not None  # functions whose operands are missing have been refused
+            offset = place.first_class * found.class_stride + place.first_channel * found.channel_stride
+            found_strides = (found.class_stride, found.channel_stride, *strides)
+            geometry = make_geometry((spec.classes, spec.channels, *spec.shape), found_strides, offset)
+            return rearrange(self.mesh, found.values, self.by_shard(geometry), spec.length)
+
+        return self.step(run, (), node)
+
+    def _scalar(self, node: Expression, view: View) -> int:
+        plane, spec = self.planes.source(node, view), self.spec(node, view)
+
+        def run(place: Place) -> Array:
+            return rearrange(self.mesh, plane, self.lanes_of_plane(place, spec, spec), spec.length)
+
+        return self.step(run, (), node)
+
+    def lanes_of_plane(self, place: Place, spec: Spec, target: Spec) -> Array:
+        """Geometry of a scalar of these classes and channels, repeated to a target, in its plane."""
+        num_lanes = self.planes.num_lanes
+        offset = place.first_class * num_lanes + place.layer.lane + place.first_channel
+        strides = (num_lanes if spec.classes > 1 else 0, int(spec.channels > 1), *(0,) * len(target.shape))
+        geometry = make_geometry((target.classes, target.channels, *target.shape), strides, offset)
+        return self.by_shard(geometry, place.layer.shard_channels)
+
+    def _rows_of(self, twin: Expression, node: Expression, view: View) -> int:
+        """A value without class turn but for its rows: what it shares with other classes is computed once."""
+        slot, source, target = self.value(twin, view), self.spec(twin, view), self.spec(node, view)
+        if _is_masked(node):
+            return slot
+        _, channels, *axes = contiguous(source)
+        stride = sum(own for own, axis in zip(axes, node.type, strict=True) if axis == "N")
+        number = self.planes.num_classes
+        first_rows = np.zeros(2 * bucket(number, SMALLEST_STARTS), np.int32)
+        first_rows[:number] = stride * self.layer.samples.starts
+
+        def starts(place: Place) -> np.ndarray:
+            return first_rows[place.first_class : place.first_class + len(first_rows) // 2]
+
+        return self.moved(slot, node, source.length, target, (0, channels, *axes), starts=starts)
 
     def _statistics(self, answer: SetAnswer, view: View) -> int:
-        key = ("statistics", answer.twin, view)
-        if key not in self._slots:
-            samples, spec = self.layer.samples, self.spec(answer.twin, view)
-            inputs = (self.value(answer.twin, view),)
-            is_pair, type = answer.is_pair, answer.twin.type
-            if len(type) == 1:  # one number per row is rows of one position
-                spec = Spec(spec.classes, spec.channels, (*spec.shape, 1))
+        return self.once(("statistics", answer.twin, view), lambda: self._make_statistics(answer, view))
 
-            def run(place: Place, value: Array) -> Mapping[str, Array]:
-                if is_pair:
-                    return pair_statistics(value, samples.belongs, spec)
-                num_rows, *others = place.layer.sizes(type, view, *place.classes)
-                num_positions = others[0] if others else _int(1)[None]
-                return row_statistics(value, samples.belongs, num_rows, num_positions, spec)
+    def _make_statistics(self, answer: SetAnswer, view: View) -> int:
+        twin, mesh = answer.twin, self.mesh
+        slot, source = self.value(twin, view), self.spec(twin, view)
+        if answer.is_pair:
+            return self.step(
+                lambda place, value: pair_statistics(mesh, value, place.layer.belongs), (slot,), twin
+            )
+        num_rows, positions = (*source.shape, 1)[:2]  # one number per row is rows of one position
+        channels = source.length // (num_rows * positions)  # as many as fill the buffer
+        by_row = Spec(1, 1, (num_rows, channels, positions))
+        strides = (positions, num_rows * positions, 1)
+        laid = self.moved(slot, twin, source.length, by_row, strides, sizes=by_row.shape)
+        axis = twin.type[1:] or ("D",)
+        is_one = len(twin.type) == 1
 
-            self._slots[key] = self._step(run, inputs, answer.twin)
-        return self._slots[key]
+        def run(place: Place, value: Array) -> Mapping[str, Array]:
+            layer = place.layer
+            found = set_moments(mesh, *class_moments(mesh, value, layer.belongs), layer.class_sizes)
+            mask = layer.mask(() if is_one else axis, view, Spec(1, 1, () if is_one else (positions,)), 0)
+            return set_statistics(mesh, *found, mask.is_real, positions)
+
+        return self.step(run, (laid,), twin)
 
     def _from_sets(self, answer: SetAnswer, node: Expression, view: View) -> int:
-        spec = self.spec(node, view)
+        source, target = self.spec(answer.twin, view), self.spec(node, view)
+        statistics = self._statistics(answer, view)
+        named = self.step(lambda place, found: found[answer.name], (statistics,), answer.twin)
+        stride = max(SMALLEST_MOMENTS, source.length // source.shape[0])
+        num_sets = self.planes.num_classes
+        strides = (stride, *contiguous(target)[1:])
+        return self.moved(
+            named,
+            node,
+            num_sets * stride,
+            target,
+            strides,
+            offset=lambda place: place.first_class * stride,
+        )
 
-        def run(place: Place, statistics: dict[str, Array]) -> Array:
-            table = statistics[answer.name]
-            first_class = place.on_device[0] if table.shape[0] > 1 else _int(0)
-            return cut_table(table, first_class, _int(0), spec.classes, spec.channels)
 
-        return self._step(run, (self._statistics(answer, view),), node)
+def contiguous(spec: Spec) -> tuple[int, ...]:
+    """Strides of classes, channels and axes; 0 for classes and channels that are not there.
 
-    def _finite(self, node: Expression, view: View, slot: int) -> int:
-        key = ("finite", node, view)
-        if key not in self._slots:
-            kernel = finite_kernel(self.spec(node, view))
+    Example:
+      >>> contiguous(Spec(1, 4, (8, 2)))
+      (0, 16, 2, 1)
+    """
+    axes = [math.prod(spec.shape[axis + 1 :]) for axis in range(len(spec.shape))]
+    channels = spec.row if spec.channels > 1 else 0
+    return (spec.channels * spec.row if spec.classes > 1 else 0, channels, *axes)
 
-            def run(place: Place, value: Array) -> Array:
-                return kernel(value, place.layer.sizes(node.type, view, *place.classes))
 
-            self._slots[key] = self._step(run, (slot,), node)
-        return self._slots[key]
-
-    def _step(self, run: Callable[..., object], inputs: Sequence[int], node: Expression) -> int:
-        """Appends a step; its value varies with classes and channels as the node's does."""
-        lanes = lanes_of(node)
-        self._steps.append(_Step(run, tuple(inputs), lanes.per_class, lanes.channel))
-        return len(self._steps) - 1
+def _is_contiguous(sizes: Sequence[int], strides: Sequence[int]) -> bool:
+    step = 1
+    for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
+        if size > 1 and stride != step:
+            return False
+        step *= size
+    return True
 
 
 @lru_cache(maxsize=1 << 16)
@@ -328,14 +424,3 @@ def _is_masked(node: Expression) -> bool:
     """Whether a value is its twin, of which each class looks at the rows of the others."""
     twin = twin_of(node)
     return twin is not None and twin is not node and "N" not in node.type
-
-
-def _place(layer: Layer, classes: Classes, first_channel: int) -> Place:
-    lane = layer.lane + first_channel
-    return Place(layer, classes, (_int(classes.first), _int(first_channel), _int(lane)))
-
-
-@lru_cache(maxsize=1 << 16)
-def _int(number: int) -> Array:
-    """A whole number on the device, moved there once."""
-    return jnp.asarray(number, jnp.int32)

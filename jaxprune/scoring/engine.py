@@ -19,27 +19,40 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune.language.operators import OPERATORS
 from jaxprune.language.tree import Expression
 from jaxprune.scoring.analysis import View, evaluated_nodes, lanes_of, moment_answer, reads_activations
+from jaxprune.scoring.column_operators import all_finite, lower
 from jaxprune.scoring.column_programs import ColumnProgram, Extent, Item, Piece
 from jaxprune.scoring.kernels import (
-    ELEMENTWISE,
-    TINY_ENTRIES,
+    BINARY,
+    HELPERS,
+    SMALLEST_BUFFER,
+    UNARY,
     Spec,
-    elementwise_kernel,
-    lane_kernel,
+    binary,
+    bucket,
+    buffer_length,
+    grow,
+    make_geometry,
     mean_over_classes,
+    rearrange,
+    source_length,
+    unary,
 )
+from jaxprune.scoring.lane_kernels import lane_kernel
 from jaxprune.scoring.lanes import split_params
 from jaxprune.scoring.layers import Layer
 from jaxprune.scoring.twins import set_answer, twin_of
 from jaxprune.types import Array
 
-COLUMN_ENTRIES = {"cpu": 1 << 18}
-"""Entries of the largest value of a column by backend: on a CPU it should stay in cache."""
+COLUMN_ENTRIES = {"cpu": 1 << 20}
+"""Entries of the largest value of a column by backend, as measured: fewer cost calls, more cost memory."""
 DEFAULT_COLUMN_ENTRIES = 1 << 24
+_OF_ONE_NUMBER = {"sum": "", "mean": "", "product": "", "var": "vanish", "std": "vanish"}
+"""What a reduction of a single number is: itself, or 0 where it is finite."""
 
 
 class Engine:
@@ -57,13 +70,15 @@ class Engine:
     ) -> None:
         self.layers, self.num_lanes = layers, num_lanes
         self.num_classes = layers[0].samples.num_classes
-        self.dtype = layers[0].operands.dtype
+        self.dtype = layers[0].members[0].dtype
         self._cache_bytes = cache_bytes
         default = COLUMN_ENTRIES.get(jax.default_backend(), DEFAULT_COLUMN_ENTRIES)
         self._column_entries = column_entries or min(
             default, max(1, cache_bytes // (16 * self.dtype.itemsize))
         )
-        self._is_full = all(layer.operands.sample_is_full for layer in layers)
+        self._is_full = all(one.sample_is_full for layer in layers for one in layer.members)
+        self.mesh = layers[0].mesh
+        self._plane_length = buffer_length(self.num_classes * num_lanes)
         self._planes: OrderedDict[tuple[Expression, View | None], Array] = OrderedDict()
         self._pinned: dict[tuple[Expression, View | None], Array] = {}
         self._cached_bytes = 0
@@ -73,10 +88,22 @@ class Engine:
     def scores(self, wanted: Sequence[tuple[Expression, View]]) -> np.ndarray:
         """[P, lanes] mean scores over classes of functions, with the view each one reads."""
         self._evaluate([Item("value", f, view) for f, view in wanted])
-        means = [mean_over_classes(self.plane(f, view), self.num_classes) for f, view in wanted]
+        means = [self._mean(self.plane(f, view)) for f, view in wanted]
         self._pinned.clear()
         found = jax.device_get(means)
-        return np.stack(found) if found else np.zeros((0, self.num_lanes), self.dtype)
+        return np.stack(found)[:, : self.num_lanes] if found else np.zeros((0, self.num_lanes), self.dtype)
+
+    def _mean(self, plane: Array) -> Array:
+        """[lanes or more] means over classes, by a kernel that does not depend on the number of lanes."""
+        lanes = bucket(self.num_lanes, SMALLEST_BUFFER)
+        geometry = make_geometry((self.num_classes, lanes), (self.num_lanes, 1))
+        length = bucket(self.num_classes) * lanes
+        found = rearrange(None, self._grown(plane), geometry, length)
+        return mean_over_classes(None, found, self.num_classes)
+
+    def _grown(self, plane: Array) -> Array:
+        length = source_length(self._plane_length)
+        return plane if length == self._plane_length else grow(None, plane, length)
 
     def finite(self, wanted: Sequence[tuple[Expression, View]]) -> list[np.ndarray]:
         """Per node [lanes] booleans: whether all entries of its value are finite, over classes."""
@@ -87,7 +114,7 @@ class Engine:
         self._evaluate([item._replace(kind="value") if item.node.type == () else item for item in missing])
         for item in missing:
             if item.node.type == ():
-                plane = np.asarray(self.plane(item.node, item.view)).reshape(self.num_classes, -1)
+                plane = self._rows(self.plane(item.node, item.view))
                 self._finite[self._key(item.node, item.view)] = np.isfinite(plane).all(axis=0)
         self._pinned.clear()
         return [self._finite[self._key(item.node, item.view)] for item in asked]
@@ -96,6 +123,10 @@ class Engine:
         """Flat [K, lanes] values of a scalar whose columns, if it needs any, have been computed."""
         with self._lock:
             return self._plane(node, view)
+
+    def _rows(self, plane: Array) -> np.ndarray:
+        """[K, lanes] of a plane's buffer."""
+        return np.asarray(plane)[: self.num_classes * self.num_lanes].reshape(self.num_classes, -1)
 
     def _plane(self, node: Expression, view: View) -> Array:
         key = self._key(node, view)
@@ -124,32 +155,51 @@ class Engine:
     def _compute(self, node: Expression, view: View) -> Array:
         answer = moment_answer(node)
         if answer is not None:
-            return self._assemble(
-                (layer, np.asarray(layer.statistics(view)[answer])) for layer in self.layers
-            )
+            return self._assemble((layer, layer.scalar_statistics(answer, view)) for layer in self.layers)
         if node.is_literal:
-            return jnp.asarray(np.full(self.num_classes * self.num_lanes, node.value, self.dtype))
+            return self._in_buffer(np.full((self.num_classes, self.num_lanes), node.value, self.dtype))
         if node.is_operand:
             own = ((layer, layer.scalars(node.name, view)) for layer in self.layers)
             return self._assemble((layer, value) for layer, value in own if value is not None)
         arguments = tuple(self._plane(child, view) for child in node.children)
-        spec = Spec(self.num_classes, self.num_lanes, ())
-        if node.operator in ELEMENTWISE:
-            return elementwise_kernel(node.operator, spec.entries <= TINY_ENTRIES)(*arguments)
+        name = node.operator or ""
+        if name in BINARY:
+            return binary(None, np.int32(BINARY.index(name)), *arguments)
+        if name in UNARY or name in _OF_ONE_NUMBER:
+            found = _OF_ONE_NUMBER.get(name, name)
+            zero = np.zeros((), self.dtype)
+            return unary(None, np.int32((UNARY + HELPERS).index(found)), zero, *arguments) if found else arguments[0]
+        if name == "count":
+            return self._in_buffer(np.ones((self.num_classes, self.num_lanes), self.dtype))
         static, traced = split_params(node)
         numbers = tuple(np.asarray(number, self.dtype) for number in traced)
+        spec = Spec(self.num_classes, self.num_lanes, ())
         kernel = lane_kernel(
-            cast(Hashable, OPERATORS[node.operator].implement), static, (spec,) * len(arguments), ()
+            cast(Hashable, OPERATORS[name].implement), static, (spec,) * len(arguments), ()
         )
-        return kernel(arguments, ((),) * len(arguments), numbers)
+        return kernel(None, arguments, ((),) * len(arguments), numbers)
 
     def _assemble(self, parts: Iterable[tuple[Layer, np.ndarray]]) -> Array:
         """A plane from [K or 1, C or 1] values of layers; NaN where there are none."""
         plane = np.full((self.num_classes, self.num_lanes), np.nan, self.dtype)
         for layer, values in parts:
             width = layer.num_channels
-            plane[:, layer.lane : layer.lane + width] = values[:, :width]
-        return jnp.asarray(plane.reshape(-1))
+            plane[:, layer.lane : layer.lane + width] = values
+        return self._in_buffer(plane)
+
+    def _in_buffer(self, plane: np.ndarray) -> Array:
+        """[K, lanes] numbers in a buffer that the smallest number of kernels serves."""
+        flat = np.zeros(self._plane_length, self.dtype)
+        flat[: plane.size] = plane.reshape(-1)
+        return jnp.asarray(flat)
+
+    def source(self, node: Expression, view: View) -> Array:
+        """The plane of a scalar in a buffer that data can be gathered from, on all devices of a mesh."""
+        plane = self._grown(self.plane(node, view))
+        if self.mesh is None:
+            return plane
+        copies = np.broadcast_to(np.asarray(plane), (self.mesh.size, plane.shape[0]))
+        return jax.device_put(copies, NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names)))
 
     def _evaluate(self, items: Sequence[Item]) -> None:
         """Computes, level by level, everything the items need from columns."""
@@ -188,10 +238,10 @@ class Engine:
                 continue
             own: dict[tuple[bool, Extent], ColumnProgram] = {}
             for item in work:
-                with_classes, extent = self._extent(item, layer)
-                if (with_classes, extent) not in own:
-                    own[with_classes, extent] = ColumnProgram(layer, extent, self)
-                own[with_classes, extent].add(item)
+                kind = self._extent(item, layer)
+                if kind not in own:
+                    own[kind] = ColumnProgram(layer, kind[1], self, lower)
+                own[kind].add(item, all_finite)
             found[layer.signature] = own
         return found
 
@@ -205,42 +255,32 @@ class Engine:
         """Whether columns go class by class, and how large they are."""
         node, view = item.node, item.view
         lanes = lanes_of(node)
+        has_bank = "W" in node.operands
         largest = max(math.prod(layer.shape(type, view)) for type in column_types(node))
         fitting = 1 << int(math.log2(max(1, self._column_entries / largest)))
-        width = min(fitting, layer.width) if lanes.channel else 1
+        widest = bucket(layer.members[0].num_channels) if has_bank and layer.mesh is None else layer.width
+        width = min(fitting, widest) if lanes.channel else 1
         answered = item.kind == "value" and set_answer(node) is not None
         if not lanes.per_class or answered:
-            return False, Extent(1, width)
-        if self.num_classes * width * largest <= self._column_entries and width in (1, layer.width):
-            return True, Extent(self.num_classes, width)
-        return True, Extent(1, width)
+            return False, Extent(1, width, has_bank)
+        if self.num_classes * width * largest <= self._column_entries and width in (1, widest):
+            return True, Extent(self.num_classes, width, has_bank)
+        return True, Extent(1, width, has_bank)
 
     def _store(self, pieces: Sequence[Piece], work: Sequence[Item]) -> None:
         """Joins pieces to planes: numbers, or whether all is finite."""
         found = jax.device_get([piece.values for piece in pieces])
-        planes = {
-            item: np.full(
-                (self.num_classes, self.num_lanes),
-                np.nan if item.kind == "value" else False,
-                self.dtype if item.kind == "value" else bool,
-            )
-            for item in work
-        }
+        shape = (self.num_classes, self.num_lanes)
+        planes = {item: np.full(shape, np.nan, self.dtype) for item in work}
         for piece, values in zip(pieces, found, strict=True):
-            layer, first = piece.layer, piece.first_channel
-            is_all = piece.num_channels == 1 and not lanes_of(piece.item.node).channel
-            width = layer.num_channels if is_all else min(piece.num_channels, layer.num_channels - first)
-            lanes = slice(layer.lane + first, layer.lane + first + width)
-            last = piece.first_class + piece.num_classes
-            is_every = not lanes_of(piece.item.node).per_class
-            classes = slice(None) if is_every else slice(piece.first_class, last)
-            planes[piece.item][classes, lanes] = np.reshape(values, (piece.num_classes, -1))[:, :width]
+            for shard, own in enumerate(np.reshape(values, (piece.layer.num_shards, -1))):
+                _fill(planes[piece.item], piece, shard, own)
         for item, plane in planes.items():
             key = self._key(item.node, item.view)
             if item.kind == "finite":
-                self._finite[key] = np.asarray(plane.all(axis=0))
+                self._finite[key] = np.asarray(np.isfinite(plane).all(axis=0))
             else:
-                self._pinned[key] = jnp.asarray(plane.reshape(-1))
+                self._pinned[key] = self._in_buffer(plane)
                 self._remember(key, self._pinned[key])
 
     def _remember(self, key: tuple[Expression, View | None], plane: Array) -> None:
@@ -251,6 +291,22 @@ class Engine:
         while self._cached_bytes > self._cache_bytes and len(self._planes) > 1:
             _, dropped = self._planes.popitem(last=False)
             self._cached_bytes -= dropped.nbytes
+
+
+def _fill(plane: np.ndarray, piece: Piece, shard: int, values: np.ndarray) -> None:
+    """Puts the values of one shard of a piece to their place in a [K, lanes] plane."""
+    layer, spec = piece.layer, piece.spec
+    start = shard * layer.shard_channels + piece.span.first
+    width = min(piece.span.number, layer.num_channels - start)
+    if width <= 0:
+        return
+    # Statistics of sets come with all classes, and as many channels as their buffer holds.
+    channels = spec.channels if piece.is_whole_buffer is False else len(values) // spec.classes
+    rows = values[: spec.classes * channels].reshape(spec.classes, channels)
+    is_every = not lanes_of(piece.item.node).per_class
+    classes = slice(None) if is_every else slice(piece.first_class, piece.first_class + spec.classes)
+    lanes = slice(layer.lane + start, layer.lane + start + width)
+    plane[classes, lanes] = rows[:, : min(width, channels)]
 
 
 _Programs = dict[Hashable, dict[tuple[bool, Extent], ColumnProgram]]

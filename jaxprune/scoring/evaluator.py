@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, get_args
 
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxprune.language.tree import Expression
 from jaxprune.scoring.analysis import View, evaluated_nodes, needs_samples, swallowed_children
@@ -48,6 +49,7 @@ class Scorer:
       budget_bytes: memory for values besides the operands and their padded copies.
       max_flops: functions costlier than this on one member of a layer are refused, `MAX_FLOPS` by default.
       column_entries: entries of the largest value that is computed at once; by default what suits the backend.
+      mesh: devices that share the channels of every layer.
 
     Raises:
       TypeError: if `operands` is neither.
@@ -61,6 +63,7 @@ class Scorer:
         budget_bytes: int = BUDGET_BYTES,
         max_flops: float | None = None,
         column_entries: int | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         self._layers: dict[str, Operands] = (
             dict(operands) if isinstance(operands, Mapping) else {"": operands}
@@ -70,18 +73,17 @@ class Scorer:
         _check_alike(self._layers)
         self._budget_bytes = budget_bytes
         self._max_flops = MAX_FLOPS if max_flops is None else max_flops
-        layers, num_lanes = layers_of(list(self._layers.values()))
+        layers, starts, num_lanes = layers_of(list(self._layers.values()), mesh)
         self._engine = Engine(layers, num_lanes, budget_bytes // 2, column_entries)
         self._is_full = all(one.sample_is_full for one in self._layers.values())
         self._sizes = {
             path: {view: axis_sizes(one, view) for view in get_args(View)}
             for path, one in self._layers.items()
         }
-        self._places: dict[str, list[slice]] = {}
-        given = iter(layers)
-        for path, one in self._layers.items():
-            own = [next(given) for _ in range(one.num_members)]
-            self._places[path] = [slice(layer.lane, layer.lane + layer.num_channels) for layer in own]
+        self._places = {
+            path: [slice(start, start + one.num_channels) for start in own]
+            for (path, one), own in zip(self._layers.items(), starts, strict=True)
+        }
 
     def run(self, functions: Sequence[Expression]) -> dict[str, PopulationScores]:
         """Scores all functions; those that cannot be evaluated get a reason instead of an exception.

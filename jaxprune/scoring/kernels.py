@@ -1,269 +1,289 @@
-"""The engine's compiled kernels: few, of padded shapes, shared by all formulas, layers and networks.
+"""The engine's compiled kernels on flat buffers: a closed table, whatever formulas come.
 
-Values travel as flat arrays of [classes, channels, *padded axes]. An elementwise kernel needs to know no more than
-their length; any other kernel is an operator's own one-channel implementation, laid over lanes, with the true sizes
-as traced masks.
+A value of some classes and channels is a flat buffer: [classes, channels, *padded axes], followed by anything up to a
+power of two. So a kernel needs to know little more than the length of its buffers: arithmetic is a switch over
+operators, every movement of data (broadcasting, transposing, slicing, choosing rows of a class) is one gather with
+traced strides, and reductions know the length of a row. What is real and what is padding is told by masks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from functools import cache, partial
-from typing import NamedTuple, cast
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
-from jaxprune.language.operators import OPERATORS, Implementation, Params
-from jaxprune.scoring.lanes import apply_lanes
-from jaxprune.scoring.moments import HIGHEST, Moments, SetMoments, class_sets
 from jaxprune.scoring.programs import quick_jit
 from jaxprune.types import Array
 
-ELEMENTWISE = frozenset({"+", "-", "*", "/", "abs", "square", "sqrt"})
-_ZERO = np.int32(0)
-TINY_ENTRIES = 4096
-"""Up to this many entries a kernel is compiled without optimisation."""
+BINARY = ("+", "-", "*", "/")
+UNARY = ("abs", "square", "sqrt")
+HELPERS = ("vanish", "gauss")
+"""Of one value too, but no operators of the language: `vanish` is 0 where a value is finite, else NaN; `gauss` is exp(-factor * value)."""
+SMALLEST_BUFFER = 1 << 12
+"""Buffers are at least that long: shorter ones would save no time and need kernels of their own."""
 
-Sizes = tuple[Array, ...]
-"""Which entries are real, per axis: how many come first, [1] or [classes], or booleans [classes, length]."""
-Kernel = Callable[..., jax.Array]
+
+def bucket(size: int, smallest: int = 1) -> int:
+    """The power of two that a size is padded to.
+
+    Example:
+      >>> bucket(1), bucket(9), bucket(3, smallest=16)
+      (1, 16, 16)
+    """
+    return max(smallest, 1 << (size - 1).bit_length())
+
+
+def buffer_length(entries: int) -> int:
+    """The length of the buffer that holds so many entries.
+
+    Example:
+      >>> buffer_length(10), buffer_length(5000)
+      (4096, 8192)
+    """
+    return bucket(entries, SMALLEST_BUFFER)
+
+
+def source_length(length: int) -> int:
+    """The length, a power of four, of a buffer that data is gathered from.
+
+    Example:
+      >>> source_length(4096), source_length(8192)
+      (4096, 16384)
+    """
+    exponent = (buffer_length(length) - 1).bit_length()
+    return 1 << (exponent + exponent % 2)
 
 
 class Spec(NamedTuple):
-    """The static side of a flat value."""
+    """The static side of a value in a buffer."""
 
     classes: int
     channels: int
     shape: tuple[int, ...]
 
     @property
-    def entries(self) -> int:
-        """Its length."""
-        length = self.classes * self.channels
+    def row(self) -> int:
+        """Entries of one class and channel."""
+        entries = 1
         for size in self.shape:
-            length *= size
-        return length
+            entries *= size
+        return entries
+
+    @property
+    def entries(self) -> int:
+        """Entries in all."""
+        return self.classes * self.channels * self.row
+
+    @property
+    def length(self) -> int:
+        """The length of its buffer."""
+        return buffer_length(self.entries)
 
 
-@cache
-def elementwise_kernel(operator: str, is_tiny: bool) -> Kernel:
-    """`+ - * / abs square sqrt` of flat values of equal length."""
-    implement = OPERATORS[operator].implement
+class RowMask(NamedTuple):
+    """Which entries of rows are real."""
 
-    def run(*arrays: jax.Array) -> jax.Array:
-        return implement(*arrays)
-
-    return quick_jit(run, is_tiny=is_tiny)
-
-
-@cache
-def lane_kernel(
-    implement: Hashable, params: Params, specs: tuple[Spec, ...], out_shape: tuple[int, ...]
-) -> Kernel:
-    """An operator over all lanes of values with these specs.
-
-    The kernel takes flat values, their true sizes (per value and axis, [1] or [classes]) and traced parameters, and
-    gives a flat value of the most lanes that any of them has.
-    """
-
-    def run(arrays: tuple[jax.Array, ...], sizes: tuple[Sizes, ...], traced: tuple[Array, ...]) -> jax.Array:
-        values = [_unflatten(array, spec) for array, spec in zip(arrays, specs, strict=True)]
-        masks = tuple(
-            tuple(_mask(size, length) for size, length in zip(own, spec.shape, strict=True))
-            for own, spec in zip(sizes, specs, strict=True)
-        )
-        result = apply_lanes(cast(Implementation, implement), values, masks, params or cast(Params, traced))
-        padding = [(0, 0)] * 3 + [
-            (0, size - found) for size, found in zip(out_shape, result.shape[3:], strict=True)
-        ]
-        return jnp.pad(result, padding).reshape(-1)
-
-    return quick_jit(run, is_tiny=max(spec.entries for spec in specs) <= TINY_ENTRIES)
+    is_real: Array
+    """[buffer] booleans, False behind the last row."""
+    first: Array
+    """[rows] the place in its row of a real entry."""
+    count: Array
+    """[rows] how many are real."""
 
 
-@cache
-def slice_kernel(spec: Spec, out_positions: int) -> Kernel:
-    """`slice`: positions from a traced first one, on the last axis."""
+class Kernel:
+    """A function of flat buffers, compiled once for each set of buffer lengths.
 
-    def run(array: jax.Array, start: Array) -> jax.Array:
-        values = _unflatten(array, spec)
-        return jnp.take(values, start + jnp.arange(out_positions), axis=-1, mode="clip").reshape(-1)
-
-    return quick_jit(run)
-
-
-@cache
-def finite_kernel(spec: Spec) -> Kernel:
-    """Whether all real entries are finite, per class and channel: flat booleans."""
-
-    def run(array: jax.Array, sizes: Sizes) -> jax.Array:
-        finite = jnp.isfinite(_unflatten(array, spec))
-        rank = len(spec.shape)
-        for axis, (size, length) in enumerate(zip(sizes, spec.shape, strict=True)):
-            others = tuple(3 + other for other in range(rank) if other != axis)
-            finite = finite | ~jnp.expand_dims(_mask(size, length), others)
-        return jnp.all(finite, axis=tuple(range(3, 3 + rank))).reshape(-1)
-
-    return quick_jit(run)
-
-
-@partial(quick_jit, static_argnums=(3, 4))
-def cut_table(
-    table: Array, first_class: Array, first_channel: Array, num_classes: int, num_channels: int
-) -> jax.Array:
-    """Some classes and channels of a [K or 1, C or 1, *axes] table, flat."""
-    start = (first_class, first_channel, *(_ZERO,) * (table.ndim - 2))
-    return jax.lax.dynamic_slice(table, start, (num_classes, num_channels, *table.shape[2:])).reshape(-1)
-
-
-@cache
-def rows_kernel(spec: Spec, axes: tuple[int, ...], num_classes: int) -> Kernel:
-    """Keeps some rows, other ones for each class, of a value without class turn.
-
-    The kernel takes the flat value, per axis in `axes` the [K, padded] row numbers, and the first class.
-    """
-
-    def run(array: jax.Array, rows: tuple[Array, ...], first_class: Array) -> jax.Array:
-        values = _unflatten(array, spec)[0, 0]
-        wanted = [
-            jax.lax.dynamic_slice(own, (first_class, _ZERO), (num_classes, own.shape[1])) for own in rows
-        ]
-
-        def one_class(*own: jax.Array) -> jax.Array:
-            kept = values
-            for axis, index in zip(axes, own, strict=True):
-                kept = jnp.take(kept, index, axis=1 + axis)
-            return kept
-
-        return jax.vmap(one_class)(*wanted).reshape(-1)
-
-    return quick_jit(run)
-
-
-@partial(quick_jit, static_argnums=(3, 4, 5))
-def cut_plane(
-    plane: Array, first_class: Array, lane: Array, num_all_classes: int, num_classes: int, num_channels: int
-) -> jax.Array:
-    """Some classes and channels of a flat [K, lanes] plane of scalars."""
-    lanes = plane.reshape(num_all_classes, -1)
-    return jax.lax.dynamic_slice(lanes, (first_class, lane), (num_classes, num_channels)).reshape(-1)
-
-
-@partial(quick_jit, static_argnums=(1,))
-def mean_over_classes(plane: Array, num_classes: int) -> jax.Array:
-    """[lanes] means of a flat [K, lanes] plane."""
-    return jnp.mean(plane.reshape(num_classes, -1), axis=0)
-
-
-@quick_jit
-def moment_statistics(moments: Moments, num_positions: Array) -> dict[str, jax.Array]:
-    """Every moment of `X`, `P` and `Q` from padded [K, D, C] moments, of which `num_positions` positions are real."""
-    return _statistics(moments, num_positions)
-
-
-@partial(quick_jit, static_argnums=(4,))
-def row_statistics(
-    rows: Array, belongs: Array, num_rows: Array, num_positions: Array, spec: Spec
-) -> dict[str, jax.Array]:
-    """Every moment, over all rows, those of each class and those of the other classes, of a value without class turn.
+    On a mesh every argument but the shared ones has a leading axis of shards, and each device works on its own.
 
     Args:
-      rows: flat [1, C, rows, D] values.
-      belongs: [K, rows] 1 where a row is of a class, 0 elsewhere and in the padding.
-      num_rows, num_positions: true sizes, [1].
-      spec: of `rows`.
-
-    Returns:
-      `mean(P)` and so on [K or 1, C], `mean_samples(P)` [K or 1, C, D].
+      function: of buffers, then shared arguments, then static ones.
+      shared: numbers of the arguments that are the same for all shards.
+      static: how many of the last arguments are static.
     """
-    channels, (length, positions) = spec.channels, spec.shape
-    values = jnp.swapaxes(_unflatten(rows, spec)[0, 0], 0, 1)  # [rows, C, D]
-    is_row = _mask(num_rows, length)[0, 0, 0][:, None, None]
-    is_position = _mask(num_positions, positions)[0, 0, 0][None, None]
-    pivot = jnp.where(is_position, values[:1], 0)
-    delta = jnp.where(is_row & is_position, values - pivot, 0).reshape(length, -1)
-    count = jnp.sum(belongs, axis=1)
-    by_class = partial(jnp.matmul, precision=HIGHEST)  # two large products, whatever the number of classes
-    # Relative to the class's first row, as in `add_examples`; a product with a one-hot matrix copies exactly.
-    first = delta[jnp.argmax(belongs, axis=1)]
-    rest = jnp.where(is_row[:, 0], delta - by_class(belongs.T, first), 0)
-    offset = first + by_class(belongs, rest) / count[:, None]
-    m2 = by_class(belongs, jnp.square(delta - by_class(belongs.T, offset)))
 
-    def as_moments(found: jax.Array) -> jax.Array:
-        return jnp.swapaxes(found.reshape(-1, channels, positions), 1, 2)
+    def __init__(self, function: Callable[..., Any], shared: Sequence[int] = (), static: int = 0) -> None:
+        self.function, self._shared, self._num_static = function, frozenset(shared), static
+        num_arguments = function.__code__.co_argcount
+        statics = tuple(range(num_arguments - static, num_arguments))
+        self._plain = quick_jit(function, static_argnums=statics)
+        self._sharded = lru_cache(maxsize=None)(self._make_sharded)
 
-    unused = jnp.zeros((len(count), channels), values.dtype)
-    moments = Moments(count, as_moments(pivot)[0], as_moments(offset), as_moments(m2), unused)
-    return _statistics(moments, num_positions)
+    def __call__(self, mesh: Mesh | None, *arguments: Any) -> Any:
+        """Runs it."""
+        if mesh is None:
+            return self._plain(*arguments)
+        split = len(arguments) - self._num_static
+        return self._sharded(mesh, arguments[split:])(*arguments[:split])
+
+    def _make_sharded(self, mesh: Mesh, statics: tuple[Any, ...]) -> Callable[..., Any]:
+        num_arrays = self.function.__code__.co_argcount - self._num_static
+        axis = PartitionSpec(mesh.axis_names)
+
+        def of_shard(*arrays: Any) -> Any:
+            own = [
+                array if number in self._shared else jax.tree.map(lambda leaf: leaf[0], array)
+                for number, array in enumerate(arrays)
+            ]
+            return jax.tree.map(lambda leaf: leaf[None], self.function(*own, *statics))
+
+        specs = tuple(PartitionSpec() if number in self._shared else axis for number in range(num_arrays))
+        mapped = jax.shard_map(of_shard, mesh=mesh, in_specs=specs, out_specs=axis, check_vma=False)
+        return quick_jit(mapped)
 
 
-@partial(quick_jit, static_argnums=(2,))
-def pair_statistics(pairs: Array, belongs: Array, spec: Spec) -> dict[str, jax.Array]:
-    """Sums and means, over pairs of row sets, of a value for every pair of rows that has no class turn.
+def _binary(operator: Array, left: Array, right: Array) -> jax.Array:
+    return jax.lax.switch(operator, [jnp.add, jnp.subtract, jnp.multiply, jnp.divide], left, right)
+
+
+binary = Kernel(_binary, shared=(0,))
+"""(number in `BINARY`, left, right) -> entry by entry."""
+
+
+def _unary(operator: Array, factor: Array, values: Array) -> jax.Array:
+    branches = [jnp.abs, jnp.square, jnp.sqrt, lambda given: given * 0, lambda given: jnp.exp(-factor * given)]
+    return jax.lax.switch(operator, branches, values)
+
+
+unary = Kernel(_unary, shared=(0, 1))
+"""(number in `UNARY + HELPERS`, factor, values) -> entry by entry."""
+
+
+def _choose(is_real: Array, values: Array, other: Array) -> jax.Array:
+    return jnp.where(is_real, values, other)
+
+
+choose = Kernel(_choose, shared=(0, 2))
+"""(booleans, values, number) -> values, and the number where they are not real."""
+
+
+@lru_cache(maxsize=1 << 16)
+def make_geometry(sizes: tuple[int, ...], strides: tuple[int, ...], offset: int = 0) -> jax.Array:
+    """Where each entry of a buffer comes from: digits of its place, slowest first, each with a stride.
 
     Args:
-      pairs: flat [1, C, rows, rows] values.
-      belongs: [K, rows] 1 where a row is of a class, 0 elsewhere and in the padding.
-      spec: of `pairs`.
+      sizes: of at most five digits; all but the slowest are powers of two.
+      strides: of the digits in the source.
+      offset: of the first entry in the source.
 
     Returns:
-      `sum(P,Q)`, `mean(P,Q)` and so on for all pairs of `X P Q`, [K or 1, C].
+      [10] the offset, four shifts that part a place into digits, and the strides.
+
+    Example:
+      >>> make_geometry((3, 4, 2), (8, 1, 4)).tolist()
+      [0, 3, 1, 0, 0, 8, 1, 4, 0, 0]
     """
-    values = _unflatten(pairs, spec)[0, 0]
-    is_real = jnp.sum(belongs, axis=0) > 0
-    values = jnp.where(is_real[None, :, None] & is_real[None, None], values, 0)
-    blocks = jnp.einsum(
-        "kn,cnm,lm->klc", belongs, values, belongs, precision=HIGHEST, optimize=[(0, 1), (0, 1)]
-    )
-    count = jnp.sum(belongs, axis=1)
-    eye = jnp.eye(len(belongs), dtype=values.dtype)
-    members = {"X": jnp.ones((1, len(belongs)), values.dtype), "P": eye, "Q": 1 - eye}
-    found = {}
-    for first, own in members.items():
-        rows = jnp.einsum("sk,klc->slc", own, blocks, precision=HIGHEST)
-        for second, other in members.items():
-            total = jnp.sum(rows * other[:, :, None], axis=1)
-            number = (own @ count) * (other @ count)
-            found[f"sum({first},{second})"] = total
-            found[f"mean({first},{second})"] = total / number[:, None]
-    return found
+    lengths = [*sizes, *(1,) * (5 - len(sizes))]
+    shifts = [sum((size - 1).bit_length() for size in lengths[digit + 1 :]) for digit in range(4)]
+    numbers = np.asarray([offset, *shifts, *strides, *(0,) * (5 - len(strides))], np.int32)
+    return jnp.asarray(numbers)
 
 
-def _statistics(moments: Moments, num_positions: Array) -> dict[str, jax.Array]:
-    is_position = _mask(num_positions, moments.pivot.shape[0])[0, 0, 0]
-    found: dict[str, jax.Array] = {}
-    for name, one in class_sets(moments).items():
-        mean, variance = _entry_moments(one, is_position, num_positions[0])
-        count = jnp.broadcast_to((one.num_examples * num_positions[0])[:, None], variance.shape)
-        values = {"mean_samples": jnp.swapaxes(one.mean, 1, 2), "mean": mean, "var": variance}
-        values |= {"std": jnp.sqrt(variance), "sum": mean * count, "count": count}
-        found |= {f"{operator}({name})": value for operator, value in values.items()}
-    return found
+def _places(numbers: Array, length: int) -> jax.Array:
+    place = jnp.arange(length, dtype=jnp.int32)
+    shifts, strides = numbers[1:5], numbers[5:]
+    index = numbers[0] + (place >> shifts[0]) * strides[0]
+    for digit in range(1, 4):
+        rest = place & ((1 << shifts[digit - 1]) - 1)
+        index += (rest >> shifts[digit]) * strides[digit]
+    return index + (place & ((1 << shifts[3]) - 1)) * strides[4]
 
 
-def _entry_moments(
-    one: SetMoments, is_position: jax.Array, num_positions: Array
-) -> tuple[jax.Array, jax.Array]:
-    """[L, C] mean and variance over all examples and real positions; no large mean enters a square."""
-    real = is_position[None, :, None]
-    shifted = jnp.where(real, one.shifted, 0)
-    centre = jnp.sum(shifted, axis=1) / num_positions
-    between = jnp.sum(jnp.where(real, jnp.square(shifted - centre[:, None]), 0), axis=1) / num_positions
-    within = jnp.sum(jnp.where(real, one.m2, 0), axis=1) / num_positions / one.num_examples[:, None]
-    mean, lost = one.exact_mean
-    return mean[:, 0] + (lost[:, 0] + centre), within + between
+def _rearrange(source: Array, numbers: Array, length: int) -> jax.Array:
+    return jnp.take(source, _places(numbers, length), mode="clip")
 
 
-def _unflatten(array: Array, spec: Spec) -> jax.Array:
-    """[1, classes, channels, *shape]."""
-    return jnp.reshape(array, (1, spec.classes, spec.channels, *spec.shape))
+rearrange = Kernel(_rearrange, static=1)
+"""(source, numbers of a geometry, length) -> a buffer gathered from the source."""
 
 
-def _mask(size: Array, length: int) -> jax.Array:
-    """[1, classes or 1, 1, length] booleans: True for the first `size` entries, or what `size` itself says."""
-    if size.dtype == bool:
-        return jnp.asarray(size)[None, :, None]
-    return (jnp.arange(length)[None] < jnp.reshape(size, (-1, 1)))[None, :, None]
+def _rearrange_classes(source: Array, numbers: Array, starts: Array, length: int) -> jax.Array:
+    slowest = jnp.arange(length, dtype=jnp.int32) >> numbers[1]
+    return jnp.take(source, _places(numbers, length) + jnp.take(starts, slowest, mode="clip"), mode="clip")
+
+
+SMALLEST_STARTS = 16
+"""Starts are given for at least so many classes."""
+rearrange_classes = Kernel(_rearrange_classes, shared=(2,), static=1)
+"""(source, numbers of a geometry, starts, length) -> the same with a start for each value of the slowest digit."""
+
+
+def _binary_over(operator: Array, values: Array, source: Array, numbers: Array) -> jax.Array:
+    def branch(function: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[[Array, Array], jax.Array]:
+        # The gather stands inside the branches, so that it is fused with what follows.
+        return lambda whole, part: function(whole, _rearrange(part, numbers, whole.shape[0]))
+
+    return jax.lax.switch(operator, [branch(function) for function in _ARITHMETIC], values, source)
+
+
+_ARITHMETIC: tuple[Callable[[jax.Array, jax.Array], jax.Array], ...] = (
+    jnp.add,
+    jnp.subtract,
+    jnp.multiply,
+    jnp.divide,
+    lambda right, left: left - right,
+    lambda right, left: left / right,
+)
+OVER = (*BINARY, "- swapped", "/ swapped")
+binary_over = Kernel(_binary_over, shared=(0,))
+"""(number in `OVER`, values, source, numbers of a geometry) -> values with what is gathered from the source."""
+MOST_OVER = 1 << 16
+"""Sources up to that length are gathered within `binary_over`."""
+
+
+def _grow(values: Array, length: int) -> jax.Array:
+    flat = values.reshape(-1)
+    return jnp.pad(flat, (0, length - len(flat)))
+
+
+grow = Kernel(_grow, static=1)
+"""(values, length) -> a longer buffer."""
+
+
+def _sum_rows(values: Array, is_real: Array, row: int) -> jax.Array:
+    found = jnp.sum(jnp.where(is_real, values, 0).reshape(-1, row), axis=1)
+    return _grow(found, buffer_length(len(found)))
+
+
+sum_rows = Kernel(_sum_rows, shared=(1,), static=1)
+"""(values, booleans, entries of a row) -> the sum of each row."""
+
+
+def _spread_rows(values: Array, mask: RowMask, row: int) -> tuple[jax.Array, jax.Array]:
+    rows, is_real = values.reshape(-1, row), mask.is_real.reshape(-1, row)
+    # Relative to a real entry: a constant is exact, and what is left to add up is small (see `reductions`).
+    first = jnp.take_along_axis(rows, mask.first[:, None], axis=1)
+    count = mask.count[:, None]
+    centre = first + jnp.sum(jnp.where(is_real, rows - first, 0), axis=1, keepdims=True) / count
+    deviation = jnp.where(is_real, rows - centre, 0)
+    mean = (centre + jnp.sum(deviation, axis=1, keepdims=True) / count)[:, 0]
+    variance = jnp.sum(jnp.square(deviation), axis=1) / mask.count
+    length = buffer_length(len(mean))
+    return _grow(mean, length), _grow(variance, length)
+
+
+spread_rows = Kernel(_spread_rows, shared=(1,), static=1)
+"""(values, `RowMask`, entries of a row) -> mean and variance of each row."""
+
+
+def _first_least(values: Array, is_real: Array, row: int) -> jax.Array:
+    rows = jnp.where(is_real, values, jnp.inf).reshape(-1, row)
+    return (jnp.arange(row)[None] == jnp.argmin(rows, axis=1)[:, None]).astype(values.dtype).reshape(-1)
+
+
+first_least = Kernel(_first_least, shared=(1,), static=1)
+"""(values, booleans, entries of a row) -> 1 at the first least real entry of each row, 0 elsewhere."""
+
+
+def _mean_over_classes(planes: Array, num_classes: int) -> jax.Array:
+    lanes = planes.shape[0] // bucket(num_classes)
+    return jnp.mean(planes[: num_classes * lanes].reshape(num_classes, lanes), axis=0)
+
+
+mean_over_classes = Kernel(_mean_over_classes, static=1)
+"""([K, lanes] buffer, K) -> [lanes], where lanes fill the buffer but for K."""

@@ -14,12 +14,12 @@ from jaxprune.language.axes import SAMPLE_AXES
 from jaxprune.language.operands import OPERANDS
 from jaxprune.language.tree import Expression, apply, operand
 from jaxprune.scoring.analysis import moment_answer
-from jaxprune.scoring.kernels import ELEMENTWISE
+from jaxprune.scoring.kernels import BINARY, UNARY
 
 _SET_OF = {"NX": "X", "N": "P", "NQ": "Q"}
 _ROW_ANSWERS = frozenset({"mean", "var", "std", "sum", "count", "mean_samples"})
 _PAIR_ANSWERS = frozenset({"mean", "sum"})
-_ROWWISE = ELEMENTWISE | {"slice", "transpose", "outer", "rbf"}
+_ROWWISE = {*BINARY, *UNARY} | {"slice", "transpose", "outer", "rbf"}
 
 
 class SetAnswer(NamedTuple):
