@@ -23,7 +23,8 @@ from jaxprune.pruning.shapes import channels_last, filter_columns, flat_position
 from jaxprune.pruning.states import FlatState, Path, fingerprint, parameter_paths, split_model
 from jaxprune.scoring.gradients import GradientSource
 from jaxprune.scoring.moments import Moments, add_examples, zero_moments
-from jaxprune.scoring.records import Observed, Operands, sample_moments
+from jaxprune.scoring.observed import Observed
+from jaxprune.scoring.records import Operands, sample_moments
 from jaxprune.types import Array
 
 

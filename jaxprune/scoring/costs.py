@@ -9,7 +9,7 @@ from jaxprune.scoring.compiled import explain_missing, missing_operands, view_of
 from jaxprune.scoring.estimates import estimate_cost, explain_refusal
 from jaxprune.scoring.evaluator import BUDGET_BYTES, MAX_FLOPS
 from jaxprune.scoring.lanes import axis_sizes
-from jaxprune.scoring.records import Observed
+from jaxprune.scoring.observed import Observed
 
 
 class LayerCost(NamedTuple):

@@ -11,7 +11,8 @@ from jaxprune.language.tree import Expression
 from jaxprune.scoring.compiled import explain_missing, missing_operands
 from jaxprune.scoring.evaluator import PopulationScores, Scorer
 from jaxprune.scoring.metrics import Metric, PruningFunction, layer_scores, name_of
-from jaxprune.scoring.records import Observed, Operands
+from jaxprune.scoring.observed import Observed
+from jaxprune.scoring.records import Operands
 from jaxprune.types import Array, Invalid
 
 

@@ -16,8 +16,8 @@ from jaxprune.language.published import library
 from jaxprune.language.tree import Expression
 from jaxprune.scoring.compiled import Reader, missing_operands
 from jaxprune.scoring.metrics import Metric, PruningFunction
+from jaxprune.scoring.observed import Observed
 from jaxprune.scoring.producers import Found, plainest, problems_of, score_producers, with_what_is_read
-from jaxprune.scoring.records import Observed
 from jaxprune.scoring.refusals import say_absent, say_refused
 from jaxprune.types import Invalid
 

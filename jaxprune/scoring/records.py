@@ -1,4 +1,4 @@
-"""What a pruning function may read about one layer, as records that are JAX pytrees.
+"""What a pruning function may read about one layer, as a record that is a JAX pytree.
 
 `Operands` holds two views of the activations: moments of *all* calibration examples, and a class-sorted
 sample with moments of its own. A function that needs whole sample matrices reads everything from the sample,
@@ -8,7 +8,7 @@ any other function reads the moments of all examples.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -24,12 +24,10 @@ from jaxprune.scoring.checks import (
     check_space,
     sort_examples,
 )
-from jaxprune.scoring.gradients import Gradients, GradientSource, sort_gradients, take_channels
+from jaxprune.scoring.gradients import Gradients, sort_gradients, take_channels
 from jaxprune.scoring.moments import Moments, add_examples, zero_moments
 from jaxprune.scoring.stacking import stack_pytrees
 from jaxprune.types import Array
-
-_ObservedStatic = tuple[tuple[str, ...], tuple[tuple[str, tuple[str, ...]], ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,99 +291,6 @@ jax.tree_util.register_dataclass(
     ],
     meta_fields=["class_counts", "sample_is_full", "space"],
 )
-
-
-@jax.tree_util.register_pytree_node_class
-@dataclass(frozen=True, eq=False)
-class Observed(Mapping[str, Operands]):
-    """The operands of every producer of a network, and the groups its channels form.
-
-    A mapping from producer path to `Operands`; `groups` says which producers carry a group's channels.
-    """
-
-    operands: dict[str, Operands]
-    """Producer path -> operands, in program order."""
-    groups: dict[str, tuple[str, ...]]
-    """Group name -> paths of its producers."""
-    gradient_source: GradientSource | None = None
-    """Where gradients come from when a function asks for them; no part of the pytree, so mapping over it drops it."""
-
-    def __getitem__(self, producer: str) -> Operands:
-        return self.operands[producer]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.operands)
-
-    def __len__(self) -> int:
-        return len(self.operands)
-
-    @property
-    def is_stacked(self) -> bool:
-        """Whether the arrays have a leading member axis."""
-        return any(operands.is_stacked for operands in self.operands.values())
-
-    @property
-    def num_members(self) -> int:
-        """Number of stacked members, 1 when not stacked."""
-        return next((operands.num_members for operands in self.operands.values()), 1)
-
-    @property
-    def has_gradients(self) -> bool:
-        """Whether the gradients of every producer are there."""
-        return all(operands.gradients is not None for operands in self.operands.values())
-
-    def member(self, index: int) -> Observed:
-        """One stacked member."""
-        members = {path: operands.member(index) for path, operands in self.operands.items()}
-        source = self.gradient_source
-        return Observed(members, self.groups, None if source is None else source.member(index))
-
-    def with_gradients(self) -> Observed:
-        """The same with the gradients of the loss at every producer, computed at the first call.
-
-        `score` and `rank_population` ask by themselves when a function reads `GW` or `GX`.
-
-        Raises:
-          ValueError: if there is no way to compute them, because the operands do not come straight from `observe`.
-        """
-        if self.has_gradients:
-            return self
-        if self.gradient_source is None:
-            raise ValueError(
-                "with_gradients needs what observe returned, got operands that do not know their network. "
-                "Call observe again, or give weight_gradient= and feature_gradient= to Operands.from_arrays."
-            )
-        found = self.gradient_source()
-        filled = {
-            path: dataclasses.replace(one, gradients=found[path]) for path, one in self.operands.items()
-        }
-        return dataclasses.replace(self, operands=filled)
-
-    @staticmethod
-    def stack(members: Sequence[Observed]) -> Observed:
-        """Joins observations of networks of one shape along a new leading member axis.
-
-        Raises:
-          ValueError: if there are none, or if two differ in producers, groups, shapes or class counts.
-        """
-        sources = [member.gradient_source for member in members if member.gradient_source is not None]
-        has_gradients = [member.has_gradients for member in members]
-        if any(has_gradients) and not all(has_gradients) and len(sources) == len(members):
-            members = [member.with_gradients() for member in members]
-        stacked = stack_pytrees(members, "Observed.stack")
-        if len(sources) < len(members):
-            return stacked
-        return dataclasses.replace(stacked, gradient_source=GradientSource.stack(sources))
-
-    def tree_flatten(self) -> tuple[tuple[Operands, ...], _ObservedStatic]:
-        """The arrays, and what is static: paths and groups."""
-        return tuple(self.operands.values()), (tuple(self.operands), tuple(self.groups.items()))
-
-    @classmethod
-    def tree_unflatten(cls, static: _ObservedStatic, children: Sequence[Operands]) -> Observed:
-        """The inverse of `tree_flatten`."""
-        paths, groups = static
-        return cls(dict(zip(paths, children, strict=True)), dict(groups))
 
 
 @partial(jax.jit, static_argnames="num_classes")

@@ -23,7 +23,7 @@ from jaxprune.pruning.shapes import pool_positions
 from jaxprune.pruning.slimming import slim
 from jaxprune.pruning.states import split_model
 from jaxprune.scoring.moments import class_sets
-from jaxprune.scoring.records import Observed
+from jaxprune.scoring.observed import Observed
 
 
 def as_samples(features, order):

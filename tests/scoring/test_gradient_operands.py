@@ -10,8 +10,9 @@ from jaxprune.language.published import own_seeds
 from jaxprune.scoring.compiled import compile
 from jaxprune.scoring.evaluator import Scorer, score_population, score_with_status
 from jaxprune.scoring.gradients import Gradients, GradientSource
+from jaxprune.scoring.observed import Observed
 from jaxprune.scoring.ranking import rank_population, score
-from jaxprune.scoring.records import Observed, Operands
+from jaxprune.scoring.records import Operands
 from jaxprune.types import Invalid
 
 LABELS = np.arange(12) % 3

@@ -8,8 +8,9 @@ from jaxprune.language.published import library
 from jaxprune.scoring.compiled import compile
 from jaxprune.scoring.evaluator import Scorer
 from jaxprune.scoring.metrics import Metric, metrics
+from jaxprune.scoring.observed import Observed
 from jaxprune.scoring.ranking import Ranking, aggregate, is_constant, pruning_order, rank_population, score
-from jaxprune.scoring.records import Observed, Operands
+from jaxprune.scoring.records import Operands
 from jaxprune.types import Invalid
 
 LABELS = np.arange(12) % 3
