@@ -17,9 +17,10 @@ import optax
 
 from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.program import evaluate
-from jaxprune.pruning.shapes import channels_last, filter_columns, flat_positions, pool_positions
+from jaxprune.pruning.shapes import channels_last, filter_columns
 from jaxprune.pruning.states import FlatState, Path
 from jaxprune.scoring.gradients import Contributions, Gradients, contributions
+from jaxprune.scoring.positions import flat_positions, pool_positions
 from jaxprune.types import Array
 
 Loss = Callable[[Any, jax.Array], jax.Array]

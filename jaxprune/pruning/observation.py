@@ -19,11 +19,12 @@ from flax import nnx
 from jaxprune.pruning.gradients import Loss, Sample, make_gradients
 from jaxprune.pruning.groups import Site, Structure, structure_of
 from jaxprune.pruning.program import evaluate
-from jaxprune.pruning.shapes import channels_last, filter_columns, flat_positions, pool_positions
+from jaxprune.pruning.shapes import channels_last, filter_columns
 from jaxprune.pruning.states import FlatState, Path, fingerprint, parameter_paths, split_model
 from jaxprune.scoring.gradients import GradientSource
 from jaxprune.scoring.moments import Moments, add_examples, zero_moments
 from jaxprune.scoring.observed import Observed
+from jaxprune.scoring.positions import flat_positions, pool_positions
 from jaxprune.scoring.records import Operands, sample_moments
 from jaxprune.types import Array
 

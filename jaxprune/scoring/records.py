@@ -8,7 +8,7 @@ any other function reads the moments of all examples.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -27,6 +27,7 @@ from jaxprune.scoring.checks import (
 from jaxprune.scoring.gradients import Gradients, sort_gradients, take_channels
 from jaxprune.scoring.moments import Moments, add_examples, zero_moments
 from jaxprune.scoring.stacking import stack_pytrees
+from jaxprune.scoring.streaming import Batch, gather_batches
 from jaxprune.types import Array
 
 
@@ -34,8 +35,9 @@ from jaxprune.types import Array
 class Operands:
     """Everything the pruning functions read about the C channels of one producer.
 
-    Make one with `Operands.from_arrays`, or let `observe` fill it. All arrays have the channel axis last,
-    except `extras`. Stacked operands (several members of one shape) have one more, leading axis everywhere.
+    Make one with `Operands.from_arrays` or `Operands.from_batches`, or let `observe` fill it. All arrays have the
+    channel axis last, except `extras`. Stacked operands (several members of one shape) have one more, leading axis
+    everywhere.
     """
 
     moments: Moments
@@ -114,15 +116,71 @@ class Operands:
             moments=moments,
             samples=checked.features,
             sample_labels=checked.class_ids,
-            kernel=checked.kernel,
-            outgoing=checked.outgoing,
-            gamma=checked.gamma,
-            beta=checked.beta,
             gradients=checked.gradients,
             extras=checked.extras,
             sample_is_full=True,
             space=np.shape(features)[1:-1],
+            **checked.weights,
         )
+
+    @classmethod
+    def from_batches(
+        cls,
+        batches: Iterable[Batch],
+        *,
+        kernel: Array,
+        outgoing: Array | None = None,
+        gamma: Array | None = None,
+        beta: Array | None = None,
+        weight_gradient: Array | None = None,
+        extras: Mapping[str, Array] | None = None,
+        num_classes: int | None = None,
+        num_samples: int = 256,
+        max_positions: int = 64,
+    ) -> Operands:
+        """Operands of one layer from calibration batches that arrive one after another.
+
+        Moments are of all examples at all positions, as `from_arrays` has them, whatever the batches are: the order and
+        the sizes of batches change rounding only (means by less than 1e-6 of the largest activation, variances by less
+        than 1e-5 of the largest variance, in float32). Functions that need whole sample matrices read a class-balanced
+        sample, as `observe` keeps it: the first `num_samples // K` examples of each of K classes (at least one), their
+        maps average-pooled to at most `max_positions` positions. No more than one batch is held besides.
+
+        Args:
+          batches: any iterable of (features, labels), read once. Features [N, H, W, C], [N, L, C] or [N, C] of one
+            dtype and of equal shapes but for N, which may differ (compiled for the first, larger ones once more);
+            labels [N] as for `from_arrays`, in any order; a batch need not have all classes. With a third array, the
+            `feature_gradient` of `from_arrays` for the same examples, in every batch.
+          kernel, outgoing, gamma, beta, weight_gradient: as for `from_arrays`.
+          extras: values of registered operands without an axis of examples.
+          num_classes: K, where labels are 0 .. K-1 and all of them must come; by default the classes are those that do.
+          num_samples: size of the sample; as many as there are examples of K equal classes keeps all.
+          max_positions: of the sample's maps; H * W keeps them as they are.
+
+        Returns:
+          Operands in `promote_types(dtype, float32)` of all arrays.
+
+        Raises:
+          ValueError: without any batch, for batches that differ in shape or dtype or do not suit the weights, for
+            labels of another length or unknown classes, for a class without examples; with the number of the batch.
+
+        Example:
+          >>> batches = [(np.array([[0.0, 1.0], [2.0, 1.0]]), [0, 0]), (np.array([[4.0, 1.0]]), [1])]
+          >>> ops = Operands.from_batches(batches, kernel=np.ones((3, 2)))
+          >>> ops.num_channels, ops.class_counts, ops.moments.count.tolist()
+          (2, (2, 1), [2.0, 1.0])
+        """
+        weights = {"kernel": kernel, "outgoing": outgoing, "gamma": gamma, "beta": beta}
+        found = gather_batches(
+            batches,
+            weights | {"weight_gradient": weight_gradient},
+            extras or {},
+            num_classes=num_classes,
+            num_samples=num_samples,
+            max_positions=max_positions,
+        )
+        arguments = found._asdict()
+        return cls.build(**arguments.pop("weights"), **arguments)
 
     @classmethod
     def build(
