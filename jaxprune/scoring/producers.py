@@ -13,6 +13,7 @@ from jaxprune.scoring.evaluator import PopulationScores, Scorer
 from jaxprune.scoring.metrics import Metric, PruningFunction, layer_scores, name_of
 from jaxprune.scoring.observed import Observed
 from jaxprune.scoring.records import Operands
+from jaxprune.scoring.refusals import some_of
 from jaxprune.types import Array, Invalid
 
 
@@ -72,12 +73,12 @@ def problems_of(
     problems: dict[tuple[int, int], Invalid] = {}
     asked: dict[tuple[int, int], tuple[Expression, str, int, int]] = {}
     for row, f in enumerate(functions):
-        reasons = [
-            (path, result.reasons[row]) for path, result in found.results.items() if result.reasons[row]
-        ]
+        reasons = {path: reason for path, result in found.results.items() if (reason := result.reasons[row])}
+        first = next(iter(reasons.values()), "")
+        where = some_of([path for path, reason in reasons.items() if reason == first])
         for member in range(operands.num_members):
             if reasons:
-                problems[row, member] = Invalid(f"{reasons[0][1]} ({reasons[0][0]})")
+                problems[row, member] = Invalid(f"{first} ({where})")
                 continue
             bad = _first_unsound(row, member, found, operands)
             if bad is not None:

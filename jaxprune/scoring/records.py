@@ -214,7 +214,7 @@ class Operands:
           space: spatial shape of the sample's positions, of product D'; None stands for (D',).
 
         Returns:
-          The operands, with samples sorted by class (stably).
+          The operands, samples sorted by class (stably), in `promote_types(dtype, float32)` of samples and moments.
 
         Raises:
           ValueError: if a class is absent or shapes do not fit.
@@ -231,11 +231,12 @@ class Operands:
         labels = np.asarray(sample_labels)
         counts = check_classes(moments, samples, labels, kernel, outgoing)
         shape = check_space(space, samples.shape[1])
-        dtype = jnp.promote_types(samples.dtype, jnp.float32)
+        dtype = jnp.result_type(jnp.float32, samples.dtype, moments.offset.dtype)
         order = np.argsort(labels, kind="stable")
         in_order = bool(np.all(order == np.arange(len(order))))
         wide = partial(jnp.asarray, dtype=dtype)
         rows = wide(samples) if in_order else wide(samples)[order]
+        moments = jax.tree.map(wide, moments)
         own = moments if sample_is_full else sample_moments(rows, labels[order], num_classes=len(counts))
         arrays = {name: sort_examples(name, wide(value), order) for name, value in (extras or {}).items()}
         filters = wide(kernel)

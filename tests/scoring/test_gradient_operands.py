@@ -148,7 +148,7 @@ def test_absent_operands_are_named_with_producer_and_remedy():
         score(parse("gamma*sum(GX)"), bare)
     (ranked,) = rank_population([parse("sum(GX)")], bare)
     assert isinstance(ranked, Invalid)
-    assert "operand GX is missing" in ranked.reason and "(conv1.kernel)" in ranked.reason
+    assert "operand GX is missing" in ranked.reason and ranked.reason.endswith("(conv1.kernel, conv2.kernel)")
     with pytest.raises(
         ValueError, match=r"with_gradients needs what observe returned, got operands that do not"
     ):

@@ -122,7 +122,7 @@ def test_functions_that_fail_say_why():
     found = rank_population([half, needy, lambda ops: jnp.ones(ops.num_channels)], observe())
     assert [result.reason for result in found] == [
         "not finite in group conv.kernel, channel 3: half",
-        "operand WO and gamma is missing: this layer does not have it (conv.kernel)",
+        "operand WO and gamma is missing: this layer does not have it (conv.kernel, skip.kernel, dense.kernel)",
         "constant in every group",
     ]
     with pytest.raises(
@@ -159,7 +159,7 @@ def test_invalid_functions_say_why():
     reasons = [result.reason for result in rank_population([parse(text) for text in functions], observed)]
     assert reasons == [
         "not finite in group conv.kernel, channel 2: var(P)/var(X)",
-        "operand gamma is missing: this layer does not have it (conv.kernel)",
+        "operand gamma is missing: this layer does not have it (conv.kernel, skip.kernel, dense.kernel)",
         "constant in every group",
         "not finite in group conv.kernel, channel 2: 1/var(mX)",
         "not finite in group conv.kernel, channel 0: sqrt(mX - abs(X) - 9)",
