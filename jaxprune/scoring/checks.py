@@ -46,7 +46,7 @@ def check_arrays(
 
     Args:
       features, labels, kernel, extras: as there.
-      optional: outgoing, gamma, beta, weight_gradient and feature_gradient by name, None where not given.
+      optional: outgoing, gamma, beta and the gradients by name, None where not given.
 
     Raises:
       ValueError: saying which argument was needed in which form, what came, and what to change.
@@ -70,6 +70,8 @@ def check_numbers(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Arguments of `Operands.from_arrays` by name as NumPy arrays of one dtype, with the same channels and finite.
 
+    The squared weight gradient goes to the extras, where `GW2` is read.
+
     Args:
       given: `features` among them; None where an argument was not given.
       extras: values of registered operands by name.
@@ -89,6 +91,14 @@ def check_numbers(
         arrays = {name: array.astype(wide, copy=False) for name, array in arrays.items()}
         more = {name: array.astype(wide, copy=False) for name, array in more.items()}
     _check_finite(arrays | {f"extras[{name!r}]": value for name, value in more.items()}, wide)
+    squares = arrays.pop("squared_weight_gradient", None)
+    if squares is not None:
+        if squares.min() < 0:
+            raise ValueError(
+                f"squared_weight_gradient must be >= 0, got {squares.min():.3g}. Square each example's own gradient, "
+                "then average over examples."
+            )
+        more["GW2"] = squares.reshape(-1, squares.shape[-1]).T
     return arrays, more
 
 
@@ -250,8 +260,13 @@ _RANKS = {
     "beta": ((1,), "[C]"),
     "weight_gradient": ((2, 3, 4), "[kh, kw, c_in, C], [k, c_in, C] or [c_in, C]"),
     "feature_gradient": ((2, 3, 4), "[N, H, W, C], [N, L, C] or [N, C]"),
+    "squared_weight_gradient": ((2, 3, 4), "[kh, kw, c_in, C], [k, c_in, C] or [c_in, C]"),
 }
-_GRADIENT_OF = {"weight_gradient": "kernel", "feature_gradient": "features"}
+_GRADIENT_OF = {
+    "weight_gradient": "kernel",
+    "feature_gradient": "features",
+    "squared_weight_gradient": "kernel",
+}
 
 
 def _check_ranks(arrays: Mapping[str, np.ndarray]) -> None:

@@ -49,6 +49,7 @@ def layer_costs(
     """
     found = []
     can_be_asked = {"GW", "GX"} if observed.gradient_source is not None else set()
+    can_be_asked |= {"GW2"} if observed.squared_gradient_source is not None else set()
     for path, operands in observed.items():
         cost = estimate_cost(f, axis_sizes(operands, view_of(f, operands)), operands.dtype.itemsize)
         absent = tuple(name for name in missing_operands(f, operands) if name not in can_be_asked)

@@ -210,17 +210,17 @@ _METRICS = (
     ),
     _formula(
         "obd",
-        "Optimal brain damage with squared gradients for the curvature, summed over the filter. The square of the mean"
-        " gradient stands for the mean of the examples' squares, of which it is a lower bound; see obd_activations.",
-        "sum(square(WI*GW))/2",
-        "LeCun et al., Optimal Brain Damage, NeurIPS 1989, eq. 5, with the batch gradient squared as the diagonal",
+        "Optimal brain damage, summed over the filter: half the curvature times the squared weight. For the curvature"
+        " stands the empirical Fisher diagonal, the mean over all images of each one's own squared gradient.",
+        "sum(square(WI)*GW2)/2",
+        "LeCun et al., Optimal Brain Damage, NeurIPS 1989: saliency h_kk w_k^2 / 2; the empirical Fisher diagonal as h",
     ),
     _formula(
         "obd_activations",
         "Optimal brain damage of the channel's activations: the diagonal of the empirical Fisher matrix over positions,"
         " from each sampled example's own gradient.",
         "mean(square(X*GX))*count(mX)/2",
-        "LeCun et al., Optimal Brain Damage, NeurIPS 1989, eq. 5, for activations, with the empirical Fisher diagonal",
+        "LeCun et al., Optimal Brain Damage, NeurIPS 1989, the saliency of weights taken over to activations",
     ),
     _function(
         metric_functions.apoz,

@@ -39,9 +39,13 @@ def plainest(f: PruningFunction) -> PruningFunction:
 
 
 def with_what_is_read(functions: Sequence[PruningFunction], operands: Observed) -> Observed:
-    """The observation with gradients, if a function reads any and they can be had."""
-    is_asked = any({"GW", "GX"} & f.operands for f in functions if isinstance(f, Expression | Metric))
-    return operands.with_gradients() if is_asked and operands.gradient_source is not None else operands
+    """The observation with the gradients that functions read, as far as they can be had."""
+    read = frozenset[str]().union(*(f.operands for f in functions if isinstance(f, Expression | Metric)))
+    if read & {"GW", "GX"} and operands.gradient_source is not None:
+        operands = operands.with_gradients()
+    if "GW2" in read and operands.squared_gradient_source is not None:
+        operands = operands.with_squared_gradients()
+    return operands
 
 
 def score_producers(functions: Sequence[PruningFunction], operands: Observed) -> Found:

@@ -79,6 +79,7 @@ class Operands:
         beta: Array | None = None,
         weight_gradient: Array | None = None,
         feature_gradient: Array | None = None,
+        squared_weight_gradient: Array | None = None,
         extras: Mapping[str, Array] | None = None,
     ) -> Operands:
         """Operands of one layer from plain NumPy or JAX arrays; everything given is kept.
@@ -92,6 +93,8 @@ class Operands:
           beta: [C] normalisation shift.
           weight_gradient: shaped as `kernel`, gradient of the mean loss over all examples with respect to it.
           feature_gradient: shaped as `features`, row i the gradient of example i's own loss with respect to row i.
+          squared_weight_gradient: shaped as `kernel`, mean over all examples of the squared gradient of each example's
+            own loss with respect to it.
           extras: values of registered operands by name, [C, *axes of their type].
 
         Returns:
@@ -110,6 +113,7 @@ class Operands:
         """
         optional = {"outgoing": outgoing, "gamma": gamma, "beta": beta}
         optional |= {"weight_gradient": weight_gradient, "feature_gradient": feature_gradient}
+        optional |= {"squared_weight_gradient": squared_weight_gradient}
         checked: CheckedArrays = check_arrays(features, labels, kernel, optional, extras or {})
         moments = sample_moments(checked.features, checked.class_ids, num_classes=checked.num_classes)
         return cls.build(
@@ -133,6 +137,7 @@ class Operands:
         gamma: Array | None = None,
         beta: Array | None = None,
         weight_gradient: Array | None = None,
+        squared_weight_gradient: Array | None = None,
         extras: Mapping[str, Array] | None = None,
         num_classes: int | None = None,
         num_samples: int = 256,
@@ -151,7 +156,7 @@ class Operands:
             dtype and of equal shapes but for N, which may differ (compiled for the first, larger ones once more);
             labels [N] as for `from_arrays`, in any order; a batch need not have all classes. With a third array, the
             `feature_gradient` of `from_arrays` for the same examples, in every batch.
-          kernel, outgoing, gamma, beta, weight_gradient: as for `from_arrays`.
+          kernel, outgoing, gamma, beta, weight_gradient, squared_weight_gradient: as for `from_arrays`.
           extras: values of registered operands without an axis of examples.
           num_classes: K, where labels are 0 .. K-1 and all of them must come; by default the classes are those that do.
           num_samples: size of the sample; as many as there are examples of K equal classes keeps all.
@@ -173,7 +178,8 @@ class Operands:
         weights = {"kernel": kernel, "outgoing": outgoing, "gamma": gamma, "beta": beta}
         found = gather_batches(
             batches,
-            weights | {"weight_gradient": weight_gradient},
+            weights
+            | {"weight_gradient": weight_gradient, "squared_weight_gradient": squared_weight_gradient},
             extras or {},
             num_classes=num_classes,
             num_samples=num_samples,

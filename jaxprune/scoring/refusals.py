@@ -12,6 +12,7 @@ _ORIGINS: Mapping[str, str] = {
     "beta": "no learned normalisation shift follows it",
     "GW": "observe fills it, Operands.from_arrays takes weight_gradient=",
     "GX": "observe fills it, Operands.from_arrays takes feature_gradient=",
+    "GW2": "observe fills it, Operands.from_arrays takes squared_weight_gradient=",
 }
 """Why an operand is absent, or how to give it."""
 

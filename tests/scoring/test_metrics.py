@@ -24,6 +24,7 @@ LABELS = np.array([0, 0, 1, 2, 1, 0, 1, 2, 2, 0])
 DEAD = 1
 CHANNELS = 4
 OPTIONAL = {"WO": "outgoing", "gamma": "gamma", "GW": "weight_gradient", "GX": "feature_gradient"}
+OPTIONAL |= {"GW2": "squared_weight_gradient"}
 BY_EXAMPLE = ("features", "feature_gradient", "labels")
 
 
@@ -39,6 +40,7 @@ def make_arrays(seed=0, dead=()):
     named = {"features": features, "kernel": kernel, "outgoing": outgoing, "gamma": gamma}
     named |= {"weight_gradient": rng.standard_normal(kernel.shape)}
     named |= {"feature_gradient": rng.standard_normal(features.shape)}
+    named |= {"squared_weight_gradient": rng.random(kernel.shape)}
     return {"labels": LABELS, **{name: array.astype(np.float32) for name, array in named.items()}}
 
 
@@ -152,7 +154,9 @@ class TestByHand:
 
     def test_equal_channels_draw_equal_numbers_and_flipped_signs_do_not(self):
         kernel = np.array([[1.0, 1.0, -1.0, 2.0], [3.0, 3.0, -3.0, 4.0]], np.float32)
-        scores = random_numbers(7)(make(kernel=kernel, outgoing=None, weight_gradient=None)).tolist()
+        scores = random_numbers(7)(
+            make(kernel=kernel, outgoing=None, weight_gradient=None, squared_weight_gradient=None)
+        ).tolist()
         assert scores[0] == scores[1] and len({*scores}) == 3
 
     def test_random_numbers_are_uniform(self):
@@ -199,6 +203,7 @@ class TestByHand:
         arrays = {"labels": np.array([0, 1]), "features": maps, "gamma": np.ones(40)}
         weights = {"kernel": np.ones((1, 40)), "outgoing": np.ones((40, 1))}
         gradients = {"weight_gradient": np.ones((1, 40)), "feature_gradient": np.ones(maps.shape)}
+        gradients["squared_weight_gradient"] = np.ones((1, 40))
         expected = score_by_definition("chip", **arrays, **weights, **gradients)
         found = chip(Operands.from_arrays(**arrays, kernel=weights["kernel"]))
         norm = np.linalg.svd(maps.reshape(2, 30, 40), compute_uv=False).sum(-1).max()
@@ -207,17 +212,18 @@ class TestByHand:
         np.testing.assert_allclose(found[alive], expected[alive], rtol=1e-4)
 
     def test_gradient_metrics_of_one_channel(self):
-        """X = (1, 2), (3, 1) with gradients (2, -1), (-1, 1): products (2, -2), (-3, 1); w = 1, 3, g = 2, -1."""
+        """X = (1, 2), (3, 1), gradients (2, -1), (-1, 1): products (2, -2), (-3, 1); w = 1, 3, g = 2, -1, g^2 5, 2."""
         ops = Operands.from_arrays(
             features=np.array([[1.0, 2.0], [3.0, 1.0]])[:, :, None],
             labels=[0, 1],
             kernel=[[1.0], [3.0]],
             weight_gradient=[[2.0], [-1.0]],
             feature_gradient=np.array([[2.0, -1.0], [-1.0, 1.0]])[:, :, None],
+            squared_weight_gradient=[[5.0], [2.0]],
         )
         names = ("taylor", "taylor_activations", "fisher", "obd", "obd_activations")
         found = [float(metrics[name](ops)[0]) for name in names]
-        np.testing.assert_allclose(found, [1, 0.5, 2, 6.5, 4.5], rtol=1e-6)
+        np.testing.assert_allclose(found, [1, 0.5, 2, 11.5, 4.5], rtol=1e-6)
 
     def test_wanda_thinet_and_flap_of_one_channel(self):
         """X = 1, 3: mean square 5, variance 1; consumers -1 and 2."""
