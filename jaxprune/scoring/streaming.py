@@ -119,11 +119,14 @@ class _Stream:
         sample: ClassSample,
     ) -> None:
         self._shape, self._given_dtype = features.shape, _dtype_of(features)
-        self._arrays, self._extras = arrays, extras
+        self._dtype, self._has_gradient = arrays["features"].dtype, "feature_gradient" in arrays
+        self._weights = {
+            name: array for name, array in arrays.items() if name not in ("features", "feature_gradient")
+        }
+        self._extras = extras
         self._are_given = class_ids is not None
-        self._places: dict[int | str, int] = {
-            k: k for k in class_ids or ()
-        }  # class -> its place in the moments
+        # class -> its place in the moments
+        self._places: dict[int | str, int] = {k: k for k in class_ids or ()}
         self._sample = sample
         self._num_examples = 0
         pivot = jnp.asarray(arrays["features"][0].reshape(-1, self._shape[-1]))
@@ -138,7 +141,7 @@ class _Stream:
         """
         self._check_alike(features, gradient)
         given = {"features": features, "feature_gradient": gradient}
-        arrays, _ = check_numbers(given, {}, self._arrays["features"].dtype)
+        arrays, _ = check_numbers(given, {}, self._dtype)
         ids = self._ids(check_labels(labels, len(features)))
         size = max(len(ids), self._shape[0])  # a smaller last batch runs the same program
         full = {name: _filled_up(array, size) for name, array in arrays.items()}
@@ -167,7 +170,7 @@ class _Stream:
             sample_labels=rows.class_ids,
             sample_is_full=is_whole and len(rows.features) == self._num_examples,
             space=self._sample.space,
-            weights=flat_weights(self._arrays),
+            weights=flat_weights(self._weights),
             gradients=self._gradients(rows.gradient),
             extras={name: jnp.asarray(array) for name, array in self._extras.items()},
         )
@@ -184,7 +187,7 @@ class _Stream:
                 f"features must be {self._given_dtype} as in batch 0, got {_dtype_of(features)}. "
                 "Cast all batches to one dtype."
             )
-        if (gradient is not None) != ("feature_gradient" in self._arrays):
+        if (gradient is not None) != self._has_gradient:
             raise ValueError(
                 "all batches must have a feature gradient or none, "
                 f"got {'none' if gradient is None else 'one'} unlike batch 0. "
@@ -223,7 +226,7 @@ class _Stream:
         return Moments(count, pivot, *rest)
 
     def _gradients(self, samples: np.ndarray | None) -> Gradients | None:
-        given = self._arrays.get("weight_gradient")
+        given = self._weights.get("weight_gradient")
         weights = None if given is None else jnp.asarray(given).reshape(-1, given.shape[-1])
         if samples is None or self._sums is None:
             return None if weights is None else Gradients(weights)
@@ -263,6 +266,8 @@ def _dtype_of(array: Array) -> np.dtype:
 
 def _filled_up(array: np.ndarray, size: int) -> np.ndarray:
     """With zeros behind, up to `size` rows."""
+    if len(array) == size:
+        return array
     return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1))
 
 
