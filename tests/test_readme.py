@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+DOCS = sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SNIPPETS = [
     (README[: match.start()].count("\n") + 1, match[2])
@@ -24,6 +25,14 @@ def test_snippet_runs_as_printed(line, code, tmp_path, monkeypatch):
     # Blank lines in front make a traceback name the README's own lines.
     program = compile("\n" * line + code, str(ROOT / "README.md"), "exec")
     exec(program, {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("page", DOCS, ids=[page.stem for page in DOCS])
+def test_snippets_of_the_docs_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for match in BLOCK.finditer(page.read_text()):
+        if match[1] == "python":
+            exec(compile(match[2], str(page), "exec"), {"__name__": "__main__"})
 
 
 def test_a_runnable_snippet_stands_by_line_40():

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from jaxprune.scoring.correlation import Correlations
     from jaxprune.scoring.costs import LayerCost
     from jaxprune.scoring.metrics import PruningFunction
+    from jaxprune.scoring.observed import Observed
     from jaxprune.scoring.ranking import Scored
-    from jaxprune.scoring.records import Observed
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,8 +25,8 @@ from jaxprune.language.published import library
 from jaxprune.pruning.planning import select
 from jaxprune.pruning.states import FlatState
 from jaxprune.scoring.metrics import PruningFunction, name_of
+from jaxprune.scoring.observed import Observed
 from jaxprune.scoring.ranking import Ranking, rank_population
-from jaxprune.scoring.records import Observed
 from jaxprune.training.checkpoint import load_network, save_network
 from jaxprune.training.loop import batch_order, split_network
 from jaxprune.training.threads import map_in_order

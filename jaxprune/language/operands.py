@@ -139,9 +139,15 @@ class Vocabulary:
 
 
 def _declare(
-    name: str, axes: str, description: str, latex: str, per_class: bool = False, paper: bool = True
+    name: str,
+    axes: str,
+    description: str,
+    latex: str,
+    per_class: bool = False,
+    paper: bool = True,
+    read: Reader | None = None,
 ) -> None:
-    OPERANDS[name] = Operand(name, tuple(axes.split()), description, latex, per_class, paper)
+    OPERANDS[name] = Operand(name, tuple(axes.split()), description, latex, per_class, paper, read)
 
 
 _declare("X", "NX D", "activations of the channel, all examples", "X")
@@ -162,9 +168,20 @@ _declare("beta", "", "normalisation shift of the channel", r"\beta", paper=False
 _declare("WO", "O", "weights that consume the channel", r"w^{\mathrm{out}}", paper=False)
 _declare("GW", "F", "gradient of the mean loss with respect to WI", r"\nabla_{\!w}", paper=False)
 _declare("GX", "NX D", "gradient of each example's own loss with respect to X", r"\nabla_{\!X}", paper=False)
+_declare(
+    "GW2",
+    "F",
+    "mean over examples of the squared gradient of each example's own loss with respect to WI",
+    r"\overline{\nabla_{\!w}^{2}}",
+    paper=False,
+    read=lambda operands: operands.extras.get("GW2"),
+)
 
 PAPER_VOCABULARY = Vocabulary(tuple(operand.name for operand in OPERANDS.values() if operand.paper))
 """What the paper's formulas read."""
 
 DEFAULT_VOCABULARY = Vocabulary((*PAPER_VOCABULARY.operands, "gamma", "beta", "WO", "GW", "GX"))
-"""The paper's operands, the normalisation's scale and shift, the consuming weights, and gradients of the loss."""
+"""The paper's operands, the normalisation's scale and shift, the consuming weights, and gradients of the loss.
+
+`GW2` is left out: it takes a backward pass of its own for each example.
+"""

@@ -16,10 +16,11 @@ import numpy as np
 import optax
 
 from jaxprune.pruning.groups import Structure
-from jaxprune.pruning.program import evaluate
-from jaxprune.pruning.shapes import channels_last, filter_columns, flat_positions, pool_positions
+from jaxprune.pruning.program import Program, evaluate
+from jaxprune.pruning.shapes import channels_last, filter_columns
 from jaxprune.pruning.states import FlatState, Path
 from jaxprune.scoring.gradients import Contributions, Gradients, contributions
+from jaxprune.scoring.positions import flat_positions, pool_positions
 from jaxprune.types import Array
 
 Loss = Callable[[Any, jax.Array], jax.Array]
@@ -85,10 +86,7 @@ def make_gradients(
     def gradients(arrays: Mapping[Path, Array]) -> dict[str, Gradients]:
         flat = dict(arrays)
         if not is_checked:
-            _check_labels(labels)
-            if loss is None:
-                _check_logits(sample.structure, labels)
-            _check_losses(sample, chosen, flat)
+            check_loss(sample.structure.program, sample.images, sample.labels, labels, loss, flat)
             is_checked.append(True)
         try:
             sums, rows = on_sample(flat, sample.images, sample.labels)
@@ -96,11 +94,8 @@ def make_gradients(
                 sums = jax.tree.map(jnp.zeros_like, sums)
                 for batch in batches:
                     sums = on_batch(flat, sums, *batch)
-        except (NotImplementedError, TypeError, ValueError) as error:
-            raise ValueError(
-                "GW and GX need a network and a loss that JAX can differentiate, but it failed with "
-                f"{type(error).__name__}: {error}. Use functions without GW and GX, or leave that operation out."
-            ) from error
+        except NOT_DIFFERENTIABLE as error:
+            raise ValueError(explain_failure(error)) from error
         return {name: _averaged(sums[name], rows[name], len(labels)) for name in structure.sites}
 
     return gradients
@@ -176,6 +171,45 @@ def _averaged(sums: GradientSums, rows: jax.Array, count: int) -> Gradients:
     return Gradients(sums.weights / count, rows, fisher, first_order)
 
 
+NOT_DIFFERENTIABLE = (NotImplementedError, TypeError, ValueError)
+"""What JAX raises for a network or a loss that it cannot differentiate."""
+
+
+def explain_failure(error: Exception) -> str:
+    """What one of these means here."""
+    return (
+        "gradients of the loss need a network and a loss that JAX can differentiate, but it failed with "
+        f"{type(error).__name__}: {error}. Use functions without GW, GX and GW2, or leave that operation out."
+    )
+
+
+def check_loss(
+    program: Program,
+    images: jax.Array,
+    labels: np.ndarray,
+    every_label: np.ndarray,
+    loss: Loss | None,
+    arrays: FlatState,
+) -> None:
+    """Refuses labels and outputs that do not suit the loss.
+
+    Args:
+      program: of the network at the size of `images`.
+      images: some of them, with their labels.
+      labels: theirs.
+      every_label: of all images.
+      loss: the caller's, or None for the cross-entropy.
+      arrays: of the network.
+
+    Raises:
+      ValueError: saying what does not suit.
+    """
+    _check_labels(every_label)
+    if loss is None:
+        _check_logits(program, every_label)
+    _check_losses(program, images, labels, cross_entropy if loss is None else loss, arrays)
+
+
 def _check_labels(labels: np.ndarray) -> None:
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
@@ -184,8 +218,7 @@ def _check_labels(labels: np.ndarray) -> None:
         )
 
 
-def _check_logits(structure: Structure, labels: np.ndarray) -> None:
-    program = structure.program
+def _check_logits(program: Program, labels: np.ndarray) -> None:
     shapes = [program.shapes[number] for number in program.outputs]
     if len(shapes) != 1 or len(shapes[0]) != 2:
         raise ValueError(
@@ -200,15 +233,15 @@ def _check_logits(structure: Structure, labels: np.ndarray) -> None:
         )
 
 
-def _check_losses(sample: Sample, loss: Loss, arrays: FlatState) -> None:
-    program = sample.structure.program
-
+def _check_losses(
+    program: Program, images: jax.Array, labels: np.ndarray, loss: Loss, arrays: FlatState
+) -> None:
     def losses(arrays: FlatState) -> jax.Array:
-        outputs = evaluate(program, arrays, sample.images, program.outputs)
-        return loss(outputs[0] if len(outputs) == 1 else tuple(outputs), jnp.asarray(sample.labels))
+        outputs = evaluate(program, arrays, images, program.outputs)
+        return loss(outputs[0] if len(outputs) == 1 else tuple(outputs), jnp.asarray(labels))
 
     found = jax.eval_shape(losses, arrays)
-    wanted = sample.labels.shape
+    wanted = labels.shape
     if getattr(found, "shape", None) != wanted or not jnp.issubdtype(found.dtype, jnp.floating):
         raise ValueError(
             f"GW and GX need a loss that gives one number per example, {wanted}, got {found}. "

@@ -18,12 +18,15 @@ from flax import nnx
 
 from jaxprune.pruning.gradients import Loss, Sample, make_gradients
 from jaxprune.pruning.groups import Site, Structure, structure_of
-from jaxprune.pruning.program import evaluate
-from jaxprune.pruning.shapes import channels_last, filter_columns, flat_positions, pool_positions
+from jaxprune.pruning.program import evaluate, trace_program
+from jaxprune.pruning.shapes import channels_last, filter_columns
+from jaxprune.pruning.squared_gradients import make_squared_gradients
 from jaxprune.pruning.states import FlatState, Path, fingerprint, parameter_paths, split_model
 from jaxprune.scoring.gradients import GradientSource
 from jaxprune.scoring.moments import Moments, add_examples, zero_moments
-from jaxprune.scoring.records import Observed, Operands, sample_moments
+from jaxprune.scoring.observed import Observed
+from jaxprune.scoring.positions import flat_positions, pool_positions
+from jaxprune.scoring.records import Operands, sample_moments
 from jaxprune.types import Array
 
 
@@ -56,8 +59,9 @@ def observe(
     A producer's activations are those that enter its first consumer, before any flattening: after activation,
     normalisation and pooling, whichever the network does in between. The network runs in evaluation mode.
 
-    Gradients of the loss (`GW`, `GX`) cost a backward pass over all images. They are computed only when a function that
-    is scored reads them, or by `.with_gradients()`, from the weights as they are now; until then these are kept.
+    Gradients of the loss (`GW`, `GX`) cost a backward pass over all images, mean squared gradients (`GW2`) one for each
+    image by itself. They are computed only when a function that is scored reads them, or by `.with_gradients()` and
+    `.with_squared_gradients()`, from the weights as they are now; until then these are kept.
 
     Args:
       model: NNX network; it is not changed.
@@ -127,6 +131,8 @@ def make_observer(
         Sample(at_sample, sample_images, classes[rows], max_positions),
         loss,
     )
+    trace_one = partial(trace_program, graphdef, flat, rest)
+    squared_gradients = make_squared_gradients(trace_one, structure.sites, pixels, classes, loss)
     num_classes = int(class_ids.max()) + 1
     producers = tuple(structure.sites)
     groups = {name: group.producers for name, group in structure.groups.items()}
@@ -147,7 +153,8 @@ def make_observer(
                 name: dataclasses.replace(operands[name], moments=moments[name]) for name in producers
             }
         source = GradientSource(partial(gradients, dict(arrays)))
-        return Observed({name: operands[name] for name in producers}, groups, source)
+        squares = GradientSource(partial(squared_gradients, dict(arrays)))
+        return Observed({name: operands[name] for name in producers}, groups, source, squares)
 
     return observer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,22 @@ from jaxprune.scoring.moments import Moments
 from jaxprune.types import Array
 
 
+class FlatWeights(TypedDict):
+    """What belongs to the channels themselves."""
+
+    kernel: jax.Array  # [F, C]
+    outgoing: jax.Array | None  # [O, C]
+    gamma: jax.Array | None  # [C]
+    beta: jax.Array | None  # [C]
+
+
 class CheckedArrays(NamedTuple):
     """Caller's arrays in one float dtype, positions and filter entries flattened, labels as class ids."""
 
     features: jax.Array  # [N, D, C]
     class_ids: np.ndarray  # [N] int32
     num_classes: int
-    kernel: jax.Array  # [F, C]
-    outgoing: jax.Array | None  # [O, C]
-    gamma: jax.Array | None  # [C]
-    beta: jax.Array | None  # [C]
+    weights: FlatWeights
     gradients: Gradients | None
     extras: dict[str, jax.Array]
 
@@ -40,39 +46,111 @@ def check_arrays(
 
     Args:
       features, labels, kernel, extras: as there.
-      optional: outgoing, gamma, beta, weight_gradient and feature_gradient by name, None where not given.
+      optional: outgoing, gamma, beta and the gradients by name, None where not given.
 
     Raises:
       ValueError: saying which argument was needed in which form, what came, and what to change.
     """
-    given = {"features": features, "kernel": kernel}
-    given |= {name: value for name, value in optional.items() if value is not None}
-    arrays = {name: np.asarray(value) for name, value in given.items()}
-    more = {name: np.asarray(value) for name, value in extras.items()}
-    _check_ranks(arrays)
-    _check_gradients(arrays)
-    channels = arrays["features"].shape[-1]
-    _check_channels(arrays, more, channels)
-    every = [jax.dtypes.canonicalize_dtype(array.dtype) for array in (*arrays.values(), *more.values())]
-    dtype = jnp.result_type(jnp.float32, *every)
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which the check finds
-        arrays = {name: array.astype(dtype) for name, array in arrays.items()}
-        more = {name: array.astype(dtype) for name, array in more.items()}
-    _check_finite(arrays | {f"extras[{name!r}]": value for name, value in more.items()}, dtype)
-    class_ids, num_classes = _class_ids(labels, arrays["features"].shape[0])
+    arrays, more = check_numbers({"features": features, "kernel": kernel, **optional}, extras)
+    class_ids, num_classes = _class_ids(check_labels(labels, arrays["features"].shape[0]))
     cast = {name: jnp.asarray(array) for name, array in arrays.items()}
     wide = cast["features"]
     return CheckedArrays(
-        features=wide.reshape(wide.shape[0], -1, channels),
+        features=wide.reshape(wide.shape[0], -1, wide.shape[-1]),
         class_ids=class_ids,
         num_classes=num_classes,
-        kernel=cast["kernel"].reshape(-1, channels),
-        outgoing=jnp.moveaxis(cast["outgoing"], -2, -1).reshape(-1, channels) if "outgoing" in cast else None,
-        gamma=cast.get("gamma"),
-        beta=cast.get("beta"),
+        weights=flat_weights(arrays),
         gradients=given_gradients(wide, cast.get("weight_gradient"), cast.get("feature_gradient")),
         extras={name: jnp.asarray(array) for name, array in more.items()},
     )
+
+
+def check_numbers(
+    given: Mapping[str, Array | None], extras: Mapping[str, Array], dtype: np.dtype | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Arguments of `Operands.from_arrays` by name as NumPy arrays of one dtype, with the same channels and finite.
+
+    The squared weight gradient goes to the extras, where `GW2` is read.
+
+    Args:
+      given: `features` among them; None where an argument was not given.
+      extras: values of registered operands by name.
+      dtype: to be had; by default what all dtypes promote to, at least float32.
+
+    Raises:
+      ValueError: for ranks, sizes or kinds that do not fit, NaN and infinities.
+    """
+    arrays = {name: np.asarray(value) for name, value in given.items() if value is not None}
+    more = {name: np.asarray(value) for name, value in extras.items()}
+    _check_ranks(arrays)
+    _check_gradients(arrays)
+    _check_channels(arrays, more, arrays["features"].shape[-1])
+    every = [jax.dtypes.canonicalize_dtype(array.dtype) for array in (*arrays.values(), *more.values())]
+    wide = jnp.result_type(jnp.float32, *every) if dtype is None else dtype
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which the check finds
+        arrays = {name: array.astype(wide, copy=False) for name, array in arrays.items()}
+        more = {name: array.astype(wide, copy=False) for name, array in more.items()}
+    _check_finite(arrays | {f"extras[{name!r}]": value for name, value in more.items()}, wide)
+    squares = arrays.pop("squared_weight_gradient", None)
+    if squares is not None:
+        if squares.min() < 0:
+            raise ValueError(
+                f"squared_weight_gradient must be >= 0, got {squares.min():.3g}. Square each example's own gradient, "
+                "then average over examples."
+            )
+        more["GW2"] = squares.reshape(-1, squares.shape[-1]).T
+    return arrays, more
+
+
+def flat_weights(arrays: Mapping[str, np.ndarray]) -> FlatWeights:
+    """The weights and the normalisation of the channels in the shapes of the record."""
+    channels = arrays["kernel"].shape[-1]
+    outgoing, gamma, beta = (arrays.get(name) for name in ("outgoing", "gamma", "beta"))
+    return FlatWeights(
+        kernel=jnp.asarray(arrays["kernel"]).reshape(-1, channels),
+        outgoing=None
+        if outgoing is None
+        else jnp.moveaxis(jnp.asarray(outgoing), -2, -1).reshape(-1, channels),
+        gamma=None if gamma is None else jnp.asarray(gamma),
+        beta=None if beta is None else jnp.asarray(beta),
+    )
+
+
+def check_labels(labels: Array, num_examples: int) -> np.ndarray:
+    """Labels as a NumPy array, one of `num_examples` each.
+
+    Raises:
+      ValueError: if they are something else, or neither whole numbers nor strings.
+    """
+    values = np.asarray(labels)
+    if values.ndim != 1:
+        raise ValueError(
+            f"labels must be one class per example, [N], got shape {values.shape}. "
+            "For one-hot labels use labels.argmax(-1)."
+        )
+    if values.shape[0] != num_examples:
+        raise ValueError(
+            f"labels must match features: {num_examples} examples, but {values.shape[0]} labels came. "
+            "Pass the labels of exactly these examples."
+        )
+    if values.dtype == object or np.issubdtype(values.dtype, np.inexact):
+        raise ValueError(
+            f"labels must be whole numbers or strings, got dtype {values.dtype}. Use labels.astype(int)."
+        )
+    return values
+
+
+def check_several_classes(classes: Sequence[object], num_examples: int) -> None:
+    """Refuses a single class.
+
+    Raises:
+      ValueError: if there is only one.
+    """
+    if len(classes) < 2:
+        raise ValueError(
+            f"scoring needs at least two classes, got only class {classes[0]!r} in {num_examples} labels. "
+            "Add examples of another class."
+        )
 
 
 def check_classes(
@@ -182,8 +260,13 @@ _RANKS = {
     "beta": ((1,), "[C]"),
     "weight_gradient": ((2, 3, 4), "[kh, kw, c_in, C], [k, c_in, C] or [c_in, C]"),
     "feature_gradient": ((2, 3, 4), "[N, H, W, C], [N, L, C] or [N, C]"),
+    "squared_weight_gradient": ((2, 3, 4), "[kh, kw, c_in, C], [k, c_in, C] or [c_in, C]"),
 }
-_GRADIENT_OF = {"weight_gradient": "kernel", "feature_gradient": "features"}
+_GRADIENT_OF = {
+    "weight_gradient": "kernel",
+    "feature_gradient": "features",
+    "squared_weight_gradient": "kernel",
+}
 
 
 def _check_ranks(arrays: Mapping[str, np.ndarray]) -> None:
@@ -237,27 +320,8 @@ def _check_finite(arrays: Mapping[str, np.ndarray], dtype: np.dtype) -> None:
         )
 
 
-def _class_ids(labels: Array, num_examples: int) -> tuple[np.ndarray, int]:
+def _class_ids(labels: np.ndarray) -> tuple[np.ndarray, int]:
     """Labels as ids 0 .. K-1 in sorted order of the labels."""
-    values = np.asarray(labels)
-    if values.ndim != 1:
-        raise ValueError(
-            f"labels must be one class per example, [N], got shape {values.shape}. "
-            "For one-hot labels use labels.argmax(-1)."
-        )
-    if values.shape[0] != num_examples:
-        raise ValueError(
-            f"labels must match features: {num_examples} examples, but {values.shape[0]} labels came. "
-            "Pass the labels of exactly these examples."
-        )
-    if values.dtype == object or np.issubdtype(values.dtype, np.inexact):
-        raise ValueError(
-            f"labels must be whole numbers or strings, got dtype {values.dtype}. Use labels.astype(int)."
-        )
-    classes, ids = np.unique(values, return_inverse=True)
-    if len(classes) < 2:
-        raise ValueError(
-            f"scoring needs at least two classes, got only class {classes[0]!r} in {num_examples} labels. "
-            "Add examples of another class."
-        )
+    classes, ids = np.unique(labels, return_inverse=True)
+    check_several_classes(classes.tolist(), len(labels))
     return ids.astype(np.int32).reshape(-1), len(classes)

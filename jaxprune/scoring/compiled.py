@@ -114,7 +114,8 @@ def explain_missing(names: tuple[str, ...]) -> str:
     """The sentence for operands that a layer does not have."""
     sentence = f"operand {' and '.join(names)} is missing: this layer does not have it"
     hint = "; for gradients use observe(...).with_gradients(), or weight_gradient= and feature_gradient= of from_arrays"
-    return sentence + (hint if {"GW", "GX"} & set(names) else "")
+    squared = "; use observe(...).with_squared_gradients(), or squared_weight_gradient= of from_arrays"
+    return sentence + (hint if {"GW", "GX"} & set(names) else squared if "GW2" in names else "")
 
 
 def as_stacked(operands: Operands) -> Operands:

@@ -9,7 +9,7 @@ from jaxprune.scoring.compiled import explain_missing, missing_operands, view_of
 from jaxprune.scoring.estimates import estimate_cost, explain_refusal
 from jaxprune.scoring.evaluator import BUDGET_BYTES, MAX_FLOPS
 from jaxprune.scoring.lanes import axis_sizes
-from jaxprune.scoring.records import Observed
+from jaxprune.scoring.observed import Observed
 
 
 class LayerCost(NamedTuple):
@@ -49,6 +49,7 @@ def layer_costs(
     """
     found = []
     can_be_asked = {"GW", "GX"} if observed.gradient_source is not None else set()
+    can_be_asked |= {"GW2"} if observed.squared_gradient_source is not None else set()
     for path, operands in observed.items():
         cost = estimate_cost(f, axis_sizes(operands, view_of(f, operands)), operands.dtype.itemsize)
         absent = tuple(name for name in missing_operands(f, operands) if name not in can_be_asked)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from threading import RLock
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-ByProducer = Mapping[str, "Gradients"]
-"""Producer path -> its gradients."""
+_Record = TypeVar("_Record")
 
 
 class Gradients(NamedTuple):
@@ -101,13 +100,13 @@ def take_channels(gradients: Gradients | None, index: jax.Array) -> Gradients | 
     return jax.tree.map(last, gradients)
 
 
-class GradientSource:
-    """Gradients of all producers of an observed network: computed at the first call, then remembered.
+class GradientSource(Generic[_Record]):
+    """Gradients of all producers of an observed network, of one kind: computed at the first call, then remembered.
 
     Threads may call it; it is computed once.
 
     Args:
-      compute: gives the gradients; it and what it holds are dropped after the first call.
+      compute: gives a record or array by producer path; it and what it holds are dropped after the first call.
 
     Example:
       >>> source = GradientSource(lambda: {"conv.kernel": Gradients(weights=jnp.ones((2, 3)))})
@@ -116,14 +115,16 @@ class GradientSource:
     """
 
     def __init__(
-        self, compute: Callable[[], ByProducer], members: Sequence[GradientSource] | None = None
+        self,
+        compute: Callable[[], Mapping[str, _Record]],
+        members: Sequence[GradientSource[_Record]] | None = None,
     ) -> None:
-        self._compute: Callable[[], ByProducer] | None = compute
+        self._compute: Callable[[], Mapping[str, _Record]] | None = compute
         self._members = members
-        self._found: ByProducer | None = None
+        self._found: Mapping[str, _Record] | None = None
         self._lock = RLock()
 
-    def __call__(self) -> ByProducer:
+    def __call__(self) -> Mapping[str, _Record]:
         """Producer path -> gradients."""
         with self._lock:
             if self._found is None:
@@ -131,15 +132,15 @@ class GradientSource:
                 self._found, self._compute, self._members = self._compute(), None, None
             return self._found
 
-    def member(self, index: int) -> GradientSource:
+    def member(self, index: int) -> GradientSource[_Record]:
         """The source of one of several stacked members; the others' gradients are not computed for it."""
         return GradientSource(lambda: self._of_member(index))
 
     @staticmethod
-    def stack(members: Sequence[GradientSource]) -> GradientSource:
+    def stack(members: Sequence[GradientSource[_Record]]) -> GradientSource[_Record]:
         """The source of stacked members."""
 
-        def compute() -> ByProducer:
+        def compute() -> Mapping[str, _Record]:
             found = [member() for member in members]
             return {
                 path: jax.tree.map(lambda *leaves: jnp.stack(leaves), *[each[path] for each in found])
@@ -148,7 +149,7 @@ class GradientSource:
 
         return GradientSource(compute, members)
 
-    def _of_member(self, index: int) -> ByProducer:
+    def _of_member(self, index: int) -> Mapping[str, _Record]:
         with self._lock:
             if self._members is not None:
                 return self._members[index]()

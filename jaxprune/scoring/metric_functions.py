@@ -148,9 +148,10 @@ def hrank(operands: Operands) -> jax.Array:
     r"""Mean rank of the channel's feature maps, \(\operatorname{mean}_n \operatorname{rank}(X_n)\), X_n being H x W.
 
     Singular values count that exceed max(H, W) times the rounding unit times the largest. Reads the maps of the
-    sample: where `observe` pooled them (more than `max_positions` positions) these are the ranks of pooled maps, so
-    pass a larger `max_positions` for the paper's. Maps of one axis or none (1-D and dense layers) have rank 1, or 0 if
-    they are zero; of more than two axes, the first is set against all others.
+    sample, which `observe` and `Operands.from_batches` average-pool to at most `max_positions` positions, 64 by
+    default: 8 x 8 of 32 x 32, whose rank cannot exceed 8. The paper's ranks are those of whole maps: pass
+    `max_positions=H * W` (or more) there; `Operands.from_arrays` keeps maps whole. Maps of one axis or none (1-D and
+    dense layers) have rank 1, or 0 if they are zero; of more than two axes, the first is set against all others.
 
     Returns:
       [C] scores in [0, min(H, W)].
@@ -180,7 +181,8 @@ def chip(operands: Operands) -> jax.Array:
     \(\operatorname{mean}_n (\lVert A_n \rVert_* - \lVert M_c \circ A_n \rVert_*)\), with A_n the C x HW maps and M_c
     zero in row c. Without a channel whose maps are combinations of the others' little is lost: it scores low. The
     others are the channels that `operands` holds (after `take`, only these). This costs one singular value
-    decomposition per example, not one per channel. Maps of the sample may be pooled, see `hrank`.
+    decomposition per example, not one per channel. Maps of the sample are average-pooled to 64 positions by default; as
+    for `hrank`, `max_positions=H * W` in `observe` or `Operands.from_batches` keeps them whole.
 
     Returns:
       [C] scores >= 0.
@@ -217,7 +219,7 @@ def fisher(operands: Operands) -> jax.Array:
 
     Source:
       Theis et al., Faster gaze prediction with dense networks and Fisher pruning, 2018 (arXiv 1801.05787), sec. 2.1,
-      without the factor 1/2.
+      eq. 9, without the factor 1/2.
     """
     found = (operands.gradients or Gradients()).fisher
     assert found is not None  # GX is there

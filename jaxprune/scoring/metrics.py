@@ -206,21 +206,21 @@ _METRICS = (
         "GX X",
         r"\operatorname{mean}_n\left(\left(\sum_d X_{nd} \nabla_{\!X_{nd}}\right)^2\right)",
         "Mean over all examples of the squared first-order change of the example's own loss without the channel.",
-        "Theis et al., Faster gaze prediction with dense networks and Fisher pruning, 2018, sec. 2.1",
+        "Theis et al., Faster gaze prediction with dense networks and Fisher pruning, 2018, sec. 2.1, eq. 9 (twice)",
     ),
     _formula(
         "obd",
-        "Optimal brain damage with squared gradients for the curvature, summed over the filter. The square of the mean"
-        " gradient stands for the mean of the examples' squares, of which it is a lower bound; see obd_activations.",
-        "sum(square(WI*GW))/2",
-        "LeCun et al., Optimal Brain Damage, NeurIPS 1989, eq. 5, with the batch gradient squared as the diagonal",
+        "Optimal brain damage, summed over the filter: half the curvature times the squared weight. For the curvature"
+        " stands the empirical Fisher diagonal, the mean over all images of each one's own squared gradient.",
+        "sum(square(WI)*GW2)/2",
+        "LeCun et al., Optimal Brain Damage, NeurIPS 1989: saliency h_kk w_k^2 / 2; the empirical Fisher diagonal as h",
     ),
     _formula(
         "obd_activations",
         "Optimal brain damage of the channel's activations: the diagonal of the empirical Fisher matrix over positions,"
-        " from each sampled example's own gradient.",
+        " from each sampled example's own gradient. Of pooled maps it is that of windows that move together.",
         "mean(square(X*GX))*count(mX)/2",
-        "LeCun et al., Optimal Brain Damage, NeurIPS 1989, eq. 5, for activations, with the empirical Fisher diagonal",
+        "LeCun et al., Optimal Brain Damage, NeurIPS 1989, the saliency of weights taken over to activations",
     ),
     _function(
         metric_functions.apoz,
@@ -239,14 +239,16 @@ _METRICS = (
         metric_functions.hrank,
         "X",
         r"\operatorname{mean}_n\left(\operatorname{rank}\left(X_n\right)\right)",
-        "Mean rank of the channel's feature maps in the sample; observe them unpooled (a large max_positions).",
+        "Mean rank of the channel's feature maps in the sample. Maps of more than 64 positions are average-pooled"
+        " unless they are observed whole: observe(..., max_positions=H*W), the paper's reading.",
         "Lin et al., HRank: Filter Pruning using High-Rank Feature Map, CVPR 2020, sec. 3.3",
     ),
     _function(
         metric_functions.chip,
         "X",
         r"\operatorname{mean}_n\left(\left\|A_n\right\|_* - \left\|M_c \circ A_n\right\|_*\right)",
-        "What the nuclear norm of the layer's feature maps loses without the channel (its independence).",
+        "What the nuclear norm of the layer's feature maps loses without the channel (its independence). Maps of the"
+        " sample, of more than 64 positions average-pooled unless observed whole: observe(..., max_positions=H*W).",
         "Sui et al., CHIP: Channel Independence-based Pruning for Compact Neural Networks, NeurIPS 2021, sec. 3",
     ),
     _formula(

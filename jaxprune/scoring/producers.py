@@ -11,7 +11,9 @@ from jaxprune.language.tree import Expression
 from jaxprune.scoring.compiled import explain_missing, missing_operands
 from jaxprune.scoring.evaluator import PopulationScores, Scorer
 from jaxprune.scoring.metrics import Metric, PruningFunction, layer_scores, name_of
-from jaxprune.scoring.records import Observed, Operands
+from jaxprune.scoring.observed import Observed
+from jaxprune.scoring.records import Operands
+from jaxprune.scoring.refusals import some_of
 from jaxprune.types import Array, Invalid
 
 
@@ -37,9 +39,13 @@ def plainest(f: PruningFunction) -> PruningFunction:
 
 
 def with_what_is_read(functions: Sequence[PruningFunction], operands: Observed) -> Observed:
-    """The observation with gradients, if a function reads any and they can be had."""
-    is_asked = any({"GW", "GX"} & f.operands for f in functions if isinstance(f, Expression | Metric))
-    return operands.with_gradients() if is_asked and operands.gradient_source is not None else operands
+    """The observation with the gradients that functions read, as far as they can be had."""
+    read = frozenset[str]().union(*(f.operands for f in functions if isinstance(f, Expression | Metric)))
+    if read & {"GW", "GX"} and operands.gradient_source is not None:
+        operands = operands.with_gradients()
+    if "GW2" in read and operands.squared_gradient_source is not None:
+        operands = operands.with_squared_gradients()
+    return operands
 
 
 def score_producers(functions: Sequence[PruningFunction], operands: Observed) -> Found:
@@ -71,12 +77,12 @@ def problems_of(
     problems: dict[tuple[int, int], Invalid] = {}
     asked: dict[tuple[int, int], tuple[Expression, str, int, int]] = {}
     for row, f in enumerate(functions):
-        reasons = [
-            (path, result.reasons[row]) for path, result in found.results.items() if result.reasons[row]
-        ]
+        reasons = {path: reason for path, result in found.results.items() if (reason := result.reasons[row])}
+        first = next(iter(reasons.values()), "")
+        where = some_of([path for path, reason in reasons.items() if reason == first])
         for member in range(operands.num_members):
             if reasons:
-                problems[row, member] = Invalid(f"{reasons[0][1]} ({reasons[0][0]})")
+                problems[row, member] = Invalid(f"{first} ({where})")
                 continue
             bad = _first_unsound(row, member, found, operands)
             if bad is not None:

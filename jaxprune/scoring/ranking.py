@@ -16,9 +16,9 @@ from jaxprune.language.published import library
 from jaxprune.language.tree import Expression
 from jaxprune.scoring.compiled import Reader, missing_operands
 from jaxprune.scoring.metrics import Metric, PruningFunction
+from jaxprune.scoring.observed import Observed
 from jaxprune.scoring.producers import Found, plainest, problems_of, score_producers, with_what_is_read
-from jaxprune.scoring.records import Observed
-from jaxprune.scoring.refusals import say_absent, say_refused
+from jaxprune.scoring.refusals import say_absent, say_refused, some_of
 from jaxprune.types import Invalid
 
 Aggregation = Literal["relative", "mean", "max", "first"]
@@ -268,7 +268,11 @@ def _scored(
         if result.reasons[row] is not None:
             absent = missing_operands(f, operands[path]) if isinstance(f, Expression | Metric) else ()
             if absent:
-                return Scored(scores, "missing operand", f"{' and '.join(absent)} in {path}", ())
+                alike = [
+                    other for other, each in found.results.items() if each.reasons[row] == result.reasons[row]
+                ]
+                detail = f"{' and '.join(absent)} in {some_of(alike)}"
+                return Scored(scores, "missing operand", detail, ())
             return Scored(scores, "refused", f"{result.reasons[row]} ({path})".removeprefix("refused: "), ())
     if problem is not None:
         return Scored(scores, "not finite", problem.reason.removeprefix("not finite "), ())

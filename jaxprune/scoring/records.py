@@ -1,4 +1,4 @@
-"""What a pruning function may read about one layer, as records that are JAX pytrees.
+"""What a pruning function may read about one layer, as a record that is a JAX pytree.
 
 `Operands` holds two views of the activations: moments of *all* calibration examples, and a class-sorted
 sample with moments of its own. A function that needs whole sample matrices reads everything from the sample,
@@ -8,7 +8,7 @@ any other function reads the moments of all examples.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -24,20 +24,20 @@ from jaxprune.scoring.checks import (
     check_space,
     sort_examples,
 )
-from jaxprune.scoring.gradients import Gradients, GradientSource, sort_gradients, take_channels
+from jaxprune.scoring.gradients import Gradients, sort_gradients, take_channels
 from jaxprune.scoring.moments import Moments, add_examples, zero_moments
 from jaxprune.scoring.stacking import stack_pytrees
+from jaxprune.scoring.streaming import Batch, gather_batches
 from jaxprune.types import Array
-
-_ObservedStatic = tuple[tuple[str, ...], tuple[tuple[str, tuple[str, ...]], ...]]
 
 
 @dataclass(frozen=True, eq=False)
 class Operands:
     """Everything the pruning functions read about the C channels of one producer.
 
-    Make one with `Operands.from_arrays`, or let `observe` fill it. All arrays have the channel axis last,
-    except `extras`. Stacked operands (several members of one shape) have one more, leading axis everywhere.
+    Make one with `Operands.from_arrays` or `Operands.from_batches`, or let `observe` fill it. All arrays have the
+    channel axis last, except `extras`. Stacked operands (several members of one shape) have one more, leading axis
+    everywhere.
     """
 
     moments: Moments
@@ -79,6 +79,7 @@ class Operands:
         beta: Array | None = None,
         weight_gradient: Array | None = None,
         feature_gradient: Array | None = None,
+        squared_weight_gradient: Array | None = None,
         extras: Mapping[str, Array] | None = None,
     ) -> Operands:
         """Operands of one layer from plain NumPy or JAX arrays; everything given is kept.
@@ -92,6 +93,8 @@ class Operands:
           beta: [C] normalisation shift.
           weight_gradient: shaped as `kernel`, gradient of the mean loss over all examples with respect to it.
           feature_gradient: shaped as `features`, row i the gradient of example i's own loss with respect to row i.
+          squared_weight_gradient: shaped as `kernel`, mean over all examples of the squared gradient of each example's
+            own loss with respect to it.
           extras: values of registered operands by name, [C, *axes of their type].
 
         Returns:
@@ -110,21 +113,80 @@ class Operands:
         """
         optional = {"outgoing": outgoing, "gamma": gamma, "beta": beta}
         optional |= {"weight_gradient": weight_gradient, "feature_gradient": feature_gradient}
+        optional |= {"squared_weight_gradient": squared_weight_gradient}
         checked: CheckedArrays = check_arrays(features, labels, kernel, optional, extras or {})
         moments = sample_moments(checked.features, checked.class_ids, num_classes=checked.num_classes)
         return cls.build(
             moments=moments,
             samples=checked.features,
             sample_labels=checked.class_ids,
-            kernel=checked.kernel,
-            outgoing=checked.outgoing,
-            gamma=checked.gamma,
-            beta=checked.beta,
             gradients=checked.gradients,
             extras=checked.extras,
             sample_is_full=True,
             space=np.shape(features)[1:-1],
+            **checked.weights,
         )
+
+    @classmethod
+    def from_batches(
+        cls,
+        batches: Iterable[Batch],
+        *,
+        kernel: Array,
+        outgoing: Array | None = None,
+        gamma: Array | None = None,
+        beta: Array | None = None,
+        weight_gradient: Array | None = None,
+        squared_weight_gradient: Array | None = None,
+        extras: Mapping[str, Array] | None = None,
+        num_classes: int | None = None,
+        num_samples: int = 256,
+        max_positions: int = 64,
+    ) -> Operands:
+        """Operands of one layer from calibration batches that arrive one after another.
+
+        Moments are of all examples at all positions, as `from_arrays` has them, whatever the batches are: the order and
+        the sizes of batches change rounding only (means by less than 1e-6 of the largest activation, variances by less
+        than 1e-5 of the largest variance, in float32). Functions that need whole sample matrices read a class-balanced
+        sample, as `observe` keeps it: the first `num_samples // K` examples of each of K classes (at least one), their
+        maps average-pooled to at most `max_positions` positions. No more than one batch is held besides.
+
+        Args:
+          batches: any iterable of (features, labels), read once. Features [N, H, W, C], [N, L, C] or [N, C] of one
+            dtype and of equal shapes but for N, which may differ (compiled for the first, larger ones once more);
+            labels [N] as for `from_arrays`, in any order; a batch need not have all classes. With a third array, the
+            `feature_gradient` of `from_arrays` for the same examples, in every batch.
+          kernel, outgoing, gamma, beta, weight_gradient, squared_weight_gradient: as for `from_arrays`.
+          extras: values of registered operands without an axis of examples.
+          num_classes: K, where labels are 0 .. K-1 and all of them must come; by default the classes are those that do.
+          num_samples: size of the sample; as many as there are examples of K equal classes keeps all.
+          max_positions: of the sample's maps; H * W keeps them as they are.
+
+        Returns:
+          Operands in `promote_types(dtype, float32)` of all arrays.
+
+        Raises:
+          ValueError: without any batch, for batches that differ in shape or dtype or do not suit the weights, for
+            labels of another length or unknown classes, for a class without examples; with the number of the batch.
+
+        Example:
+          >>> batches = [(np.array([[0.0, 1.0], [2.0, 1.0]]), [0, 0]), (np.array([[4.0, 1.0]]), [1])]
+          >>> ops = Operands.from_batches(batches, kernel=np.ones((3, 2)))
+          >>> ops.num_channels, ops.class_counts, ops.moments.count.tolist()
+          (2, (2, 1), [2.0, 1.0])
+        """
+        weights = {"kernel": kernel, "outgoing": outgoing, "gamma": gamma, "beta": beta}
+        found = gather_batches(
+            batches,
+            weights
+            | {"weight_gradient": weight_gradient, "squared_weight_gradient": squared_weight_gradient},
+            extras or {},
+            num_classes=num_classes,
+            num_samples=num_samples,
+            max_positions=max_positions,
+        )
+        arguments = found._asdict()
+        return cls.build(**arguments.pop("weights"), **arguments)
 
     @classmethod
     def build(
@@ -158,7 +220,7 @@ class Operands:
           space: spatial shape of the sample's positions, of product D'; None stands for (D',).
 
         Returns:
-          The operands, with samples sorted by class (stably).
+          The operands, samples sorted by class (stably), in `promote_types(dtype, float32)` of samples and moments.
 
         Raises:
           ValueError: if a class is absent or shapes do not fit.
@@ -175,11 +237,12 @@ class Operands:
         labels = np.asarray(sample_labels)
         counts = check_classes(moments, samples, labels, kernel, outgoing)
         shape = check_space(space, samples.shape[1])
-        dtype = jnp.promote_types(samples.dtype, jnp.float32)
+        dtype = jnp.result_type(jnp.float32, samples.dtype, moments.offset.dtype)
         order = np.argsort(labels, kind="stable")
         in_order = bool(np.all(order == np.arange(len(order))))
         wide = partial(jnp.asarray, dtype=dtype)
         rows = wide(samples) if in_order else wide(samples)[order]
+        moments = jax.tree.map(wide, moments)
         own = moments if sample_is_full else sample_moments(rows, labels[order], num_classes=len(counts))
         arrays = {name: sort_examples(name, wide(value), order) for name, value in (extras or {}).items()}
         filters = wide(kernel)
@@ -293,99 +356,6 @@ jax.tree_util.register_dataclass(
     ],
     meta_fields=["class_counts", "sample_is_full", "space"],
 )
-
-
-@jax.tree_util.register_pytree_node_class
-@dataclass(frozen=True, eq=False)
-class Observed(Mapping[str, Operands]):
-    """The operands of every producer of a network, and the groups its channels form.
-
-    A mapping from producer path to `Operands`; `groups` says which producers carry a group's channels.
-    """
-
-    operands: dict[str, Operands]
-    """Producer path -> operands, in program order."""
-    groups: dict[str, tuple[str, ...]]
-    """Group name -> paths of its producers."""
-    gradient_source: GradientSource | None = None
-    """Where gradients come from when a function asks for them; no part of the pytree, so mapping over it drops it."""
-
-    def __getitem__(self, producer: str) -> Operands:
-        return self.operands[producer]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.operands)
-
-    def __len__(self) -> int:
-        return len(self.operands)
-
-    @property
-    def is_stacked(self) -> bool:
-        """Whether the arrays have a leading member axis."""
-        return any(operands.is_stacked for operands in self.operands.values())
-
-    @property
-    def num_members(self) -> int:
-        """Number of stacked members, 1 when not stacked."""
-        return next((operands.num_members for operands in self.operands.values()), 1)
-
-    @property
-    def has_gradients(self) -> bool:
-        """Whether the gradients of every producer are there."""
-        return all(operands.gradients is not None for operands in self.operands.values())
-
-    def member(self, index: int) -> Observed:
-        """One stacked member."""
-        members = {path: operands.member(index) for path, operands in self.operands.items()}
-        source = self.gradient_source
-        return Observed(members, self.groups, None if source is None else source.member(index))
-
-    def with_gradients(self) -> Observed:
-        """The same with the gradients of the loss at every producer, computed at the first call.
-
-        `score` and `rank_population` ask by themselves when a function reads `GW` or `GX`.
-
-        Raises:
-          ValueError: if there is no way to compute them, because the operands do not come straight from `observe`.
-        """
-        if self.has_gradients:
-            return self
-        if self.gradient_source is None:
-            raise ValueError(
-                "with_gradients needs what observe returned, got operands that do not know their network. "
-                "Call observe again, or give weight_gradient= and feature_gradient= to Operands.from_arrays."
-            )
-        found = self.gradient_source()
-        filled = {
-            path: dataclasses.replace(one, gradients=found[path]) for path, one in self.operands.items()
-        }
-        return dataclasses.replace(self, operands=filled)
-
-    @staticmethod
-    def stack(members: Sequence[Observed]) -> Observed:
-        """Joins observations of networks of one shape along a new leading member axis.
-
-        Raises:
-          ValueError: if there are none, or if two differ in producers, groups, shapes or class counts.
-        """
-        sources = [member.gradient_source for member in members if member.gradient_source is not None]
-        has_gradients = [member.has_gradients for member in members]
-        if any(has_gradients) and not all(has_gradients) and len(sources) == len(members):
-            members = [member.with_gradients() for member in members]
-        stacked = stack_pytrees(members, "Observed.stack")
-        if len(sources) < len(members):
-            return stacked
-        return dataclasses.replace(stacked, gradient_source=GradientSource.stack(sources))
-
-    def tree_flatten(self) -> tuple[tuple[Operands, ...], _ObservedStatic]:
-        """The arrays, and what is static: paths and groups."""
-        return tuple(self.operands.values()), (tuple(self.operands), tuple(self.groups.items()))
-
-    @classmethod
-    def tree_unflatten(cls, static: _ObservedStatic, children: Sequence[Operands]) -> Observed:
-        """The inverse of `tree_flatten`."""
-        paths, groups = static
-        return cls(dict(zip(paths, children, strict=True)), dict(groups))
 
 
 @partial(jax.jit, static_argnames="num_classes")

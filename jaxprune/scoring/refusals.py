@@ -12,8 +12,20 @@ _ORIGINS: Mapping[str, str] = {
     "beta": "no learned normalisation shift follows it",
     "GW": "observe fills it, Operands.from_arrays takes weight_gradient=",
     "GX": "observe fills it, Operands.from_arrays takes feature_gradient=",
+    "GW2": "observe fills it, Operands.from_arrays takes squared_weight_gradient=",
 }
 """Why an operand is absent, or how to give it."""
+
+
+def some_of(paths: Sequence[str]) -> str:
+    """The first of some producers, and how many more there are.
+
+    Example:
+      >>> some_of(["conv1", "conv2"]), some_of(["a", "b", "c", "d", "e"])
+      ('conv1, conv2', 'a, b, c and 2 more')
+    """
+    shown = paths if len(paths) <= 4 else paths[:3]
+    return ", ".join(shown) + (f" and {len(paths) - 3} more" if len(paths) > 4 else "")
 
 
 def say_absent(f: PruningFunction, absent: Mapping[str, tuple[str, ...]]) -> str:

@@ -16,10 +16,10 @@ from jaxprune.pruning import observation
 from jaxprune.pruning.gradients import add_gradients, cross_entropy, sample_gradients
 from jaxprune.pruning.groups import trace_structure
 from jaxprune.pruning.observation import make_observer, observe
-from jaxprune.pruning.shapes import pool_positions
 from jaxprune.pruning.states import merge_model, parameter_paths, split_model
+from jaxprune.scoring.observed import Observed
+from jaxprune.scoring.positions import pool_positions
 from jaxprune.scoring.ranking import rank_population, score
-from jaxprune.scoring.records import Observed
 
 ORDER = np.argsort(LABELS, kind="stable")
 

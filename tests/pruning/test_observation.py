@@ -19,11 +19,11 @@ from small_nets import (
 
 from jaxprune.pruning.observation import balanced_sample, make_observer, observe
 from jaxprune.pruning.planning import plan
-from jaxprune.pruning.shapes import pool_positions
 from jaxprune.pruning.slimming import slim
 from jaxprune.pruning.states import split_model
 from jaxprune.scoring.moments import class_sets
-from jaxprune.scoring.records import Observed
+from jaxprune.scoring.observed import Observed
+from jaxprune.scoring.positions import pool_positions
 
 
 def as_samples(features, order):

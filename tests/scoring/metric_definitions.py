@@ -6,11 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 
 
-def channels_of(features, labels, kernel, outgoing, gamma, weight_gradient, feature_gradient):
+def channels_of(
+    features, labels, kernel, outgoing, gamma, weight_gradient, feature_gradient, squared_weight_gradient
+):
     """What a definition may read, one record per channel, everything float64."""
     num_examples, *space, num_channels = features.shape
     arrays = {"features": features, "kernel": kernel, "outgoing": outgoing, "gamma": gamma}
     arrays |= {"weight_gradient": weight_gradient, "feature_gradient": feature_gradient}
+    arrays |= {"squared_weight_gradient": squared_weight_gradient}
     wide = SimpleNamespace(**{name: np.asarray(value, np.float64) for name, value in arrays.items()})
     filters = wide.kernel.reshape(-1, num_channels)
     for c in range(num_channels):
@@ -25,6 +28,7 @@ def channels_of(features, labels, kernel, outgoing, gamma, weight_gradient, feat
             out=wide.outgoing[..., c, :].reshape(-1),
             gamma=wide.gamma[c],
             gw=wide.weight_gradient[..., c].reshape(-1),
+            gw2=wide.squared_weight_gradient[..., c].reshape(-1),
             gx=wide.feature_gradient[..., c].reshape(num_examples, -1),
         )
 
@@ -132,7 +136,7 @@ DEFINITIONS = {
     "taylor": lambda c: sum(w * g for w, g in zip(c.w, c.gw, strict=True)) ** 2,
     "taylor_activations": lambda c: np.mean([abs(np.mean(x * g)) for x, g in zip(c.X, c.gx, strict=True)]),
     "fisher": lambda c: np.mean([np.sum(x * g) ** 2 for x, g in zip(c.X, c.gx, strict=True)]),
-    "obd": lambda c: 0.5 * sum((w * g) ** 2 for w, g in zip(c.w, c.gw, strict=True)),
+    "obd": lambda c: 0.5 * sum(h * w**2 for w, h in zip(c.w, c.gw2, strict=True)),
     "obd_activations": lambda c: np.mean([0.5 * np.sum(x**2 * g**2) for x, g in zip(c.X, c.gx, strict=True)]),
     "apoz": lambda c: 1 - np.mean(c.X == 0),
     "mean_activation": lambda c: np.mean(c.X),

@@ -9,8 +9,9 @@ from scipy.stats import spearmanr
 from jaxprune.language.parsing import parse
 from jaxprune.scoring.correlation import correlate, rank_correlation, rank_correlations
 from jaxprune.scoring.costs import layer_costs
+from jaxprune.scoring.observed import Observed
 from jaxprune.scoring.ranking import Scored, score_functions
-from jaxprune.scoring.records import Observed, Operands
+from jaxprune.scoring.records import Operands
 
 
 def scored(**groups):

@@ -10,8 +10,9 @@ from jaxprune.language.published import own_seeds
 from jaxprune.scoring.compiled import compile
 from jaxprune.scoring.evaluator import Scorer, score_population, score_with_status
 from jaxprune.scoring.gradients import Gradients, GradientSource
+from jaxprune.scoring.observed import Observed
 from jaxprune.scoring.ranking import rank_population, score
-from jaxprune.scoring.records import Observed, Operands
+from jaxprune.scoring.records import Operands
 from jaxprune.types import Invalid
 
 LABELS = np.arange(12) % 3
@@ -118,6 +119,14 @@ BAD = {
         "must be finite.*54 of 54 in weight_gradient",
     ),
     "infinite": ({"feature_gradient": np.full((12, 2, 2, 3), np.inf)}, "144 of 144 in feature_gradient"),
+    "shape of squares": (
+        {"squared_weight_gradient": np.ones((18, 3))},
+        r"squared_weight_gradient must have the shape of kernel, \(3, 3, 2, 3\), got shape \(18, 3\)",
+    ),
+    "negative squares": (
+        {"squared_weight_gradient": -np.ones((3, 3, 2, 3))},
+        "squared_weight_gradient must be >= 0, got -1. Square each example's own gradient, then average",
+    ),
     "as extras": (
         {"extras": {"GW": np.ones((3, 18))}},
         "got 'GW', which is built in.*GW is weight_gradient=",
@@ -147,11 +156,46 @@ def test_absent_operands_are_named_with_producer_and_remedy():
         score(parse("gamma*sum(GX)"), bare)
     (ranked,) = rank_population([parse("sum(GX)")], bare)
     assert isinstance(ranked, Invalid)
-    assert "operand GX is missing" in ranked.reason and "(conv1.kernel)" in ranked.reason
+    assert "operand GX is missing" in ranked.reason and ranked.reason.endswith("(conv1.kernel, conv2.kernel)")
     with pytest.raises(
         ValueError, match=r"with_gradients needs what observe returned, got operands that do not"
     ):
         bare.with_gradients()
+
+
+def test_squared_gradients_by_hand():
+    ops = Operands.from_arrays(
+        features=np.eye(2),
+        labels=[0, 1],
+        kernel=[[1.0, -2.0], [3.0, 4.0]],
+        squared_weight_gradient=[[1.0, 0.5], [2.0, 3.0]],
+    )
+    functions = [parse("sum(GW2)"), parse("sum(square(WI)*GW2)/2")]
+    assert score_population(functions, ops).tolist() == [[3.0, 3.5], [9.5, 25.0]]
+    assert score_population(functions, ops.take([1])).tolist() == [[3.5], [25.0]]
+    batches = [(np.eye(2), [0, 1])]
+    streamed = Operands.from_batches(
+        batches, kernel=np.eye(2), squared_weight_gradient=[[1.0, 0.5], [2.0, 3.0]]
+    )
+    assert score_population(functions[:1], streamed).tolist() == [[3.0, 3.5]]
+
+
+def test_absent_squared_gradients_are_named():
+    f, bare = parse("sum(GW2)"), observed("conv1.kernel", "conv2.kernel")
+    with pytest.raises(
+        ValueError,
+        match=r"sum\(GW2\) needs operand GW2, which producers conv1.kernel, conv2.kernel do not have: observe fills "
+        "it, Operands.from_arrays takes squared_weight_gradient=",
+    ):
+        score(f, bare)
+    with pytest.raises(
+        ValueError, match=r"GW2 is missing.*observe\(...\).with_squared_gradients\(\), or squared_w"
+    ):
+        compile(f)(bare["conv1.kernel"])
+    with pytest.raises(
+        ValueError, match=r"with_squared_gradients needs what observe returned.*squared_weight_grad"
+    ):
+        bare.with_squared_gradients()
 
 
 class TestSource:

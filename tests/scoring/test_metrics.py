@@ -24,6 +24,7 @@ LABELS = np.array([0, 0, 1, 2, 1, 0, 1, 2, 2, 0])
 DEAD = 1
 CHANNELS = 4
 OPTIONAL = {"WO": "outgoing", "gamma": "gamma", "GW": "weight_gradient", "GX": "feature_gradient"}
+OPTIONAL |= {"GW2": "squared_weight_gradient"}
 BY_EXAMPLE = ("features", "feature_gradient", "labels")
 
 
@@ -39,6 +40,7 @@ def make_arrays(seed=0, dead=()):
     named = {"features": features, "kernel": kernel, "outgoing": outgoing, "gamma": gamma}
     named |= {"weight_gradient": rng.standard_normal(kernel.shape)}
     named |= {"feature_gradient": rng.standard_normal(features.shape)}
+    named |= {"squared_weight_gradient": rng.random(kernel.shape)}
     return {"labels": LABELS, **{name: array.astype(np.float32) for name, array in named.items()}}
 
 
@@ -100,6 +102,20 @@ class TestEveryMetric:
             metrics[name](Operands.from_arrays(**moved)), metrics[name](Operands.from_arrays(**arrays)), 1e-4
         )
 
+    def test_how_a_stream_is_cut_and_its_order_do_not_matter(self, name):
+        """Where the sample holds every example; moments and averages over gradients are streamed."""
+        arrays = make_arrays(dead=(DEAD,))
+        by_example = [arrays.pop(key) for key in ("features", "labels", "feature_gradient")]
+        expected = metrics[name](make(dead=(DEAD,)))
+        for sizes in ([10], [3, 4], [1] * 9):
+            parts = [
+                tuple(part) for part in zip(*(np.split(a, np.cumsum(sizes)) for a in by_example), strict=True)
+            ]
+            batches = [part for part in parts if len(part[1])]
+            for order in (batches, batches[::-1]):
+                found = metrics[name](Operands.from_batches(order, **arrays, num_samples=30))
+                assert_close(found, expected, 1e-4)
+
     def test_jitted_equals_eager(self, name):
         operands = make()
         jitted = metrics[name](operands)
@@ -152,7 +168,9 @@ class TestByHand:
 
     def test_equal_channels_draw_equal_numbers_and_flipped_signs_do_not(self):
         kernel = np.array([[1.0, 1.0, -1.0, 2.0], [3.0, 3.0, -3.0, 4.0]], np.float32)
-        scores = random_numbers(7)(make(kernel=kernel, outgoing=None, weight_gradient=None)).tolist()
+        scores = random_numbers(7)(
+            make(kernel=kernel, outgoing=None, weight_gradient=None, squared_weight_gradient=None)
+        ).tolist()
         assert scores[0] == scores[1] and len({*scores}) == 3
 
     def test_random_numbers_are_uniform(self):
@@ -199,6 +217,7 @@ class TestByHand:
         arrays = {"labels": np.array([0, 1]), "features": maps, "gamma": np.ones(40)}
         weights = {"kernel": np.ones((1, 40)), "outgoing": np.ones((40, 1))}
         gradients = {"weight_gradient": np.ones((1, 40)), "feature_gradient": np.ones(maps.shape)}
+        gradients["squared_weight_gradient"] = np.ones((1, 40))
         expected = score_by_definition("chip", **arrays, **weights, **gradients)
         found = chip(Operands.from_arrays(**arrays, kernel=weights["kernel"]))
         norm = np.linalg.svd(maps.reshape(2, 30, 40), compute_uv=False).sum(-1).max()
@@ -207,17 +226,18 @@ class TestByHand:
         np.testing.assert_allclose(found[alive], expected[alive], rtol=1e-4)
 
     def test_gradient_metrics_of_one_channel(self):
-        """X = (1, 2), (3, 1) with gradients (2, -1), (-1, 1): products (2, -2), (-3, 1); w = 1, 3, g = 2, -1."""
+        """X = (1, 2), (3, 1), gradients (2, -1), (-1, 1): products (2, -2), (-3, 1); w = 1, 3, g = 2, -1, g^2 5, 2."""
         ops = Operands.from_arrays(
             features=np.array([[1.0, 2.0], [3.0, 1.0]])[:, :, None],
             labels=[0, 1],
             kernel=[[1.0], [3.0]],
             weight_gradient=[[2.0], [-1.0]],
             feature_gradient=np.array([[2.0, -1.0], [-1.0, 1.0]])[:, :, None],
+            squared_weight_gradient=[[5.0], [2.0]],
         )
         names = ("taylor", "taylor_activations", "fisher", "obd", "obd_activations")
         found = [float(metrics[name](ops)[0]) for name in names]
-        np.testing.assert_allclose(found, [1, 0.5, 2, 6.5, 4.5], rtol=1e-6)
+        np.testing.assert_allclose(found, [1, 0.5, 2, 11.5, 4.5], rtol=1e-6)
 
     def test_wanda_thinet_and_flap_of_one_channel(self):
         """X = 1, 3: mean square 5, variance 1; consumers -1 and 2."""
@@ -245,13 +265,18 @@ class Net(nnx.Module):
 
 @pytest.fixture(scope="module")
 def observed():
-    """The same network on the same 24 images: all at once, in two ways of splitting, and in another order."""
+    """A network on the same 24 images: all at once, in two ways of splitting, in another order, with dead channels."""
     net, rng = Net(nnx.Rngs(0)), np.random.default_rng(0)
     labels = np.arange(24) % 3
     images = (rng.standard_normal((24, 8, 8, 1)) + labels[:, None, None, None]).astype(np.float32)
     order = rng.permutation(24)
+    dead = Net(nnx.Rngs(0))
+    for value in (dead.conv1.kernel, dead.conv1.bias, dead.norm1.scale, dead.conv2.kernel, dead.norm2.scale):
+        value[...] = value[...].at[..., DEAD].set(0.0)
     return {
         "whole": observe(net, images, labels),
+        "dead": observe(dead, images, labels),
+        "pooled": observe(net, images, labels, max_positions=4),
         "shuffled": observe(net, images[order], labels[order]),
         "batches of 5": observe(net, images, labels, num_samples=12, batch_size=5),
         "batches of 24": observe(net, images, labels, num_samples=12, batch_size=24),
@@ -278,6 +303,22 @@ class TestOnANetwork:
             if name not in READS_SAMPLE:
                 assert_close(found[group], score(metrics[name], observed["whole"])[group], 2e-4)
 
+    def test_a_dead_channel_of_a_layer_has_a_finite_score(self, name, observed):
+        alive, dead = (score(metrics[name], observed[way]) for way in ("whole", "dead"))
+        for group, scores in dead.items():
+            assert np.isfinite(scores).all()
+            assert name == "random" or scores[DEAD] != alive[group][DEAD]
+
+    def test_it_reads_the_maps_of_positions_that_were_asked_for(self, name, observed):
+        """Only what reads the sample may change when its maps are pooled."""
+        pooled = observed["pooled"]
+        assert pooled["conv1.kernel"].space == (2, 2) and observed["whole"]["conv1.kernel"].space == (4, 4)
+        found, expected = (score(metrics[name], each)["conv1.kernel"] for each in (pooled, observed["whole"]))
+        if name in READS_SAMPLE:
+            assert not np.allclose(found, expected, rtol=1e-3)
+        else:
+            assert_close(found, expected, 2e-4)
+
 
 @pytest.mark.parametrize("name", metrics)
 def test_every_metric_makes_a_smaller_network(name, observed):
@@ -298,6 +339,29 @@ def test_fisher_is_of_all_examples_and_each_ones_own(observed):
     streamed = observed["batches of 5"].with_gradients()["conv1.kernel"]
     np.testing.assert_allclose(metrics["fisher"](streamed), np.mean(effects**2, axis=0), rtol=1e-4)
     assert (np.mean(effects, axis=0) ** 2 < 0.9 * np.mean(effects**2, axis=0)).all()
+
+
+def test_hrank_and_chip_read_whole_maps_when_asked():
+    """Maps of 12 x 12: pooled to 64 positions by default, whole with `max_positions`, and then the paper's."""
+    net = Net(nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    images, labels = rng.standard_normal((6, 24, 24, 1)).astype(np.float32), np.arange(6) % 2
+    pooled, whole = (
+        observe(net, images, labels, **each)["conv1.kernel"] for each in ({}, {"max_positions": 144})
+    )
+    assert (pooled.space, whole.space) == ((6, 6), (12, 12))
+    view = nnx.view(net, use_running_average=True)
+    maps = np.asarray(
+        nnx.max_pool(nnx.relu(view.norm1(view.conv1(jnp.asarray(images)))), (2, 2), (2, 2)), np.float64
+    )
+    ranks = np.linalg.matrix_rank(np.moveaxis(maps, -1, 1).astype(np.float32)).mean(0)
+    np.testing.assert_allclose(hrank(whole), ranks)
+    assert (ranks > 6).all() and (np.asarray(hrank(pooled)) <= 6).all()
+    rows = np.moveaxis(maps, -1, 1).reshape(6, 4, -1)
+    norms = np.linalg.svd(rows, compute_uv=False).sum(-1)
+    without = [np.linalg.svd(np.delete(rows, c, axis=1), compute_uv=False).sum(-1) for c in range(4)]
+    np.testing.assert_allclose(chip(whole), (norms - np.array(without)).mean(1), rtol=1e-4)
+    assert not np.allclose(chip(pooled), chip(whole), rtol=0.05)
 
 
 def test_apoz_counts_all_images_at_all_positions(observed):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from jaxprune.scoring.moments import zero_moments
-from jaxprune.scoring.records import Observed, Operands, sample_moments
+from jaxprune.scoring.observed import Observed
+from jaxprune.scoring.records import Operands, sample_moments
 
 
 def make(seed=0, channels=3, **changes):

@@ -12,7 +12,8 @@ from jaxprune.language.sampling import random_expression
 from jaxprune.scoring.compiled import compile
 from jaxprune.scoring.evaluator import Scorer, score_population, score_with_status
 from jaxprune.scoring.gradients import Gradients
-from jaxprune.scoring.records import Observed, Operands, sample_moments
+from jaxprune.scoring.observed import Observed
+from jaxprune.scoring.records import Operands, sample_moments
 
 MIXED = [
     parse(text)

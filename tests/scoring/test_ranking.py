@@ -8,8 +8,9 @@ from jaxprune.language.published import library
 from jaxprune.scoring.compiled import compile
 from jaxprune.scoring.evaluator import Scorer
 from jaxprune.scoring.metrics import Metric, metrics
+from jaxprune.scoring.observed import Observed
 from jaxprune.scoring.ranking import Ranking, aggregate, is_constant, pruning_order, rank_population, score
-from jaxprune.scoring.records import Observed, Operands
+from jaxprune.scoring.records import Operands
 from jaxprune.types import Invalid
 
 LABELS = np.arange(12) % 3
@@ -121,7 +122,7 @@ def test_functions_that_fail_say_why():
     found = rank_population([half, needy, lambda ops: jnp.ones(ops.num_channels)], observe())
     assert [result.reason for result in found] == [
         "not finite in group conv.kernel, channel 3: half",
-        "operand WO and gamma is missing: this layer does not have it (conv.kernel)",
+        "operand WO and gamma is missing: this layer does not have it (conv.kernel, skip.kernel, dense.kernel)",
         "constant in every group",
     ]
     with pytest.raises(
@@ -158,7 +159,7 @@ def test_invalid_functions_say_why():
     reasons = [result.reason for result in rank_population([parse(text) for text in functions], observed)]
     assert reasons == [
         "not finite in group conv.kernel, channel 2: var(P)/var(X)",
-        "operand gamma is missing: this layer does not have it (conv.kernel)",
+        "operand gamma is missing: this layer does not have it (conv.kernel, skip.kernel, dense.kernel)",
         "constant in every group",
         "not finite in group conv.kernel, channel 2: 1/var(mX)",
         "not finite in group conv.kernel, channel 0: sqrt(mX - abs(X) - 9)",
