@@ -6,24 +6,20 @@ cache and the budget. What several formulas share is computed once per column; o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxprune.language.tree import Expression, operand
 from jaxprune.scoring.analysis import View, lanes_of, moment_answer
+from jaxprune.scoring.columns import Extent, Item, Piece, Place, Planes, Span, contiguous, is_contiguous
 from jaxprune.scoring.kernels import (
-    SMALLEST_STARTS,
     Spec,
-    bucket,
     grow,
     make_geometry,
     rearrange,
-    rearrange_classes,
     source_length,
 )
 from jaxprune.scoring.layers import Layer, Table
@@ -36,64 +32,6 @@ from jaxprune.scoring.set_statistics import (
 )
 from jaxprune.scoring.twins import SetAnswer, set_answer, twin_of
 from jaxprune.types import Array
-
-Kind = Literal["value", "finite"]
-
-
-class Item(NamedTuple):
-    """What is wanted of every class and channel: a scalar, or whether all entries of a value are finite."""
-
-    kind: Kind
-    node: Expression
-    view: View
-
-
-class Span(NamedTuple):
-    """Some channels of a layer; on a mesh, of each shard."""
-
-    first: int
-    number: int
-
-
-class Piece(NamedTuple):
-    """An item's values, flat, for some classes and channels of a layer; one number stands for a whole span."""
-
-    item: Item
-    layer: Layer
-    first_class: int
-    spec: Spec
-    span: Span
-    is_whole_buffer: bool
-    """Whether the buffer holds as many channels as it is long, not those of the spec."""
-    values: Array
-
-
-class Place(NamedTuple):
-    """Where a column lies."""
-
-    layer: Layer
-    member: int
-    first_class: int
-    first_channel: int
-
-
-class Planes(Protocol):
-    """Where columns read scalars."""
-
-    num_classes: int
-    num_lanes: int
-    mesh: Mesh | None
-
-    def source(self, node: Expression, view: View) -> Array:
-        """[K, lanes] values of a scalar in a buffer that data can be gathered from."""
-
-
-class Extent(NamedTuple):
-    """What kind of columns: their classes and channels, and whether they read the bank of one member."""
-
-    num_classes: int
-    num_channels: int
-    has_bank: bool
 
 
 class _Step(NamedTuple):
@@ -142,9 +80,7 @@ class ColumnProgram:
             self._outputs.append((item, slot, spec, answer.name))
             return
         is_scalar = item.node.type == ()  # what the column sums up to, not what it reads
-        slot = (
-            self._lower(self, item.node, item.view) if is_scalar else self.value(item.node, item.view)
-        )
+        slot = self._lower(self, item.node, item.view) if is_scalar else self.value(item.node, item.view)
         spec = self.spec(item.node, item.view)
         if item.kind == "finite":
             slot = finite(self, item.node, item.view, slot)
@@ -248,7 +184,6 @@ class ColumnProgram:
         *,
         sizes: tuple[int, ...] | None = None,
         offset: Callable[[Place], int] | None = None,
-        starts: Callable[[Place], np.ndarray] | None = None,
     ) -> int:
         """The slot of a buffer gathered from another one.
 
@@ -258,18 +193,15 @@ class ColumnProgram:
           target: what is wanted.
           strides: of the digits of a place in the result, slowest first; by default classes, channels and axes.
           sizes, offset: see `make_geometry`; what depends on the place is a function of it.
-          starts: one more offset for each class of a column.
         """
         digits = (target.classes, target.channels, *target.shape) if sizes is None else sizes
-        if offset is None and starts is None and length == target.length and _is_contiguous(digits, strides):
+        if offset is None and length == target.length and is_contiguous(digits, strides):
             return slot
 
         def run(place: Place, source: Array) -> Array:
             geometry = make_geometry(digits, strides, 0 if offset is None else offset(place))
             numbers, grown = self.by_shard(geometry), self.grown(source, length)
-            if starts is None:
-                return rearrange(self.mesh, grown, numbers, target.length)
-            return rearrange_classes(self.mesh, grown, numbers, starts(place), target.length)
+            return rearrange(self.mesh, grown, numbers, target.length)
 
         return self.step(run, (slot,), node)
 
@@ -346,14 +278,13 @@ class ColumnProgram:
             return slot
         _, channels, *axes = contiguous(source)
         stride = sum(own for own, axis in zip(axes, node.type, strict=True) if axis == "N")
-        number = self.planes.num_classes
-        first_rows = np.zeros(2 * bucket(number, SMALLEST_STARTS), np.int32)
-        first_rows[:number] = stride * self.layer.samples.starts
+        first_rows, row = self.layer.samples.starts, self.layer.samples.class_stride
 
-        def starts(place: Place) -> np.ndarray:
-            return first_rows[place.first_class : place.first_class + len(first_rows) // 2]
+        def offset(place: Place) -> int:
+            return stride * int(first_rows[place.first_class])
 
-        return self.moved(slot, node, source.length, target, (0, channels, *axes), starts=starts)
+        strides = (stride * row if target.classes > 1 else 0, channels, *axes)
+        return self.moved(slot, node, source.length, target, strides, offset=offset)
 
     def _statistics(self, answer: SetAnswer, view: View) -> int:
         return self.once(("statistics", answer.twin, view), lambda: self._make_statistics(answer, view))
@@ -396,27 +327,6 @@ class ColumnProgram:
             strides,
             offset=lambda place: place.first_class * stride,
         )
-
-
-def contiguous(spec: Spec) -> tuple[int, ...]:
-    """Strides of classes, channels and axes; 0 for classes and channels that are not there.
-
-    Example:
-      >>> contiguous(Spec(1, 4, (8, 2)))
-      (0, 16, 2, 1)
-    """
-    axes = [math.prod(spec.shape[axis + 1 :]) for axis in range(len(spec.shape))]
-    channels = spec.row if spec.channels > 1 else 0
-    return (spec.channels * spec.row if spec.classes > 1 else 0, channels, *axes)
-
-
-def _is_contiguous(sizes: Sequence[int], strides: Sequence[int]) -> bool:
-    step = 1
-    for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
-        if size > 1 and stride != step:
-            return False
-        step *= size
-    return True
 
 
 @lru_cache(maxsize=1 << 16)

@@ -27,7 +27,9 @@ INVERSE_ENTRIES = 1 << 12
 """So many entries are inverted at once, on a CPU one matrix after the other anyway."""
 
 
-def _whole_product(left: Array, right: Array, is_real: Array, lanes: int, shape: tuple[int, int, int]) -> jax.Array:
+def _whole_product(
+    left: Array, right: Array, is_real: Array, lanes: int, shape: tuple[int, int, int]
+) -> jax.Array:
     rows, middle, columns = shape
     real = is_real[: lanes * middle].reshape(lanes, middle)
     first = left[: lanes * rows * middle].reshape(lanes, rows, middle)
@@ -41,7 +43,9 @@ whole_product = Kernel(_whole_product, shared=(2,), static=2)
 """(left, right, [lanes, middle] booleans, lanes, (rows, middle, columns)) -> products of whole matrices."""
 
 
-def _whole_distance(left: Array, right: Array, is_real: Array, lanes: int, shape: tuple[int, int, int]) -> jax.Array:
+def _whole_distance(
+    left: Array, right: Array, is_real: Array, lanes: int, shape: tuple[int, int, int]
+) -> jax.Array:
     rows, middle, columns = shape
     real = is_real[: lanes * middle].reshape(lanes, 1, middle)
     first = jnp.where(real, left[: lanes * rows * middle].reshape(lanes, rows, middle), 0)
@@ -145,7 +149,7 @@ def _inverses(matrices: Array, is_real: Array, lanes: Array, size: int) -> jax.A
 
 
 inverses = Kernel(_inverses, shared=(1, 2), static=1)
-"""([lanes, size, size] buffer, [lanes, size] booleans, lanes, size) -> each (A + 1e-4 I)^-1, one group after another."""
+"""([lanes, size, size] buffer, [lanes, size] booleans, lanes, size) -> each (A + 1e-4 I)^-1, group after group."""
 
 
 def _in_buffer(values: jax.Array) -> jax.Array:
@@ -157,8 +161,8 @@ def contraction_numbers(
     classes: int,
     channels: int,
     shape: tuple[int, int, int],
-    left_strides: tuple[int, int],
-    right_strides: tuple[int, int],
+    left_strides: tuple[int, ...],
+    right_strides: tuple[int, ...],
 ) -> np.ndarray:
     """The numbers that `tiled` takes."""
     return np.asarray([classes, channels, *shape, *left_strides, *right_strides], np.int32)

@@ -10,22 +10,24 @@ from __future__ import annotations
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from threading import RLock
 from typing import cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune.language.operators import OPERATORS
 from jaxprune.language.tree import Expression
 from jaxprune.scoring.analysis import View, evaluated_nodes, lanes_of, moment_answer, reads_activations
+from jaxprune.scoring.column_contractions import TILED, tiled_entries
 from jaxprune.scoring.column_operators import all_finite, lower
-from jaxprune.scoring.column_programs import ColumnProgram, Extent, Item, Piece
+from jaxprune.scoring.column_programs import ColumnProgram
+from jaxprune.scoring.columns import Extent, Item, Piece
+from jaxprune.scoring.kernel_table import KernelTable
 from jaxprune.scoring.kernels import (
     BINARY,
     HELPERS,
@@ -119,6 +121,17 @@ class Engine:
         self._pinned.clear()
         return [self._finite[self._key(item.node, item.view)] for item in asked]
 
+    def warm_up(self, most_entries: int) -> None:
+        """Compiles every kernel that a value of at most so many entries can ask for."""
+        table = KernelTable(self.layers, self.num_lanes, self._column_entries, most_entries)
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            for _ in pool.map(self._call, table):
+                pass
+
+    def _call(self, compile_one: Callable[[], object]) -> None:
+        with jax.enable_x64(self.dtype == np.float64):
+            compile_one()
+
     def plane(self, node: Expression, view: View) -> Array:
         """Flat [K, lanes] values of a scalar whose columns, if it needs any, have been computed."""
         with self._lock:
@@ -168,15 +181,17 @@ class Engine:
         if name in UNARY or name in _OF_ONE_NUMBER:
             found = _OF_ONE_NUMBER.get(name, name)
             zero = np.zeros((), self.dtype)
-            return unary(None, np.int32((UNARY + HELPERS).index(found)), zero, *arguments) if found else arguments[0]
+            return (
+                unary(None, np.int32((UNARY + HELPERS).index(found)), zero, *arguments)
+                if found
+                else arguments[0]
+            )
         if name == "count":
             return self._in_buffer(np.ones((self.num_classes, self.num_lanes), self.dtype))
         static, traced = split_params(node)
         numbers = tuple(np.asarray(number, self.dtype) for number in traced)
         spec = Spec(self.num_classes, self.num_lanes, ())
-        kernel = lane_kernel(
-            cast(Hashable, OPERATORS[name].implement), static, (spec,) * len(arguments), ()
-        )
+        kernel = lane_kernel(cast(Hashable, OPERATORS[name].implement), static, (spec,) * len(arguments), ())
         return kernel(None, arguments, ((),) * len(arguments), numbers)
 
     def _assemble(self, parts: Iterable[tuple[Layer, np.ndarray]]) -> Array:
@@ -191,7 +206,7 @@ class Engine:
         """[K, lanes] numbers in a buffer that the smallest number of kernels serves."""
         flat = np.zeros(self._plane_length, self.dtype)
         flat[: plane.size] = plane.reshape(-1)
-        return jnp.asarray(flat)
+        return jax.device_put(flat)
 
     def source(self, node: Expression, view: View) -> Array:
         """The plane of a scalar in a buffer that data can be gathered from, on all devices of a mesh."""
@@ -256,14 +271,17 @@ class Engine:
         node, view = item.node, item.view
         lanes = lanes_of(node)
         has_bank = "W" in node.operands
-        largest = max(math.prod(layer.shape(type, view)) for type in column_types(node))
+        is_tiled = any(part.operator in TILED for part in node.walk())
+        entries = tiled_entries if is_tiled else math.prod
+        largest = max(entries(layer.shape(type, view)) for type in column_types(node))
         fitting = 1 << int(math.log2(max(1, self._column_entries / largest)))
         widest = bucket(layer.members[0].num_channels) if has_bank and layer.mesh is None else layer.width
         width = min(fitting, widest) if lanes.channel else 1
         answered = item.kind == "value" and set_answer(node) is not None
         if not lanes.per_class or answered:
             return False, Extent(1, width, has_bank)
-        if self.num_classes * width * largest <= self._column_entries and width in (1, widest):
+        is_small = self.num_classes * width * largest <= self._column_entries and width in (1, widest)
+        if is_small and layer.samples.class_stride:
             return True, Extent(self.num_classes, width, has_bank)
         return True, Extent(1, width, has_bank)
 

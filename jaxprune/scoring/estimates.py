@@ -23,6 +23,10 @@ class Cost(NamedTuple):
     """Of the largest value, for one channel and one class: the least that must be held at once."""
     flops: float
     """Of all values, over all classes and channels; what no class turn distinguishes counts once."""
+    largest: Expression
+    """The sub-expression with the largest value."""
+    costliest: Expression
+    """The sub-expression that takes most operations, its arguments apart."""
 
 
 def value_shape(type: Type, sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -40,10 +44,12 @@ def estimate_cost(f: Expression, sizes: Mapping[str, int], itemsize: int) -> Cos
 
     Example:
       >>> from jaxprune.language.parsing import parse
-      >>> estimate_cost(parse("sum(abs(WI))"), {"F": 9, "C": 4, "K": 10}, 4)
-      Cost(bytes_per_channel=36, flops=72.0)
+      >>> cost = estimate_cost(parse("sum(abs(WI))"), {"F": 9, "C": 4, "K": 10}, 4)
+      >>> cost.bytes_per_channel, cost.flops, str(cost.largest)
+      (36, 72.0, 'abs(WI)')
     """
-    largest, flops = itemsize, 0.0
+    most_bytes, largest, flops = itemsize, f, 0.0
+    most_flops, costliest = 0.0, f
     seen: set[Expression] = set()
     stack = [f]
     while stack:
@@ -51,40 +57,55 @@ def estimate_cost(f: Expression, sizes: Mapping[str, int], itemsize: int) -> Cos
         if node in seen:
             continue
         seen.add(node)
-        largest = max(largest, itemsize * math.prod(value_shape(node.type, sizes)))
+        own_bytes = itemsize * math.prod(value_shape(node.type, sizes))
+        if own_bytes > most_bytes:
+            most_bytes, largest = own_bytes, node
         if moment_answer(node) is not None or not node.children:
             continue
         lanes = lanes_of(node)
         channels = sizes["C"] if lanes.channel else 1
-        answer, twin = set_answer(node), twin_of(node)
+        answer, twin, own_flops = set_answer(node), twin_of(node), 0.0
         if answer is not None:
             entries = math.prod(value_shape(answer.twin.type, sizes))
-            flops += channels * 2.0 * _PRODUCTS * sizes["K"] * entries
+            own_flops = channels * 2.0 * _PRODUCTS * sizes["K"] * entries
             stack.append(answer.twin)
         elif twin is not None and twin is not node:
             stack.append(twin)
         else:
             shapes = [value_shape(child.type, sizes) for child in node.children]
-            flops += (
-                channels * (sizes["K"] if lanes.per_class else 1) * OPERATORS[node.operator].flops(shapes)
-            )
+            turns = sizes["K"] if lanes.per_class else 1
+            own_flops = channels * turns * OPERATORS[node.operator].flops(shapes)
             stack += node.children
-    return Cost(largest, flops)
+        flops += own_flops
+        if own_flops > most_flops:
+            most_flops, costliest = own_flops, node
+    return Cost(most_bytes, flops, largest, costliest)
+
+
+LEAST_SHARE = 4
+"""A budget must hold the largest value of one channel that many times."""
 
 
 def explain_refusal(cost: Cost, budget_bytes: int, max_flops: float) -> str | None:
     """Why a function of this cost is not evaluated, or None.
 
     Example:
-      >>> explain_refusal(Cost(100, 1e3), budget_bytes=200, max_flops=1e9)
-      'refused: needs values of 1.0e+02 bytes for one channel, more than a quarter of the budget of 2.0e+02'
+      >>> from jaxprune.language.parsing import parse
+      >>> f = parse("sum(abs(X))")
+      >>> print(explain_refusal(Cost(100, 1e3, f.children[0], f), budget_bytes=200, max_flops=1e9))
+      refused: abs(X) needs 100 bytes for one channel, more than a quarter of the budget of 200 bytes; the least that \
+works is 400 bytes
     """
     if cost.flops > max_flops:
-        return f"refused: needs {cost.flops:.1e} operations on this layer, more than {max_flops:.1e}"
-    if 4 * cost.bytes_per_channel > budget_bytes:
         return (
-            f"refused: needs values of {cost.bytes_per_channel:.1e} bytes for one channel, "
-            f"more than a quarter of the budget of {budget_bytes:.1e}"
+            f"refused: needs {cost.flops:.1e} operations on this layer, more than {max_flops:.1e}, "
+            f"most of them for {cost.costliest}"
+        )
+    least = LEAST_SHARE * cost.bytes_per_channel
+    if least > budget_bytes:
+        return (
+            f"refused: {cost.largest} needs {cost.bytes_per_channel} bytes for one channel, more than a quarter of the "
+            f"budget of {budget_bytes} bytes; the least that works is {least} bytes"
         )
     return None
 

@@ -17,7 +17,7 @@ from jaxprune.scoring.compiled import (
     missing_operands,
 )
 from jaxprune.scoring.engine import Engine, needs_columns
-from jaxprune.scoring.estimates import estimate_cost, explain_refusal
+from jaxprune.scoring.estimates import LEAST_SHARE, estimate_cost, explain_refusal
 from jaxprune.scoring.lanes import axis_sizes
 from jaxprune.scoring.layers import layers_of
 from jaxprune.scoring.records import Operands
@@ -73,7 +73,8 @@ class Scorer:
         _check_alike(self._layers)
         self._budget_bytes = budget_bytes
         self._max_flops = MAX_FLOPS if max_flops is None else max_flops
-        layers, starts, num_lanes = layers_of(list(self._layers.values()), mesh)
+        devices = None if mesh is None else Mesh(mesh.devices, mesh.axis_names)  # of automatic axes
+        layers, starts, num_lanes = layers_of(list(self._layers.values()), devices)
         self._engine = Engine(layers, num_lanes, budget_bytes // 2, column_entries)
         self._is_full = all(one.sample_is_full for one in self._layers.values())
         self._sizes = {
@@ -110,6 +111,15 @@ class Scorer:
             )
             for path, places in self._places.items()
         }
+
+    def warm_up(self) -> None:
+        """Compiles every kernel that any formula can ask for on these layers, before the first one comes.
+
+        After it new populations compile nothing, nor does the same network when it has been pruned. It takes from
+        seconds to minutes; a persistent compilation cache keeps the result. Operators and operands that a user
+        registers may compile more.
+        """
+        self._engine.warm_up(self._budget_bytes // (LEAST_SHARE * self._engine.dtype.itemsize))
 
     def first_offending(self, f: Expression, member: int, channel: int, path: str = "") -> Expression:
         """The first sub-expression, children first, that is not finite for a channel of a member.

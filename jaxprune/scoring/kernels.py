@@ -23,7 +23,8 @@ from jaxprune.types import Array
 BINARY = ("+", "-", "*", "/")
 UNARY = ("abs", "square", "sqrt")
 HELPERS = ("vanish", "gauss")
-"""Of one value too, but no operators of the language: `vanish` is 0 where a value is finite, else NaN; `gauss` is exp(-factor * value)."""
+"""Of one value too, but no operators of the language: `vanish` is 0 where a value is finite, else NaN; `gauss` is
+exp(-factor * value)."""
 SMALLEST_BUFFER = 1 << 12
 """Buffers are at least that long: shorter ones would save no time and need kernels of their own."""
 
@@ -92,7 +93,7 @@ class RowMask(NamedTuple):
     """[buffer] booleans, False behind the last row."""
     first: Array
     """[rows] the place in its row of a real entry."""
-    count: Array
+    number: Array
     """[rows] how many are real."""
 
 
@@ -114,18 +115,18 @@ class Kernel:
         self._plain = quick_jit(function, static_argnums=statics)
         self._sharded = lru_cache(maxsize=None)(self._make_sharded)
 
-    def __call__(self, mesh: Mesh | None, *arguments: Any) -> Any:
+    def __call__(self, mesh: Mesh | None, *arguments: Any) -> Any:  # noqa: ANN401
         """Runs it."""
         if mesh is None:
             return self._plain(*arguments)
         split = len(arguments) - self._num_static
         return self._sharded(mesh, arguments[split:])(*arguments[:split])
 
-    def _make_sharded(self, mesh: Mesh, statics: tuple[Any, ...]) -> Callable[..., Any]:
+    def _make_sharded(self, mesh: Mesh, statics: tuple[Any, ...]) -> Callable[..., object]:
         num_arrays = self.function.__code__.co_argcount - self._num_static
         axis = PartitionSpec(mesh.axis_names)
 
-        def of_shard(*arrays: Any) -> Any:
+        def of_shard(*arrays: Array) -> object:
             own = [
                 array if number in self._shared else jax.tree.map(lambda leaf: leaf[0], array)
                 for number, array in enumerate(arrays)
@@ -146,7 +147,13 @@ binary = Kernel(_binary, shared=(0,))
 
 
 def _unary(operator: Array, factor: Array, values: Array) -> jax.Array:
-    branches = [jnp.abs, jnp.square, jnp.sqrt, lambda given: given * 0, lambda given: jnp.exp(-factor * given)]
+    branches = [
+        jnp.abs,
+        jnp.square,
+        jnp.sqrt,
+        lambda given: given * 0,
+        lambda given: jnp.exp(-factor * given),
+    ]
     return jax.lax.switch(operator, branches, values)
 
 
@@ -181,7 +188,7 @@ def make_geometry(sizes: tuple[int, ...], strides: tuple[int, ...], offset: int 
     lengths = [*sizes, *(1,) * (5 - len(sizes))]
     shifts = [sum((size - 1).bit_length() for size in lengths[digit + 1 :]) for digit in range(4)]
     numbers = np.asarray([offset, *shifts, *strides, *(0,) * (5 - len(strides))], np.int32)
-    return jnp.asarray(numbers)
+    return jax.device_put(numbers)
 
 
 def _places(numbers: Array, length: int) -> jax.Array:
@@ -202,21 +209,10 @@ rearrange = Kernel(_rearrange, static=1)
 """(source, numbers of a geometry, length) -> a buffer gathered from the source."""
 
 
-def _rearrange_classes(source: Array, numbers: Array, starts: Array, length: int) -> jax.Array:
-    slowest = jnp.arange(length, dtype=jnp.int32) >> numbers[1]
-    return jnp.take(source, _places(numbers, length) + jnp.take(starts, slowest, mode="clip"), mode="clip")
-
-
-SMALLEST_STARTS = 16
-"""Starts are given for at least so many classes."""
-rearrange_classes = Kernel(_rearrange_classes, shared=(2,), static=1)
-"""(source, numbers of a geometry, starts, length) -> the same with a start for each value of the slowest digit."""
-
-
-def _binary_over(operator: Array, values: Array, source: Array, numbers: Array) -> jax.Array:
+def _binary_over(operator: Array, values: jax.Array, source: Array, numbers: Array) -> jax.Array:
     def branch(function: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[[Array, Array], jax.Array]:
         # The gather stands inside the branches, so that it is fused with what follows.
-        return lambda whole, part: function(whole, _rearrange(part, numbers, whole.shape[0]))
+        return lambda whole, part: function(jnp.asarray(whole), _rearrange(part, numbers, whole.shape[0]))
 
     return jax.lax.switch(operator, [branch(function) for function in _ARITHMETIC], values, source)
 
@@ -258,11 +254,11 @@ def _spread_rows(values: Array, mask: RowMask, row: int) -> tuple[jax.Array, jax
     rows, is_real = values.reshape(-1, row), mask.is_real.reshape(-1, row)
     # Relative to a real entry: a constant is exact, and what is left to add up is small (see `reductions`).
     first = jnp.take_along_axis(rows, mask.first[:, None], axis=1)
-    count = mask.count[:, None]
+    count = mask.number[:, None]
     centre = first + jnp.sum(jnp.where(is_real, rows - first, 0), axis=1, keepdims=True) / count
     deviation = jnp.where(is_real, rows - centre, 0)
     mean = (centre + jnp.sum(deviation, axis=1, keepdims=True) / count)[:, 0]
-    variance = jnp.sum(jnp.square(deviation), axis=1) / mask.count
+    variance = jnp.sum(jnp.square(deviation), axis=1) / mask.number
     length = buffer_length(len(mean))
     return _grow(mean, length), _grow(variance, length)
 

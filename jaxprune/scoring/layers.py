@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -121,7 +120,9 @@ class Layer:
         classes = (first_class, spec.classes) if {"N", "NQ"} & set(type) else (0, 1)
         sizes = tuple(axis if axis in SAMPLE_AXES else int(self.true_size(axis, view)) for axis in type)
         key = (sizes, classes, spec, row, length, self.mesh)
-        return self.samples.masks.get(key, lambda: self._make_mask(type, view, spec, first_class, row, length))
+        return self.samples.masks.get(
+            key, lambda: self._make_mask(type, view, spec, first_class, row, length)
+        )
 
     def _make_mask(
         self, type: Type, view: View, spec: Spec, first_class: int, row: int, length: int
@@ -221,8 +222,8 @@ class Layer:
             ]
             count = np.asarray(own[0].count)
             found = set_moments(self.mesh, *parts, self._shared(count))
-            is_position = np.arange(positions) < self._true[view]["D"]
-            self._statistics[view] = set_statistics(self.mesh, *found, self._shared(is_position), positions)
+            mask = self.mask(("D",), view, Spec(1, 1, (positions,)), 0)
+            self._statistics[view] = set_statistics(self.mesh, *found, mask.is_real, positions)
         return self._statistics[view]
 
     def _make(self, name: str, view: View) -> Table | None:
@@ -262,13 +263,13 @@ class Layer:
             length = source_length(len(flat[0]))
         padded = [_padded(shard, {-1: length}).astype(dtype, copy=False) for shard in flat]
         if self.mesh is None:
-            return jnp.asarray(padded[0])
+            return jax.device_put(padded[0])
         sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
         return jax.device_put(np.stack(padded), sharding)
 
     def _shared(self, array: np.ndarray) -> Array:
         if self.mesh is None:
-            return jnp.asarray(array)
+            return jax.device_put(array)
         return jax.device_put(array, NamedSharding(self.mesh, PartitionSpec()))
 
     def _on_all_rows(self, value: np.ndarray, axis: int) -> np.ndarray:
@@ -291,7 +292,9 @@ def true_sizes(one: Operands, view: View) -> dict[str, int]:
     }
 
 
-def layers_of(operands: Sequence[Operands], mesh: Mesh | None = None) -> tuple[list[Layer], list[list[int]], int]:
+def layers_of(
+    operands: Sequence[Operands], mesh: Mesh | None = None
+) -> tuple[list[Layer], list[list[int]], int]:
     """All members of all producers as layers, side by side.
 
     Returns:
@@ -321,7 +324,13 @@ def layers_of(operands: Sequence[Operands], mesh: Mesh | None = None) -> tuple[l
 
 def _alike(one: Operands) -> tuple[Hashable, ...]:
     """Equal for operands that can stand side by side."""
-    present = (one.outgoing is None, one.gamma is None, one.beta is None, one.gradients is None, *sorted(one.extras))
+    present = (
+        one.outgoing is None,
+        one.gamma is None,
+        one.beta is None,
+        one.gradients is None,
+        *sorted(one.extras),
+    )
     sizes = (tuple(true_sizes(one, view).values()) for view in ("full", "sample"))
     return (*present, *sizes, one.sample_is_full)
 

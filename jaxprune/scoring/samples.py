@@ -67,3 +67,5 @@ class Samples:
         self.masks = Masks()
         self.starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
         """[K] the first row of each class."""
+        self.class_stride = int(counts[0]) if len(set(class_counts)) == 1 else 0
+        """Rows from one class to the next; 0 where classes differ in size: then columns have one class at a time."""

@@ -41,7 +41,7 @@ def _class_moments(rows: Array, belongs: Array) -> tuple[jax.Array, jax.Array, j
 
 
 class_moments = Kernel(_class_moments, shared=(1,))
-"""([rows, positions of channels] buffer, [K, rows] membership) -> pivot [m], offset [K, m] and m2 [K, m] (`Moments`)."""
+"""([rows, positions of channels] buffer, [K, rows] membership) -> pivot [m], offset and m2 [K, m] (see `Moments`)."""
 
 
 def _set_moments(
@@ -66,7 +66,7 @@ def _set_moments(
         return total + spread + jnp.where(weight > 0, m2[index][None], 0)
 
     squares = jax.lax.fori_loop(0, num_classes, add_squares, zeros)
-    one = SetMoments(number, pivot[None], centre[:, None], squares[:, None])
+    one = SetMoments(number, jnp.asarray(pivot)[None], centre[:, None], squares[:, None])
     mean, lost = one.exact_mean
     return mean[:, 0], lost[:, 0], squares / number[:, None], number
 
@@ -81,7 +81,7 @@ def _set_statistics(
 ) -> dict[str, jax.Array]:
     num_sets = mean.shape[0]
     means, losses, spreads = (
-        given.reshape(num_sets, -1, positions) for given in (mean, lost, spread)
+        jnp.reshape(given, (num_sets, -1, positions)) for given in (mean, lost, spread)
     )  # [sets, channels, positions]
     is_position = is_position[:positions]
     num_positions = jnp.sum(is_position, dtype=mean.dtype)
@@ -94,8 +94,14 @@ def _set_statistics(
     entry_mean = means[..., 0] + (losses[..., 0] + centre)
     variance = (between + within) / num_positions
     count = jnp.broadcast_to((number * num_positions)[:, None], variance.shape)
-    values = {"mean": entry_mean, "var": variance, "std": jnp.sqrt(variance), "sum": entry_mean * count}
-    values |= {"count": count, "mean_samples": mean}
+    values = {
+        "mean": entry_mean,
+        "var": variance,
+        "std": jnp.sqrt(variance),
+        "sum": entry_mean * count,
+        "count": count,
+        "mean_samples": jnp.asarray(mean),
+    }
     num_classes = (num_sets - 1) // 2
     rows = {"X": slice(0, 1), "P": slice(1, 1 + num_classes), "Q": slice(1 + num_classes, None)}
     return {
@@ -106,8 +112,8 @@ def _set_statistics(
 
 
 set_statistics = Kernel(_set_statistics, shared=(4,), static=1)
-"""(what `set_moments` gives, booleans that start with those of the positions, positions) -> `mean(P)` and so on, flat [K or 1, channels], and
-`mean_samples(P)`, flat [K or 1, m]."""
+"""(what `set_moments` gives, booleans that start with those of the positions, positions) -> `mean(P)` and so on, flat
+[K or 1, channels], and `mean_samples(P)`, flat [K or 1, m]."""
 
 
 def _pair_statistics(pairs: Array, belongs: Array) -> dict[str, jax.Array]:
