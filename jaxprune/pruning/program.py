@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -22,21 +23,13 @@ from flax import nnx
 from jaxprune.pruning.states import FlatState, Path, merge_model
 from jaxprune.types import Array
 
-_CALLS: Mapping[str, str] = MappingProxyType(
-    {
-        "jit": "jaxpr",
-        "pjit": "jaxpr",
-        "closed_call": "call_jaxpr",
-        "core_call": "call_jaxpr",
-        "checkpoint": "jaxpr",
-        "remat": "jaxpr",
-        "remat2": "jaxpr",
-        "custom_jvp_call": "call_jaxpr",
-        "custom_vjp_call": "call_jaxpr",
-        "custom_vjp_call_jaxpr": "fun_jaxpr",
-    }
-)
 _LIBRARIES = tuple(os.path.dirname(module.__file__ or "") for module in (jax, jaxlib, flax, optax))
+
+
+LOOPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr"), "cond": ("branches",)}
+)
+"""What runs other programs in ways of its own, and the parameters that hold these."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +41,8 @@ class Step:
     outputs: tuple[int, ...]
     callers: tuple[jex.JaxprEqn, ...] = ()
     """The nested calls it sits in, innermost first."""
+    bodies: tuple[Body, ...] = ()
+    """What a loop or a branch runs, with numbers of its own."""
 
     @property
     def name(self) -> str:
@@ -62,6 +57,22 @@ class Step:
             if not frame.file_name.startswith((*_LIBRARIES, os.path.dirname(__file__))):
                 return f"{self.name} at {frame.file_name}:{frame.line_num} ({frame.function_name})"
         return self.name
+
+
+@dataclass(frozen=True)
+class Body:
+    """The steps of a loop's turn or of a branch; nothing but its inputs comes from outside."""
+
+    inputs: tuple[int, ...]
+    steps: tuple[Step, ...]
+    outputs: tuple[int | jex.Literal, ...]
+    rules: tuple[Rule, ...] = ()
+
+    @cached_property
+    def numbers(self) -> frozenset[int]:
+        """Of all values within, those of nested loops too."""
+        own = {number for step in self.steps for number in step.outputs}
+        return frozenset(own.union(self.inputs, *(body.numbers for step in self.steps for body in step.bodies)))
 
 
 @dataclass(frozen=True)
@@ -138,7 +149,7 @@ def trace_program(
         constants=flattening.constants,
         outputs=outputs,
         shapes=flattening.shapes,
-        rules=tuple(sorted(flattening.rules, key=lambda rule: (rule.opened.start, -rule.opened.stop))),
+        rules=_outer_first(flattening.rules),
     )
 
 
@@ -160,31 +171,73 @@ def evaluate(
         respect to it: the network's own derivative rules hold, but for those of a function that makes a wanted value
         within, or that hands on what it was given.
     """
-    added = {} if added is None else added
-    steps = program.steps if not added else _with_rules(program, frozenset(wanted))
-    needed = set(wanted)
-    chosen: list[Step] = []
-    for step in reversed(steps):
-        if needed.intersection(step.outputs):
-            chosen.append(step)
-            needed.update(value for value in step.inputs if isinstance(value, int))
     values: dict[int, Any] = {number: flat[path] for path, number in program.parameters.items()}
     values.update(program.constants)
     values[program.example] = images
-    for step in reversed(chosen):
-        inputs = [values[value] if isinstance(value, int) else value.val for value in step.inputs]
-        primitive = step.equation.primitive
-        bound = primitive.get_bind_params(step.equation.params)
-        functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair in older JAX versions
-        with step.equation.ctx.manager:
-            result = primitive.bind(*functions, *inputs, **params)
-        results = result if primitive.multiple_results else [result]
-        for number, value in zip(step.outputs, results, strict=True):
-            values[number] = value + added[number] if number in added else value
+    _run(program, values, frozenset(wanted), {} if added is None else added)
     return [values[number] for number in wanted]
 
 
-def _with_rules(program: Program, wanted: frozenset[int]) -> tuple[Step, ...]:
+def _run(
+    part: Program | Body, values: dict[int, Any], wanted: frozenset[int], added: Mapping[int, jax.Array]
+) -> None:
+    """Adds to `values` what is wanted, and everything it follows from."""
+    needed = set(wanted)
+    chosen: list[Step] = []
+    for step in reversed(part.steps if not added else _with_rules(part, wanted)):
+        if needed.intersection(step.outputs) or any(wanted & body.numbers for body in step.bodies):
+            chosen.append(step)
+            needed.update(value for value in step.inputs if isinstance(value, int))
+    for step in reversed(chosen):
+        inputs = [values[value] if isinstance(value, int) else value.val for value in step.inputs]
+        within = [number for number in wanted if any(number in body.numbers for body in step.bodies)]
+        if within:
+            results = _run_loop(step, inputs, values, sorted(within), added)
+        else:
+            results = _bind(step, inputs)
+        for number, value in zip(step.outputs, results, strict=True):
+            values[number] = value + added[number] if number in added else value
+
+
+def _bind(step: Step, inputs: Sequence[Any]) -> Sequence[Any]:
+    primitive = step.equation.primitive
+    bound = primitive.get_bind_params(step.equation.params)
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair in older JAX versions
+    with step.equation.ctx.manager:
+        result = primitive.bind(*functions, *inputs, **params)
+    return result if primitive.multiple_results else [result]
+
+
+def _run_loop(
+    step: Step,
+    inputs: Sequence[Any],
+    values: dict[int, Any],
+    within: Sequence[int],
+    added: Mapping[int, jax.Array],
+) -> Sequence[Any]:
+    """Runs a `scan` that also hands out values from inside, stacked over its turns, and what is added to them."""
+    (body,), params = step.bodies, step.equation.params
+    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    consts, rest = tuple(inputs[:num_consts]), inputs[num_consts:]
+    carry, slices = tuple(rest[:num_carry]), tuple(rest[num_carry:])
+    own = {number: value for number, value in added.items() if number in body.numbers}
+    outputs = [number for number in body.outputs if isinstance(number, int)]
+    outer = dict(values)
+
+    def turn(carry: tuple[Any, ...], given: tuple[tuple[Any, ...], dict[int, Any]]) -> tuple[Any, Any]:
+        inner = {**outer, **dict(zip(body.inputs, (*consts, *carry, *given[0]), strict=True))}
+        _run(body, inner, frozenset((*within, *outputs)), given[1])
+        found = [inner[value] if isinstance(value, int) else value.val for value in body.outputs]
+        return tuple(found[:num_carry]), (tuple(found[num_carry:]), [inner[number] for number in within])
+
+    carry, (stacked, handed_out) = jax.lax.scan(
+        turn, carry, (slices, own), length=params["length"], reverse=params["reverse"]
+    )
+    values.update(zip(within, handed_out, strict=True))
+    return (*carry, *stacked)
+
+
+def _with_rules(program: Program | Body, wanted: frozenset[int]) -> tuple[Step, ...]:
     """The steps, with calls that have a derivative of their own in one piece where only their results are wanted."""
     steps: list[Step] = []
     position = 0
@@ -225,12 +278,28 @@ class _Flattening:
             inputs = tuple(
                 value if isinstance(value, jex.Literal) else self._read(value) for value in equation.invars
             )
-            inner = equation.params.get(_CALLS.get(equation.primitive.name, ""))
+            inner = _called(equation)
             if inner is None:
+                bodies = tuple(self._body(part, (equation, *callers)) for part in _bodies(equation))
                 outputs = tuple(self.number(variable) for variable in equation.outvars)
-                self.steps.append(Step(equation, inputs, outputs, callers))
+                self.steps.append(Step(equation, inputs, outputs, callers, bodies))
             else:
                 self._call(inner, inputs, equation, callers)
+
+    def _body(self, inner: jex.ClosedJaxpr, callers: tuple[jex.JaxprEqn, ...]) -> Body:
+        saved = self._numbers, self.steps, self.rules
+        self._numbers, self.steps, self.rules = {}, [], []
+        inputs = tuple(self.number(variable) for variable in inner.jaxpr.invars)
+        for variable, value in zip(inner.jaxpr.constvars, inner.consts, strict=True):
+            self.constants[self.number(variable)] = value
+        self.open(inner.jaxpr, callers)
+        outputs = tuple(
+            variable if isinstance(variable, jex.Literal) else self._read(variable)
+            for variable in inner.jaxpr.outvars
+        )
+        body = Body(inputs, tuple(self.steps), outputs, _outer_first(self.rules))
+        self._numbers, self.steps, self.rules = saved
+        return body
 
     def _call(
         self,
@@ -265,6 +334,36 @@ class _Flattening:
         number = len(self.shapes)
         self.shapes[number] = shape_of(variable)
         return number
+
+
+def _outer_first(rules: Sequence[Rule]) -> tuple[Rule, ...]:
+    return tuple(sorted(rules, key=lambda rule: (rule.opened.start, -rule.opened.stop)))
+
+
+def _called(equation: jex.JaxprEqn) -> jex.ClosedJaxpr | jex.Jaxpr | None:
+    """The one program that an equation calls once with exactly its own inputs and outputs, whatever it is called."""
+    inner = [value for value in equation.params.values() if isinstance(value, jex.ClosedJaxpr | jex.Jaxpr)]
+    if len(inner) != 1 or equation.primitive.name in LOOPS:
+        return None
+    jaxpr = inner[0].jaxpr if isinstance(inner[0], jex.ClosedJaxpr) else inner[0]
+    pairs = ((equation.invars, jaxpr.invars), (equation.outvars, jaxpr.outvars))
+    if any([_kind(x) for x in outside] != [_kind(x) for x in inside] for outside, inside in pairs):
+        return None
+    return inner[0]
+
+
+def _kind(variable: jex.Var | jex.Literal) -> tuple[object, ...]:
+    # a kernel's references have the shape of arrays without being any
+    return (shape_of(variable), getattr(variable.aval, "dtype", None), hasattr(variable.aval, "inner_aval"))
+
+
+def _bodies(equation: jex.JaxprEqn) -> tuple[jex.ClosedJaxpr, ...]:
+    names = LOOPS.get(equation.primitive.name, ())
+    found: list[jex.ClosedJaxpr] = []
+    for name in names:
+        value = equation.params[name]
+        found += value if isinstance(value, tuple | list) else [value]
+    return tuple(found)
 
 
 def _frames(equation: jex.JaxprEqn) -> list[Any]:

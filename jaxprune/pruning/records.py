@@ -1,112 +1,123 @@
-"""What the tracer knows of values, kernels and costs while it walks a network."""
+"""What a walk through a network notes down: who makes and who reads channels, costs, and what must be taken apart."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from jaxprune.pruning.atoms import Atoms, Dim
+import numpy as np
+
+from jaxprune.pruning.labels import Labels
 from jaxprune.pruning.program import Program, Step, shape_of
 from jaxprune.pruning.states import Path
+from jaxprune.pruning.values import LabelField, Value
+
+Seeds = dict[Path, tuple[tuple[np.ndarray, ...], ...]]
+"""For every array and axis its labels: one [length] array, or several where the axis is a product of factors."""
 
 
-@dataclass(frozen=True)
-class Value:
-    """What is known of an intermediate: axes, the parameters it is made of, the channels it carries.
+class Production(NamedTuple):
+    """One use of a kernel that makes channels: its axes that the channels follow."""
 
-    `sources` is empty for activations and constants; `producers` numbers entries of `Trace.productions`.
-    """
-
-    dims: tuple[Dim, ...]
-    sources: frozenset[Path] = frozenset()
-    is_activation: bool = False
-    producers: frozenset[int] = frozenset()
+    kernel: Path
+    axes: frozenset[int]
+    labels: np.ndarray
+    """Some of those of the channels."""
 
 
-@dataclass(frozen=True)
-class Use:
-    """Where a produced channel first enters a layer with weights: the value, its axes, the kernel and what it reads."""
+class Consumption(NamedTuple):
+    """Where channels are read: the value, those of its axes, and the kernel with the axes that meet them."""
 
     value: int
-    dims: tuple[Dim, ...]
-    kernel: Path
-    contracted: tuple[Dim, ...]
+    seen: Value
+    axes: tuple[int, ...]
+    kernel: Path | None
+    kernel_axes: frozenset[int]
+    order: int
+    """How many touches came before it."""
 
 
-@dataclass
-class Production:
-    """One use of a kernel: its output axis, the scale and shift that follow, and its first consumer."""
+class Touch(NamedTuple):
+    """A learned scale or shift of activations."""
 
-    kernel: Path
-    dim: Dim
-    gamma: Path | None = None
-    beta: Path | None = None
-    is_scaled: bool = False
-    use: Use | None = None
+    is_scale: bool
+    producers: frozenset[int]
+    sources: frozenset[Path]
+    labels: np.ndarray
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Multiply-adds of one contraction: the product of its axes (batch included)."""
+class Cost(NamedTuple):
+    """Multiply-adds of one contraction (of a whole batch): a constant, and fields over the axes that may be cut."""
 
-    dims: tuple[Dim, ...]
+    constant: int
+    clusters: tuple[tuple[np.ndarray, ...], ...]
+    """Of axes that share fields: flat labels, a factor each, all of one length."""
+
+
+class Request(NamedTuple):
+    """Labels whose indices an operation takes apart: label i stands for the pair, or more, of its coordinates."""
+
+    labels: np.ndarray
+    coordinates: tuple[np.ndarray, ...]
 
 
 @dataclass
 class Trace:
-    """The result of a walk, still in terms of atoms; `groups.py` turns it into groups."""
+    """The result of a walk, still in terms of labels; `groups.py` turns it into groups."""
 
     program: Program
-    atoms: Atoms
+    labels: Labels
+    seeds: Seeds
     trained: frozenset[Path]
-    layouts: dict[Path, tuple[Dim, ...]]
-    batch: Dim
     values: dict[int, Value] = field(default_factory=dict)
     productions: list[Production] = field(default_factory=list)
-    consumers: list[tuple[Path, Dim]] = field(default_factory=list)
+    consumptions: list[Consumption] = field(default_factory=list)
+    touches: list[Touch] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    unites: list[tuple[Step, np.ndarray, np.ndarray]] = field(default_factory=list)
+    reshaped: dict[int, int] = field(default_factory=dict)
+    """Value -> the value that it is, differently laid out."""
+    delicate: list[tuple[Step, np.ndarray]] = field(default_factory=list)
+    """Labels on axes that were cut, padded or taken apart, and where: code there may count on their number."""
+    _numbers: dict[tuple[int, Path], int] = field(default_factory=dict)
+    turns: int = 1
+    """How often what is walked now runs: the turns of the loops around it."""
 
-    def produce(self, kernel: Path, dim: Dim) -> int:
-        """Records that a kernel makes the channels of `dim`; returns the production's number."""
-        self.productions.append(Production(kernel, dim))
-        return len(self.productions) - 1
+    def produce(self, step: Step, kernel: Path, axes: frozenset[int], labels: np.ndarray) -> int:
+        """Notes that a kernel makes channels; returns the production's number, the same one in every turn."""
+        key = (step.outputs[0], kernel)
+        if key not in self._numbers:
+            self._numbers[key] = len(self.productions)
+            self.productions.append(Production(kernel, axes, labels))
+        return self._numbers[key]
 
-    def consume(self, number: int, value: Value, contracted: tuple[Dim, ...], kernel: Path) -> frozenset[int]:
-        """Records that `kernel` reads its axes `contracted`; returns the productions that end here."""
-        axes = tuple(atom for dim in contracted for atom in dim)
-        self.consumers.append((kernel, axes))
-        leaves = set(self.atoms.leaves(axes))
-        ended = frozenset(
+    def consume(
+        self, number: int, value: Value, axes: tuple[int, ...], kernel: Path | None, kernel_axes: frozenset[int]
+    ) -> frozenset[int]:
+        """Notes that channels on some axes are read; returns the productions that end here."""
+        self.consumptions.append(Consumption(number, value, axes, kernel, kernel_axes, len(self.touches)))
+        own = [self.labels.find(each.labels) for each in value.fields if set(each.axes) & set(axes)]
+        if not own or not value.producers:
+            return frozenset()
+        read = set(np.concatenate([each.reshape(-1) for each in own]).tolist())
+        ended = {
             index
             for index in value.producers
-            if leaves.intersection(self.atoms.leaves(self.productions[index].dim))
-        )
-        for index in ended:
-            if self.productions[index].use is None:
-                self.productions[index].use = Use(number, value.dims, kernel, contracted)
-        return ended
+            if read.intersection(self.labels.find(self.productions[index].labels).tolist())
+        }
+        return frozenset(ended)
 
-    def scale(self, value: Value, parameter: Value) -> None:
-        """Notes the first learned scale after each production: gamma."""
-        for production in self._touched(value, parameter):
-            if not production.is_scaled:
-                production.is_scaled = True
-                trained = sorted(parameter.sources & self.trained, key=str)
-                production.gamma = trained[0] if len(trained) == 1 else None
+    def touch(self, value: Value, parameter: Value, *, is_scale: bool) -> None:
+        """Notes a learned scale or shift."""
+        if value.producers and parameter.fields:
+            labels = np.concatenate([own.labels.reshape(-1) for own in parameter.fields])
+            self.touches.append(Touch(is_scale, value.producers, parameter.sources, labels))
 
-    def shift(self, value: Value, parameter: Value) -> None:
-        """Notes the first learned shift after that scale: beta."""
-        for production in self._touched(value, parameter):
-            if production.is_scaled and production.beta is None:
-                trained = sorted((parameter.sources & self.trained) - {production.gamma}, key=str)
-                production.beta = trained[0] if len(trained) == 1 else None
-
-    def _touched(self, value: Value, parameter: Value) -> list[Production]:
-        leaves = {leaf for dim in parameter.dims for leaf in self.atoms.leaves(dim)}
-        return [
-            production
-            for production in (self.productions[index] for index in value.producers)
-            if production.use is None and leaves.intersection(self.atoms.leaves(production.dim))
-        ]
+    def freeze(self, fields: list[LabelField] | tuple[LabelField, ...], reason: str) -> None:
+        """Forbids cutting all labels of some fields."""
+        for own in fields:
+            self.labels.freeze(own.labels, reason)
 
 
 def output_shapes(step: Step) -> list[tuple[int, ...]]:

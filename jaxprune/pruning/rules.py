@@ -1,295 +1,259 @@
-"""What each primitive does to axes and channels: one small function per kind of operation.
+"""What each primitive does to labels: one small function per kind of operation.
 
 A rule takes the trace, the step and its input values and returns its output values. A primitive without a rule
-freezes every axis it touches and names the source line; nothing is guessed.
+freezes every label it touches and names the source line; nothing is guessed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from jaxprune.pruning.atoms import Dim
-from jaxprune.pruning.program import Step, shape_of
-from jaxprune.pruning.records import Cost, Trace, Value, output_shapes
-from jaxprune.pruning.states import Path
+import jax
+import numpy as np
 
-Rule = Callable[[Trace, Step, Sequence[Value]], list[Value]]
+from jaxprune.pruning.combining import combine, drop_axes
+from jaxprune.pruning.contractions import convolution, dot_general, frozen_outputs
+from jaxprune.pruning.labels import FREE
+from jaxprune.pruning.movements import MOVEMENTS, NO_ORIGIN, Rule
+from jaxprune.pruning.program import Step
+from jaxprune.pruning.records import Trace, output_shapes
+from jaxprune.pruning.values import LabelField, Value, free_axes
 
 _ELEMENTWISE = """
-abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp clip convert_element_type copy copy_p
-cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic
-lt max min mul ne neg nextafter not or population_count pow real reduce_precision rem round rsqrt select_n sign sin sinh
+abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clip
+convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag integer_pow
+is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or population_count pow real
+reduce_precision rem round rsqrt select_n shift_left shift_right_logical shift_right_arithmetic sign sin sinh
 sqrt square stop_gradient sub tan tanh xor
 """.split()
 
 
 def apply_rule(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     """The values a step makes, by its primitive's rule; without a rule, frozen ones."""
-    return _RULES.get(step.name, _unknown)(trace, step, inputs)
+    rule = _RULES.get(step.name)
+    if rule is None:
+        return frozen_outputs(trace, step, inputs, f"no rule for {step.where}")
+    return rule(trace, step, inputs)
 
 
-def _combined(inputs: Sequence[Value], dims: tuple[Dim, ...]) -> Value:
+def mixed(
+    trace: Trace,
+    step: Step,
+    inputs: Sequence[Value],
+    shape: tuple[int, ...],
+    fields: Sequence[LabelField],
+    fixed: Sequence[int],
+) -> Value:
     """A value made of `inputs`: an activation if any of them is one, else made of all their parameters."""
     is_activation = any(value.is_activation for value in inputs)
+    origin: tuple[frozenset[int], ...] = ()
+    if not is_activation:
+        origin = next((value.origin for value in inputs if value.sources and value.shape == shape), ())
     return Value(
-        dims,
+        shape=shape,
+        fields=tuple(fields),
+        fixed=tuple(fixed),
         sources=frozenset() if is_activation else frozenset().union(*(value.sources for value in inputs)),
+        origin=origin,
         is_activation=is_activation,
         producers=frozenset().union(*(value.producers for value in inputs)),
     )
 
 
-def _unknown(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
-    reason = f"no rule for {step.where}"
-    for value in inputs:
-        for dim in value.dims:
-            trace.atoms.freeze(dim, reason)
-    return [
-        _combined(inputs, tuple(trace.atoms.dim(size, reason) for size in shape))
-        for shape in output_shapes(step)
-    ]
-
-
 def _elementwise(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     (shape,) = output_shapes(step)
-    arrays = [value for value in inputs if len(value.dims) == len(shape)]
-    dims: list[Dim] = []
-    for axis in range(len(shape)):
-        present = [value.dims[axis] for value in arrays if value.dims[axis]]
-        for other in present[1:]:
-            trace.atoms.unite(present[0], other, step.where)
-        dims.append(present[0] if present else ())
+    if len(inputs) == 1:
+        return [dataclasses.replace(inputs[0], shape=shape)]
     if step.name in ("mul", "add", "div"):
         for value, parameter in ((inputs[0], inputs[1]), (inputs[1], inputs[0])):
             if value.is_activation and parameter.sources:
-                (trace.shift if step.name == "add" else trace.scale)(value, parameter)
-    return [_combined(inputs, tuple(dims))]
-
-
-def _reshape(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
-    if step.equation.params.get("dimensions") is not None:
-        return _unknown(trace, step, inputs)
-    (shape,) = output_shapes(step)
-    dims = trace.atoms.regroup(inputs[0].dims, shape, step.where)
-    return [_combined(inputs[:1], tuple(dims))]
-
-
-def _transpose(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
-    order = step.equation.params["permutation"]
-    return [_combined(inputs, tuple(inputs[0].dims[axis] for axis in order))]
-
-
-def _squeeze(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
-    dropped = step.equation.params["dimensions"]
-    return [_combined(inputs, tuple(dim for axis, dim in enumerate(inputs[0].dims) if axis not in dropped))]
-
-
-def _expand_dims(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
-    kept = iter(inputs[0].dims)
-    (shape,) = output_shapes(step)
-    new = step.equation.params["dimensions"]
-    return [_combined(inputs, tuple(() if axis in new else next(kept) for axis in range(len(shape))))]
-
-
-def _broadcast(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
-    (shape,) = output_shapes(step)
-    source = dict(zip(step.equation.params["broadcast_dimensions"], inputs[0].dims, strict=True))
-    # a new axis repeats one value: it may be cut with whatever it meets
-    dims = tuple(source.get(axis) or trace.atoms.dim(size) for axis, size in enumerate(shape))
-    return [_combined(inputs[:1], dims)]
+                trace.touch(value, parameter, is_scale=step.name != "add")
+    fields, fixed = combine(trace, step, inputs, shape)
+    return [mixed(trace, step, inputs, shape, fields, fixed)]
 
 
 def _reduce(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
-    axes = step.equation.params["axes"]
-    for axis in axes:
-        trace.atoms.freeze(inputs[0].dims[axis], f"a statistic runs across the channels: {step.where}")
-    dims = tuple(dim for axis, dim in enumerate(inputs[0].dims) if axis not in axes)
-    return [_combined(inputs[:1], dims)]
+    axes, value = {int(axis) for axis in step.equation.params["axes"]}, inputs[0]
+    if step.name in ("argmax", "argmin"):
+        for axis in axes:
+            trace.freeze(value.over(axis), f"the place of a channel is the result of {step.where}")
+    kept = [axis for axis in range(len(value.shape)) if axis not in axes]
+    fields = [
+        LabelField(tuple(kept.index(axis) for axis in own.axes), own.labels)
+        for own in drop_axes(trace, value.fields, sorted(axes), value.shape)
+    ]
+    return [
+        dataclasses.replace(
+            value,
+            shape=tuple(value.shape[axis] for axis in kept),
+            fields=tuple(fields),
+            fixed=tuple(value.fixed[axis] for axis in kept),
+            origin=tuple(value.origin[axis] for axis in kept) if value.origin else (),
+        )
+    ]
 
 
-def _along(trace: Trace, step: Step, value: Value, is_whole: Sequence[bool]) -> list[Value]:
-    """Axes that pass whole stay; the others are frozen before and after."""
-    (shape,) = output_shapes(step)
-    reason = f"cut, padded or reordered by {step.where}"
-    dims: list[Dim] = []
-    for dim, size, whole in zip(value.dims, shape, is_whole, strict=True):
-        if not whole:
-            trace.atoms.freeze(dim, reason)
-        dims.append(dim if whole else trace.atoms.dim(size, reason))
-    return [_combined([value], tuple(dims))]
-
-
-def _pad(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
-    return _along(
-        trace, step, inputs[0], [config == (0, 0, 0) for config in step.equation.params["padding_config"]]
-    )
-
-
-def _slice(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
-    params = step.equation.params
-    sizes = shape_of(step.equation.invars[0])
-    strides = params["strides"] or (1,) * len(sizes)
-    bounds = zip(params["start_indices"], params["limit_indices"], strides, sizes, strict=True)
-    is_whole = [(start, stop, stride) == (0, size, 1) for start, stop, stride, size in bounds]
-    return _along(trace, step, inputs[0], is_whole)
-
-
-def _reverse(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
-    reversed_axes = step.equation.params["dimensions"]
-    return _along(trace, step, inputs[0], [axis not in reversed_axes for axis in range(len(inputs[0].dims))])
-
-
-def _cumulative(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
-    axis = step.equation.params["axis"]
-    return _along(trace, step, inputs[0], [index != axis for index in range(len(inputs[0].dims))])
+def pass_whole(trace: Trace, step: Step, value: Value, is_whole: Sequence[bool], shape: tuple[int, ...]) -> Value:
+    """Axes that pass whole keep their labels; the others are frozen before and fixed after."""
+    fields, fixed = [], list(value.fixed)
+    for own in value.fields:
+        if all(is_whole[axis] for axis in own.axes):
+            fields.append(own)
+        else:
+            trace.freeze([own], f"cut, padded or reordered by {step.where}")
+    for axis, whole in enumerate(is_whole):
+        if not whole and fixed[axis] == FREE and shape[axis] > 1:
+            fixed[axis] = trace.labels.fixed(f"cut, padded or reordered by {step.name}")
+    return dataclasses.replace(value, shape=shape, fields=tuple(fields), fixed=tuple(fixed))
 
 
 def _window(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
-    (shape,) = output_shapes(step)
-    sizes = shape_of(step.equation.invars[0])
+    value, (shape,) = inputs[0], output_shapes(step)
     window = step.equation.params["window_dimensions"]
-    is_whole = [
-        length == 1 and before == after for length, before, after in zip(window, sizes, shape, strict=True)
+    sizes = zip(window, value.shape, shape, strict=True)
+    is_whole = [int(length) == 1 and before == after for length, before, after in sizes]
+    axes = [axis for axis, whole in enumerate(is_whole) if not whole]
+    mixing = [own for own in value.fields if set(own.axes) & set(axes) and not set(own.axes) <= set(axes)]
+    for own in mixing:  # what changes along an image axis is one
+        index = tuple(slice(0, 1) if axis in axes else slice(None) for axis in own.axes)
+        same = np.ascontiguousarray(np.broadcast_to(own.labels[index], own.labels.shape))
+        trace.labels.unite(same, np.ascontiguousarray(own.labels))
+    kept = [own for own in value.fields if own not in mixing]
+    kept += [
+        LabelField(
+            tuple(axis for axis in own.axes if axis not in axes),
+            own.labels[tuple(0 if axis in axes else slice(None) for axis in own.axes)],
+        )
+        for own in mixing
     ]
-    return _along(trace, step, inputs[0], is_whole)
+    return [pass_whole(trace, step, dataclasses.replace(value, fields=tuple(kept)), is_whole, shape)]
 
 
-def _concatenate(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
-    joined = step.equation.params["dimension"]
+def _along_axis(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+    """Sorting and running sums: entries move, or add up, along one axis."""
+    params = step.equation.params
+    axis = int(params.get("axis", params.get("dimension", -1)))
+    shapes = output_shapes(step)
+    axis %= len(inputs[0].shape)
+    found = []
+    for index, shape in enumerate(shapes):
+        value = inputs[min(index, len(inputs) - 1)]
+        found.append(pass_whole(trace, step, value, [own != axis for own in range(len(shape))], shape))
+    if len(found) > 1:
+        fields, fixed = combine(trace, step, found, shapes[0])
+        found = [dataclasses.replace(own, fields=fields, fixed=fixed) for own in found]
+    return found
+
+
+def _iota(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     (shape,) = output_shapes(step)
-    reason = f"joined with other channels by {step.where}"
-    dims: list[Dim] = []
-    for axis, size in enumerate(shape):
-        parts = [value.dims[axis] for value in inputs]
-        if axis == joined:
-            for part in parts:
-                trace.atoms.freeze(part, reason)
-            dims.append(trace.atoms.dim(size, reason))
+    fixed = list(free_axes(shape))
+    axis = int(step.equation.params["dimension"])
+    if shape[axis] > 1:
+        fixed[axis] = trace.labels.fixed(f"counted by {step.where}")
+    return [Value(shape, fixed=tuple(fixed))]
+
+
+def _gather(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+    """Rows looked up by number: axes that pass whole keep their labels, those that are looked into stay."""
+    value, indices = inputs
+    (shape,), params = output_shapes(step), step.equation.params
+    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    offsets = dict(zip((axis for axis in range(len(sizes)) if axis not in gone), numbers.offset_dims, strict=True))
+    reason = f"looked up by number in {step.where}"
+    trace.freeze(indices.fields, reason)
+    wall, fixed = trace.labels.fixed(reason), list(free_axes(shape))
+    batch = [axis for axis in range(len(shape)) if axis not in numbers.offset_dims]
+    for axis, own in zip(batch, indices.fixed[:-1], strict=True):
+        fixed[axis] = (own if own != FREE else wall) if shape[axis] > 1 else FREE
+    fields = []
+    for own in value.fields:
+        if all(axis in offsets and sizes[axis] == value.shape[axis] for axis in own.axes):
+            fields.append(LabelField(tuple(offsets[axis] for axis in own.axes), own.labels))
         else:
-            for part in parts[1:]:
-                trace.atoms.unite(parts[0], part, step.where)
-            dims.append(parts[0])
-    return [_combined(inputs, tuple(dims))]
+            trace.freeze([own], reason)
+    labelled = {axis for own in fields for axis in own.axes}
+    for axis, place in offsets.items():
+        if place not in labelled and shape[place] > 1:
+            is_whole = sizes[axis] == value.shape[axis]
+            fixed[place] = value.fixed[axis] if is_whole else wall
+    found = mixed(trace, step, inputs, shape, fields, fixed)
+    origin = [NO_ORIGIN] * len(shape)
+    for axis, place in offsets.items():
+        origin[place] = value.origin[axis] if value.origin else NO_ORIGIN
+    found = dataclasses.replace(found, origin=tuple(origin) if found.origin or found.sources else ())
+    return [_looked_up(trace, step, value, found, offsets)] if value.sources else [found]
+
+
+def _looked_up(trace: Trace, step: Step, table: Value, found: Value, offsets: Mapping[int, int]) -> Value:
+    """An embedding: the table makes the channels of what is looked up in it."""
+    if not found.is_activation or not found.fields or len(table.sources) != 1:
+        return found
+    (path,) = table.sources
+    axes = NO_ORIGIN.union(*(table.origin[axis] for axis in offsets if table.origin))
+    labels = np.unique(np.concatenate([own.labels.reshape(-1) for own in found.fields]))
+    number = trace.produce(step, path, axes, labels[labels >= 0])
+    return dataclasses.replace(found, producers=found.producers | {number})
+
+
+def _dynamic_slice(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+    value, (shape,) = inputs[0], output_shapes(step)
+    is_whole = [before == after for before, after in zip(value.shape, shape, strict=True)]
+    return [pass_whole(trace, step, value, is_whole, shape)]
+
+
+def _dynamic_update_slice(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+    value, update = inputs[:2]
+    is_whole = [a == b for a, b in zip(value.shape, update.shape, strict=True)]
+    parts = [
+        pass_whole(trace, step, own, is_whole, tuple(s if w else 1 for s, w in zip(own.shape, is_whole, strict=True)))
+        for own in (value, update)
+    ]
+    fields, fixed = combine(trace, step, parts, parts[0].shape)
+    wall = trace.labels.fixed(f"written into by {step.name}")
+    walls = [own if whole else wall for own, whole in zip(fixed, is_whole, strict=True)]
+    return [mixed(trace, step, inputs, value.shape, fields, walls)]
 
 
 def _barrier(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     return list(inputs)
 
 
-def _dot(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
-    left, right = inputs
-    (left_in, right_in), (left_batch, right_batch) = step.equation.params["dimension_numbers"]
-    for a, b in zip((*left_in, *left_batch), (*right_in, *right_batch), strict=True):
-        trace.atoms.unite(left.dims[a], right.dims[b], step.where)
-    batch = [left.dims[axis] for axis in left_batch]
-    left_free = [dim for axis, dim in enumerate(left.dims) if axis not in (*left_in, *left_batch)]
-    right_free = [dim for axis, dim in enumerate(right.dims) if axis not in (*right_in, *right_batch)]
-    contracted = [left.dims[axis] for axis in left_in]
-    kernel_in = [right.dims[axis] for axis in right_in] if left.is_activation else contracted
-    dims = (*batch, *left_free, *right_free)
-    trace.costs.append(Cost((*dims, *contracted)))
-    if left.is_activation == right.is_activation or batch:
-        return _opaque_contraction(trace, step, inputs, contracted + batch, dims)
-    index, kernel, kernel_free = (0, right, right_free) if left.is_activation else (1, left, left_free)
-    return [_layer(trace, step, inputs, index, kernel, kernel_free, kernel_in, dims)]
-
-
-def _convolution(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
-    params = step.equation.params
-    numbers = params["dimension_numbers"]
-    (shape,) = output_shapes(step)
-    images, kernel = inputs
-    reason = f"image axis of {step.where}"
-    for value, spec in ((images, numbers.lhs_spec), (kernel, numbers.rhs_spec)):
-        for axis in spec[2:]:
-            trace.atoms.freeze(value.dims[axis], reason)
-    batch, features = images.dims[numbers.lhs_spec[0]], images.dims[numbers.lhs_spec[1]]
-    made, read = kernel.dims[numbers.rhs_spec[0]], kernel.dims[numbers.rhs_spec[1]]
-    dims: list[Dim] = [trace.atoms.dim(size, reason) for size in shape]
-    dims[numbers.out_spec[0]], dims[numbers.out_spec[1]] = batch, made
-    trace.costs.append(Cost((*dims, read, *(kernel.dims[axis] for axis in numbers.rhs_spec[2:]))))
-    if params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
-        grouped = f"grouped convolution: {step.where}"
-        for dim in (features, made, read):
-            trace.atoms.freeze(dim, grouped)
-        return [_combined(inputs, tuple(dims))]
-    trace.atoms.unite(features, read, step.where)
-    if not images.is_activation or kernel.is_activation:
-        return _opaque_contraction(trace, step, inputs, [features], tuple(dims))
-    return [_layer(trace, step, inputs, 0, kernel, [made], [read], tuple(dims))]
-
-
-def _layer(
-    trace: Trace,
-    step: Step,
-    inputs: Sequence[Value],
-    index: int,
-    kernel: Value,
-    made: Sequence[Dim],
-    contracted: Sequence[Dim],
-    dims: tuple[Dim, ...],
-) -> Value:
-    """A contraction of activations (input `index`) with a parameter: consumes its channels, produces new ones."""
-    value, number = inputs[index], step.inputs[index]
-    path = _kernel_path(trace, kernel)
-    if path is None or not isinstance(number, int):
-        for dim in (*made, *contracted):
-            trace.atoms.freeze(dim, f"weights that are not one parameter in {step.where}")
-        return Value(dims, is_activation=True, producers=value.producers)
-    ended = trace.consume(number, value, tuple(contracted), path)
-    cuttable = [dim for dim in made if dim]
-    if len(cuttable) > 1:
-        for dim in cuttable:
-            trace.atoms.freeze(dim, f"a kernel with several output axes in {step.where}")
-    produced = frozenset({trace.produce(path, cuttable[0])}) if len(cuttable) == 1 else frozenset[int]()
-    return Value(dims, is_activation=True, producers=(value.producers - ended) | produced)
-
-
-def _kernel_path(trace: Trace, kernel: Value) -> Path | None:
-    """The one parameter that a kernel is made of (biases and statistics folded into it do not count)."""
-    ranks = {path: len(trace.layouts[path]) for path in kernel.sources}
-    largest = [path for path, rank in ranks.items() if rank == max(ranks.values())]
-    return largest[0] if len(largest) == 1 else None
-
-
-def _opaque_contraction(
-    trace: Trace, step: Step, inputs: Sequence[Value], touched: Sequence[Dim], dims: tuple[Dim, ...]
-) -> list[Value]:
-    for dim in touched:
-        trace.atoms.freeze(dim, f"contracted without one layer's weights: {step.where}")
-    return [_combined(inputs, dims)]
+def constant(trace: Trace, array: jax.Array | np.ndarray) -> Value:
+    """An array built into the program: free along axes on which it does not change."""
+    try:
+        known = np.asarray(array)
+    except TypeError:  # typed random keys
+        return Value(tuple(array.shape), fixed=free_axes(array.shape))
+    wall = trace.labels.fixed("an array of fixed size built into the network's code")
+    fixed = []
+    for axis, size in enumerate(known.shape):
+        same = size <= 1 or bool((known == known.take([0], axis=axis)).all())
+        fixed.append(FREE if same else wall)
+    return Value(tuple(known.shape), fixed=tuple(fixed))
 
 
 _RULES: Mapping[str, Rule] = MappingProxyType(
     {
         **dict.fromkeys(_ELEMENTWISE, _elementwise),
         **dict.fromkeys(
-            (
-                "reduce_sum",
-                "reduce_max",
-                "reduce_min",
-                "reduce_prod",
-                "reduce_and",
-                "reduce_or",
-                "argmax",
-                "argmin",
-            ),
+            ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin"),
             _reduce,
         ),
         **dict.fromkeys(("reduce_window_max", "reduce_window_min", "reduce_window_sum"), _window),
-        **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _cumulative),
-        "reshape": _reshape,
-        "transpose": _transpose,
-        "squeeze": _squeeze,
-        "expand_dims": _expand_dims,
-        "broadcast_in_dim": _broadcast,
-        "pad": _pad,
-        "slice": _slice,
-        "rev": _reverse,
-        "concatenate": _concatenate,
+        **dict.fromkeys(
+            ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "top_k"), _along_axis
+        ),
+        **MOVEMENTS,
+        "iota": _iota,
+        "gather": _gather,
+        "dynamic_slice": _dynamic_slice,
+        "dynamic_update_slice": _dynamic_update_slice,
         "optimization_barrier": _barrier,
-        "dot_general": _dot,
-        "conv_general_dilated": _convolution,
+        "dot_general": dot_general,
+        "conv_general_dilated": convolution,
     }
 )

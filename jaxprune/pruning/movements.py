@@ -1,0 +1,320 @@
+"""Rules for operations that move data: they are carried out on the labels themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+
+from jaxprune.pruning.combining import combine
+from jaxprune.pruning.labels import FREE
+from jaxprune.pruning.program import Step
+from jaxprune.pruning.records import Trace, output_shapes
+from jaxprune.pruning.values import LabelField, Value, free_axes, moved, spread, tidied
+
+Rule = Callable[[Trace, Step, Sequence[Value]], list[Value]]
+NO_ORIGIN: frozenset[int] = frozenset()
+
+
+def _transpose(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+    value, order = inputs[0], [int(axis) for axis in step.equation.params["permutation"]]
+    new_axis = [order.index(axis) for axis in range(len(order))]
+    return [
+        dataclasses.replace(
+            value,
+            shape=tuple(value.shape[axis] for axis in order),
+            fields=moved(value.fields, new_axis),
+            fixed=tuple(value.fixed[axis] for axis in order),
+            origin=tuple(value.origin[axis] for axis in order) if value.origin else (),
+        )
+    ]
+
+
+def _squeeze(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+    return [without_axes(trace, step, inputs[0], [int(axis) for axis in step.equation.params["dimensions"]])]
+
+
+def without_axes(trace: Trace, step: Step, value: Value, axes: Sequence[int]) -> Value:
+    """A value without axes of length one; what was picked by its place on one of them stays."""
+    kept = [axis for axis in range(len(value.shape)) if axis not in axes]
+    new_axis = [kept.index(axis) if axis in kept else -1 for axis in range(len(value.shape))]
+    fields = []
+    for own in value.fields:
+        inside = tuple(place for place, axis in enumerate(own.axes) if new_axis[axis] >= 0)
+        if len(inside) == len(own.axes):
+            fields.append(LabelField(tuple(new_axis[axis] for axis in own.axes), own.labels))
+        elif inside:
+            gone = tuple(place for place in range(len(own.axes)) if place not in inside)
+            axes_left = tuple(new_axis[own.axes[place]] for place in inside)
+            fields.append(LabelField(axes_left, own.labels.squeeze(gone)))
+        else:
+            trace.freeze([own], f"picked by its place in {step.where}")
+    return dataclasses.replace(
+        value,
+        shape=tuple(value.shape[axis] for axis in kept),
+        fields=tuple(fields),
+        fixed=tuple(value.fixed[axis] for axis in kept),
+        origin=tuple(value.origin[axis] for axis in kept) if value.origin else (),
+    )
+
+
+def _broadcast(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+    value, (shape,) = inputs[0], output_shapes(step)
+    places = [int(axis) for axis in step.equation.params["broadcast_dimensions"]]
+    return [_laid_out(value, shape, places)]
+
+
+def _expand_dims(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+    (shape,) = output_shapes(step)
+    new = {int(axis) for axis in step.equation.params["dimensions"]}
+    return [_laid_out(inputs[0], shape, [axis for axis in range(len(shape)) if axis not in new])]
+
+
+def _laid_out(value: Value, shape: tuple[int, ...], places: Sequence[int]) -> Value:
+    """A value whose axis i becomes axis `places[i]`; new axes, and axes of length one that grow, are free."""
+    fixed, origin = list(free_axes(shape)), [NO_ORIGIN] * len(shape)
+    for axis, place in enumerate(places):
+        if value.shape[axis] == shape[place]:
+            fixed[place] = value.fixed[axis]
+            origin[place] = value.origin[axis] if value.origin else NO_ORIGIN
+    fields = []
+    for own in moved(value.fields, places):
+        sizes = tuple(shape[axis] for axis in own.axes)
+        labels = own.labels if own.labels.shape == sizes else np.broadcast_to(own.labels, sizes)
+        fields.append(LabelField(own.axes, labels))
+    return dataclasses.replace(
+        value, shape=shape, fields=tuple(fields), fixed=tuple(fixed), origin=tuple(origin) if value.origin else ()
+    )
+
+
+def _reshape(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+    (shape,) = output_shapes(step)
+    result = regrouped(trace, step, inputs[0], shape)
+    source = step.inputs[0]
+    if isinstance(source, int):
+        trace.reshaped[step.outputs[0]] = source
+    return [result]
+
+
+def regrouped(trace: Trace, step: Step, value: Value, shape: tuple[int, ...]) -> Value:
+    """A value after a row-major reshape."""
+    fixed, origin = list(free_axes(shape)), [NO_ORIGIN] * len(shape)
+    blocks = _blocks(value.shape, shape)
+    block_of = {axis: number for number, (before, _) in enumerate(blocks) for axis in before}
+    plain = {before[0]: after[0] for before, after in blocks if len(before) == len(after) == 1}
+    fields: list[LabelField] = []
+    for own in value.fields:
+        if all(axis in plain for axis in own.axes):
+            fields.append(LabelField(tuple(plain[axis] for axis in own.axes), own.labels))
+            continue
+        numbers = sorted({block_of[axis] for axis in own.axes})
+        before = [axis for number in numbers for axis in blocks[number][0]]
+        after = [axis for number in numbers for axis in blocks[number][1]]
+        labels = spread(own, before, value.shape).reshape([shape[axis] for axis in after])
+        if any(sum(shape[axis] > 1 for axis in blocks[number][1]) > 1 for number in numbers):
+            trace.delicate.append((step, own.labels))
+        found = tidied(after, labels) if after else None
+        if found is not None:
+            fields.append(found)
+        elif own.labels.size == 1:
+            trace.freeze([own], f"picked by its place in {step.where}")
+    labelled = {axis for own in fields for axis in own.axes}
+    for before, after in blocks:
+        reasons = [value.fixed[axis] for axis in before if value.fixed[axis] != FREE]
+        for axis in after:
+            if reasons and axis not in labelled and shape[axis] > 1:
+                fixed[axis] = reasons[0]
+            if value.origin:
+                origin[axis] = NO_ORIGIN.union(*(value.origin[own] for own in before))
+    return dataclasses.replace(
+        value, shape=shape, fields=tuple(fields), fixed=tuple(fixed), origin=tuple(origin) if value.origin else ()
+    )
+
+
+def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Runs of axes before and after a reshape that hold the same entries.
+
+    Example:
+      >>> _blocks((2, 6, 4), (2, 3, 2, 4))
+      [([0], [0]), ([1], [1, 2]), ([2], [3])]
+    """
+    found: list[tuple[list[int], list[int]]] = []
+    left, right = 0, 0
+    while left < len(before) or right < len(after):
+        own: tuple[list[int], list[int]] = ([], [])
+        sizes = [1, 1]
+        if left < len(before):
+            own[0].append(left)
+            sizes[0] = before[left]
+            left += 1
+        if right < len(after) and (sizes[0] != 1 or not own[0] or after[right] == 1):
+            own[1].append(right)
+            sizes[1] = after[right]
+            right += 1
+        while sizes[0] != sizes[1]:
+            if sizes[0] < sizes[1]:
+                own[0].append(left)
+                sizes[0] *= before[left]
+                left += 1
+            else:
+                own[1].append(right)
+                sizes[1] *= after[right]
+                right += 1
+        found.append(own)
+    return found
+
+
+def _slice(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+    params, value = step.equation.params, inputs[0]
+    strides = params["strides"] or (1,) * len(value.shape)
+    bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+    return [_cut(trace, step, value, [slice(int(a), int(b), int(c)) for a, b, c in bounds])]
+
+
+def _split(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+    value, axis, start = inputs[0], int(step.equation.params["axis"]), 0
+    found = []
+    for size in step.equation.params["sizes"]:
+        index = [slice(None)] * len(value.shape)
+        index[axis] = slice(start, start + int(size))
+        found.append(_cut(trace, step, value, index))
+        start += int(size)
+    return found
+
+
+def _cut(trace: Trace, step: Step, value: Value, index: Sequence[slice]) -> Value:
+    shape = tuple(len(range(*own.indices(size))) for own, size in zip(index, value.shape, strict=True))
+    fields = []
+    for own in value.fields:
+        parts = tuple(index[axis] for axis in own.axes)
+        if all(shape[axis] == value.shape[axis] for axis in own.axes):
+            fields.append(own)
+            continue
+        trace.delicate.append((step, own.labels))
+        labels = own.labels[parts]
+        if not (labels == FREE).all():
+            fields.append(LabelField(own.axes, labels))
+    return dataclasses.replace(value, shape=shape, fields=tuple(fields))
+
+
+def _pad(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+    value, (shape,) = inputs[0], output_shapes(step)
+    config = [tuple(int(number) for number in own) for own in step.equation.params["padding_config"]]
+    fields = []
+    for own in value.fields:
+        if all(config[axis] == (0, 0, 0) for axis in own.axes):
+            fields.append(own)
+            continue
+        trace.delicate.append((step, own.labels))
+        labels = own.labels
+        for place, axis in enumerate(own.axes):
+            labels = _padded(labels, place, *config[axis])
+        fields.append(LabelField(own.axes, labels))
+    return [dataclasses.replace(value, shape=shape, fields=tuple(fields))]
+
+
+def _padded(labels: np.ndarray, place: int, low: int, high: int, interior: int) -> np.ndarray:
+    """Labels with free places around, and between, them; negative widths cut."""
+    lines = np.moveaxis(labels, place, 0)
+    apart = np.full((max(0, (len(lines) - 1) * (interior + 1) + 1), *lines.shape[1:]), FREE)
+    apart[:: interior + 1] = lines
+    edges = [(max(low, 0), max(high, 0))] + [(0, 0)] * (apart.ndim - 1)
+    grown = np.pad(apart, edges, constant_values=FREE)
+    return np.moveaxis(grown[max(-low, 0) : len(grown) - max(-high, 0)], 0, place)
+
+
+def _reverse(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+    value, axes = inputs[0], {int(axis) for axis in step.equation.params["dimensions"]}
+    fields = [
+        LabelField(own.axes, np.flip(own.labels, [p for p, axis in enumerate(own.axes) if axis in axes]))
+        for own in value.fields
+    ]
+    return [dataclasses.replace(value, fields=tuple(fields))]
+
+
+def _tile(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+    value, (shape,) = inputs[0], output_shapes(step)
+    repeats = [int(number) for number in step.equation.params["reps"]]
+    fields = [
+        LabelField(own.axes, np.tile(own.labels, [repeats[axis] for axis in own.axes]))
+        for own in value.fields
+    ]
+    fixed = tuple(FREE if size == 1 else own for own, size in zip(value.fixed, value.shape, strict=True))
+    return [dataclasses.replace(value, shape=shape, fields=tuple(fields), fixed=fixed)]
+
+
+def _concatenate(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+    axis, (shape,) = int(step.equation.params["dimension"]), output_shapes(step)
+    apart = [_without_axis(value, axis) for value in inputs]
+    fields, fixed = combine(trace, step, apart, apart[0].shape)
+    joined = _joined_along(trace, inputs, axis, shape)
+    fixed_here = [value.fixed[axis] for value in inputs]
+    own_fixed = list(fixed)
+    own_fixed[axis] = fixed_here[0] if not joined and FREE not in fixed_here else FREE
+    labelled = {place for own in joined for place in own.axes}
+    fields = tuple(own for own in fields if not set(own.axes) & labelled)
+    return [
+        dataclasses.replace(
+            inputs[0],
+            shape=shape,
+            fields=(*fields, *joined),
+            fixed=tuple(FREE if place in labelled else own for place, own in enumerate(own_fixed)),
+            sources=frozenset().union(*(value.sources for value in inputs)),
+            origin=inputs[0].origin if all(value.origin == inputs[0].origin for value in inputs) else (),
+            is_activation=any(value.is_activation for value in inputs),
+            producers=frozenset().union(*(value.producers for value in inputs)),
+        )
+    ]
+
+
+def _without_axis(value: Value, axis: int) -> Value:
+    """A value with one index on an axis, as far as its other axes go."""
+    shape = (*value.shape[:axis], 1, *value.shape[axis + 1 :])
+    fields = tuple(own for own in value.fields if axis not in own.axes)
+    fixed = (*value.fixed[:axis], FREE, *value.fixed[axis + 1 :])
+    return dataclasses.replace(value, shape=shape, fields=fields, fixed=fixed)
+
+
+def _joined_along(
+    trace: Trace, inputs: Sequence[Value], axis: int, shape: tuple[int, ...]
+) -> tuple[LabelField, ...]:
+    """Fields over the axis on which values are joined, those of different values side by side in one."""
+    own = [value.over(axis) for value in inputs]
+    number = max(len(fields) for fields in own)
+    if number == 0:
+        return ()
+    axes = sorted({place for fields in own for each in fields for place in each.axes})
+    result = []
+    for index in range(number):
+        parts = []
+        for value, fields in zip(inputs, own, strict=True):
+            if index < len(fields):
+                parts.append(spread(fields[index], axes, value.shape))
+            else:
+                stands = value.fixed[axis] if index == 0 and not fields else FREE
+                parts.append(np.full([value.shape[place] for place in axes], stands))
+        found = tidied(axes, np.concatenate(parts, axis=axes.index(axis)))
+        if found is not None:
+            result.append(found)
+    return tuple(result)
+
+
+MOVEMENTS: Mapping[str, Rule] = MappingProxyType(
+    {
+        "transpose": _transpose,
+        "squeeze": _squeeze,
+        "broadcast_in_dim": _broadcast,
+        "expand_dims": _expand_dims,
+        "reshape": _reshape,
+        "slice": _slice,
+        "split": _split,
+        "pad": _pad,
+        "rev": _reverse,
+        "tile": _tile,
+        "concatenate": _concatenate,
+    }
+)
+
+
