@@ -89,7 +89,7 @@ def convolution(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value
         _Side(kernel, _number(step, 1), numbers.rhs_spec[:2], tuple(right_axes), laid_kernel),
     ]
     joint = _joint_shape(sides, 4 + 2 * num_spatial)
-    found = _contract(trace, step, sides, joint, (read, *window), (group,), joint[: read])
+    found = _contract(trace, step, sides, joint, (read, *window), (group,), joint[:read])
     flat = regrouped(trace, step, found, (*joint[: 1 + num_spatial], groups * joint[made]))
     order = [0] * len(shape)
     for place, axis in enumerate((numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1])):
@@ -239,9 +239,7 @@ def _note_uses(
 
 
 def _origins(side: _Side, places: Sequence[int]) -> list[frozenset[int]]:
-    return [
-        own for place, own in zip(side.axes, side.laid_out.origin, strict=False) if place in places
-    ]
+    return [own for place, own in zip(side.axes, side.laid_out.origin, strict=False) if place in places]
 
 
 def _note_production(

@@ -58,7 +58,9 @@ def _taken_apart(
     trace: Trace, seeds: Seeds, count: int
 ) -> tuple[Seeds, int, list[tuple[np.ndarray, np.ndarray]]]:
     """Seeds with new labels for what was requested, their number, and which of the new ones are the same."""
-    roots_of = {path: [[trace.labels.find(own) for own in axis] for axis in axes] for path, axes in seeds.items()}
+    roots_of = {
+        path: [[trace.labels.find(own) for own in axis] for axis in axes] for path, axes in seeds.items()
+    }
     done: set[int] = set()
     same: list[tuple[np.ndarray, np.ndarray]] = []
     tables: list[tuple[np.ndarray, list[np.ndarray]]] = []

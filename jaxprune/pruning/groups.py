@@ -6,67 +6,52 @@ masking, slimming) reads the structure and never the network's code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 
 import jax
-from flax import nnx
+import numpy as np
 
-from jaxprune.pruning.atoms import Dim
-from jaxprune.pruning.program import Program, trace_program
-from jaxprune.pruning.records import Production, Trace, Use
-from jaxprune.pruning.states import FlatState, Path, dotted, fingerprint, parameter_paths, split_model
-from jaxprune.pruning.tracing import walk
-from jaxprune.types import Array
-
-Layout = tuple[tuple[tuple[str | None, int], ...], ...]
-"""Per axis its factors, slowest first, as (group name or None, size): what slicing and masking need."""
+from jaxprune.pruning.families import Families, find_families, names_of
+from jaxprune.pruning.layouts import Field, Layout, count_kept
+from jaxprune.pruning.program import Body, Program
+from jaxprune.pruning.records import Cost, Trace
+from jaxprune.pruning.sites import Site, sites_of
+from jaxprune.pruning.states import Path, dotted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Member:
-    """One axis of one array that loses indices with the group.
-
-    The axis is `before` x channels x `after`, slowest first: both 1 for a plain channel axis, `before` = h*w for a
-    dense layer after flattening [h, w, c].
-    """
+    """One axis of one array that loses indices with the group."""
 
     path: Path
     axis: int
-    before: int
-    after: int
+    channels: np.ndarray
+    """[length] the channel at each index, -1 where none of the group's sits."""
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Member)
+            and (self.path, self.axis) == (other.path, other.axis)
+            and np.array_equal(self.channels, other.channels)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.path, self.axis))
 
     def __str__(self) -> str:
-        repeats = "" if (self.before, self.after) == (1, 1) else f" as {self.before} x channel x {self.after}"
-        return f"{dotted(self.path)} axis {self.axis}{repeats}"
-
-
-@dataclass(frozen=True)
-class Site:
-    """What is read for one producer of a group: its kernel, the norm after it, and its first consumer.
-
-    `value` numbers the activations entering that consumer; `value_layout` gives their factors in order as
-    `"batch"`, `"channel"` or `"position"` with sizes.
-    """
-
-    group: str
-    kernel: Path
-    axis: int
-    gamma: Path | None
-    beta: Path | None
-    consumer: Path
-    consumer_axis: int
-    value: int
-    value_layout: tuple[tuple[str, int], ...]
+        return f"{dotted(self.path)} axis {self.axis}{_pattern(self.channels)}"
 
 
 @dataclass(frozen=True)
 class Group:
     """Channels that are kept or removed together.
 
-    `name` is the dotted path of the first producing kernel in program order; `producers` are scored, `consumers`
-    read the channels.
+    `name` is the dotted path of the first kernel that makes them, with a mark where it makes several groups.
+    `producers` are scored (kernels, in program order), `consumers` read the channels. `inner` names the group that
+    shares every index with this one and is the finer of the two: heads have the places within a head as inner group.
     """
 
     name: str
@@ -74,6 +59,9 @@ class Group:
     members: tuple[Member, ...]
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
+    inner: str | None = None
+    constraints: tuple[str, ...] = ()
+    """In words, what falls with a channel by more than being the same channel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,16 +73,18 @@ class Structure:
 
     groups: Mapping[str, Group]
     frozen: Mapping[str, str]
-    """`"path[axis]"` -> reason, for every parameter axis longer than one that belongs to no group."""
+    """`"path[axis]"` -> reason, for every axis longer than one that is not, or not all, in groups."""
     sites: Mapping[str, Site]
-    """Producer path -> what to observe for it."""
+    """Producer -> what to observe for it: its path, with the group's name behind it where it makes several groups."""
     layouts: Mapping[Path, Layout]
+    shapes: Mapping[Path, tuple[int, ...]]
     trained: frozenset[Path]
-    contractions: tuple[tuple[int, tuple[str, ...]], ...]
-    """Multiply-adds per example: sum of constant x product of the named groups' widths."""
     fingerprint: str
     example: jax.ShapeDtypeStruct
     program: Program
+    families: Families
+    attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Group -> whole numbers in the user's own classes that must follow its width (see `slim`)."""
 
     @property
     def widths(self) -> dict[str, int]:
@@ -103,18 +93,28 @@ class Structure:
 
     def count_macs(self, widths: Mapping[str, int] | None = None) -> int:
         """Multiply-adds of convolutions and matrix products for one example, at these widths."""
-        full = {**self.widths, **(widths or {})}
-        return sum(constant * prod(full[name] for name in names) for constant, names in self.contractions)
+        counts = widths or {}
+        return sum(
+            constant * prod(count_kept(fields, length, counts) for fields, length in factors)
+            for constant, factors in self._costs
+        )
 
     def count_parameters(self, widths: Mapping[str, int] | None = None) -> int:
         """Number of trained parameters at these widths."""
-        full = {**self.widths, **(widths or {})}
-        return sum(
-            prod(
-                full[name] if name is not None else size for axis in self.layouts[path] for name, size in axis
-            )
-            for path in self.trained
+        return sum(prod(self.slim_shape(path, widths or {})) for path in self.trained)
+
+    def slim_shape(self, path: Path, widths: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape of an array when groups have these widths; groups left out are whole."""
+        return tuple(
+            count_kept(fields, length, widths) if fields else length
+            for fields, length in zip(self.layouts[path], self.shapes[path], strict=True)
         )
+
+    @cached_property
+    def _costs(self) -> list[tuple[int, list[tuple[tuple[Field, ...], int]]]]:
+        batch = self.program.shapes[self.program.example][0]
+        names = list(self.groups)
+        return [_factored(self.families, names, cost, batch) for cost in self.families.trace.costs]
 
     def why_frozen(self, path: str) -> str:
         """Why a parameter's axes are never cut, in words; says so when they can be.
@@ -144,203 +144,189 @@ class Structure:
             )
 
 
-def trace_structure(model: nnx.Module, example: Array | jax.ShapeDtypeStruct) -> Structure:
-    """Finds the groups of a network by tracing it once in evaluation mode.
+def structure_from(
+    trace: Trace, digest: str, example: jax.ShapeDtypeStruct, never: Mapping[int, str] | None = None
+) -> Structure:
+    """The structure of a finished walk; `never` says of further labels why they are not cut."""
+    families = find_families(trace, never)
+    names = names_of(families)
+    sites, missing = sites_of(families, names, _turns(trace.program.steps))
+    if missing:  # what cannot be scored is not pruned
+        more = {int(root): reason for family, reason in missing.items() for root in families.members[family]}
+        return structure_from(trace, digest, example, {**(never or {}), **more})
+    shapes = {path: trace.program.shapes[number] for path, number in trace.program.parameters.items()}
+    layouts = {
+        path: tuple(_fields(families, names, path, axis) for axis in range(len(shape)))
+        for path, shape in shapes.items()
+    }
+    groups = _groups(families, names, layouts)
+    shared: dict[Path, int] = {}
+    for _, path in sites:
+        shared[path] = shared.get(path, 0) + 1
+    keyed = {
+        (dotted(path) if shared[path] == 1 else f"{dotted(path)}|{names[family]}"): site
+        for (family, path), site in sites.items()
+    }
+    by_group = {name: tuple(key for key, site in keyed.items() if site.group == name) for name in groups}
+    return Structure(
+        groups={name: _with_producers(group, by_group[name]) for name, group in groups.items()},
+        frozen=_frozen(families, layouts, shapes),
+        sites={key: keyed[key] for own in by_group.values() for key in own},
+        layouts=layouts,
+        shapes=shapes,
+        trained=trace.trained & set(layouts),
+        fingerprint=digest,
+        example=example,
+        program=trace.program,
+        families=families,
+    )
 
-    Only shapes are used. Layers that the tracer does not understand are frozen with a reason that names the
-    operation and the source line; inputs and outputs of the network are never cut.
 
-    Args:
-      model: NNX module called as `model(images)`; it is not changed.
-      example: images as the network takes them, batch first (values and batch size do not matter), or their shape
-        and dtype.
+def _with_producers(group: Group, producers: tuple[str, ...]) -> Group:
+    return Group(
+        group.name, group.size, group.members, producers, group.consumers, group.inner, group.constraints
+    )
 
-    Returns:
-      The structure; `structure.groups` is empty if nothing can be pruned (see `Structure.require_groups`).
 
-    Raises:
-      TypeError: if `model` is not an NNX module.
-      ValueError: if the network does not run on such an example.
+def _turns(steps: Iterable[object], outer: tuple[int, ...] = ()) -> dict[int, tuple[int, ...]]:
+    """Value in a loop -> lengths of the loops around it."""
+    found: dict[int, tuple[int, ...]] = {}
+    for step in steps:
+        bodies: tuple[Body, ...] = step.bodies  # type: ignore[attr-defined]
+        for body in bodies:
+            length = step.equation.params.get("length")  # type: ignore[attr-defined]
+            own = (*outer, int(length)) if length is not None else outer
+            found.update(dict.fromkeys(body.numbers, own))
+            found.update(_turns(body.steps, own))
+    return found
+
+
+def _fields(families: Families, names: Sequence[str], path: Path, axis: int) -> tuple[Field, ...]:
+    return tuple(
+        Field(names[family], channels)
+        for family, columns in families.on_axis(path, axis).items()
+        for channels in columns
+    )
+
+
+def _groups(families: Families, names: Sequence[str], layouts: Mapping[Path, Layout]) -> dict[str, Group]:
+    members: dict[str, list[Member]] = {name: [] for name in names}
+    for path, layout in layouts.items():
+        for axis, fields in enumerate(layout):
+            for own in fields:
+                members[own.group].append(Member(path, axis, own.channels))
+    inner = _inner_groups(families, names, layouts)
+    result = {}
+    for family, name in enumerate(names):
+        uses = [families.trace.consumptions[index] for index in families.readers[family]]
+        consumers = dict.fromkeys(dotted(use.kernel) for use in uses if use.kernel is not None)
+        result[name] = Group(
+            name=name,
+            size=len(families.members[family]),
+            members=tuple(members[name]),
+            producers=(),
+            consumers=tuple(consumers),
+            inner=inner.get(name),
+            constraints=_constraints(members[name]),
+        )
+    return result
+
+
+def _inner_groups(families: Families, names: Sequence[str], layouts: Mapping[Path, Layout]) -> dict[str, str]:
+    """Group -> the finer one that shares all its indices on the kernel that first makes it."""
+    inner: dict[str, str] = {}
+    for family, name in enumerate(names):
+        production = families.trace.productions[families.makers[family][0]]
+        layout, axes = layouts[production.kernel], sorted(production.axes)
+        own_axes = [axis for axis in axes if any(own.group == name for own in layout[axis])]
+        for axis in axes:
+            for rival in dict.fromkeys(own.group for own in layout[axis]):
+                is_finer = axis in own_axes and _is_finer(layout[axis], rival, name)
+                is_later = bool(own_axes) and axis > own_axes[-1]
+                if rival != name and rival not in inner and (is_finer or is_later):
+                    inner.setdefault(name, rival)
+    return inner
+
+
+def _is_finer(fields: Sequence[Field], group: str, other: str) -> bool:
+    """Whether two groups share indices of an axis, and the first changes faster along it."""
+    own, rival = ([f.channels for f in fields if f.group == name] for name in (group, other))
+    shared = (own[0] >= 0) & (rival[0] >= 0)
+    if not shared.any():
+        return False
+    changes = [int((np.diff(channels[0][shared]) != 0).sum()) for channels in (own, rival)]
+    return changes[0] > changes[1]
+
+
+def _constraints(members: Sequence[Member]) -> tuple[str, ...]:
+    found = []
+    for member in members:
+        places = member.channels[member.channels >= 0]
+        times = len(places) // max(1, int(places.max()) + 1)
+        if times > 1:
+            found.append(f"{times} indices of {dotted(member.path)} axis {member.axis} with each channel")
+    return tuple(found)
+
+
+def _frozen(
+    families: Families, layouts: Mapping[Path, Layout], shapes: Mapping[Path, tuple[int, ...]]
+) -> dict[str, str]:
+    result: dict[str, str] = {}
+    for path, shape in shapes.items():
+        for axis, size in enumerate(shape):
+            is_free = np.zeros(size, bool)
+            for own in layouts[path][axis]:
+                is_free |= own.channels >= 0
+            if size == 1 or is_free.all():
+                continue
+            roots = [
+                root for each in families.roots[path][axis] for root in np.unique(each[~is_free]).tolist()
+            ]
+            reasons = [families.refused[root] for root in roots if root in families.refused]
+            stays = int((~is_free).sum())
+            part = "" if stays == size else f" ({stays} of {size} indices)"
+            reason = reasons[0] if reasons else "a single channel, unlike all others"
+            result[f"{dotted(path)}[{axis}]"] = reason + part
+    return result
+
+
+def _factored(
+    families: Families, names: Sequence[str], cost: Cost, batch: int
+) -> tuple[int, list[tuple[tuple[Field, ...], int]]]:
+    factors: list[tuple[tuple[Field, ...], int]] = []
+    constant = cost.constant
+    for cluster in cost.clusters:
+        fields: list[Field] = []
+        for flat in cluster:
+            members, channels = families.of(families.trace.labels.find(flat))
+            fields += [
+                Field(names[family], np.where(members == family, channels, -1).astype(np.int32))
+                for family in np.unique(members[members >= 0]).tolist()
+            ]
+        length = len(cluster[0])
+        if fields:
+            factors.append((tuple(fields), length))
+        else:
+            constant *= length
+    return constant // batch, factors
+
+
+def _pattern(channels: np.ndarray) -> str:
+    """How channels sit along an axis, where it is not one after the other.
 
     Example:
-      >>> class Net(nnx.Module):
-      ...     def __init__(self, rngs):
-      ...         self.conv = nnx.Conv(1, 4, (3, 3), rngs=rngs)
-      ...         self.head = nnx.Linear(4 * 64, 10, rngs=rngs)
-      ...     def __call__(self, x):
-      ...         return self.head(nnx.relu(self.conv(x)).reshape(x.shape[0], -1))
-      >>> structure = trace_structure(Net(nnx.Rngs(0)), jax.numpy.zeros((1, 8, 8, 1)))
-      >>> [str(member) for member in structure.groups["conv.kernel"].members]
-      ['conv.bias axis 0', 'conv.kernel axis 3', 'head.kernel axis 0 as 64 x channel x 1']
+      >>> _pattern(np.array([0, 1, 2])), _pattern(np.array([0, 1, 0, 1])), _pattern(np.array([-1, 0, 1]))
+      ('', ' as 2 x channel x 1', ' at 1-2')
     """
-    graphdef, flat, rest = split_model(model, "evaluation")
-    return structure_of(graphdef, flat, rest, parameter_paths(model), example, batch=2)
-
-
-def structure_of(
-    graphdef: nnx.GraphDef[nnx.Module],
-    flat: Mapping[Path, Array],
-    rest: FlatState,
-    trained: frozenset[Path],
-    example: Array | jax.ShapeDtypeStruct,
-    *,
-    batch: int,
-) -> Structure:
-    """`trace_structure` for a model already taken apart, at a given batch size (at least 2)."""
-    if len(example.shape) == 0:
-        raise ValueError("needs an example with a batch axis, got a scalar. Pass images[:1].")
-    shape = (batch, *example.shape[1:])
-    images = jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(example.dtype))
-    trace = walk(trace_program(graphdef, flat, rest, images), trained)
-    return _Grouping(trace).structure(fingerprint(flat), images)
-
-
-class _Grouping:
-    """Turns the atoms of a finished walk into groups."""
-
-    def __init__(self, trace: Trace) -> None:
-        self.trace = trace
-        self.atoms = trace.atoms
-        self.batch = trace.atoms.leaves(trace.batch)
-        self.axes = {path: [self.atoms.leaves(dim) for dim in dims] for path, dims in trace.layouts.items()}
-        self.consumed: dict[int, list[str]] = {}
-        for path, dim in trace.consumers:
-            for leaf in self.atoms.leaves(dim):
-                self.consumed.setdefault(leaf, []).append(dotted(path))
-        self.made: dict[int, list[Production]] = {}
-
-    def structure(self, digest: str, example: jax.ShapeDtypeStruct) -> Structure:
-        for production in self.trace.productions:
-            self._check(production)
-        for leaf, productions in list(self.made.items()):
-            if self.atoms.reason(leaf) is not None or self._unusable(leaf, productions):
-                del self.made[leaf]
-        names = {leaf: dotted(productions[0].kernel) for leaf, productions in self.made.items()}
-        groups = {name: self._group(leaf, name) for leaf, name in names.items()}
-        sites = {
-            dotted(production.kernel): self._site(leaf, names[leaf], production)
-            for leaf, productions in self.made.items()
-            for production in reversed(productions)  # of a shared kernel's uses the first one is read
-        }
-        layouts = {
-            path: tuple(tuple((names.get(leaf), self.atoms.size(leaf)) for leaf in axis) for axis in axes)
-            for path, axes in self.axes.items()
-        }
-        return Structure(
-            groups=groups,
-            frozen=self._frozen(names),
-            sites={producer: sites[producer] for group in groups.values() for producer in group.producers},
-            layouts=layouts,
-            trained=self.trace.trained & set(layouts),
-            contractions=self._contractions(names),
-            fingerprint=digest,
-            example=example,
-            program=self.trace.program,
-        )
-
-    def _check(self, production: Production) -> None:
-        """Files a production under its channel atom, or freezes what is not one whole kernel axis."""
-        leaves = self.atoms.leaves(production.dim)
-        path = production.kernel
-        if len(leaves) != 1:
-            self.atoms.freeze(leaves, f"the output channels of {dotted(path)} are split into several axes")
-        elif self._axis(path, production.dim) is None:
-            self.atoms.freeze(leaves, f"{dotted(path)} has no axis of its own for its output channels")
-        else:
-            self.made.setdefault(leaves[0], []).append(production)
-
-    def _unusable(self, leaf: int, productions: Sequence[Production]) -> bool:
-        """Freezes channels that no layer reads, or whose activations cannot be read channel by channel."""
-        reason = None
-        if leaf not in self.consumed:
-            reason = "no layer with weights reads these channels"
-        for production in productions:
-            if production.use is None:
-                reason = reason or f"channels of {dotted(production.kernel)} never enter a layer with weights"
-                continue
-            leaves = [part for dim in production.use.dims for part in self.atoms.leaves(dim)]
-            if leaves.count(leaf) != 1 or any(leaves.count(part) != 1 for part in self.batch):
-                reason = (
-                    reason
-                    or f"activations of {dotted(production.kernel)} have no plain batch and channel axes"
-                )
-            if self._consumer_axis(leaf, production.use) is None:
-                reason = (
-                    reason or f"{dotted(production.use.kernel)} reads these channels on no axis of its own"
-                )
-        if reason is not None:
-            self.atoms.freeze((leaf,), reason)
-        return reason is not None
-
-    def _axis(self, path: Path, dim: Dim) -> int | None:
-        """Which axis of an array `dim` is; by its atoms as first numbered, so that tied axes stay apart."""
-        axes = [axis for axis, known in enumerate(self.trace.layouts[path]) if known == dim]
-        return axes[0] if len(axes) == 1 else None
-
-    def _consumer_axis(self, leaf: int, use: Use) -> int | None:
-        axes = [self._axis(use.kernel, dim) for dim in use.contracted if leaf in self.atoms.leaves(dim)]
-        if len(axes) != 1 or axes[0] is None or self.axes[use.kernel][axes[0]].count(leaf) != 1:
-            return None
-        return axes[0]
-
-    def _group(self, leaf: int, name: str) -> Group:
-        members = [
-            Member(
-                path,
-                axis,
-                before=prod(self.atoms.size(part) for part in leaves[:position]),
-                after=prod(self.atoms.size(part) for part in leaves[position + 1 :]),
-            )
-            for path, axes in self.axes.items()
-            for axis, leaves in enumerate(axes)
-            for position, part in enumerate(leaves)
-            if part == leaf
-        ]
-        return Group(
-            name=name,
-            size=self.atoms.size(leaf),
-            members=tuple(members),
-            producers=tuple(dict.fromkeys(dotted(production.kernel) for production in self.made[leaf])),
-            consumers=tuple(dict.fromkeys(self.consumed[leaf])),
-        )
-
-    def _site(self, leaf: int, group: str, production: Production) -> Site:
-        use, axis = production.use, self._axis(production.kernel, production.dim)
-        assert use is not None and axis is not None  # checked by _unusable and _check
-        consumer_axis = self._consumer_axis(leaf, use)
-        assert consumer_axis is not None
-        leaves = [part for dim in use.dims for part in self.atoms.leaves(dim)]
-        kinds = {leaf: "channel", **dict.fromkeys(self.batch, "batch")}
-        return Site(
-            group=group,
-            kernel=production.kernel,
-            axis=axis,
-            gamma=production.gamma,
-            beta=production.beta,
-            consumer=use.kernel,
-            consumer_axis=consumer_axis,
-            value=use.value,
-            value_layout=tuple((kinds.get(part, "position"), self.atoms.size(part)) for part in leaves),
-        )
-
-    def _frozen(self, names: Mapping[int, str]) -> dict[str, str]:
-        result: dict[str, str] = {}
-        for path, axes in self.axes.items():
-            for axis, leaves in enumerate(axes):
-                free = [leaf for leaf in leaves if leaf not in names]
-                if leaves and len(free) == len(leaves):
-                    reasons = [reason for leaf in free if (reason := self.atoms.reason(leaf)) is not None]
-                    result[f"{dotted(path)}[{axis}]"] = (
-                        reasons[0] if reasons else "no layer makes these indices"
-                    )
-        return result
-
-    def _contractions(self, names: Mapping[int, str]) -> tuple[tuple[int, tuple[str, ...]], ...]:
-        result = []
-        for cost in self.trace.costs:
-            leaves: Dim = tuple(leaf for dim in cost.dims for leaf in self.atoms.leaves(dim))
-            constant = prod(
-                self.atoms.size(leaf) for leaf in leaves if leaf not in names and leaf not in self.batch
-            )
-            result.append((constant, tuple(names[leaf] for leaf in leaves if leaf in names)))
-        return tuple(result)
+    count = int(channels.max()) + 1
+    if np.array_equal(channels, np.arange(count)):
+        return ""
+    changes = np.flatnonzero(channels != channels[0])
+    block = int(changes[0]) if changes.size else len(channels)
+    repeats = max(1, len(channels) // (block * count))
+    if np.array_equal(channels, np.tile(np.repeat(np.arange(count), block), repeats)):
+        return f" as {repeats} x channel x {block}"
+    places = np.flatnonzero(channels >= 0)
+    if len(places) == count and places[-1] - places[0] == count - 1:
+        return f" at {places[0]}-{places[-1]}"
+    return f" at {len(places)} indices"

@@ -1,15 +1,13 @@
-"""Kept indices applied to arrays: gathers for slimming and zero masks for masking, both along factored axes."""
+"""Kept indices of groups as arrays, checked."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import prod
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.pruning.groups import Layout, Structure
+from jaxprune.pruning.groups import Structure
 from jaxprune.types import Array, Kept
 
 KeptIndices = Mapping[str, Sequence[int] | Array] | Kept
@@ -48,49 +46,3 @@ def index_arrays(structure: Structure, kept: KeptIndices) -> dict[str, Array]:
     if problems:
         raise ValueError(f"needs kept indices that fit the network's groups: {'; '.join(problems)}.")
     return result
-
-
-def gather(array: Array, layout: Layout, kept: Mapping[str, Array]) -> Array:
-    """The array without the channels that are not kept; `layout` names the factors of each axis.
-
-    Example:
-      >>> rows = jnp.arange(6.0)[:, None]  # [h=3, c=2] flattened: channel 1 sits at 1, 3, 5
-      >>> gather(rows, (((None, 3), ("conv", 2)), ()), {"conv": np.array([1])})[:, 0]
-      Array([1., 3., 5.], dtype=float32)
-    """
-    factors = [factor for axis in layout for factor in axis]
-    if not any(name in kept for name, _ in factors):
-        return array
-    array = array.reshape([size for _, size in factors])
-    for position, (name, _) in enumerate(factors):
-        if name is not None and name in kept:
-            if isinstance(array, np.ndarray):  # plain NumPy on the host compiles nothing
-                array = np.take(array, np.asarray(kept[name]), axis=position)
-            else:
-                array = jnp.take(array, kept[name], axis=position)
-    sizes = iter(array.shape)
-    return array.reshape([prod(next(sizes) for _ in axis) for axis in layout])
-
-
-def keep_mask(layout: Layout, kept: Mapping[str, Array]) -> Array:
-    """True where an entry belongs to kept channels only, of the array's shape; NumPy unless an index is traced.
-
-    Example:
-      >>> keep_mask(((("conv", 3),),), {"conv": np.array([0, 2])})
-      array([ True, False,  True])
-    """
-    factors = [factor for axis in layout for factor in axis]
-    mask: Array = np.ones([size for _, size in factors], bool)
-    for position, (name, size) in enumerate(factors):
-        if name is not None and name in kept:
-            line = _line(kept[name], size)
-            mask = mask & line.reshape([size if axis == position else 1 for axis in range(len(factors))])
-    return mask.reshape([prod(size for _, size in axis) for axis in layout])
-
-
-def _line(index: Array, size: int) -> Array:
-    if isinstance(index, np.ndarray):
-        line = np.zeros(size, bool)
-        line[index] = True
-        return line
-    return jnp.zeros(size, bool).at[index].set(True)

@@ -12,7 +12,8 @@ import optax
 from flax import nnx
 
 from jaxprune.pruning.groups import Structure
-from jaxprune.pruning.indices import KeptIndices, index_arrays, keep_mask
+from jaxprune.pruning.indices import KeptIndices, index_arrays
+from jaxprune.pruning.layouts import keep_mask
 from jaxprune.pruning.planning import Plan, check_plan
 from jaxprune.pruning.states import FlatState, Path, merge_model, split_model
 from jaxprune.types import Array
@@ -58,7 +59,9 @@ def channel_masks(structure: Structure, kept: KeptIndices) -> dict[Path, Array]:
       ValueError: for indices that do not fit the groups.
     """
     indices = index_arrays(structure, kept)
-    return {path: keep_mask(layout, indices) for path, layout in structure.layouts.items()}
+    return {
+        path: keep_mask(layout, structure.shapes[path], indices) for path, layout in structure.layouts.items()
+    }
 
 
 def apply_masks(flat: Mapping[Path, Array], masks: Mapping[Path, Array]) -> FlatState:

@@ -85,7 +85,11 @@ def _laid_out(value: Value, shape: tuple[int, ...], places: Sequence[int]) -> Va
         labels = own.labels if own.labels.shape == sizes else np.broadcast_to(own.labels, sizes)
         fields.append(LabelField(own.axes, labels))
     return dataclasses.replace(
-        value, shape=shape, fields=tuple(fields), fixed=tuple(fixed), origin=tuple(origin) if value.origin else ()
+        value,
+        shape=shape,
+        fields=tuple(fields),
+        fixed=tuple(fixed),
+        origin=tuple(origin) if value.origin else (),
     )
 
 
@@ -129,7 +133,11 @@ def regrouped(trace: Trace, step: Step, value: Value, shape: tuple[int, ...]) ->
             if value.origin:
                 origin[axis] = NO_ORIGIN.union(*(value.origin[own] for own in before))
     return dataclasses.replace(
-        value, shape=shape, fields=tuple(fields), fixed=tuple(fixed), origin=tuple(origin) if value.origin else ()
+        value,
+        shape=shape,
+        fields=tuple(fields),
+        fixed=tuple(fixed),
+        origin=tuple(origin) if value.origin else (),
     )
 
 
@@ -316,5 +324,3 @@ MOVEMENTS: Mapping[str, Rule] = MappingProxyType(
         "concatenate": _concatenate,
     }
 )
-
-

@@ -17,11 +17,13 @@ import numpy as np
 from flax import nnx
 
 from jaxprune.pruning.gradients import Loss, Sample, make_gradients
-from jaxprune.pruning.groups import Site, Structure, structure_of
+from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.program import evaluate, trace_program
-from jaxprune.pruning.shapes import channels_last, filter_columns
+from jaxprune.pruning.shapes import channel_columns, channels_last, filter_columns
+from jaxprune.pruning.sites import Place, Site
 from jaxprune.pruning.squared_gradients import make_squared_gradients
 from jaxprune.pruning.states import FlatState, Path, fingerprint, parameter_paths, split_model
+from jaxprune.pruning.structure import structure_of, trace_structure
 from jaxprune.scoring.gradients import GradientSource
 from jaxprune.scoring.moments import Moments, add_examples, zero_moments
 from jaxprune.scoring.observed import Observed
@@ -32,7 +34,7 @@ from jaxprune.types import Array
 
 class _Weights(TypedDict):
     kernel: jax.Array
-    outgoing: jax.Array
+    outgoing: jax.Array | None
 
 
 class _Norm(TypedDict):
@@ -115,9 +117,10 @@ def make_observer(
     rows = balanced_sample(class_ids, num_samples)
     batch_size = max(2, min(batch_size, len(pixels)))
     graphdef, flat, rest = split_model(model, "evaluation")
-    trace = partial(structure_of, graphdef, flat, rest, parameter_paths(model), pixels)
+    known = trace_structure(model, jax.ShapeDtypeStruct(pixels.shape, pixels.dtype))
+    known.require_groups()
+    trace = partial(structure_of, graphdef, flat, rest, parameter_paths(model), pixels, like=known)
     structure = trace(batch=batch_size)
-    structure.require_groups()
     is_everything = len(rows) == len(pixels)
     at_sample = trace(batch=len(rows))  # only differs in the batch size
     step = partial(_sample_step, at_sample, class_ids[rows], max_positions, is_everything)
@@ -258,26 +261,26 @@ def _sample_step(
             sample_labels=class_ids,
             sample_is_full=is_everything and pooled.shape == rows.shape,
             space=maps.shape[1:-1],
-            **_weights(structure, structure.sites[name], arrays),
+            **_weights(structure.sites[name], arrays),
             **_scale_and_shift(structure.sites[name], arrays),
         )
         pivots[name] = rows[0]
     return operands, pivots
 
 
-def _weights(structure: Structure, site: Site, arrays: FlatState) -> _Weights:
-    """The weights that make each channel [F, C] and those that read it [O, C]."""
+def _weights(site: Site, arrays: FlatState) -> _Weights:
+    """The weights that make each channel [F, C] and those that read it [O, C], if weights do."""
     kernel = filter_columns(arrays[site.kernel], site)
-    layout = structure.layouts[site.consumer]
-    factors = [(axis, name, size) for axis, parts in enumerate(layout) for name, size in parts]
-    position = next(
-        i for i, (axis, name, _) in enumerate(factors) if axis == site.consumer_axis and name == site.group
-    )
-    outgoing = jnp.moveaxis(arrays[site.consumer].reshape([size for *_, size in factors]), position, -1)
-    return {"kernel": kernel, "outgoing": outgoing.reshape(-1, kernel.shape[-1])}
+    if site.consumer is None or site.consumed is None:
+        return {"kernel": kernel, "outgoing": None}
+    return {"kernel": kernel, "outgoing": channel_columns(arrays[site.consumer], site.consumed)}
 
 
 def _scale_and_shift(site: Site, arrays: FlatState) -> _Norm:
     """Gamma and beta [C] of the normalisation after the kernel, as far as there are any."""
-    gamma, beta = (None if path is None else jnp.ravel(arrays[path]) for path in (site.gamma, site.beta))
-    return {"gamma": gamma, "beta": beta}
+    return {"gamma": _vector(site.gamma, arrays), "beta": _vector(site.beta, arrays)}
+
+
+def _vector(where: tuple[Path, Place] | None, arrays: FlatState) -> jax.Array | None:
+    """One number per channel; the mean of its entries where a channel has several."""
+    return None if where is None else channel_columns(arrays[where[0]], where[1]).mean(axis=0)

@@ -14,9 +14,10 @@ import numpy as np
 from flax import nnx
 
 from jaxprune.pruning.budgets import Scope, check_scores, counts_within
-from jaxprune.pruning.groups import Structure, trace_structure
+from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.indices import index_arrays
 from jaxprune.pruning.states import fingerprint, split_model
+from jaxprune.pruning.structure import trace_structure
 from jaxprune.types import Array, Kept
 
 _FORMAT = 1

@@ -72,7 +72,9 @@ class Body:
     def numbers(self) -> frozenset[int]:
         """Of all values within, those of nested loops too."""
         own = {number for step in self.steps for number in step.outputs}
-        return frozenset(own.union(self.inputs, *(body.numbers for step in self.steps for body in step.bodies)))
+        return frozenset(
+            own.union(self.inputs, *(body.numbers for step in self.steps for body in step.bodies))
+        )
 
 
 @dataclass(frozen=True)

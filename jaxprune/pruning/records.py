@@ -93,7 +93,12 @@ class Trace:
         return self._numbers[key]
 
     def consume(
-        self, number: int, value: Value, axes: tuple[int, ...], kernel: Path | None, kernel_axes: frozenset[int]
+        self,
+        number: int,
+        value: Value,
+        axes: tuple[int, ...],
+        kernel: Path | None,
+        kernel_axes: frozenset[int],
     ) -> frozenset[int]:
         """Notes that channels on some axes are read; returns the productions that end here."""
         self.consumptions.append(Consumption(number, value, axes, kernel, kernel_axes, len(self.touches)))

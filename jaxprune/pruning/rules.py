@@ -95,7 +95,9 @@ def _reduce(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     ]
 
 
-def pass_whole(trace: Trace, step: Step, value: Value, is_whole: Sequence[bool], shape: tuple[int, ...]) -> Value:
+def pass_whole(
+    trace: Trace, step: Step, value: Value, is_whole: Sequence[bool], shape: tuple[int, ...]
+) -> Value:
     """Axes that pass whole keep their labels; the others are frozen before and fixed after."""
     fields, fixed = [], list(value.fixed)
     for own in value.fields:
@@ -162,7 +164,9 @@ def _gather(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     (shape,), params = output_shapes(step), step.equation.params
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    offsets = dict(zip((axis for axis in range(len(sizes)) if axis not in gone), numbers.offset_dims, strict=True))
+    offsets = dict(
+        zip((axis for axis in range(len(sizes)) if axis not in gone), numbers.offset_dims, strict=True)
+    )
     reason = f"looked up by number in {step.where}"
     trace.freeze(indices.fields, reason)
     wall, fixed = trace.labels.fixed(reason), list(free_axes(shape))
@@ -209,7 +213,9 @@ def _dynamic_update_slice(trace: Trace, step: Step, inputs: Sequence[Value]) -> 
     value, update = inputs[:2]
     is_whole = [a == b for a, b in zip(value.shape, update.shape, strict=True)]
     parts = [
-        pass_whole(trace, step, own, is_whole, tuple(s if w else 1 for s, w in zip(own.shape, is_whole, strict=True)))
+        pass_whole(
+            trace, step, own, is_whole, tuple(s if w else 1 for s, w in zip(own.shape, is_whole, strict=True))
+        )
         for own in (value, update)
     ]
     fields, fixed = combine(trace, step, parts, parts[0].shape)
@@ -240,7 +246,16 @@ _RULES: Mapping[str, Rule] = MappingProxyType(
     {
         **dict.fromkeys(_ELEMENTWISE, _elementwise),
         **dict.fromkeys(
-            ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin"),
+            (
+                "reduce_sum",
+                "reduce_max",
+                "reduce_min",
+                "reduce_prod",
+                "reduce_and",
+                "reduce_or",
+                "argmax",
+                "argmin",
+            ),
             _reduce,
         ),
         **dict.fromkeys(("reduce_window_max", "reduce_window_min", "reduce_window_sum"), _window),

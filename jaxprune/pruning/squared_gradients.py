@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.pruning.gradients import NOT_DIFFERENTIABLE, Loss, check_loss, cross_entropy, explain_failure
-from jaxprune.pruning.groups import Site
 from jaxprune.pruning.program import Program, evaluate
 from jaxprune.pruning.shapes import filter_columns
+from jaxprune.pruning.sites import Site
 from jaxprune.pruning.states import FlatState, Path
 from jaxprune.types import Array
 

@@ -41,7 +41,9 @@ def walk(program: Program, trained: frozenset[Path], seeds: Seeds, labels: Label
     for path, number in program.parameters.items():
         trace.values[number] = _parameter(path, program.shapes[number], seeds[path])
     shape = program.shapes[program.example]
-    fixed = [labels.fixed(BATCH if axis == 0 else _INPUT) if size > 1 else FREE for axis, size in enumerate(shape)]
+    fixed = [
+        labels.fixed(BATCH if axis == 0 else _INPUT) if size > 1 else FREE for axis, size in enumerate(shape)
+    ]
     trace.values[program.example] = Value(shape, fixed=tuple(fixed), is_activation=True)
     for number, array in program.constants.items():
         trace.values[number] = constant(trace, array)

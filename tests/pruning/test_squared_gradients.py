@@ -12,11 +12,11 @@ from small_nets import IMAGES, LABELS, NETWORKS, Net, conv, flat, linear, plain
 from jaxprune.language.parsing import parse
 from jaxprune.language.published import library
 from jaxprune.pruning import squared_gradients
-from jaxprune.pruning.groups import trace_structure
 from jaxprune.pruning.observation import make_observer, observe
 from jaxprune.pruning.program import trace_program
 from jaxprune.pruning.squared_gradients import add_squares, num_together
 from jaxprune.pruning.states import merge_model, parameter_paths, split_model
+from jaxprune.pruning.structure import trace_structure
 from jaxprune.scoring.costs import layer_costs
 from jaxprune.scoring.metrics import metrics
 from jaxprune.scoring.observed import Observed

@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 
 from jaxprune.nets import PlainConvNet
-from jaxprune.pruning.groups import trace_structure
 from jaxprune.pruning.masking import channel_masks
+from jaxprune.pruning.structure import trace_structure
 from jaxprune.training.augmentation import augment
 from jaxprune.training.loop import (
     EVALUATION_BATCH,

@@ -1,0 +1,205 @@
+"""Where the channels of a group are made and read: what scoring looks at, for every producer of every group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxprune.pruning.families import Families
+from jaxprune.pruning.records import Consumption
+from jaxprune.pruning.states import Path
+from jaxprune.pruning.tracing import BATCH
+from jaxprune.pruning.values import Value
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Indices of an array, or a value, that belong to each channel of a group.
+
+    `axes` are laid out last, flat, and `positions` [C, m] are places there.
+    """
+
+    axes: tuple[int, ...]
+    positions: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """What is read for one producer of a group: its kernel, the norm after it, and its first consumer.
+
+    `value` numbers the activations entering that consumer; `batch_axis` is their batch axis, and there is one value for
+    each of `turns` (lengths of loops around it, outermost first).
+    """
+
+    group: str
+    kernel: Path
+    made: Place
+    gamma: tuple[Path, Place] | None
+    beta: tuple[Path, Place] | None
+    consumer: Path | None
+    """The kernel that first reads the channels; None where they are multiplied with other activations."""
+    consumed: Place | None
+    value: int
+    seen: Place
+    batch_axis: int
+    turns: tuple[int, ...]
+
+
+def sites_of(
+    families: Families, names: Sequence[str], turns: dict[int, tuple[int, ...]]
+) -> tuple[dict[tuple[int, Path], Site], dict[int, str]]:
+    """The site of each producer of each family, and why families have none.
+
+    Args:
+      families: of the network.
+      names: theirs.
+      turns: value -> lengths of the loops around it, for values in loops.
+    """
+    sites: dict[tuple[int, Path], Site] = {}
+    missing: dict[int, str] = {}
+    for family, makers in enumerate(families.makers):
+        for number in makers:
+            production = families.trace.productions[number]
+            key = (family, production.kernel)
+            if key in sites:  # of a shared kernel's uses the first one is read
+                continue
+            found = _site(families, family, number, names[family], turns)
+            if isinstance(found, Site):
+                sites[key] = found
+            else:
+                missing.setdefault(family, found)
+    for family in missing:
+        sites = {key: site for key, site in sites.items() if key[0] != family}
+    return sites, missing
+
+
+def _site(
+    families: Families, family: int, number: int, name: str, turns: dict[int, tuple[int, ...]]
+) -> Site | str:
+    trace, production = families.trace, families.trace.productions[number]
+    uses = [trace.consumptions[index] for index in families.readers[family]]
+    use = next((own for own in uses if number in own.seen.producers), None)
+    kernel = ".".join(str(part) for part in production.kernel)
+    if use is None:
+        return f"channels of {kernel} never enter a layer with weights"
+    use = _before_reshapes(families, family, use)
+    batch = [axis for axis, own in enumerate(use.seen.fixed) if own == trace.labels.fixed(BATCH)]
+    seen = _place_in_value(families, family, use.seen)
+    made = place_in_array(families, family, production.kernel, sorted(production.axes))
+    if len(batch) != 1 or seen is None or made is None:
+        return f"activations of {kernel} have no plain batch and channel axes"
+    gamma, beta = _norm(families, family, number, use)
+    consumed = None
+    if use.kernel is not None:
+        consumed = place_in_array(families, family, use.kernel, sorted(use.kernel_axes))
+    return Site(
+        group=name,
+        kernel=production.kernel,
+        made=made,
+        gamma=gamma,
+        beta=beta,
+        consumer=use.kernel if consumed is not None else None,
+        consumed=consumed,
+        value=use.value,
+        seen=seen,
+        batch_axis=batch[0],
+        turns=turns.get(use.value, ()),
+    )
+
+
+def _before_reshapes(families: Families, family: int, use: Consumption) -> Consumption:
+    """The same activations before they were laid out anew, as long as channels had an axis of their own there."""
+    trace = families.trace
+    place = _place_in_value(families, family, use.seen)
+    while place is not None and place.positions.shape[1] > 1 and use.value in trace.reshaped:
+        number = trace.reshaped[use.value]
+        before = trace.values[number]
+        found = _place_in_value(families, family, before)
+        if found is None or found.positions.shape[1] >= place.positions.shape[1]:
+            break
+        use, place = replace_use(use, number, before), found
+    return use
+
+
+def replace_use(use: Consumption, number: int, seen: Value) -> Consumption:
+    """The same use of the value in another layout."""
+    return use._replace(value=number, seen=seen)
+
+
+def _place_in_value(families: Families, family: int, value: Value) -> Place | None:
+    found: Place | None = None
+    for own in value.fields:
+        members, channels = families.of(families.trace.labels.find(own.labels))
+        if not (members == family).any():
+            continue
+        if found is not None:
+            return None
+        flat = np.where(members == family, channels, -1).reshape(-1)
+        positions = positions_of(flat, len(families.members[family]))
+        if positions is None:
+            return None
+        found = Place(own.axes, positions)
+    return found
+
+
+def place_in_array(families: Families, family: int, path: Path, axes: Sequence[int]) -> Place | None:
+    """Where a family sits on one of some axes of an array; None where on none, on several, or unevenly."""
+    found: Place | None = None
+    for axis in axes:
+        for channels in families.on_axis(path, axis).get(family, []):
+            positions = positions_of(channels, len(families.members[family]))
+            if found is not None or positions is None:
+                return None
+            found = Place((axis,), positions)
+    return found
+
+
+def positions_of(channels: np.ndarray, count: int) -> np.ndarray | None:
+    """[C, m] the places of each channel; None where they are not equally many.
+
+    Example:
+      >>> positions_of(np.array([0, 1, 0, 1, -1]), 2).tolist()
+      [[0, 2], [1, 3]]
+    """
+    places = np.flatnonzero(channels >= 0)
+    if places.size == 0 or places.size % count:
+        return None
+    order = np.argsort(channels[places], kind="stable")
+    found = places[order].reshape(count, -1)
+    return found if (channels[found] == np.arange(count)[:, None]).all() else None
+
+
+def _norm(
+    families: Families, family: int, number: int, use: Consumption
+) -> tuple[tuple[Path, Place] | None, tuple[Path, Place] | None]:
+    """The first learned scale after a production and before its first use, and the first shift after that."""
+    trace = families.trace
+    gamma: Path | None = None
+    beta: Path | None = None
+    is_scaled = False
+    for touch in trace.touches[: use.order]:
+        if (
+            number not in touch.producers
+            or (touch.is_scale and is_scaled)
+            or not (touch.is_scale or is_scaled)
+        ):
+            continue
+        if not (families.of(trace.labels.find(touch.labels))[0] == family).any():
+            continue
+        trained = sorted((touch.sources & trace.trained) - {gamma}, key=str)
+        only = trained[0] if len(trained) == 1 else None
+        if touch.is_scale:
+            is_scaled, gamma = True, only
+        elif beta is None:
+            beta = only
+            break
+    return _vector(families, family, gamma), _vector(families, family, beta)
+
+
+def _vector(families: Families, family: int, path: Path | None) -> tuple[Path, Place] | None:
+    if path is None:
+        return None
+    place = place_in_array(families, family, path, range(len(families.roots[path])))
+    return None if place is None else (path, place)
