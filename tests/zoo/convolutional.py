@@ -1,0 +1,7 @@
+"""The convolutional networks of the zoo."""
+
+from __future__ import annotations
+
+from tests.zoo.entry import Entry
+
+CONVOLUTIONAL: dict[str, Entry] = {}
