@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.zoo.entry import Entry
+from .entry import Entry
 
 CONVOLUTIONAL: dict[str, Entry] = {}
