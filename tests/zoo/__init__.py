@@ -15,10 +15,7 @@ def _collect() -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for family in ("convolutional", "attention"):
         if importlib.util.find_spec(f"{__name__}.{family}") is not None:
-            found = getattr(importlib.import_module(f"{__name__}.{family}"), family.upper())
-            if twice := entries.keys() & found.keys():
-                raise ValueError(f"the zoo has two networks named {', '.join(sorted(twice))}.")
-            entries |= found
+            entries |= getattr(importlib.import_module(f"{__name__}.{family}"), family.upper())
     return entries
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import mobile, residual
+from . import concatenating, image_to_image, mobile, packaged, residual, special
 from .entry import Entry
 
-CONVOLUTIONAL: dict[str, Entry] = {
-    entry.name: entry for family in (residual, mobile) for entry in family.ENTRIES
-}
+FAMILIES = (packaged, residual, mobile, concatenating, image_to_image, special)
+
+CONVOLUTIONAL: dict[str, Entry] = {entry.name: entry for family in FAMILIES for entry in family.ENTRIES}

@@ -10,6 +10,9 @@ from flax import nnx
 from jaxprune import count_parameters
 from zoo import ZOO
 from zoo.abstract import abstract, output_of
+from zoo.convolutional import CONVOLUTIONAL, FAMILIES
+from zoo.image_to_image import pixel_shuffle
+from zoo.mobile import shuffle
 from zoo.randomise import randomise
 
 
@@ -44,6 +47,24 @@ class TestEveryNetwork:
 
     def test_its_name_is_its_key(self, name):
         assert ZOO[name].name == name
+
+
+def test_no_two_convolutional_networks_share_a_name():
+    assert len(CONVOLUTIONAL) == sum(len(family.ENTRIES) for family in FAMILIES)
+
+
+def test_the_zoo_holds_every_family():
+    assert CONVOLUTIONAL.items() <= ZOO.items()
+
+
+def test_pixels_of_the_shuffle_come_from_channels_side_by_side():
+    """Channels of one low-resolution pixel: [top left, top right, bottom left, bottom right] of C each."""
+    x = np.arange(8.0).reshape(1, 1, 1, 8)
+    assert pixel_shuffle(x, 2)[0, :, :, 0].tolist() == [[0, 2], [4, 6]]
+
+
+def test_the_channel_shuffle_takes_the_halves_in_turns():
+    assert shuffle(np.arange(6).reshape(1, 1, 1, 6)).ravel().tolist() == [0, 3, 1, 4, 2, 5]
 
 
 def test_randomise_leaves_the_callers_model_and_moves_every_statistic(key):
