@@ -183,6 +183,17 @@ class TestContract:
         np.testing.assert_allclose(run(patched, images), run(model, images), rtol=1e-4, atol=1e-5)
         assert parameter_sizes(patched) == parameter_sizes(model)
 
+    def test_the_code_of_a_wide_network_runs_on_the_arrays_of_a_narrow_one(self, name):
+        """Forward passes read widths from arrays, so that a network whose arrays were cut still runs."""
+        wide = build_quickly(name, widths=[3 * width for width in NARROW[name]])
+        narrow = build_quickly(name)
+        graphdef, _ = nnx.split(wide)
+        cut = nnx.merge(graphdef, nnx.split(narrow)[1])
+        for (_, layer), (_, like) in zip(nnx.iter_modules(cut), nnx.iter_modules(narrow), strict=True):
+            if isinstance(layer, nnx.Conv):
+                layer.in_features, layer.feature_group_count = like.in_features, like.feature_group_count
+        assert output_of(cut, batch_for(cut)) == output_of(narrow, batch_for(narrow))
+
     def test_zero_and_negative_widths_are_refused_all_at_once(self, name):
         widths = (0, *NARROW[name][1:-1], -2)
         first, last = FIRST_AND_LAST.get(name, ("conv1", "dense"))

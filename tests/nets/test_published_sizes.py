@@ -23,6 +23,7 @@ from jaxprune.nets import (
     count_parameters,
 )
 from jaxprune.nets.cost import parameter_sizes
+from jaxprune.nets.factories import find_network
 from jaxprune.nets.residual_blocks import BasicBlock, pad_channels
 
 # By hand: convolutions with biases, their norms, the dense layer with bias and norm, the output.
@@ -79,6 +80,13 @@ def test_default_sizes_run(name):
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_are_as_published(name):
     assert count_parameters(full(name)) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize(("name", "depth"), [("ResNet-20", 20), ("resnet_56", 56)])
+def test_networks_of_a_depth_are_found_by_name(name, depth):
+    model = nnx.eval_shape(lambda: find_network(name, num_classes=4))
+    assert len(model.blocks) == (depth - 2) // 2
+    assert model.output.out_features == 4
 
 
 @pytest.mark.parametrize("name", MACS)
