@@ -14,7 +14,7 @@ SMALL_STAGES = (8, 12, 17)
 def small_mobilenet_v2(rngs):
     return MobileNetV2(
         rngs,
-        widths=(8, 8, 12, 12, 8, 8, 12, 12, 16),
+        widths=(8, 10, 12, 14, 8, 10, 12, 14, 16),
         repeats=(1, 2, 1, 1, 1, 1, 1),
         strides=(1, 2, 1, 1, 1, 2, 1),
         num_classes=10,

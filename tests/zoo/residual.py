@@ -141,7 +141,7 @@ class RegNet(nnx.Module):
 ENTRIES = (
     Entry(
         "wide_resnet",
-        lambda rngs: WideResNet(rngs, 8, (8, 12, 16), 2),
+        lambda rngs: WideResNet(rngs, 8, (12, 12, 16), 2),
         lambda rngs: WideResNet(rngs, 16, (160, 320, 640), 4),
         images(16),
         images(32),
