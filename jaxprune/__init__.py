@@ -34,10 +34,13 @@ if (
     from jaxprune.language.parsing import ParseError, parse
     from jaxprune.language.published import library, own_seeds
     from jaxprune.language.tree import Expression
+    from jaxprune.nets.cifar_resnets import CifarResNet
     from jaxprune.nets.conv_nets import PlainConvNet, SmallConvNet
     from jaxprune.nets.cost import count_macs, count_parameters
+    from jaxprune.nets.imagenet_resnets import ImageNetResNet
     from jaxprune.nets.lenet import LeNet5
-    from jaxprune.nets.vgg import VGG16
+    from jaxprune.nets.mobilenet import MobileNetV2
+    from jaxprune.nets.vgg import VGG16, VGG19
     from jaxprune.pruning.masking import mask
     from jaxprune.pruning.observation import observe
     from jaxprune.pruning.planning import Plan, plan
@@ -54,11 +57,15 @@ if (
 
 __all__ = [
     "VGG16",
+    "VGG19",
+    "CifarResNet",
     "Dataset",
     "EvolveConfig",
     "Expression",
+    "ImageNetResNet",
     "Invalid",
     "LeNet5",
+    "MobileNetV2",
     "Operands",
     "ParseError",
     "PlainConvNet",
@@ -113,10 +120,13 @@ _NAMES = {
     "language.parsing": "ParseError parse",
     "language.published": "library own_seeds",
     "language.tree": "Expression",
+    "nets.cifar_resnets": "CifarResNet",
     "nets.conv_nets": "PlainConvNet SmallConvNet",
     "nets.cost": "count_macs count_parameters",
+    "nets.imagenet_resnets": "ImageNetResNet",
     "nets.lenet": "LeNet5",
-    "nets.vgg": "VGG16",
+    "nets.mobilenet": "MobileNetV2",
+    "nets.vgg": "VGG16 VGG19",
     "pruning.masking": "mask",
     "pruning.observation": "observe",
     "pruning.planning": "Plan plan",

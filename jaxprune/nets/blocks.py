@@ -22,6 +22,26 @@ def convolution(
     )
 
 
+def strided_convolution(
+    c_in: int, c_out: int, size: int, strides: int, rngs: nnx.Rngs, *, groups: int = 1
+) -> nnx.Conv:
+    """A `size` x `size` convolution without bias that pads as much on either side, for a normalisation to follow.
+
+    "SAME" pads a strided convolution more at the end than at the start; published networks do not.
+    """
+    return nnx.Conv(
+        c_in,
+        c_out,
+        (size, size),
+        strides=strides,
+        padding=size // 2,
+        feature_group_count=groups,
+        use_bias=False,
+        kernel_init=WEIGHT_INIT,
+        rngs=rngs,
+    )
+
+
 def dense(c_in: int, c_out: int, rngs: nnx.Rngs) -> nnx.Linear:
     """A dense layer with bias, initialised for a ReLU."""
     return nnx.Linear(c_in, c_out, kernel_init=WEIGHT_INIT, rngs=rngs)

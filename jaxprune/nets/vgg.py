@@ -1,4 +1,4 @@
-"""VGG-16 for small colour images: thirteen 3x3 convolutions and one dense layer."""
+"""VGG-16 and VGG-19 for small colour images: thirteen or sixteen 3x3 convolutions and one dense layer."""
 
 from __future__ import annotations
 
@@ -21,11 +21,62 @@ from jaxprune.nets.blocks import (
 VGG16_WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512, 512)
 """Channels of the thirteen convolutions and the dense layer."""
 
-_POOLED_AFTER = frozenset({2, 4, 7, 10, 13})
-_LAYERS = (*(f"conv{i}" for i in range(1, 14)), "dense")
+VGG19_WIDTHS = (64, 64, 128, 128, *(256,) * 4, *(512,) * 9)
+"""Channels of the sixteen convolutions and the dense layer."""
 
 
-class VGG16(nnx.Module):
+class _VGG(nnx.Module):
+    """What both depths share; a sub-class says after which convolutions (from 1) pooling follows."""
+
+    _pooled_after: tuple[int, ...]
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        widths: Sequence[int],
+        num_classes: int,
+        image_shape: Sequence[int],
+        dropout_rate: float,
+    ) -> None:
+        name, layers = type(self).__name__, [f"conv{i}" for i in range(1, self._pooled_after[-1] + 1)]
+        *conv_widths, hidden = check_widths(name, widths, (*layers, "dense"))
+        self.image_shape = check_sizes(name, image_shape, num_classes, smallest=32)
+        if not 0 <= dropout_rate < 1:
+            raise ValueError(
+                f"{name} needs dropout_rate in [0, 1), the part dropped, got {dropout_rate}. "
+                "A keep probability of 0.85 is dropout_rate=0.15."
+            )
+        height, width, channels = self.image_shape
+        inputs = (channels, *conv_widths[:-1])
+        self.convs = nnx.List(
+            [
+                convolution(c_in, c_out, 3, "SAME", rngs)
+                for c_in, c_out in zip(inputs, conv_widths, strict=True)
+            ]
+        )
+        self.norms = nnx.List([batch_norm(c_out, rngs) for c_out in conv_widths])
+        self.dense = dense((height // 32) * (width // 32) * conv_widths[-1], hidden, rngs)
+        self.dense_norm = batch_norm(hidden, rngs)
+        self.dropout = nnx.Dropout(dropout_rate, rngs=rngs) if dropout_rate > 0 else None
+        self.output = nnx.Linear(hidden, num_classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, num_classes] logits of images [N, H, W, C]."""
+        check_input(type(self).__name__, x, self.image_shape)
+        for number, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True), start=1):
+            x = norm(jax.nn.relu(conv(x)))
+            if number in self._pooled_after:
+                x = max_pool(x)
+        x = self._drop(flatten(x))
+        x = self.dense_norm(jax.nn.relu(self.dense(x)))
+        return self.output(self._drop(x))
+
+    def _drop(self, x: jax.Array) -> jax.Array:
+        """Dropout in training mode, where the network has it."""
+        return x if self.dropout is None else self.dropout(x)
+
+
+class VGG16(_VGG):
     """Images [N, H, W, C] to logits: thirteen times 3x3 convolution, ReLU, batch norm; dense, ReLU, batch norm; output.
 
     Pooling (2x2 maximum) follows convolutions 2, 4, 7, 10 and 13. Normalisation comes *after* the ReLU, as in the
@@ -54,6 +105,8 @@ class VGG16(nnx.Module):
       Simonyan and Zisserman 2015, in the form for 32x32 images that Liu, Kung, Wentzlaff 2022 prune.
     """
 
+    _pooled_after = (2, 4, 7, 10, 13)
+
     def __init__(
         self,
         rngs: nnx.Rngs,
@@ -63,38 +116,44 @@ class VGG16(nnx.Module):
         image_shape: Sequence[int] = (32, 32, 3),
         dropout_rate: float = 0.0,
     ) -> None:
-        *conv_widths, hidden = check_widths("VGG16", widths, _LAYERS)
-        self.image_shape = check_sizes("VGG16", image_shape, num_classes, smallest=32)
-        if not 0 <= dropout_rate < 1:
-            raise ValueError(
-                f"VGG16 needs dropout_rate in [0, 1), the part dropped, got {dropout_rate}. "
-                "A keep probability of 0.85 is dropout_rate=0.15."
-            )
-        height, width, channels = self.image_shape
-        inputs = (channels, *conv_widths[:-1])
-        self.convs = nnx.List(
-            [
-                convolution(c_in, c_out, 3, "SAME", rngs)
-                for c_in, c_out in zip(inputs, conv_widths, strict=True)
-            ]
-        )
-        self.norms = nnx.List([batch_norm(c_out, rngs) for c_out in conv_widths])
-        self.dense = dense((height // 32) * (width // 32) * conv_widths[-1], hidden, rngs)
-        self.dense_norm = batch_norm(hidden, rngs)
-        self.dropout = nnx.Dropout(dropout_rate, rngs=rngs) if dropout_rate > 0 else None
-        self.output = nnx.Linear(hidden, num_classes, rngs=rngs)
+        super().__init__(rngs, widths, num_classes, image_shape, dropout_rate)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, num_classes] logits of images [N, H, W, C]."""
-        check_input("VGG16", x, self.image_shape)
-        for number, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True), start=1):
-            x = norm(jax.nn.relu(conv(x)))
-            if number in _POOLED_AFTER:
-                x = max_pool(x)
-        x = self._drop(flatten(x))
-        x = self.dense_norm(jax.nn.relu(self.dense(x)))
-        return self.output(self._drop(x))
 
-    def _drop(self, x: jax.Array) -> jax.Array:
-        """Dropout in training mode, where the network has it."""
-        return x if self.dropout is None else self.dropout(x)
+class VGG19(_VGG):
+    """Images [N, H, W, C] to logits: as `VGG16` with sixteen convolutions, pooling after 2, 4, 8, 12 and 16.
+
+    Pruned groups are named `convs.0.kernel` to `convs.15.kernel` and `dense.kernel`; the matching norms are `norms.0`
+    to `norms.15` and `dense_norm`.
+
+    Args:
+      rngs: random streams for the parameters; with dropout also of its masks.
+      widths: channels of the sixteen convolutions and the dense layer, each >= 1.
+      num_classes: number of logits, >= 2.
+      image_shape: (H, W, C) of one image, at least 32x32.
+      dropout_rate: part of the dense layer's inputs and outputs dropped in training, in [0, 1).
+
+    Raises:
+      ValueError: as for `VGG16`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> model = VGG19(nnx.Rngs(0), widths=(4,) * 17)
+      >>> model(jnp.zeros((2, 32, 32, 3))).shape
+      (2, 10)
+
+    Source:
+      Simonyan and Zisserman 2015, configuration E, in the same form for 32x32 images.
+    """
+
+    _pooled_after = (2, 4, 8, 12, 16)
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        *,
+        widths: Sequence[int] = VGG19_WIDTHS,
+        num_classes: int = 10,
+        image_shape: Sequence[int] = (32, 32, 3),
+        dropout_rate: float = 0.0,
+    ) -> None:
+        super().__init__(rngs, widths, num_classes, image_shape, dropout_rate)

@@ -224,7 +224,7 @@ def test_the_number_of_images_is_balanced(data):
         (["l1", "--data", "digits"], "--data needs --network, got none. A task has its own network and images."),
         (["l1", "--output", "scores.txt"], "--output needs a name that ends in .csv or .json, got scores.txt."),
         (["--formulas", "nowhere.txt"], "--formulas needs a text file with a formula a line, got nowhere.txt: No"),
-        (["l1", "--network", "vgg61"], "Did you mean 'vgg16'?"),
+        (["l1", "--network", "vgg116"], "Did you mean 'vgg16'?"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_scored_is_explained(arguments, message, score_base, capsys):
@@ -239,7 +239,7 @@ def test_what_cannot_be_scored_is_explained(arguments, message, score_base, caps
     [
         ("own_networks:nothing", "needs a module on the Python path with a function 'nothing'"),
         ("no_such_module:make", "needs a module on the Python path with a function 'make': No module named"),
-        ("own_networks:", "a network needs to be one of plain_conv_net, small_conv_net, lenet5, vgg16, or module:fac"),
+        ("own_networks:", "a network needs to be one of plain_conv_net, small_conv_net, lenet5, vgg16, vgg19, "),
         ("own_networks:no_network", "(flax.nnx.Module), got one that gives dict. Let it return the network itself."),
         ("own_networks:not_callable", "got one that gives int"),
         ("own_networks:needs_more", "takes flax.nnx.Rngs or nothing, got one that needs rngs, width. Write a function"),
