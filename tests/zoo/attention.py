@@ -47,11 +47,18 @@ def _entry(
     notes: str = "",
     **both: Any,
 ) -> Entry:
-    """An entry whose two networks differ in `small` and `full` sizes and agree in `both`."""
+    """An entry whose two networks differ in `small` and `full` sizes and agree in `both`.
+
+    Both makers take other sizes by keyword: `entry.small(rngs, width=8)`.
+    """
+
+    def make(sizes: Sizes, rngs: nnx.Rngs, **changes: Any) -> nnx.Module:
+        return network(rngs=rngs, **{**both, **sizes, **changes})
+
     return Entry(
         name,
-        small=lambda rngs: network(rngs=rngs, **small, **both),
-        full=lambda rngs: network(rngs=rngs, **full, **both),
+        small=partial(make, small),
+        full=partial(make, full),
         small_input=small_input,
         full_input=full_input,
         num_parameters=num_parameters,

@@ -1,0 +1,216 @@
+"""The attention half of the zoo runs, has its published sizes, and follows the shapes of its arrays."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.extend import core
+
+from .attention import ATTENTION, VOCABULARY
+from .entry import Entry
+
+# The outputs of classifiers; language models give logits for every token, the U-Net an image.
+NUM_CLASSES = {
+    "gru": 3,
+    "lstm": 3,
+    "optimized_lstm": 3,
+    "simple_rnn": 3,
+    "bidirectional_gru": 3,
+    "mlp_mixer_b16": 5,
+    "vit_s16": 5,
+    "deit_s16_distilled": 5,
+    "swin_t": 5,
+    "bert": 3,
+    "scanned_mlp": 3,
+    "glu_mlp": 3,
+    "mixture_of_experts": 3,
+}
+PUBLISHED = {name: entry for name, entry in ATTENTION.items() if entry.num_parameters is not None}
+
+# Other sizes for networks whose layers all follow their arrays. Flax's recurrent cells, GroupNorm and
+# MultiHeadAttention remember widths, so recurrent nets, `diffusion_unet` and `bert` are not here.
+NARROWER = {
+    "mlp_mixer_b16": {"width": 8, "token_hidden": 6, "channel_hidden": 10},
+    "vit_s16": {"width": 8},
+    "deit_s16_distilled": {"width": 8},
+    "swin_t": {"width": 8},
+    "gpt_fused": {"width": 8},
+    "gpt_separate": {"width": 8},
+    "llama_half_tables": {"width": 16, "hidden": 10},
+    "llama_whole_tables": {"width": 16, "hidden": 10},
+    "llama_computed_angles": {"width": 16, "hidden": 10},
+    "tied_embeddings": {"width": 8},
+    "scanned_mlp": {"width": 8, "hidden": 10},
+    "scanned_transformer": {"width": 8},
+    "remat_transformer": {"width": 8},
+    "glu_mlp": {"width": 8, "hidden": 10},
+    "mixture_of_experts": {"width": 8, "hidden": 6, "num_experts": 2},
+}
+
+# What a network is in the zoo for, as it shows in its traced program.
+STRUCTURES = {
+    "gru": {"scan", "split"},
+    "lstm": {"scan"},
+    "optimized_lstm": {"scan", "split"},
+    "simple_rnn": {"scan"},
+    "bidirectional_gru": {"scan", "rev", "concatenate"},
+    "mlp_mixer_b16": {"conv_general_dilated", "transpose", "erfc"},
+    "vit_s16": {"conv_general_dilated", "concatenate", "slice", "squeeze"},
+    "deit_s16_distilled": {"concatenate", "slice"},
+    "swin_t": {"conv_general_dilated", "split", "slice", "concatenate", "gather", "select_n"},
+    "diffusion_unet": {"conv_general_dilated", "concatenate", "broadcast_in_dim", "exp"},
+    "gpt_fused": {"gather", "split", "iota", "select_n"},
+    "gpt_separate": {"gather", "iota", "select_n"},
+    "remembers_head_dim": {"gather", "reshape"},
+    "bert": {"gather", "slice", "select_n"},
+    "llama_half_tables": {"gather", "split", "concatenate", "slice"},
+    "llama_whole_tables": {"gather", "split", "concatenate", "neg", "slice"},
+    "llama_computed_angles": {"gather", "split", "concatenate", "iota", "cos", "sin"},
+    "tied_embeddings": {"gather", "transpose"},
+    "scanned_mlp": {"scan"},
+    "scanned_transformer": {"scan", "gather"},
+    "remat_transformer": {"remat2", "gather"},
+    "glu_mlp": {"split", "logistic"},
+    "mixture_of_experts": {"custom_jvp_call", "exp"},
+}
+
+WITH_DROPOUT = ["vit_s16", "gpt_fused", "scanned_transformer", "remat_transformer"]
+
+
+def abstract(entry: Entry, **sizes: int) -> nnx.Module:
+    """The small network in evaluation mode, shapes in place of arrays."""
+    model = nnx.eval_shape(lambda: entry.small(nnx.Rngs(0), **sizes))
+    model.eval()
+    return model
+
+
+def filled(state: nnx.State) -> nnx.State:
+    """Random numbers in place of shapes. Nothing is compiled, as it would be by Flax's initialisers."""
+    rng = np.random.default_rng(0)
+
+    def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array | np.ndarray:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jnp.broadcast_to(jax.random.key(0), leaf.shape)
+        if jnp.issubdtype(leaf.dtype, jnp.integer):
+            return np.zeros(leaf.shape, leaf.dtype)
+        fan_in = math.prod(leaf.shape[-2:-1])
+        return rng.normal(size=leaf.shape, scale=1 / math.sqrt(fan_in)).astype(leaf.dtype)
+
+    return jax.tree.map(fill, state)
+
+
+def example(entry: Entry) -> np.ndarray:
+    """Different numbers at every place, tokens within the vocabulary."""
+    spec = entry.small_input
+    rng = np.random.default_rng(1)
+    if jnp.issubdtype(spec.dtype, jnp.integer):
+        return rng.integers(1, VOCABULARY, spec.shape).astype(spec.dtype)
+    return rng.normal(size=spec.shape).astype(spec.dtype)
+
+
+def output_shape(name: str, entry: Entry) -> tuple[int, ...]:
+    if name in NUM_CLASSES:
+        return entry.small_input.shape[0], NUM_CLASSES[name]
+    return entry.small_input.shape if name == "diffusion_unet" else (*entry.small_input.shape, VOCABULARY)
+
+
+def trace(graphdef: nnx.GraphDef, state: nnx.State, x: jax.ShapeDtypeStruct) -> core.ClosedJaxpr:
+    return jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state)(x))(state, x)
+
+
+def equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
+    """Every equation, those of nested programs too."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_program):
+            if is_program(inner):
+                yield from equations(inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner)
+
+
+def is_program(value: object) -> bool:
+    return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
+
+
+def primitives(traced: core.ClosedJaxpr) -> set[str]:
+    return {eqn.primitive.name for eqn in equations(traced.jaxpr)}
+
+
+@functools.cache
+def small(name: str) -> tuple[nnx.GraphDef, nnx.State]:
+    """The small network in evaluation mode, split; several tests read it."""
+    return nnx.split(abstract(ATTENTION[name]))
+
+
+@functools.cache
+def program(name: str) -> core.ClosedJaxpr:
+    """What the small network computes in evaluation mode."""
+    return trace(*small(name), ATTENTION[name].small_input)
+
+
+@pytest.mark.parametrize("entry", ATTENTION.values(), ids=ATTENTION)
+def test_small_networks_run(entry: Entry) -> None:
+    graphdef, state = small(entry.name)
+    y = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))(filled(state), example(entry))
+    assert y.shape == output_shape(entry.name, entry)
+    assert y.dtype == jnp.float32
+    assert np.isfinite(y).all()
+    assert np.std(y, axis=0).max() > 1e-4, "the output should depend on the input"
+
+
+@pytest.mark.parametrize("entry", PUBLISHED.values(), ids=PUBLISHED)
+def test_full_networks_have_the_published_number_of_parameters(entry: Entry) -> None:
+    parameters = nnx.state(nnx.eval_shape(lambda: entry.full(nnx.Rngs(0))), nnx.Param)
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameters)) == entry.num_parameters
+
+
+@pytest.mark.parametrize("name", NARROWER)
+def test_narrower_arrays_are_all_that_a_narrower_network_needs(name: str) -> None:
+    entry = ATTENTION[name]
+    narrow, state = nnx.split(abstract(entry, **NARROWER[name]))
+    wide, wide_state = small(name)
+    assert jax.tree.map(jnp.shape, state) != jax.tree.map(jnp.shape, wide_state)
+    assert str(trace(wide, state, entry.small_input)) == str(trace(narrow, state, entry.small_input))
+
+
+def test_a_remembered_head_dimension_fails_on_narrower_arrays() -> None:
+    entry = ATTENTION["remembers_head_dim"]
+    wide, _ = small(entry.name)
+    _, state = nnx.split(abstract(entry, width=8))
+    with pytest.raises(TypeError, match="reshape"):
+        trace(wide, state, entry.small_input)
+
+
+def test_every_network_says_what_it_is_for() -> None:
+    assert STRUCTURES.keys() == ATTENTION.keys()
+    assert all(entry.notes for entry in ATTENTION.values())
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_networks_hold_the_structure_they_are_for(name: str) -> None:
+    found = primitives(program(name))
+    assert found >= STRUCTURES[name]
+    assert "random_bits" not in found, "evaluation mode draws nothing"
+
+
+@pytest.mark.parametrize("name", WITH_DROPOUT)
+def test_training_mode_draws_dropout(name: str) -> None:
+    model = abstract(ATTENTION[name])
+    model.train()
+    assert "random_bits" in primitives(trace(*nnx.split(model), ATTENTION[name].small_input))
+
+
+@pytest.mark.parametrize(
+    ("name", "num_consts", "num_carry"), [("gru", 3, 1), ("lstm", 12, 2), ("scanned_mlp", 0, 1)]
+)
+def test_recurrent_weights_are_constants_of_a_scan_and_stacked_ones_its_slices(
+    name: str, num_consts: int, num_carry: int
+) -> None:
+    scans = [eqn.params for eqn in equations(program(name).jaxpr) if eqn.primitive.name == "scan"]
+    assert {(scan["num_consts"], scan["num_carry"]) for scan in scans} == {(num_consts, num_carry)}
