@@ -15,6 +15,8 @@ from jax.extend import core
 
 from .attention import ATTENTION, VOCABULARY
 from .entry import Entry
+from .llama import ComputedAngles, HalfTables, WholeTables
+from .swin import from_windows, relative_index, shift_mask, to_windows
 
 # The outputs of classifiers; language models give logits for every token, the U-Net an image.
 NUM_CLASSES = {
@@ -214,3 +216,31 @@ def test_recurrent_weights_are_constants_of_a_scan_and_stacked_ones_its_slices(
 ) -> None:
     scans = [eqn.params for eqn in equations(program(name).jaxpr) if eqn.primitive.name == "scan"]
     assert {(scan["num_consts"], scan["num_carry"]) for scan in scans} == {(num_consts, num_carry)}
+
+
+def test_three_rotary_embeddings_agree() -> None:
+    x = np.random.default_rng(0).normal(size=(1, 5, 2, 4)).astype(np.float32)
+    half, whole, computed = (
+        jax.jit(rotary(8, 4).__call__)(x) for rotary in (HalfTables, WholeTables, ComputedAngles)
+    )
+    np.testing.assert_allclose(half, whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(half, computed, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(half[:, 0], x[:, 0])
+    np.testing.assert_allclose(np.linalg.norm(half, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)
+    assert np.abs(half[:, 1:] - x[:, 1:]).min() > 1e-4, "later positions turn"
+
+
+def test_windows_come_back_and_shifted_ones_see_only_their_neighbours() -> None:
+    x = np.arange(2 * 4 * 4 * 3).reshape(2, 4, 4, 3)
+    np.testing.assert_array_equal(to_windows(x, 2)[0], x[0, :2, :2].reshape(4, 3))
+    np.testing.assert_array_equal(from_windows(to_windows(x, 2), 2, 4, 4), x)
+    first, right, below, corner = shift_mask(4, 4, 2, 1)
+    assert first.all()
+    np.testing.assert_array_equal(right[0], [True, False, True, False])
+    np.testing.assert_array_equal(below[0], [True, True, False, False])
+    np.testing.assert_array_equal(corner, np.eye(4, dtype=bool))
+
+
+def test_relative_positions_by_hand() -> None:
+    # Offsets (rows, columns) from -1 to 1 are numbered row by row; (0, 0) is 4.
+    np.testing.assert_array_equal(relative_index(2), [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]])
