@@ -209,6 +209,15 @@ _LLAMA_2_7B = {
     "num_heads": 32,
     "num_kv_heads": 32,
 }
+_TINY_LLAMA = {
+    "vocabulary": 32_000,
+    "max_length": 2048,
+    "width": 2048,
+    "hidden": 5632,
+    "depth": 22,
+    "num_heads": 32,
+    "num_kv_heads": 4,
+}
 _LLAMA_3_8B = {
     "vocabulary": 128_256,
     "max_length": 8192,
@@ -278,8 +287,8 @@ LANGUAGE = [
     ),
     _llama(
         "llama_whole_tables",
-        full=_LLAMA_2_7B,
-        num_parameters=6_738_415_616,
+        full=_TINY_LLAMA,
+        num_parameters=1_100_048_384,
         notes="as llama_half_tables with buffers [T, d] and the halves of a head swapped by concatenation",
         rotary=WholeTables,
     ),
