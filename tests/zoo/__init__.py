@@ -15,7 +15,10 @@ def _collect() -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for family in ("convolutional", "attention"):
         if importlib.util.find_spec(f"{__name__}.{family}") is not None:
-            entries |= getattr(importlib.import_module(f"{__name__}.{family}"), family.upper())
+            found = getattr(importlib.import_module(f"{__name__}.{family}"), family.upper())
+            if twice := entries.keys() & found.keys():
+                raise ValueError(f"the zoo has two networks named {', '.join(sorted(twice))}.")
+            entries |= found
     return entries
 
 

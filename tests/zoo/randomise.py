@@ -44,7 +44,7 @@ def _values(name: str, old: jax.Array | jax.ShapeDtypeStruct, generator: np.rand
     if isinstance(old, jax.Array):
         return old
     if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
-        return jax.random.key(0)
+        return jnp.broadcast_to(jax.random.key(0), old.shape)  # stacked layers hold a key each
     if jnp.issubdtype(old.dtype, jnp.integer):
         return jnp.zeros(old.shape, old.dtype)
     fan_in = max(1, math.prod(old.shape[:-1]))
