@@ -90,7 +90,7 @@ def convolution(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value
     ]
     joint = _joint_shape(sides, 4 + 2 * num_spatial)
     found = _contract(trace, step, sides, joint, (read, *window), (group,), joint[:read])
-    flat = regrouped(trace, step, found, (*joint[: 1 + num_spatial], groups * joint[made]))
+    flat = regrouped(trace, step, found, (*joint[: 1 + num_spatial], groups * joint[made]), is_delicate=False)
     order = [0] * len(shape)
     for place, axis in enumerate((numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1])):
         order[axis] = place
@@ -130,7 +130,8 @@ def _places(spec: Sequence[int], wanted: Sequence[int], pair: Sequence[int]) -> 
 def _with_groups(trace: Trace, step: Step, value: Value, axis: int, groups: int) -> Value:
     size = value.shape[axis] // groups
     if groups > 1:
-        return regrouped(trace, step, value, (*value.shape[:axis], groups, size, *value.shape[axis + 1 :]))
+        shape = (*value.shape[:axis], groups, size, *value.shape[axis + 1 :])
+        return regrouped(trace, step, value, shape, is_delicate=False)
     new_axis = [place + (place >= axis) for place in range(len(value.shape))]
     fixed, origin = list(value.fixed), list(value.origin)
     fixed.insert(axis, FREE)
@@ -229,10 +230,9 @@ def _note_uses(
         is_layer = bool(other.value.sources) and not other.value.is_activation
         path = kernel_path(trace, other.value) if is_layer else None
         met = NO_ORIGIN.union(*_origins(other, (*summed, *shared)))
-        ended: frozenset[int] = frozenset()
         if side.number is not None:
-            ended = trace.consume(side.number, side.value, side.read, path, met)
-        carried |= side.value.producers - ended
+            trace.consume(side.number, side.value, side.read, path, met)
+        carried |= side.value.producers
         if is_layer:
             carried |= _note_production(trace, step, path, other, summed)
     return carried

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxprune.pruning.labels import FREE, Labels
 from jaxprune.pruning.program import Program
-from jaxprune.pruning.records import Request, Seeds, Trace
+from jaxprune.pruning.records import Request, Seeds, State, Trace
 from jaxprune.pruning.states import Path
 from jaxprune.pruning.tracing import walk
 
@@ -33,25 +33,48 @@ def first_seeds(shapes: Mapping[Path, tuple[int, ...]]) -> tuple[Seeds, int]:
     return seeds, count
 
 
-def settled_trace(program: Program, trained: frozenset[Path]) -> Trace:
-    """The trace of a network whose labels are taken apart as far as its operations need it."""
-    shapes = {path: program.shapes[number] for path, number in program.parameters.items()}
+def first_state(
+    shapes: Mapping[Path, tuple[int, ...]], tied: Sequence[tuple[tuple[Path, int], tuple[Path, int]]] = ()
+) -> State:
+    """Labels before the first walk; `tied` are (path, axis) pairs whose indices fall together."""
     seeds, count = first_seeds(shapes)
-    same: list[tuple[np.ndarray, np.ndarray]] = []
+    same = [(seeds[a][i][0], seeds[b][j][0]) for (a, i), (b, j) in tied if seeds[a][i] and seeds[b][j]]
+    return State(seeds, count, tuple(same))
+
+
+def settled_trace(program: Program, trained: frozenset[Path], state: State) -> Trace:
+    """The trace of a network whose labels are taken apart as far as its operations need it.
+
+    Args:
+      program: of the network.
+      trained: paths of its trained parameters.
+      state: labels to begin with.
+    """
     for number in range(_MOST_WALKS):
-        labels = Labels(count)
-        for left, right in same:
+        labels = Labels(state.count)
+        for left, right in state.same:
             labels.unite(left, right)
-        trace = walk(program, trained, seeds, labels)
-        if not trace.requests:
-            return trace
-        if number == _MOST_WALKS - 1:
+        trace = walk(program, trained, state.seeds, labels)
+        trace.state = state
+        if not trace.requests or number == _MOST_WALKS - 1:
             break
-        seeds, count, found = _taken_apart(trace, seeds, count)
-        same += found
+        seeds, count, found = _taken_apart(trace, state.seeds, state.count)
+        state = State(seeds, count, (*state.same, *found))
     for request in trace.requests:
         trace.labels.freeze(request.labels, "axes are taken apart in ways that do not go together")
     return trace
+
+
+def tied_state(trace: Trace, ties: Sequence[tuple[np.ndarray, np.ndarray]]) -> State:
+    """The state of a walk with further labels that fall together."""
+    assert trace.state is not None
+    count = trace.state.count
+    pairs = []
+    for left, right in ties:
+        a, b = trace.labels.find(left), trace.labels.find(right)
+        known = (a >= 0) & (b >= 0) & (a < count) & (b < count)  # the walk's own labels are gone with it
+        pairs.append((a[known], b[known]))
+    return trace.state._replace(same=(*trace.state.same, *pairs))
 
 
 def _taken_apart(

@@ -37,6 +37,17 @@ class Labels:
         self._numbers: dict[str, int] = {}
         self._reasons: list[str] = []
 
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def fresh(self, count: int) -> np.ndarray:
+        """So many new labels."""
+        first = len(self._parent)
+        found = np.arange(first, first + count, dtype=np.int64)
+        self._parent = np.concatenate([self._parent, found])
+        self._why = np.concatenate([self._why, np.zeros(count, np.int32)])
+        return found
+
     def fixed(self, reason: str) -> int:
         """What stands at an index that stays for this reason."""
         return _FIRST_FIXED - self._number(reason)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxprune.pruning.combining import combine
 from jaxprune.pruning.labels import FREE
 from jaxprune.pruning.program import Step
-from jaxprune.pruning.records import Trace, output_shapes
+from jaxprune.pruning.records import Delicate, Trace, output_shapes
 from jaxprune.pruning.values import LabelField, Value, free_axes, moved, spread, tidied
 
 Rule = Callable[[Trace, Step, Sequence[Value]], list[Value]]
@@ -102,8 +102,10 @@ def _reshape(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     return [result]
 
 
-def regrouped(trace: Trace, step: Step, value: Value, shape: tuple[int, ...]) -> Value:
-    """A value after a row-major reshape."""
+def regrouped(
+    trace: Trace, step: Step, value: Value, shape: tuple[int, ...], *, is_delicate: bool = True
+) -> Value:
+    """A value after a row-major reshape; delicate where the network's own code names the shape."""
     fixed, origin = list(free_axes(shape)), [NO_ORIGIN] * len(shape)
     blocks = _blocks(value.shape, shape)
     block_of = {axis: number for number, (before, _) in enumerate(blocks) for axis in before}
@@ -117,8 +119,8 @@ def regrouped(trace: Trace, step: Step, value: Value, shape: tuple[int, ...]) ->
         before = [axis for number in numbers for axis in blocks[number][0]]
         after = [axis for number in numbers for axis in blocks[number][1]]
         labels = spread(own, before, value.shape).reshape([shape[axis] for axis in after])
-        if any(sum(shape[axis] > 1 for axis in blocks[number][1]) > 1 for number in numbers):
-            trace.delicate.append((step, own.labels))
+        if is_delicate and any(sum(shape[axis] > 1 for axis in blocks[number][1]) > 1 for number in numbers):
+            trace.delicate.append(Delicate(own.labels, _ties(labels)))
         found = tidied(after, labels) if after else None
         if found is not None:
             fields.append(found)
@@ -139,6 +141,15 @@ def regrouped(trace: Trace, step: Step, value: Value, shape: tuple[int, ...]) ->
         fixed=tuple(fixed),
         origin=tuple(origin) if value.origin else (),
     )
+
+
+def _ties(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Labels at equal places of the parts that the first long axis counts."""
+    apart = labels.reshape([size for size in labels.shape if size > 1])
+    if apart.ndim < 2 or bool((apart == apart.take([0], axis=-1)).all()):
+        return None  # labels that are one for each part
+    first = np.broadcast_to(apart[:1], apart.shape)
+    return np.ascontiguousarray(first).reshape(-1), np.ascontiguousarray(apart).reshape(-1)
 
 
 def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -178,7 +189,7 @@ def _slice(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     params, value = step.equation.params, inputs[0]
     strides = params["strides"] or (1,) * len(value.shape)
     bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
-    return [_cut(trace, step, value, [slice(int(a), int(b), int(c)) for a, b, c in bounds])]
+    return [_cut(trace, value, [slice(int(a), int(b), int(c)) for a, b, c in bounds])]
 
 
 def _split(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
@@ -187,12 +198,12 @@ def _split(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     for size in step.equation.params["sizes"]:
         index = [slice(None)] * len(value.shape)
         index[axis] = slice(start, start + int(size))
-        found.append(_cut(trace, step, value, index))
+        found.append(_cut(trace, value, index))
         start += int(size)
     return found
 
 
-def _cut(trace: Trace, step: Step, value: Value, index: Sequence[slice]) -> Value:
+def _cut(trace: Trace, value: Value, index: Sequence[slice]) -> Value:
     shape = tuple(len(range(*own.indices(size))) for own, size in zip(index, value.shape, strict=True))
     fields = []
     for own in value.fields:
@@ -200,11 +211,23 @@ def _cut(trace: Trace, step: Step, value: Value, index: Sequence[slice]) -> Valu
         if all(shape[axis] == value.shape[axis] for axis in own.axes):
             fields.append(own)
             continue
-        trace.delicate.append((step, own.labels))
+        trace.delicate.append(Delicate(own.labels, _ties_of_parts(own, index)))
         labels = own.labels[parts]
         if not (labels == FREE).all():
             fields.append(LabelField(own.axes, labels))
     return dataclasses.replace(value, shape=shape, fields=tuple(fields))
+
+
+def _ties_of_parts(own: LabelField, index: Sequence[slice]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Labels at equal places of the parts of an axis, of which a slice is one."""
+    for place, axis in enumerate(own.axes):
+        size = own.labels.shape[place]
+        start, stop, stride = index[axis].indices(size)
+        length = stop - start
+        if stride == 1 and 0 < length < size and size % length == 0 and start % length == 0:
+            lines = np.moveaxis(own.labels, place, 0)
+            return _ties(lines.reshape(size // length, -1))
+    return None
 
 
 def _pad(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
@@ -215,12 +238,24 @@ def _pad(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
         if all(config[axis] == (0, 0, 0) for axis in own.axes):
             fields.append(own)
             continue
-        trace.delicate.append((step, own.labels))
         labels = own.labels
         for place, axis in enumerate(own.axes):
             labels = _padded(labels, place, *config[axis])
+        if len(own.axes) == 1:
+            labels = _with_labels(trace, labels, *config[own.axes[0]][:2])
+        trace.delicate.append(Delicate(own.labels, None))
         fields.append(LabelField(own.axes, labels))
     return [dataclasses.replace(value, shape=shape, fields=tuple(fields))]
+
+
+def _with_labels(trace: Trace, labels: np.ndarray, low: int, high: int) -> np.ndarray:
+    """Labels for the fill before and behind channels: what it meets may fall, as many before as behind."""
+    low, high = max(low, 0), max(high, 0)
+    fill = trace.labels.fresh(low + high)
+    both = min(low, high)
+    ties = (fill[:both], fill[low : low + both]) if both else None
+    trace.delicate.append(Delicate(fill, ties))
+    return np.concatenate([fill[:low], labels[low : len(labels) - high], fill[low:]])
 
 
 def _padded(labels: np.ndarray, place: int, low: int, high: int, interior: int) -> np.ndarray:

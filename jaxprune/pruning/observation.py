@@ -22,7 +22,7 @@ from jaxprune.pruning.program import evaluate, trace_program
 from jaxprune.pruning.shapes import channel_columns, channels_last, filter_columns
 from jaxprune.pruning.sites import Place, Site
 from jaxprune.pruning.squared_gradients import make_squared_gradients
-from jaxprune.pruning.states import FlatState, Path, fingerprint, parameter_paths, split_model
+from jaxprune.pruning.states import FlatState, Path, fingerprint, split_model
 from jaxprune.pruning.structure import structure_of, trace_structure
 from jaxprune.scoring.gradients import GradientSource
 from jaxprune.scoring.moments import Moments, add_examples, zero_moments
@@ -119,7 +119,7 @@ def make_observer(
     graphdef, flat, rest = split_model(model, "evaluation")
     known = trace_structure(model, jax.ShapeDtypeStruct(pixels.shape, pixels.dtype))
     known.require_groups()
-    trace = partial(structure_of, graphdef, flat, rest, parameter_paths(model), pixels, like=known)
+    trace = partial(structure_of, graphdef, flat, rest, pixels, known)
     structure = trace(batch=batch_size)
     is_everything = len(rows) == len(pixels)
     at_sample = trace(batch=len(rows))  # only differs in the batch size

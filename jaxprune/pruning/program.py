@@ -118,14 +118,16 @@ def trace_program(
     Raises:
       ValueError: if the network cannot be run on such an input; the message carries the network's own error.
     """
-    paths = list(flat)
+    paths, random = list(flat), list(rest)
 
-    def forward(arrays: list[Array], images: jax.Array) -> Array:
-        return cast(Array, merge_model(graphdef, dict(zip(paths, arrays, strict=True)), rest)(images))
+    def forward(arrays: list[Array], others: list[Array], images: jax.Array) -> Array:
+        own = dict(zip(paths, arrays, strict=True))
+        return cast(Array, merge_model(graphdef, own, dict(zip(random, others, strict=True)))(images))
 
-    shapes = {path: jax.ShapeDtypeStruct(flat[path].shape, flat[path].dtype) for path in paths}
+    shapes = [jax.ShapeDtypeStruct(flat[path].shape, flat[path].dtype) for path in paths]
+    keys = [jax.ShapeDtypeStruct(rest[path].shape, rest[path].dtype) for path in random]
     try:
-        closed = jax.make_jaxpr(forward)([shapes[path] for path in paths], example)
+        closed = jax.make_jaxpr(forward)(shapes, keys, example)
     except Exception as error:
         raise ValueError(
             f"needs a network that runs on images of shape {example.shape} and dtype {example.dtype}, but it failed "
@@ -137,6 +139,7 @@ def trace_program(
         flattening.number(variable): value
         for variable, value in zip(closed.jaxpr.constvars, closed.consts, strict=True)
     }
+    constants.update(zip(inputs[len(paths) :], rest.values(), strict=False))
     flattening.constants.update(constants)
     flattening.open(closed.jaxpr)
     outputs = tuple(
@@ -146,7 +149,7 @@ def trace_program(
     )
     return Program(
         steps=tuple(flattening.steps),
-        parameters=dict(zip(paths, inputs[:-1], strict=True)),
+        parameters=dict(zip(paths, inputs, strict=False)),
         example=inputs[-1],
         constants=flattening.constants,
         outputs=outputs,

@@ -54,6 +54,22 @@ class Cost(NamedTuple):
     """Of axes that share fields: flat labels, a factor each, all of one length."""
 
 
+class Delicate(NamedTuple):
+    """Labels on an axis that is cut, padded or taken apart: code there may count on their number."""
+
+    labels: np.ndarray
+    ties: tuple[np.ndarray, np.ndarray] | None
+    """Labels that would have to fall together for parts to stay equally long."""
+
+
+class State(NamedTuple):
+    """Labels before a walk: those of every array, how many there are, and which of them are the same."""
+
+    seeds: Seeds
+    count: int
+    same: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+
+
 class Request(NamedTuple):
     """Labels whose indices an operation takes apart: label i stands for the pair, or more, of its coordinates."""
 
@@ -78,8 +94,9 @@ class Trace:
     unites: list[tuple[Step, np.ndarray, np.ndarray]] = field(default_factory=list)
     reshaped: dict[int, int] = field(default_factory=dict)
     """Value -> the value that it is, differently laid out."""
-    delicate: list[tuple[Step, np.ndarray]] = field(default_factory=list)
-    """Labels on axes that were cut, padded or taken apart, and where: code there may count on their number."""
+    delicate: list[Delicate] = field(default_factory=list)
+    state: State | None = None
+    """From what the walk began, and what was found out since."""
     _numbers: dict[tuple[int, Path], int] = field(default_factory=dict)
     turns: int = 1
     """How often what is walked now runs: the turns of the loops around it."""
@@ -99,19 +116,9 @@ class Trace:
         axes: tuple[int, ...],
         kernel: Path | None,
         kernel_axes: frozenset[int],
-    ) -> frozenset[int]:
-        """Notes that channels on some axes are read; returns the productions that end here."""
+    ) -> None:
+        """Notes that channels on some axes are read."""
         self.consumptions.append(Consumption(number, value, axes, kernel, kernel_axes, len(self.touches)))
-        own = [self.labels.find(each.labels) for each in value.fields if set(each.axes) & set(axes)]
-        if not own or not value.producers:
-            return frozenset()
-        read = set(np.concatenate([each.reshape(-1) for each in own]).tolist())
-        ended = {
-            index
-            for index in value.producers
-            if read.intersection(self.labels.find(self.productions[index].labels).tolist())
-        }
-        return frozenset(ended)
 
     def touch(self, value: Value, parameter: Value, *, is_scale: bool) -> None:
         """Notes a learned scale or shift."""

@@ -85,6 +85,9 @@ def find_misfit(
 ) -> Misfit | None:
     """Traces the slim network on shapes alone; None if it means what it should.
 
+    Where a group keeps a single channel, shapes are tried with that and meaning with two: an axis of length one could
+    be any.
+
     Args:
       model: the full network; weights are not read.
       structure: its groups.
@@ -94,6 +97,25 @@ def find_misfit(
     Returns:
       What is wrong, in words, or None.
     """
+    program = _slim_program(model, structure, kept, attributes)
+    pairs = {name: _at_least_two(own, structure.widths[name]) for name, own in kept.items()}
+    if isinstance(program, Program) and any(len(pairs[name]) > len(own) for name, own in kept.items()):
+        kept = pairs
+        changed = {name: 2 if value == 1 else value for name, value in (attributes or {}).items()}
+        program = _slim_program(model, structure, kept, changed)
+    return program if isinstance(program, Misfit) else _mixed_up(structure, program, kept)
+
+
+def _at_least_two(kept: np.ndarray, width: int) -> np.ndarray:
+    return kept if len(kept) > 1 or width == 1 else np.unique([*kept, (int(kept[0]) + 1) % width])
+
+
+def _slim_program(
+    model: nnx.Module,
+    structure: Structure,
+    kept: Mapping[str, np.ndarray],
+    attributes: Attributes | None,
+) -> Program | Misfit:
     copy = slim_model_graph(model, structure, kept, attributes)
     graphdef, flat, rest = split_model(copy, "evaluation")
     arrays = {
@@ -106,9 +128,7 @@ def find_misfit(
         cause = error.__cause__ or error
         return Misfit(f"it failed with {type(cause).__name__}: {cause}")
     full, found = ([run.shapes[number] for number in run.outputs] for run in (structure.program, program))
-    if full != found:
-        return Misfit(f"its outputs have shapes {found} instead of {full}")
-    return _mixed_up(structure, program, kept)
+    return program if full == found else Misfit(f"its outputs have shapes {found} instead of {full}")
 
 
 def _mixed_up(structure: Structure, program: Program, kept: Mapping[str, np.ndarray]) -> Misfit | None:
@@ -121,7 +141,8 @@ def _mixed_up(structure: Structure, program: Program, kept: Mapping[str, np.ndar
             for fields, length in zip(structure.layouts[path], lengths, strict=True)
         ]
         seeds[path] = tuple(
-            tuple(own[stays] for own in parts) for parts, stays in zip(axes, keeps, strict=True)
+            tuple(own[stays] for own in parts) if stays.sum() > 1 else ()  # what is one long has no labels
+            for parts, stays in zip(axes, keeps, strict=True)
         )
     labels = Labels(len(families.family_of))
     for root, reason in families.refused.items():
@@ -133,6 +154,9 @@ def _mixed_up(structure: Structure, program: Program, kept: Mapping[str, np.ndar
         a, b = left.reshape(-1), right.reshape(-1)
         known = (a >= 0) & (b >= 0)
         a, b = a[known], b[known]
+        inner = len(is_active)  # labels of the slim walk alone are behind those of the full network
+        known = (a < inner) & (b < inner)
+        a, b = a[known], b[known]
         wrong = (a != b) & (is_active[a] | is_active[b])
         if wrong.any():
             mixed = np.unique(families.family_of[np.concatenate([a[wrong], b[wrong]])])
@@ -141,9 +165,12 @@ def _mixed_up(structure: Structure, program: Program, kept: Mapping[str, np.ndar
                 f"channels of {', '.join(sorted(groups))} meet others than before in {step.where}", groups
             )
     for root, reason in trace.labels.reason_by_root().items():
-        if is_active[root]:
+        if root < len(is_active) and is_active[root]:
             name = names[int(families.family_of[root])]
             return Misfit(f"channels of {name} cannot be told apart any more: {reason}", frozenset({name}))
+    active = np.flatnonzero(is_active)
+    if len(np.unique(trace.labels.find(active))) < len(active):
+        return Misfit("channels meet others than before")
     if trace.requests:
         return Misfit("an axis that was taken apart evenly no longer is")
     return None

@@ -228,12 +228,13 @@ def _barrier(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     return list(inputs)
 
 
-def constant(trace: Trace, array: jax.Array | np.ndarray) -> Value:
+def constant(trace: Trace, array: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> Value:
     """An array built into the program: free along axes on which it does not change."""
-    try:
-        known = np.asarray(array)
-    except TypeError:  # typed random keys
-        return Value(tuple(array.shape), fixed=free_axes(array.shape))
+    if isinstance(array, jax.ShapeDtypeStruct) or jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return Value(
+            tuple(array.shape), fixed=free_axes(array.shape)
+        )  # random keys, which have no axes of channels
+    known = np.asarray(array)
     wall = trace.labels.fixed("an array of fixed size built into the network's code")
     fixed = []
     for axis, size in enumerate(known.shape):

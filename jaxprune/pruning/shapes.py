@@ -51,7 +51,9 @@ def _channels_behind(array: jax.Array, axes: list[int], positions: np.ndarray) -
     shape = joined.shape
     joined = joined.reshape((*shape[:first], -1, *shape[first + len(axes) :]))
     count, each = positions.shape
-    is_whole = each == 1 and count == joined.shape[first] and bool((positions[:, 0] == np.arange(count)).all())
+    is_whole = (
+        each == 1 and count == joined.shape[first] and bool((positions[:, 0] == np.arange(count)).all())
+    )
     if not is_whole:
         joined = jnp.take(joined, positions.T.reshape(-1), axis=first)
     apart = joined.reshape((*joined.shape[:first], each, count, *joined.shape[first + 1 :]))

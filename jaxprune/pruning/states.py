@@ -108,7 +108,12 @@ def fingerprint(flat: Mapping[Path, Array | jax.ShapeDtypeStruct]) -> str:
 
 
 def _arrays(state: nnx.State[Any, Any]) -> FlatState:
-    return {cast(Path, path): variable[...] for path, variable in nnx.to_flat_state(state)}
+    return {cast(Path, path): _array(variable) for path, variable in nnx.to_flat_state(state)}
+
+
+def _array(variable: nnx.Variable[Any]) -> Array:
+    value = variable.get_value() if isinstance(variable, nnx.Variable) else variable
+    return cast(Array, value)  # or its shape and dtype, of a model that was never given weights
 
 
 def _state(flat: Mapping[Path, Array]) -> nnx.State[Any, Any]:

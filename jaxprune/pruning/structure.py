@@ -10,20 +10,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, islice
 
 import jax
 import numpy as np
 from flax import nnx
 
-from jaxprune.pruning.factoring import settled_trace
+from jaxprune.pruning.factoring import first_state, settled_trace, tied_state
 from jaxprune.pruning.groups import Structure, structure_from
 from jaxprune.pruning.program import trace_program
 from jaxprune.pruning.retracing import Misfit, find_misfit, remembered_sizes
 from jaxprune.pruning.states import FlatState, Path, fingerprint, parameter_paths, split_model
 from jaxprune.types import Array
 
-_MOST_TRIALS = 24
+_MOST_ROUNDS = 6
+_MOST_SETS_OF_ATTRIBUTES = 6
 
 
 def trace_structure(model: nnx.Module, example: Array | jax.ShapeDtypeStruct) -> Structure:
@@ -57,82 +58,128 @@ def trace_structure(model: nnx.Module, example: Array | jax.ShapeDtypeStruct) ->
       ['conv.bias axis 0', 'conv.kernel axis 3', 'head.kernel axis 0 as 64 x channel x 1']
     """
     graphdef, flat, rest = split_model(model, "evaluation")
-    structure = structure_of(graphdef, flat, rest, parameter_paths(model), example, batch=2)
-    return _tried(model, structure)
+    images = _at_batch(example, 2)
+    program = trace_program(graphdef, flat, rest, images)
+    shapes = {path: program.shapes[number] for path, number in program.parameters.items()}
+    state = first_state(shapes, tied_axes(model, shapes))
+    trace = settled_trace(program, parameter_paths(model), state)
+    return _tried(model, structure_from(trace, fingerprint(flat), images))
 
 
 def structure_of(
     graphdef: nnx.GraphDef[nnx.Module],
     flat: Mapping[Path, Array],
     rest: FlatState,
-    trained: frozenset[Path],
     example: Array | jax.ShapeDtypeStruct,
+    like: Structure,
     *,
     batch: int,
-    like: Structure | None = None,
 ) -> Structure:
-    """The structure of a model already taken apart, at a given batch size (at least 2), as its labels alone tell.
+    """The structure of a network already known, traced at another batch size (at least 2); its groups are the same."""
+    images = _at_batch(example, batch)
+    known = like.families.trace
+    assert known.state is not None
+    trace = settled_trace(trace_program(graphdef, flat, rest, images), like.trained, known.state)
+    return replace(
+        structure_from(trace, like.fingerprint, images, like.families.refused), attributes=like.attributes
+    )
 
-    With `like`, a structure of the same network, what is frozen there is frozen here.
-    """
+
+def _at_batch(example: Array | jax.ShapeDtypeStruct, batch: int) -> jax.ShapeDtypeStruct:
     if len(example.shape) == 0:
         raise ValueError("needs an example with a batch axis, got a scalar. Pass images[:1].")
-    shape = (batch, *example.shape[1:])
-    images = jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(example.dtype))
-    trace = settled_trace(trace_program(graphdef, flat, rest, images), trained)
-    return structure_from(trace, fingerprint(flat), images, None if like is None else like.families.refused)
+    return jax.ShapeDtypeStruct((batch, *example.shape[1:]), jax.dtypes.canonicalize_dtype(example.dtype))
+
+
+def tied_axes(
+    model: nnx.Module, shapes: Mapping[Path, tuple[int, ...]]
+) -> list[tuple[tuple[Path, int], tuple[Path, int]]]:
+    """Axes of Flax's own layers that must stay equally long though nothing computes with both."""
+    pairs: list[tuple[tuple[Path, int], tuple[Path, int]]] = []
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.MultiHeadAttention):  # refuses values of another size than queries
+            left, right = ((*path, name, "kernel") for name in ("query", "value"))
+            if left in shapes and right in shapes:
+                pairs.append(((left, len(shapes[left]) - 1), (right, len(shapes[right]) - 1)))
+    return pairs
 
 
 def _tried(model: nnx.Module, structure: Structure) -> Structure:
     """The structure without groups that code with fixed numbers does not let go."""
-    suspects = _suspects(structure)
-    frozen: dict[int, str] = {}
+    never: dict[int, str] = {}
     attributes: dict[str, tuple[str, ...]] = {}
-    trials = 0
-    if not suspects or find_misfit(model, structure, _half(structure, suspects)) is None:
-        return structure
-    for kind in _kinds(suspects):
-        names = list(kind)
-        while names and trials < _MOST_TRIALS:
-            trials += 1
-            misfit = find_misfit(model, structure, _half(structure, names))
-            if misfit is None:
-                break
-            remembered = _attributes_that_help(model, structure, names)
-            if remembered:
-                attributes.update(dict.fromkeys(names, remembered))
-                break
-            wrong = misfit.groups & set(names) or set(names)
-            frozen.update(_refusals(structure, sorted(wrong), misfit))
-            names = [name for name in names if name not in wrong]
+    tried: set[str] = set()
+    for _ in range(_MOST_ROUNDS):
+        suspects = _suspects(structure)
+        free = [name for name in suspects if name not in attributes]
+        misfit = _misfit(model, structure, free)
+        if misfit is None:
+            break
+        failing: dict[str, Misfit] = {}
+        for kind in _kinds(free):
+            found = _misfit(model, structure, kind)
+            helping = () if found is None else _attributes_that_help(model, structure, kind)
+            if helping:
+                attributes.update(dict.fromkeys(kind, helping))
+            elif found is not None:
+                wrong = [name for name in kind if name in found.groups] or kind
+                failing.update(dict.fromkeys(wrong, found))
+        if not failing:  # fine kind by kind, but not together
+            wrong = [name for name in free if name in misfit.groups] or free
+            failing = dict.fromkeys(wrong, misfit)
+        families = {list(structure.groups).index(name) for name in failing}
+        ties = _ties(structure, families) if not set(failing) <= tried else []
+        tried.update(failing)
+        trace = structure.families.trace
+        if ties:
+            state = tied_state(trace, ties)
+            trace = settled_trace(structure.program, trace.trained, state)
+            never = {}
         else:
-            if names:
-                frozen.update(
-                    _refusals(structure, names, Misfit("it was not tried: too many parts need a trial"))
-                )
-    if frozen:
-        never = {**structure.families.refused, **frozen}
-        structure = structure_from(structure.families.trace, structure.fingerprint, structure.example, never)
+            never = {**never, **_refusals(structure, failing)}
+        structure = structure_from(trace, structure.fingerprint, structure.example, never)
+    else:
         left = _suspects(structure)
-        together = [name for name in left if name not in attributes]
-        misfit = find_misfit(model, structure, _half(structure, together)) if together else None
-        if misfit is not None:  # fine one by one, but not together
-            never |= _refusals(structure, sorted(misfit.groups & set(together)) or together, misfit)
-            structure = structure_from(
-                structure.families.trace, structure.fingerprint, structure.example, never
-            )
+        reason = Misfit("it kept failing in other ways")
+        never = {**never, **_refusals(structure, dict.fromkeys(left, reason))}
+        structure = structure_from(structure.families.trace, structure.fingerprint, structure.example, never)
     known = {name: own for name, own in attributes.items() if name in structure.groups}
     return replace(structure, attributes=known)
 
 
+def _misfit(model: nnx.Module, structure: Structure, names: Sequence[str]) -> Misfit | None:
+    """What goes wrong when groups lose channels, tried with two very different choices."""
+    if not names:
+        return None
+    for kept in (_first_half(structure, names), _mixed_half(structure, names)):
+        misfit = find_misfit(model, structure, kept)
+        if misfit is not None:
+            return misfit
+    return None
+
+
 def _suspects(structure: Structure) -> list[str]:
     """Groups with channels on an axis that is cut, padded or taken apart."""
-    families, names = structure.families, list(structure.groups)
+    names = list(structure.groups)
     found: set[int] = set()
-    for _, labels in families.trace.delicate:
-        members, _ = families.of(families.trace.labels.find(labels))
-        found.update(np.unique(members[members >= 0]).tolist())
+    for delicate in structure.families.trace.delicate:
+        found |= _families_of(structure, delicate.labels)
     return [names[family] for family in sorted(found)]
+
+
+def _families_of(structure: Structure, labels: np.ndarray) -> set[int]:
+    families = structure.families
+    members, _ = families.of(families.trace.labels.find(labels))
+    return set(np.unique(members[members >= 0]).tolist())
+
+
+def _ties(structure: Structure, families: set[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What would have to fall together for axes with channels of these to be cut evenly."""
+    return [
+        delicate.ties
+        for delicate in structure.families.trace.delicate
+        if delicate.ties is not None and _families_of(structure, delicate.labels) & families
+    ]
 
 
 def _kinds(names: Sequence[str]) -> list[list[str]]:
@@ -143,32 +190,43 @@ def _kinds(names: Sequence[str]) -> list[list[str]]:
     return list(kinds.values())
 
 
-def _half(structure: Structure, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The first channels of each group, about half of them: what is split in halves is then uneven."""
+def _first_half(structure: Structure, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The first channels of each group: what is split in halves is then uneven."""
     return {name: np.arange(max(1, structure.widths[name] // 2)) for name in names}
 
 
-def _refusals(structure: Structure, names: Sequence[str], misfit: Misfit) -> dict[int, str]:
+def _mixed_half(structure: Structure, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """About half of each group, here and there."""
+    found = {}
+    for number, name in enumerate(names):
+        width = structure.widths[name]
+        order = np.random.default_rng(number).permutation(width)
+        found[name] = np.sort(order[: max(1, (width + number % 2) // 2)])
+    return found
+
+
+def _refusals(structure: Structure, failing: Mapping[str, Misfit]) -> dict[int, str]:
     order = list(structure.groups)
-    reason = f"the network's code counts on their number: when pruned, {misfit.reason}"
-    return {int(root): reason for name in names for root in structure.families.members[order.index(name)]}
+    return {
+        int(root): f"the network's code counts on their number: when some are gone, {misfit.reason}"
+        for name, misfit in failing.items()
+        for root in structure.families.members[order.index(name)]
+    }
 
 
 def _attributes_that_help(model: nnx.Module, structure: Structure, names: Sequence[str]) -> tuple[str, ...]:
     """Attributes of the user's classes that hold an old size and, when set to the new one, make the network fit."""
-    kept = _half(structure, names)
+    kept = _first_half(structure, names)
     sizes = {structure.widths[name]: len(own) for name, own in kept.items()}
     found = remembered_sizes(model, sizes)
     by_name: dict[str, list[str]] = {}
     for path in found:
         by_name.setdefault(re.sub(r"\d+", "*", path), []).append(path)
-    tried = 0
-    for number in range(1, len(by_name) + 1):
-        for chosen in combinations(by_name.values(), number):
-            if tried == _MOST_TRIALS // 4:
-                return ()
-            tried += 1
-            paths = [path for own in chosen for path in own]
-            if find_misfit(model, structure, kept, {path: found[path] for path in paths}) is None:
-                return tuple(paths)
+    sets = (
+        chosen for number in range(1, len(by_name) + 1) for chosen in combinations(by_name.values(), number)
+    )
+    for chosen in islice(sets, _MOST_SETS_OF_ATTRIBUTES):
+        paths = [path for own in chosen for path in own]
+        if find_misfit(model, structure, kept, {path: found[path] for path in paths}) is None:
+            return tuple(paths)
     return ()
