@@ -12,6 +12,8 @@ from jaxprune.pruning.groups import Structure
 from jaxprune.types import Array
 
 Scope = Literal["group", "global"]
+Factor = Literal["inner", "outer", "both"]
+"""Of two groups that share every index (places in a head, and heads): which one loses channels."""
 Budgets = Mapping[str, "float | Mapping[str, int] | None"]
 
 
@@ -24,6 +26,7 @@ def budget_counts(
     params_fraction: float | None = None,
     multiple_of: int = 1,
     ignore: Sequence[str] = (),
+    factor: Factor = "inner",
 ) -> dict[str, int]:
     """Group name -> kept channels under one budget that needs no scores (`scope="group"`); see `plan`.
 
@@ -36,7 +39,9 @@ def budget_counts(
         "macs_fraction": macs_fraction,
         "params_fraction": params_fraction,
     }
-    return counts_within(structure, budgets, scores={}, scope="group", multiple_of=multiple_of, ignore=ignore)
+    return counts_within(
+        structure, budgets, scores={}, scope="group", multiple_of=multiple_of, ignore=ignore, factor=factor
+    )
 
 
 def counts_within(
@@ -47,6 +52,7 @@ def counts_within(
     scope: Scope,
     multiple_of: int,
     ignore: Sequence[str],
+    factor: Factor = "inner",
 ) -> dict[str, int]:
     """Group name -> kept channels, for every group in program order, under exactly one of `budgets`."""
     given = {name: value for name, value in budgets.items() if value is not None}
@@ -58,10 +64,19 @@ def counts_within(
         raise ValueError(f"scope must be 'group' or 'global', got {scope!r}.")
     if not _is_whole(multiple_of) or multiple_of < 1:
         raise ValueError(f"multiple_of must be a whole number >= 1, got {multiple_of}.")
+    if factor not in ("inner", "outer", "both"):
+        raise ValueError(f"factor must be 'inner', 'outer' or 'both', got {factor!r}.")
     free = _free_groups(structure, ignore)
     ((name, value),) = given.items()
     if isinstance(value, Mapping):
         return _explicit(structure, value, free)
+    left_whole = structure.shared_groups(factor)
+    free = [group for group in free if group not in left_whole]
+    if not free:
+        raise ValueError(
+            f"nothing is left to prune: with factor={factor!r} and ignore={list(ignore)} every group stays whole. "
+            f"The groups are {', '.join(structure.groups)}."
+        )
     if name == "kept_counts":
         raise ValueError(f"kept_counts must map group names to kept channels, got {value!r}.")
     if not _is_fraction(value):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
+from typing import Literal
 
 import jax
 import numpy as np
@@ -90,6 +91,13 @@ class Structure:
     def widths(self) -> dict[str, int]:
         """Group name -> number of channels, in program order."""
         return {name: group.size for name, group in self.groups.items()}
+
+    def shared_groups(self, factor: Literal["inner", "outer", "both"]) -> frozenset[str]:
+        """Groups that stay whole because another one that shares their indices loses channels instead."""
+        pairs = [(name, group.inner) for name, group in self.groups.items() if group.inner in self.groups]
+        if factor == "both":
+            return frozenset()
+        return frozenset(outer if factor == "inner" else str(inner) for outer, inner in pairs)
 
     def count_macs(self, widths: Mapping[str, int] | None = None) -> int:
         """Multiply-adds of convolutions and matrix products for one example, at these widths."""

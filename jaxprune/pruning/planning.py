@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxprune.pruning.budgets import Scope, check_scores, counts_within
+from jaxprune.pruning.budgets import Factor, Scope, check_scores, counts_within
 from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.indices import index_arrays
 from jaxprune.pruning.states import fingerprint, split_model
@@ -128,6 +128,7 @@ def plan(
     scope: Scope = "group",
     multiple_of: int = 1,
     ignore: tuple[str, ...] = (),
+    factor: Factor = "inner",
 ) -> Plan:
     """Chooses the channels to keep: the highest scores under exactly one budget.
 
@@ -149,6 +150,9 @@ def plan(
       scope: one fraction per group, or all channels in one ranking.
       multiple_of: counts are multiples of this where a group is at least that wide.
       ignore: names of groups that stay whole; shell patterns such as `"layers.*"` are fine.
+      factor: which group loses channels where two share every index, such as whole heads (`"outer"`) and the places
+        within each head (`"inner"`), or whole groups of a grouped convolution and the places within each; `"both"`
+        prunes both, so that the product of the two fractions is left. `kept_counts` may name any group.
 
     Returns:
       The plan.
@@ -166,7 +170,7 @@ def plan(
         "params_fraction": params_fraction,
     }
     counts = counts_within(
-        structure, budgets, scores=scores, scope=scope, multiple_of=multiple_of, ignore=ignore
+        structure, budgets, scores=scores, scope=scope, multiple_of=multiple_of, ignore=ignore, factor=factor
     )
     checked = check_scores(
         structure, scores, needed=[name for name, n in counts.items() if n < structure.widths[name]]

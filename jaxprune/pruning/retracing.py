@@ -1,8 +1,8 @@
 """Whether a slim network means the same as the full one: its code is traced again, with the labels that are left.
 
 Shapes that fit do not prove it: code that splits channels in halves puts the border elsewhere when one half has lost
-more of them. So every operation of the slim network is carried out on what is left of the full network's labels, and must
-bring together exactly those that belong together there.
+more of them. So every operation of the slim network is carried out on what is left of the full network's labels, and
+must bring together exactly those that belong together there.
 """
 
 from __future__ import annotations

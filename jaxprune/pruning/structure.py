@@ -7,8 +7,9 @@ frozen, with what went wrong as the reason.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, islice
 
@@ -120,7 +121,7 @@ def _tried(model: nnx.Module, structure: Structure) -> Structure:
             found = _misfit(model, structure, kind)
             helping = () if found is None else _attributes_that_help(model, structure, kind)
             if helping:
-                attributes.update(dict.fromkeys(kind, helping))
+                attributes.update((name, _nearest(helping, name)) for name in kind)
             elif found is not None:
                 wrong = [name for name in kind if name in found.groups] or kind
                 failing.update(dict.fromkeys(wrong, found))
@@ -129,6 +130,7 @@ def _tried(model: nnx.Module, structure: Structure) -> Structure:
             failing = dict.fromkeys(wrong, misfit)
         families = {list(structure.groups).index(name) for name in failing}
         ties = _ties(structure, families) if not set(failing) <= tried else []
+        ties = ties or (_ties_of_modules(structure, failing) if not set(failing) <= tried else [])
         tried.update(failing)
         trace = structure.families.trace
         if ties:
@@ -180,6 +182,23 @@ def _ties(structure: Structure, families: set[int]) -> list[tuple[np.ndarray, np
         for delicate in structure.families.trace.delicate
         if delicate.ties is not None and _families_of(structure, delicate.labels) & families
     ]
+
+
+def _ties_of_modules(structure: Structure, names: Iterable[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Equally wide groups of one module channel by channel: one remembered size may stand for all of them."""
+    order = list(structure.groups)
+    alike: dict[tuple[Path, int], list[int]] = {}
+    for name in names:
+        kernel = structure.sites[structure.groups[name].producers[0]].kernel
+        alike.setdefault((kernel[:-2], structure.widths[name]), []).append(order.index(name))
+    members = structure.families.members
+    return [(members[own[0]], members[other]) for own in alike.values() for other in own[1:]]
+
+
+def _nearest(attributes: Sequence[str], name: str) -> tuple[str, ...]:
+    """The attributes of the modules nearest to a group, by the length of the path they share."""
+    shared = [len(os.path.commonprefix([path.split("."), name.split(".")])) for path in attributes]
+    return tuple(path for path, own in zip(attributes, shared, strict=True) if own == max(shared))
 
 
 def _kinds(names: Sequence[str]) -> list[list[str]]:
