@@ -112,14 +112,16 @@ def regrouped(
     plain = {before[0]: after[0] for before, after in blocks if len(before) == len(after) == 1}
     fields: list[LabelField] = []
     for own in value.fields:
+        numbers = sorted({block_of[axis] for axis in own.axes})
         if all(axis in plain for axis in own.axes):
             fields.append(LabelField(tuple(plain[axis] for axis in own.axes), own.labels))
+            if is_delicate and any(_is_apart(value, shape, blocks[number]) for number in numbers):
+                trace.delicate.append(Delicate(own.labels, None))
             continue
-        numbers = sorted({block_of[axis] for axis in own.axes})
         before = [axis for number in numbers for axis in blocks[number][0]]
         after = [axis for number in numbers for axis in blocks[number][1]]
         labels = spread(own, before, value.shape).reshape([shape[axis] for axis in after])
-        if is_delicate and any(sum(shape[axis] > 1 for axis in blocks[number][1]) > 1 for number in numbers):
+        if is_delicate and any(_is_apart(value, shape, blocks[number]) for number in numbers):
             trace.delicate.append(Delicate(own.labels, _ties(labels)))
         found = tidied(after, labels) if after else None
         if found is not None:
@@ -141,6 +143,20 @@ def regrouped(
         fixed=tuple(fixed),
         origin=tuple(origin) if value.origin else (),
     )
+
+
+def _is_apart(value: Value, shape: Sequence[int], block: tuple[list[int], list[int]]) -> bool:
+    """Whether an axis becomes several; of activations one of them may be of length one, all there is of some part."""
+    before, after = block
+    if not value.is_activation or not after:  # biases get axes of length one before they are added
+        return sum(shape[axis] > 1 for axis in after) > 1
+    return len(_around(shape, after)) > len(_around(value.shape, before))
+
+
+def _around(shape: Sequence[int], axes: Sequence[int]) -> list[int]:
+    """The axes, with those of length one next to them."""
+    near = range(max(0, axes[0] - 1), min(len(shape), axes[-1] + 2))
+    return [axis for axis in near if axis in axes or shape[axis] == 1]
 
 
 def _ties(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
