@@ -123,6 +123,7 @@ def regrouped(
         labels = spread(own, before, value.shape).reshape([shape[axis] for axis in after])
         if is_delicate and any(_is_apart(value, shape, blocks[number]) for number in numbers):
             trace.delicate.append(Delicate(own.labels, _ties(labels)))
+            trace.placements[step.outputs[0], len(fields)] = step, labels
         found = tidied(after, labels) if after else None
         if found is not None:
             fields.append(found)
@@ -205,21 +206,21 @@ def _slice(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     params, value = step.equation.params, inputs[0]
     strides = params["strides"] or (1,) * len(value.shape)
     bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
-    return [_cut(trace, value, [slice(int(a), int(b), int(c)) for a, b, c in bounds])]
+    return [_cut(trace, step, 0, value, [slice(int(a), int(b), int(c)) for a, b, c in bounds])]
 
 
 def _split(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     value, axis, start = inputs[0], int(step.equation.params["axis"]), 0
     found = []
-    for size in step.equation.params["sizes"]:
+    for number, size in enumerate(step.equation.params["sizes"]):
         index = [slice(None)] * len(value.shape)
         index[axis] = slice(start, start + int(size))
-        found.append(_cut(trace, value, index))
+        found.append(_cut(trace, step, number, value, index))
         start += int(size)
     return found
 
 
-def _cut(trace: Trace, value: Value, index: Sequence[slice]) -> Value:
+def _cut(trace: Trace, step: Step, number: int, value: Value, index: Sequence[slice]) -> Value:
     shape = tuple(len(range(*own.indices(size))) for own, size in zip(index, value.shape, strict=True))
     fields = []
     for own in value.fields:
@@ -229,6 +230,7 @@ def _cut(trace: Trace, value: Value, index: Sequence[slice]) -> Value:
             continue
         trace.delicate.append(Delicate(own.labels, _ties_of_parts(own, index)))
         labels = own.labels[parts]
+        trace.placements[step.outputs[number], len(fields)] = step, labels
         if not (labels == FREE).all():
             fields.append(LabelField(own.axes, labels))
     return dataclasses.replace(value, shape=shape, fields=tuple(fields))

@@ -17,6 +17,7 @@ from flax import nnx
 from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.labels import Labels
 from jaxprune.pruning.layouts import axis_keep
+from jaxprune.pruning.placements import misplaced
 from jaxprune.pruning.program import Program, trace_program
 from jaxprune.pruning.resizing import resize_layers
 from jaxprune.pruning.states import FlatState, Path, dotted, merge_model, split_model
@@ -173,6 +174,10 @@ def _mixed_up(structure: Structure, program: Program, kept: Mapping[str, np.ndar
         return Misfit("channels meet others than before")
     if trace.requests:
         return Misfit("an axis that was taken apart evenly no longer is")
+    place = misplaced(structure, trace, kept)
+    if place is not None:
+        where, groups = place
+        return Misfit(f"channels of {', '.join(sorted(groups))} are in other parts than before of {where}", groups)
     return None
 
 
