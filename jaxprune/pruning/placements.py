@@ -11,6 +11,7 @@ from itertools import groupby
 
 import numpy as np
 
+from jaxprune.pruning.cuts import COPIES
 from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.program import Step
 from jaxprune.pruning.records import Trace
@@ -19,7 +20,9 @@ Parts = list[list[frozenset[int]]]
 """For each way to read the axes as rows, the channels in each row, in order; rows without any are left out."""
 
 
-def misplaced(structure: Structure, slim: Trace, kept: Mapping[str, np.ndarray]) -> tuple[str, frozenset[str]] | None:
+def misplaced(
+    structure: Structure, slim: Trace, kept: Mapping[str, np.ndarray]
+) -> tuple[str, frozenset[str]] | None:
     """Where the first part is that does not hold what is left of the same part of the full network, and whose channels.
 
     Args:
@@ -56,7 +59,7 @@ def _in_order(trace: Trace) -> dict[tuple[str, int], tuple[Step, np.ndarray]]:
 
 
 def _parts(labels: np.ndarray, stays: np.ndarray, size: int) -> Parts:
-    known = labels >= 0
+    known = (labels >= 0) & (labels < COPIES * size)  # fill of the slim network alone is behind those
     own = np.where(known, labels % size, 0)
     known &= stays[own]
     found: Parts = []
