@@ -67,7 +67,8 @@ def _cut_axis(
     stays = np.flatnonzero(np.asarray(axis_keep(fields, length, kept)))
     cut = AxisCut(stays, tuple(own[stays] for own in roots))
     runs = {number: _runs(own.channels)[stays] for number, own in enumerate(fields) if own.group in single}
-    for number in runs:
+    coarse_first = sorted(runs, key=lambda number: int(_runs(fields[number].channels).max()))
+    for number in coarse_first:  # twins of a head hold its places side by side
         family = list(structure.groups).index(fields[number].group)
         cut, runs = _with_twins(structure, cut, runs, number, family, size)
     return cut
