@@ -69,13 +69,10 @@ def find_families(trace: Trace, never: Mapping[int, str] | None = None) -> Famil
         for path, axes in trace.seeds.items()
     }
     refused = trace.labels.reason_by_root()
-    size = 1 + max(
-        (int(own.max(initial=0)) for axes in roots.values() for axis in axes for own in axis), default=0
-    )
-    family_of = _alike(roots, refused, size)
+    family_of = _alike(roots, refused, len(trace.labels))  # fill beside channels has labels of its own
     makers = _numbered(family_of, [trace.labels.find(own.labels) for own in trace.productions])
     readers = _numbered(family_of, [_read_labels(trace, index) for index in range(len(trace.consumptions))])
-    families = Families(trace, roots, [], family_of, np.full(size, -1), [], [], refused)
+    families = Families(trace, roots, [], family_of, np.full(len(family_of), -1), [], [], refused)
     _keep_usable(families, makers, readers)
     return families
 

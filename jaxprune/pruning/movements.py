@@ -119,15 +119,18 @@ def regrouped(
     plain = {before[0]: after[0] for before, after in blocks if len(before) == len(after) == 1}
     fields: list[LabelField] = []
     for own in value.fields:
+        numbers = sorted({block_of[axis] for axis in own.axes})
         if all(axis in plain for axis in own.axes):
             fields.append(LabelField(tuple(plain[axis] for axis in own.axes), own.labels))
+            if is_delicate and any(_is_apart(value, shape, blocks[number]) for number in numbers):
+                trace.delicate.append(Delicate(own.labels, None))
             continue
-        numbers = sorted({block_of[axis] for axis in own.axes})
         before = [axis for number in numbers for axis in blocks[number][0]]
         after = [axis for number in numbers for axis in blocks[number][1]]
         labels = spread(own, before, value.shape).reshape([shape[axis] for axis in after])
-        if is_delicate and any(sum(shape[axis] > 1 for axis in blocks[number][1]) > 1 for number in numbers):
+        if is_delicate and any(_is_apart(value, shape, blocks[number]) for number in numbers):
             trace.delicate.append(Delicate(own.labels, _ties(labels)))
+            trace.placements[step.outputs[0], len(fields)] = step, labels
         found = tidied(after, labels) if after else None
         if found is not None:
             fields.append(found)
@@ -148,6 +151,20 @@ def regrouped(
         fixed=tuple(fixed),
         origin=tuple(origin) if value.origin else (),
     )
+
+
+def _is_apart(value: Value, shape: Sequence[int], block: tuple[list[int], list[int]]) -> bool:
+    """Whether an axis becomes several; of activations one of them may be of length one, all there is of some part."""
+    before, after = block
+    if not value.is_activation or not after:  # biases get axes of length one before they are added
+        return sum(shape[axis] > 1 for axis in after) > 1
+    return len(_around(shape, after)) > len(_around(value.shape, before))
+
+
+def _around(shape: Sequence[int], axes: Sequence[int]) -> list[int]:
+    """The axes, with those of length one next to them."""
+    near = range(max(0, axes[0] - 1), min(len(shape), axes[-1] + 2))
+    return [axis for axis in near if axis in axes or shape[axis] == 1]
 
 
 def _ties(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
@@ -191,21 +208,21 @@ def _slice(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     params, value = step.equation.params, inputs[0]
     strides = params["strides"] or (1,) * len(value.shape)
     bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
-    return [_cut(trace, value, [slice(int(a), int(b), int(c)) for a, b, c in bounds])]
+    return [_cut(trace, step, 0, value, [slice(int(a), int(b), int(c)) for a, b, c in bounds])]
 
 
 def _split(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     value, axis, start = inputs[0], int(step.equation.params["axis"]), 0
     found = []
-    for size in step.equation.params["sizes"]:
+    for number, size in enumerate(step.equation.params["sizes"]):
         index = [slice(None)] * len(value.shape)
         index[axis] = slice(start, start + int(size))
-        found.append(_cut(trace, value, index))
+        found.append(_cut(trace, step, number, value, index))
         start += int(size)
     return found
 
 
-def _cut(trace: Trace, value: Value, index: Sequence[slice]) -> Value:
+def _cut(trace: Trace, step: Step, number: int, value: Value, index: Sequence[slice]) -> Value:
     shape = tuple(len(range(*own.indices(size))) for own, size in zip(index, value.shape, strict=True))
     fields = []
     for own in value.fields:
@@ -215,6 +232,7 @@ def _cut(trace: Trace, value: Value, index: Sequence[slice]) -> Value:
             continue
         trace.delicate.append(Delicate(own.labels, _ties_of_parts(own, index)))
         labels = own.labels[parts]
+        trace.placements[step.outputs[number], len(fields)] = step, labels
         if not (labels == FREE).all():
             fields.append(LabelField(own.axes, labels))
     return dataclasses.replace(value, shape=shape, fields=tuple(fields))

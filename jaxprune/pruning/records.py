@@ -97,6 +97,8 @@ class Trace:
     reshaped: dict[int, int] = field(default_factory=dict)
     """Value -> the value that it is, differently laid out."""
     delicate: list[Delicate] = field(default_factory=list)
+    placements: dict[tuple[int, int], tuple[Step, np.ndarray]] = field(default_factory=dict)
+    """Value and number of the field -> what split it off or took it apart, and the labels where they are then."""
     state: State | None = None
     """From what the walk began, and what was found out since."""
     _numbers: dict[tuple[int, Path], int] = field(default_factory=dict)

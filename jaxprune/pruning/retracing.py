@@ -17,6 +17,7 @@ from flax import nnx
 from jaxprune.pruning.cuts import COPIES, AxisCut, cut_arrays, cut_shape, num_labels
 from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.labels import Labels
+from jaxprune.pruning.placements import misplaced
 from jaxprune.pruning.program import Program, trace_program
 from jaxprune.pruning.resizing import resize_layers
 from jaxprune.pruning.states import FlatState, Path, dotted, merge_model, split_model
@@ -103,7 +104,7 @@ def find_misfit(
         cuts = cut_arrays(structure, kept, with_twins=True)
         twins = {name: COPIES if value == 1 else value for name, value in (attributes or {}).items()}
         program = _slim_program(model, structure, cuts, twins)
-    return program if isinstance(program, Misfit) else _mixed_up(structure, program, cuts)
+    return program if isinstance(program, Misfit) else _mixed_up(structure, program, cuts, kept)
 
 
 def _slim_program(
@@ -125,7 +126,10 @@ def _slim_program(
 
 
 def _mixed_up(
-    structure: Structure, program: Program, cuts: Mapping[Path, tuple[AxisCut, ...]]
+    structure: Structure,
+    program: Program,
+    cuts: Mapping[Path, tuple[AxisCut, ...]],
+    kept: Mapping[str, np.ndarray],
 ) -> Misfit | None:
     families = structure.families
     seeds = {path: tuple(axis.labels for axis in axes) for path, axes in cuts.items()}
@@ -159,6 +163,10 @@ def _mixed_up(
         return Misfit("channels meet others than before")
     if trace.requests:
         return Misfit("an axis that was taken apart evenly no longer is")
+    place = misplaced(structure, trace, kept)
+    if place is not None:
+        where, groups = place
+        return Misfit(f"channels of {', '.join(sorted(groups))} are in other parts than before of {where}", groups)
     return None
 
 

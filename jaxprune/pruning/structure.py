@@ -156,10 +156,13 @@ def _tried(model: nnx.Module, structure: Structure) -> Structure:
 
 
 def _misfit(model: nnx.Module, structure: Structure, names: Sequence[str]) -> Misfit | None:
-    """What goes wrong when groups lose channels, tried with two very different choices."""
+    """What goes wrong when groups lose channels, tried with very different choices."""
     if not names:
         return None
-    for kept in (_first_half(structure, names), _mixed_half(structure, names)):
+    halves = (_first_half(structure, names), _mixed_half(structure, names))
+    # a single channel divides into no parts, and what is cut alone must not need the others to be cut alike
+    singles = [{name: np.zeros(1, np.int64) for name in own} for own in (names[::2], names[1::2]) if own]
+    for kept in (*halves, *singles):
         misfit = find_misfit(model, structure, kept)
         if misfit is not None:
             return misfit

@@ -1,0 +1,134 @@
+"""What a slim network must compute, from the full-size network alone: masked, with statistics of what is kept.
+
+Arrays are zeroed where they belong to pruned channels. Where the network would still notice these, it is told not to:
+normalisations take their statistics over kept channels, a softmax over experts leaves pruned ones out, and attention
+divides by the root of the kept size of a head. Nothing is cut, traced again or resized.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxprune.pruning.groups import Structure
+from jaxprune.pruning.layouts import axis_keep, keep_mask
+from jaxprune.pruning.states import Path, merge_model, split_model
+
+NORMS = (nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm)
+
+Kept = Mapping[str, tuple[int, ...]]
+
+
+class IsKept(nnx.Variable):
+    """Booleans: which channels a layer of the oracle counts."""
+
+
+class Oracle(NamedTuple):
+    """A masked network, and whether it is more than that."""
+
+    model: nnx.Module
+    masked: dict[Path, np.ndarray]
+    """The arrays with zeros for what is pruned, and nothing else changed."""
+    is_plain: bool
+    """Whether the masked arrays alone say it: nothing normalises over pruned channels or scales by their number."""
+
+
+def oracle_of(model: nnx.Module, structure: Structure, kept: Kept) -> Oracle:
+    """The full-size network that computes what the slim one must; it runs under `counting_kept_channels`."""
+    indices = {name: np.asarray(own, np.int32) for name, own in kept.items()}
+    graphdef, flat, rest = split_model(model, "evaluation")
+    stays = {path: keep_mask(structure.layouts[path], structure.shapes[path], indices) for path in flat}
+    masked = {path: np.where(stays[path], np.asarray(array), 0) for path, array in flat.items()}
+    arrays = dict(masked)
+    factors = _query_factors(model, structure, indices)
+    for path, factor in factors.items():
+        arrays[path] = (arrays[path] * factor).astype(arrays[path].dtype)
+    copy = merge_model(graphdef, {path: jnp.asarray(array) for path, array in arrays.items()}, rest)
+    is_plain = not factors
+    for path, module in list(nnx.iter_modules(copy)):
+        if isinstance(module, NORMS):
+            own = stays[(*path, "scale")]
+            module.is_kept = IsKept(jnp.asarray(own))
+            is_plain &= bool(own.all())
+        if hasattr(module, "router"):
+            own = _along(structure, (*path, "router", "kernel"), -1, indices)
+            module.router = Silenced(module.router, own)
+            is_plain &= bool(own.all())
+    return Oracle(copy, masked, is_plain)
+
+
+class Silenced(nnx.Module):
+    """A layer whose pruned outputs get no share of a softmax."""
+
+    def __init__(self, layer: nnx.Module, is_kept: np.ndarray) -> None:
+        self.layer = layer
+        self.is_kept = IsKept(jnp.asarray(is_kept))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.layer(x)
+        return jnp.where(jnp.broadcast_to(self.is_kept[...], y.shape), y, -1e30)
+
+
+@contextmanager
+def counting_kept_channels() -> Iterator[None]:
+    """Flax's norms take their statistics over the channels that `is_kept` names, by the masks they know themselves."""
+    patches = [mock.patch.object(norm, "__call__", _counting(norm.__call__)) for norm in NORMS]
+    for patch in patches:
+        patch.start()
+    try:
+        yield
+    finally:
+        for patch in patches:
+            patch.stop()
+
+
+def _counting(call: Any) -> Any:
+    def normalise(self: nnx.Module, x: jax.Array) -> jax.Array:
+        is_kept = jnp.broadcast_to(self.is_kept[...], x.shape)
+        return jnp.where(is_kept, call(self, x, mask=is_kept), 0)  # a pruned group of a GroupNorm has no mean
+
+    return normalise
+
+
+def _query_factors(
+    model: nnx.Module, structure: Structure, kept: Mapping[str, np.ndarray]
+) -> dict[Path, np.ndarray]:
+    """What the queries of attention are multiplied by, so that dividing by the full head's root divides by the kept's.
+
+    Queries come from a layer of that name, or are the first third of what `qkv` makes.
+    """
+    factors: dict[Path, np.ndarray] = {}
+    for path, module in nnx.iter_modules(model):
+        for name, parts in (("query", 1), ("qkv", 3)):
+            if not (hasattr(module, name) and hasattr(module, "num_heads")):
+                continue
+            kernel = (*path, name, "kernel")
+            if isinstance(module, nnx.MultiHeadAttention):  # [C, heads, d]
+                heads, dims = (_along(structure, kernel, axis, kept) for axis in (-2, -1))
+                is_kept = heads[:, None] & dims
+            else:
+                line = _along(structure, kernel, -1, kept)
+                is_kept = line[: len(line) // parts].reshape(module.num_heads, -1)
+            sizes = is_kept.sum(1)
+            assert len({*sizes[sizes > 0].tolist()}) == 1, f"heads of {kernel} keep {sizes} dimensions"
+            if sizes.max() == is_kept.shape[1]:
+                continue
+            for array in ("kernel", "bias"):
+                if (own := (*path, name, array)) in structure.shapes:
+                    line = np.ones(structure.shapes[own][-1])
+                    line[: len(line) // parts] = math.sqrt(is_kept.shape[1] / sizes.max())
+                    factors[own] = line
+    return factors
+
+
+def _along(structure: Structure, path: Path, axis: int, kept: Mapping[str, np.ndarray]) -> np.ndarray:
+    """[length] booleans of one axis."""
+    return np.asarray(axis_keep(structure.layouts[path][axis], structure.shapes[path][axis], kept))

@@ -1,0 +1,121 @@
+"""Random networks: slim equals a reference that knows neither Flax nor the tracer, or the tool says why not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from random_networks import build, describe, inputs_of, random_spec, reference
+from zoo_cases import QUICK, attributes_of, known_structure, run, scores_of
+
+from jaxprune.pruning.groups import Structure
+from jaxprune.pruning.layouts import axis_keep
+from jaxprune.pruning.planning import Plan, make_plan, plan
+from jaxprune.pruning.slimming import slim
+from jaxprune.pruning.states import split_model
+from jaxprune.pruning.structure import trace_structure
+
+
+class Outcome(NamedTuple):
+    """What became of one network."""
+
+    kind: str
+    """`pruned`, `refused` (no groups, with reasons), `refused by slim` or `WRONG`."""
+    channels: int
+    """Output channels of hidden layers."""
+    prunable: int
+    """Of these, those in groups."""
+    story: str
+
+
+def outcome_of(seed: int) -> Outcome:
+    """Prunes the network of that seed at random and compares it with its reference."""
+    spec = random_spec(seed)
+    model, images = build(spec, nnx.Rngs(seed)), inputs_of(spec)
+    structure = trace_structure(model, images)
+    channels, prunable = hidden_channels(structure, f"layer{len(spec.nodes)}")
+    if not structure.groups:
+        with pytest.raises(ValueError, match=r"every axis is frozen \(.*: .+\)"):
+            structure.require_groups()
+        return Outcome("refused", channels, prunable, str(dict(structure.frozen)))
+    rng = np.random.default_rng((seed, 1))
+    with known_structure(structure):
+        made = random_plan(model, structure, images, rng)
+        try:
+            smaller = slim(model, made, attributes=attributes_of(structure, made.kept))
+        except ValueError as error:
+            assert "needs a network whose code follows the sizes of its arrays" in str(error)
+            return Outcome("refused by slim", channels, prunable, f"seed {seed}: {error}\n{describe(spec)}")
+    arrays = {path: np.asarray(array) for path, array in split_model(model)[1].items()}
+    expected = reference(spec, arrays, alive_of(structure, made), images)
+    found = run(smaller, images, QUICK)
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    if error > 1e-5:  # float32, or wrong?
+        with jax.enable_x64(True):
+            error = np.abs(run(smaller, images, QUICK) - expected).max() / np.abs(expected).max()
+        if error > 1e-10:
+            return Outcome("WRONG", channels, prunable, f"seed {seed}: {error}, {made.kept}\n{describe(spec)}")
+    return Outcome("pruned", channels, prunable, "")
+
+
+def random_plan(model: nnx.Module, structure: Structure, images: np.ndarray, rng: np.random.Generator) -> Plan:
+    """One fraction of all groups, or of each group any channels."""
+    if rng.random() < 0.5:
+        factor, fraction = str(rng.choice(["inner", "outer", "both"])), float(rng.choice([0.1, 0.25, 0.5, 0.75]))
+        scores = scores_of(structure, int(rng.integers(1000)))
+        return plan(model, scores, images, kept_fraction=fraction, factor=factor)
+    kept = {}
+    for name, width in structure.widths.items():
+        count = int(rng.integers(1, width + 1))
+        kept[name] = tuple(np.sort(rng.permutation(width)[:count]).tolist())
+    return make_plan(structure, kept)
+
+
+def alive_of(structure: Structure, made: Plan) -> dict:
+    kept = {name: np.asarray(own) for name, own in made.kept.items()}
+    return {
+        path: tuple(
+            np.asarray(axis_keep(fields, length, kept)) if fields else None
+            for fields, length in zip(layout, structure.shapes[path], strict=True)
+        )
+        for path, layout in structure.layouts.items()
+    }
+
+
+def hidden_channels(structure: Structure, last: str) -> tuple[int, int]:
+    """Entries of the biases and last kernel axes that hidden layers make, and how many of them are in groups."""
+    total = free = 0
+    for path, shape in structure.shapes.items():
+        if path[-1] == "kernel" and path[0] != last:
+            total += shape[-1]
+            stays = np.zeros(shape[-1], bool)
+            for own in structure.layouts[path][-1]:
+                stays |= own.channels >= 0
+            free += int(stays.sum())
+    return total, free
+
+
+def check(seeds: range) -> None:
+    outcomes = [outcome_of(seed) for seed in seeds]
+    counts = Counter(outcome.kind for outcome in outcomes)
+    channels, prunable = (sum(getattr(own, name) for own in outcomes) for name in ("channels", "prunable"))
+    print(f"\n{dict(counts)}; {prunable} of {channels} channels of hidden layers are in groups")
+    wrong = [own.story for own in outcomes if own.kind == "WRONG"]
+    assert not wrong, "\n\n".join(wrong)
+    # A tool that refuses everything is exact, too.
+    assert counts["pruned"] >= 0.9 * len(outcomes)
+    assert prunable >= 0.7 * channels
+
+
+def test_fifty_random_networks_are_exact_or_refused_with_a_reason():
+    check(range(50))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_thousand_random_networks_are_exact_or_refused_with_a_reason():
+    check(range(1000))

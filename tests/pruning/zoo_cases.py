@@ -1,0 +1,172 @@
+"""Small networks of the zoo with random weights, pruned at random and held against the oracle."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from masked_oracle import counting_kept_channels, oracle_of
+
+from jaxprune.pruning import planning
+from jaxprune.pruning.groups import Structure
+from jaxprune.pruning.slimming import slim
+from jaxprune.pruning.states import merge_model, split_model
+from jaxprune.pruning.structure import trace_structure
+from zoo import ZOO
+from zoo.abstract import abstract
+from zoo.randomise import randomise
+
+FRACTIONS = (0.1, 0.25, 0.5, 0.75)
+TOLERANCE = 1e-5
+"""Of the output's scale, in float32."""
+DOUBLE_TOLERANCE = 1e-7
+"""In float64, asked for where rounding alone is more than that in float32: norms over two or three nearly equal channels, one after another, magnify it by 1e8."""
+
+QUICK = {"xla_backend_optimization_level": 0}
+"""Compiles in half the time."""
+
+_SEEDS = 20
+
+
+class Case(NamedTuple):
+    """A network with weights, what is known about it, and inputs that it takes."""
+
+    model: nnx.Module
+    structure: Structure
+    inputs: np.ndarray
+
+
+class Comparison(NamedTuple):
+    """How far a slim network is from the oracle, relative to the output's scale."""
+
+    plan: planning.Plan
+    smaller: nnx.Module
+    error: float
+    double_error: float | None
+    """In float64, where float32 was not enough to tell."""
+    is_sensitive: bool
+    """Whether the smaller network's output depends on its input: at 10 % of the channels it may not."""
+    is_plain: bool
+    """Whether the masked arrays alone say what the slim network computes."""
+
+    @property
+    def is_exact(self) -> bool:
+        return self.error <= TOLERANCE or (
+            self.double_error is not None and self.double_error <= DOUBLE_TOLERANCE
+        )
+
+
+@lru_cache(maxsize=None)
+def case_of(name: str) -> Case:
+    """The small network of that name."""
+    entry = ZOO[name]
+    shell = abstract(entry.small)
+    model = randomise(shell, jax.random.key(zlib.crc32(name.encode())))
+    return Case(model, trace_structure(shell, entry.small_input), inputs_of(entry.small_input))
+
+
+def inputs_of(like: jax.ShapeDtypeStruct) -> np.ndarray:
+    """Random inputs of that shape: numbers, or tokens below 8."""
+    rng = np.random.default_rng(1)
+    if np.issubdtype(like.dtype, np.integer):
+        return rng.integers(0, 8, like.shape).astype(like.dtype)
+    return rng.normal(size=like.shape).astype(like.dtype)
+
+
+def scores_of(structure: Structure, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(size=width) for name, width in structure.widths.items()}
+
+
+@contextmanager
+def known_structure(structure: Structure) -> Iterator[None]:
+    """Planning and slimming trace a network again each time; here they get what is known already."""
+    with mock.patch.object(planning, "trace_structure", lambda model, example: structure):
+        yield
+
+
+def attributes_of(structure: Structure, kept: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """The attributes that the structure says must follow the widths of pruned groups."""
+    return {
+        path: len(kept[name])
+        for name, paths in structure.attributes.items()
+        if len(kept[name]) < structure.widths[name]
+        for path in paths
+    }
+
+
+def compare(name: str, options: Mapping[str, Any] | None = None, **budget: Any) -> Comparison:
+    """Prunes a small network of the zoo and holds it against the oracle.
+
+    Of several random choices of channels the first is taken that leaves an output which depends on the input; the
+    oracle tells, which is compiled once for all of them.
+
+    Args:
+      name: key in `ZOO`.
+      options: of the compiler.
+      budget: as for `plan`.
+    """
+    model, structure, inputs = case_of(name)
+    with known_structure(structure), counting_kept_channels():
+        for seed in range(_SEEDS):
+            plan = planning.plan(model, scores_of(structure, seed), inputs, **budget)
+            oracle = oracle_of(model, structure, plan.kept)
+            expected = run(oracle.model, inputs, options)
+            if is_sensitive := _is_sensitive(expected):
+                break
+    with known_structure(structure):
+        smaller = slim(model, plan, attributes=attributes_of(structure, plan.kept))
+    error = relative_error(run(smaller, inputs, options), expected)
+    double_error = None
+    if error > TOLERANCE:
+        with jax.enable_x64(True), counting_kept_channels():
+            expected = run(oracle.model, inputs, options)
+        with jax.enable_x64(True):
+            double_error = relative_error(run(smaller, inputs, options), expected)
+    return Comparison(plan, smaller, error, double_error, is_sensitive, oracle.is_plain)
+
+
+def relative_error(found: Any, expected: Any) -> float:
+    """The largest difference of any output, relative to that output's scale."""
+    pairs = list(zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True))
+    assert all(left.shape == right.shape and np.isfinite(left).all() for left, right in pairs)
+    return max(float(np.abs(left - right).max() / np.abs(right).max()) for left, right in pairs)
+
+
+def run(model: nnx.Module, inputs: np.ndarray, options: Mapping[str, Any] | None = None) -> Any:
+    """Outputs in evaluation mode as NumPy arrays, in float64 where that is enabled."""
+    graphdef, flat, rest = split_model(model, "evaluation")
+    if jax.config.jax_enable_x64:
+        flat, rest, inputs = jax.tree.map(_doubled, (flat, rest, inputs))
+    flat, rest, inputs = jax.tree.map(jnp.asarray, (flat, rest, inputs))
+    shapes = tuple((path, array.shape, str(array.dtype)) for path, array in flat.items())
+    key = (graphdef, shapes, str(options))
+    if key not in _compiled:
+        if len(_compiled) > 8:
+            _compiled.clear()
+        function = jax.jit(lambda flat, rest, inputs: merge_model(graphdef, flat, rest)(inputs))
+        _compiled[key] = function.lower(flat, rest, inputs).compile(compiler_options=dict(options or {}))
+    return jax.device_get(_compiled[key](flat, rest, inputs))
+
+
+_compiled: dict[Any, Any] = {}
+
+
+def _doubled(array: Any) -> Any:
+    is_single = isinstance(array, np.ndarray | jax.Array) and array.dtype == np.float32
+    return np.asarray(array, np.float64) if is_single else array
+
+
+def _is_sensitive(outputs: Any) -> bool:
+    return any(
+        float(np.abs(output[0] - output[-1]).max()) > 1e-3 * float(np.abs(output).max())
+        for output in jax.tree.leaves(outputs)
+    )
