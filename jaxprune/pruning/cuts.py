@@ -22,15 +22,15 @@ COPIES = 3
 
 
 class AxisCut(NamedTuple):
-    """One axis of an array: old indices in their new order, and the labels there."""
+    """One axis of an array: old places in their new order, and the labels there."""
 
-    index: np.ndarray
+    places: np.ndarray
     labels: tuple[np.ndarray, ...]
 
 
 def cut_shape(axes: Sequence[AxisCut]) -> tuple[int, ...]:
     """The shape of a cut array."""
-    return tuple(len(axis.index) for axis in axes)
+    return tuple(len(axis.places) for axis in axes)
 
 
 def cut_arrays(
@@ -108,4 +108,4 @@ def _with_twins(
     grown = {
         key: np.where(each[places] >= 0, each[places] + copy_of * most, FREE) for key, each in runs.items()
     }
-    return AxisCut(cut.index[places], tuple(labels)), grown
+    return AxisCut(cut.places[places], tuple(labels)), grown
