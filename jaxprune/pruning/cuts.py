@@ -22,15 +22,15 @@ COPIES = 3
 
 
 class AxisCut(NamedTuple):
-    """One axis of an array: old indices in their new order, and the labels there."""
+    """One axis of an array: old places in their new order, and the labels there."""
 
-    index: np.ndarray
+    places: np.ndarray
     labels: tuple[np.ndarray, ...]
 
 
 def cut_shape(axes: Sequence[AxisCut]) -> tuple[int, ...]:
     """The shape of a cut array."""
-    return tuple(len(axis.index) for axis in axes)
+    return tuple(len(axis.places) for axis in axes)
 
 
 def cut_arrays(
@@ -103,10 +103,10 @@ def _with_twins(
     labels = []
     for each in cut.labels:
         found = each[places]
-        is_own = structure.families.of(np.where(found < 0, found, found % size))[0] == family  # or another's twins
+        is_own = structure.families.of(np.where(found >= 0, found % size, FREE))[0] == family
         labels.append(np.where(is_own, found + copy_of * size, found))
     most = 1 + max(int(each.max(initial=0)) for each in runs.values())
     grown = {
         key: np.where(each[places] >= 0, each[places] + copy_of * most, FREE) for key, each in runs.items()
     }
-    return AxisCut(cut.index[places], tuple(labels)), grown
+    return AxisCut(cut.places[places], tuple(labels)), grown

@@ -120,6 +120,7 @@ def _tried(model: nnx.Module, structure: Structure) -> Structure:
         if misfit is None:
             break
         failing: dict[str, Misfit] = {}
+        num_attributes = len(attributes)
         for kind in _kinds(free):
             found = _misfit(model, structure, kind)
             helping = () if found is None else _attributes_that_help(model, structure, kind)
@@ -128,6 +129,8 @@ def _tried(model: nnx.Module, structure: Structure) -> Structure:
             elif found is not None:
                 wrong = [name for name in kind if name in found.groups] or kind
                 failing.update(dict.fromkeys(wrong, found))
+        if not failing and len(attributes) > num_attributes:
+            continue
         if not failing:  # fine kind by kind, but not together
             wrong = [name for name in free if name in misfit.groups] or free
             failing = dict.fromkeys(wrong, misfit)

@@ -15,8 +15,8 @@ from jaxprune.nets import PlainConvNet, SmallConvNet
 from jaxprune.pruning import observation
 from jaxprune.pruning.gradients import add_gradients, cross_entropy, sample_gradients
 from jaxprune.pruning.observation import make_observer, observe
-from jaxprune.pruning.states import merge_model, parameter_paths, split_model
 from jaxprune.pruning.shapes import channel_columns
+from jaxprune.pruning.states import merge_model, parameter_paths, split_model
 from jaxprune.pruning.structure import trace_structure
 from jaxprune.scoring.observed import Observed
 from jaxprune.scoring.positions import pool_positions

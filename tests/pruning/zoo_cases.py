@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from masked_oracle import counting_kept_channels, oracle_of
+from zoo import ZOO
+from zoo.abstract import abstract
+from zoo.randomise import randomise
 
 from jaxprune.pruning import planning
 from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.slimming import slim
 from jaxprune.pruning.states import merge_model, split_model
 from jaxprune.pruning.structure import trace_structure
-from zoo import ZOO
-from zoo.abstract import abstract
-from zoo.randomise import randomise
 
 FRACTIONS = (0.1, 0.25, 0.5, 0.75)
 TOLERANCE = 1e-5
@@ -64,7 +64,7 @@ class Comparison(NamedTuple):
         )
 
 
-@lru_cache(maxsize=None)
+@cache
 def case_of(name: str) -> Case:
     """The small network of that name."""
     entry = ZOO[name]
