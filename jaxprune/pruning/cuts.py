@@ -1,7 +1,7 @@
 """Axes of a slim network with the labels of the full one: which indices stay, in order, and what each of them means.
 
 A group that keeps a single channel is a trap for any comparison of shapes: an axis of length one could be any, and two
-heads of which one is gone look like one head in two halves. So meaning is compared with `COPIES` twins of that channel,
+heads of which one is gone look like one head in two halves. So meaning is compared with several twins of that channel,
 each with labels of its own, side by side wherever the channel sits.
 """
 
@@ -17,10 +17,6 @@ from jaxprune.pruning.labels import FREE
 from jaxprune.pruning.layouts import axis_keep
 from jaxprune.pruning.states import Path
 
-COPIES = 3
-"""How many stand for one: a number that code does not hold by chance as often as two."""
-
-
 class AxisCut(NamedTuple):
     """One axis of an array: old places in their new order, and the labels there."""
 
@@ -34,22 +30,27 @@ def cut_shape(axes: Sequence[AxisCut]) -> tuple[int, ...]:
 
 
 def cut_arrays(
-    structure: Structure, kept: Mapping[str, np.ndarray], *, with_twins: bool
+    structure: Structure, kept: Mapping[str, np.ndarray], *, copies: int = 1
 ) -> dict[Path, tuple[AxisCut, ...]]:
-    """Every array's axes after a cut; with twins for groups that keep a single channel."""
-    single = [name for name, own in kept.items() if len(own) == 1] if with_twins else []
+    """Every array's axes after a cut, with so many copies of each channel that is alone."""
+    single = [name for name, own in kept.items() if len(own) == 1] if copies > 1 else []
     size = len(structure.families.family_of)
     return {
         path: tuple(
-            _cut_axis(structure, path, axis, length, kept, single, size) for axis, length in enumerate(shape)
+            _cut_axis(structure, path, axis, length, kept, single, size, copies)
+            for axis, length in enumerate(shape)
         )
         for path, shape in structure.shapes.items()
     }
 
 
-def num_labels(structure: Structure) -> int:
-    """How many labels there are at most, those of twins included."""
-    return COPIES * len(structure.families.family_of)
+def num_copies(structure: Structure, kept: Mapping[str, np.ndarray]) -> int:
+    """How many stand for one: a number that code does not hold by chance as often as two, nor any that was there.
+
+    With as many as the group has channels the network would look as if nothing were gone.
+    """
+    taken = {structure.widths[name] for name, own in kept.items() if len(own) == 1}
+    return next((count for count in (3, 5, 7, 11) if count not in taken), 13) if taken else 1
 
 
 def _cut_axis(
@@ -60,6 +61,7 @@ def _cut_axis(
     kept: Mapping[str, np.ndarray],
     single: Sequence[str],
     size: int,
+    copies: int,
 ) -> AxisCut:
     fields, roots = structure.layouts[path][axis], structure.families.roots[path][axis]
     if not fields:
@@ -70,7 +72,7 @@ def _cut_axis(
     coarse_first = sorted(runs, key=lambda number: int(_runs(fields[number].channels).max()))
     for number in coarse_first:  # twins of a head hold its places side by side
         family = list(structure.groups).index(fields[number].group)
-        cut, runs = _with_twins(structure, cut, runs, number, family, size)
+        cut, runs = _with_twins(structure, cut, runs, number, family, size, copies)
     return cut
 
 
@@ -87,6 +89,7 @@ def _with_twins(
     number: int,
     family: int,
     size: int,
+    times: int,
 ) -> tuple[AxisCut, dict[int, np.ndarray]]:
     """Repeats every run of a channel; the labels of the group are those of twins in the repeats."""
     order: list[np.ndarray] = []
@@ -94,8 +97,7 @@ def _with_twins(
     own = runs[number]
     edges = np.flatnonzero(np.concatenate([[True], own[1:] != own[:-1], [True]]))
     for start, stop in zip(edges[:-1], edges[1:], strict=True):
-        times = COPIES if own[start] >= 0 else 1
-        for copy in range(times):
+        for copy in range(times if own[start] >= 0 else 1):
             order.append(np.arange(start, stop))
             copies.append(np.full(stop - start, copy))
     places = np.concatenate(order) if order else np.zeros(0, np.int64)

@@ -11,7 +11,6 @@ from itertools import groupby
 
 import numpy as np
 
-from jaxprune.pruning.cuts import COPIES
 from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.program import Step
 from jaxprune.pruning.records import Trace
@@ -21,7 +20,7 @@ Parts = list[list[frozenset[int]]]
 
 
 def misplaced(
-    structure: Structure, slim: Trace, kept: Mapping[str, np.ndarray]
+    structure: Structure, slim: Trace, kept: Mapping[str, np.ndarray], most: int
 ) -> tuple[str, frozenset[str]] | None:
     """Where the first part is that does not hold what is left of the same part of the full network, and whose channels.
 
@@ -29,9 +28,9 @@ def misplaced(
       structure: of the full network.
       slim: a walk of the slim one, with labels of the full one; numbers beyond these stand for copies of channels.
       kept: group -> kept channels.
+      most: labels from here on belong to the slim network alone.
     """
     families, names = structure.families, list(structure.groups)
-    size = len(families.family_of)
     stays = families.family_of >= 0
     for name, own in kept.items():
         members = families.members[names.index(name)]
@@ -40,8 +39,8 @@ def misplaced(
     for key, (step, labels) in found.items():
         if key not in expected:
             continue  # the slim network takes another way through its code
-        before = _parts(families.trace.labels.find(expected[key][1]), stays, size)
-        after = _parts(slim.labels.find(labels), stays, size)
+        before = _parts(families.trace.labels.find(expected[key][1]), stays, most)
+        after = _parts(slim.labels.find(labels), stays, most)
         if before != after:
             mixed = {root for rows in (before, after) for row in rows[-1] for root in row}
             return step.where, frozenset(names[int(families.family_of[root])] for root in mixed)
@@ -58,9 +57,9 @@ def _in_order(trace: Trace) -> dict[tuple[str, int], tuple[Step, np.ndarray]]:
     return found
 
 
-def _parts(labels: np.ndarray, stays: np.ndarray, size: int) -> Parts:
-    known = (labels >= 0) & (labels < COPIES * size)  # fill of the slim network alone is behind those
-    own = np.where(known, labels % size, 0)
+def _parts(labels: np.ndarray, stays: np.ndarray, most: int) -> Parts:
+    known = (labels >= 0) & (labels < most)
+    own = np.where(known, labels % len(stays), 0)
     known &= stays[own]
     found: Parts = []
     for axis in range(labels.ndim):

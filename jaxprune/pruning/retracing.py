@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxprune.pruning.cuts import COPIES, AxisCut, cut_arrays, cut_shape, num_labels
+from jaxprune.pruning.cuts import AxisCut, cut_arrays, cut_shape, num_copies
 from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.labels import Labels
 from jaxprune.pruning.placements import misplaced
@@ -42,7 +42,7 @@ def slim_model_graph(
     attributes: Attributes | None = None,
 ) -> nnx.Module:
     """A copy of a model whose layers have the sizes of the slim network; its arrays still have the old ones."""
-    return _resized(model, structure, cut_arrays(structure, kept, with_twins=False), attributes)
+    return _resized(model, structure, cut_arrays(structure, kept), attributes)
 
 
 def _resized(
@@ -98,13 +98,14 @@ def find_misfit(
     Returns:
       What is wrong, in words, or None.
     """
-    cuts = cut_arrays(structure, kept, with_twins=False)
+    cuts = cut_arrays(structure, kept)
     program = _slim_program(model, structure, cuts, attributes)
-    if isinstance(program, Program) and any(len(own) == 1 for own in kept.values()):
-        cuts = cut_arrays(structure, kept, with_twins=True)
-        twins = {name: COPIES if value == 1 else value for name, value in (attributes or {}).items()}
+    copies = num_copies(structure, kept)
+    if not isinstance(program, Misfit) and copies > 1:
+        cuts = cut_arrays(structure, kept, copies=copies)
+        twins = {name: copies if value == 1 else value for name, value in (attributes or {}).items()}
         program = _slim_program(model, structure, cuts, twins)
-    return program if isinstance(program, Misfit) else _mixed_up(structure, program, cuts, kept)
+    return program if isinstance(program, Misfit) else _mixed_up(structure, program, cuts, kept, copies)
 
 
 def _slim_program(
@@ -130,15 +131,16 @@ def _mixed_up(
     program: Program,
     cuts: Mapping[Path, tuple[AxisCut, ...]],
     kept: Mapping[str, np.ndarray],
+    copies: int,
 ) -> Misfit | None:
     families = structure.families
     seeds = {path: tuple(axis.labels for axis in axes) for path, axes in cuts.items()}
-    labels = Labels(num_labels(structure))
+    labels = Labels(copies * len(families.family_of))
     for root, reason in families.refused.items():
         labels.freeze(np.asarray([root]), reason)
     trace = walk(program, structure.trained, seeds, labels)
     names = list(structure.groups)
-    family_of = np.tile(families.family_of, COPIES)
+    family_of = np.tile(families.family_of, copies)
     is_active = family_of >= 0
     for step, left, right in trace.unites:
         a, b = left.reshape(-1), right.reshape(-1)
@@ -163,7 +165,7 @@ def _mixed_up(
         return Misfit("channels meet others than before")
     if trace.requests:
         return Misfit("an axis that was taken apart evenly no longer is")
-    place = misplaced(structure, trace, kept)
+    place = misplaced(structure, trace, kept, len(family_of))
     if place is not None:
         where, groups = place
         return Misfit(f"channels of {', '.join(sorted(groups))} are in other parts than before of {where}", groups)
