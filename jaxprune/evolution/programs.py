@@ -68,7 +68,7 @@ class TaskPrograms:
         self.structure.require_groups()
         self.rounds: list[Round] = []
         model, structure = self.model, self.structure
-        for counts in task.schedule.counts(structure.widths):
+        for counts in task.schedule.counts(_own_widths(structure)):
             self.rounds.append(Round(model, structure, counts))
             model = self.rounds[-1].slim_model
             structure = trace_structure(model, example)
@@ -186,6 +186,12 @@ class TaskPrograms:
             self.slim_model, self.recipe(), self.data, self.validation, strategy=self.strategy
         ).network
         return jax.jit(lambda weights, examples: count_correct(network, weights, examples))
+
+
+def _own_widths(structure: Structure) -> dict[str, int]:
+    """Widths of the groups that a schedule is about: where two share all indices, of the finer one."""
+    left_whole = structure.shared_groups("inner")
+    return {name: width for name, width in structure.widths.items() if name not in left_whole}
 
 
 def calibration_rows(labels: np.ndarray, count: int) -> np.ndarray:

@@ -40,9 +40,9 @@ def combine(
     ranked = [_broadcast(value, shape) for value in operands if len(value.shape) == len(shape)]
     fixed = [FREE] * len(shape)
     for value in ranked:
-        for axis, own in enumerate(value.fixed):
-            if own != FREE and fixed[axis] == FREE:
-                fixed[axis] = own
+        for axis, wall in enumerate(value.fixed):
+            if wall != FREE and fixed[axis] == FREE:
+                fixed[axis] = wall
     labelled = [value.fields for value in ranked if value.fields]
     if not labelled:
         return (), tuple(fixed)

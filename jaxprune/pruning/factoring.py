@@ -50,25 +50,31 @@ def settled_trace(program: Program, trained: frozenset[Path], state: State) -> T
       trained: paths of its trained parameters.
       state: labels to begin with.
     """
-    for number in range(_MOST_WALKS):
-        labels = Labels(state.count)
-        for left, right in state.same:
-            labels.unite(left, right)
-        trace = walk(program, trained, state.seeds, labels)
-        trace.state = state
-        if not trace.requests or number == _MOST_WALKS - 1:
+    trace = _walked(program, trained, state)
+    for _ in range(_MOST_WALKS - 1):
+        if not trace.requests:
             break
-        seeds, count, found = _taken_apart(trace, state.seeds, state.count)
+        seeds, count, found = _taken_apart(trace, state.seeds, state.size)
         state = State(seeds, count, (*state.same, *found))
+        trace = _walked(program, trained, state)
     for request in trace.requests:
         trace.labels.freeze(request.labels, "axes are taken apart in ways that do not go together")
+    return trace
+
+
+def _walked(program: Program, trained: frozenset[Path], state: State) -> Trace:
+    labels = Labels(state.size)
+    for left, right in state.same:
+        labels.unite(left, right)
+    trace = walk(program, trained, state.seeds, labels)
+    trace.state = state
     return trace
 
 
 def tied_state(trace: Trace, ties: Sequence[tuple[np.ndarray, np.ndarray]]) -> State:
     """The state of a walk with further labels that fall together."""
     assert trace.state is not None
-    count = trace.state.count
+    count = trace.state.size
     pairs = []
     for left, right in ties:
         a, b = trace.labels.find(left), trace.labels.find(right)

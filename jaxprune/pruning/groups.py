@@ -293,7 +293,7 @@ def _frozen(
             reasons = [families.refused[root] for root in roots if root in families.refused]
             stays = int((~is_free).sum())
             part = "" if stays == size else f" ({stays} of {size} indices)"
-            reason = reasons[0] if reasons else "a single channel, unlike all others"
+            reason = "; ".join(dict.fromkeys(reasons)) or "a single channel, unlike all others"
             result[f"{dotted(path)}[{axis}]"] = reason + part
     return result
 
@@ -335,6 +335,6 @@ def _pattern(channels: np.ndarray) -> str:
     if np.array_equal(channels, np.tile(np.repeat(np.arange(count), block), repeats)):
         return f" as {repeats} x channel x {block}"
     places = np.flatnonzero(channels >= 0)
-    if len(places) == count and places[-1] - places[0] == count - 1:
+    if np.array_equal(channels[places], np.arange(count)) and places[-1] - places[0] == count - 1:
         return f" at {places[0]}-{places[-1]}"
     return f" at {len(places)} indices"

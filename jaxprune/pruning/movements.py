@@ -271,7 +271,7 @@ def _padded(labels: np.ndarray, place: int, low: int, high: int, interior: int) 
 def _reverse(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     value, axes = inputs[0], {int(axis) for axis in step.equation.params["dimensions"]}
     fields = [
-        LabelField(own.axes, np.flip(own.labels, [p for p, axis in enumerate(own.axes) if axis in axes]))
+        LabelField(own.axes, np.flip(own.labels, tuple(p for p, axis in enumerate(own.axes) if axis in axes)))
         for own in value.fields
     ]
     return [dataclasses.replace(value, fields=tuple(fields))]

@@ -66,7 +66,7 @@ class State(NamedTuple):
     """Labels before a walk: those of every array, how many there are, and which of them are the same."""
 
     seeds: Seeds
-    count: int
+    size: int
     same: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
 
 

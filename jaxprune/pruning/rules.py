@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.pruning.combining import combine, drop_axes
@@ -171,8 +172,8 @@ def _gather(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     trace.freeze(indices.fields, reason)
     wall, fixed = trace.labels.fixed(reason), list(free_axes(shape))
     batch = [axis for axis in range(len(shape)) if axis not in numbers.offset_dims]
-    for axis, own in zip(batch, indices.fixed[:-1], strict=True):
-        fixed[axis] = (own if own != FREE else wall) if shape[axis] > 1 else FREE
+    for axis, known in zip(batch, indices.fixed[:-1], strict=True):
+        fixed[axis] = (known if known != FREE else wall) if shape[axis] > 1 else FREE
     fields = []
     for own in value.fields:
         if all(axis in offsets and sizes[axis] == value.shape[axis] for axis in own.axes):
@@ -230,7 +231,7 @@ def _barrier(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
 
 def constant(trace: Trace, array: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> Value:
     """An array built into the program: free along axes on which it does not change."""
-    if isinstance(array, jax.ShapeDtypeStruct) or jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+    if isinstance(array, jax.ShapeDtypeStruct) or jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         return Value(
             tuple(array.shape), fixed=free_axes(array.shape)
         )  # random keys, which have no axes of channels

@@ -111,9 +111,9 @@ def _arrays(state: nnx.State[Any, Any]) -> FlatState:
     return {cast(Path, path): _array(variable) for path, variable in nnx.to_flat_state(state)}
 
 
-def _array(variable: nnx.Variable[Any]) -> Array:
-    value = variable.get_value() if isinstance(variable, nnx.Variable) else variable
-    return cast(Array, value)  # or its shape and dtype, of a model that was never given weights
+def _array(variable: nnx.Variable[Any] | Array) -> Array:
+    # of a model that was never given weights, its shape and dtype
+    return cast(Array, variable.get_value()) if isinstance(variable, nnx.Variable) else variable
 
 
 def _state(flat: Mapping[Path, Array]) -> nnx.State[Any, Any]:

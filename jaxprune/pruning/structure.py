@@ -7,11 +7,11 @@ frozen, with what went wrong as the reason.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations, islice
+from itertools import combinations, islice, takewhile
+from typing import cast
 
 import jax
 import numpy as np
@@ -97,9 +97,9 @@ def tied_axes(
 ) -> list[tuple[tuple[Path, int], tuple[Path, int]]]:
     """Axes of Flax's own layers that must stay equally long though nothing computes with both."""
     pairs: list[tuple[tuple[Path, int], tuple[Path, int]]] = []
-    for path, module in nnx.iter_modules(model):
+    for key, module in nnx.iter_modules(model):
         if isinstance(module, nnx.MultiHeadAttention):  # refuses values of another size than queries
-            left, right = ((*path, name, "kernel") for name in ("query", "value"))
+            left, right = ((*cast(Path, key), name, "kernel") for name in ("query", "value"))
             if left in shapes and right in shapes:
                 pairs.append(((left, len(shapes[left]) - 1), (right, len(shapes[right]) - 1)))
     return pairs
@@ -197,7 +197,9 @@ def _ties_of_modules(structure: Structure, names: Iterable[str]) -> list[tuple[n
 
 def _nearest(attributes: Sequence[str], name: str) -> tuple[str, ...]:
     """The attributes of the modules nearest to a group, by the length of the path they share."""
-    shared = [len(os.path.commonprefix([path.split("."), name.split(".")])) for path in attributes]
+    parts = name.split(".")
+    pairs = [zip(path.split("."), parts, strict=False) for path in attributes]
+    shared = [sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], own)) for own in pairs]
     return tuple(path for path, own in zip(attributes, shared, strict=True) if own == max(shared))
 
 

@@ -116,6 +116,7 @@ def _repeat(
     """What a loop carries to its end, and the other results of a turn; walked until nothing new is learned."""
     noted = _noted(trace)
     carried = list(carry)
+    found: list[Value] = []
     for _ in range(_MOST_ROUNDS):
         for records, length in noted:
             del records[length:]
@@ -124,10 +125,9 @@ def _repeat(
         is_known = all(_layout(a) == _layout(b) for a, b in zip(carried, joined, strict=True))
         carried = joined
         if is_known:
-            break
-    else:
-        for value in carried:
-            trace.freeze(value.fields, f"what the turns of a loop hand on never settles: {step.where}")
+            return carried, found[len(carried) :]
+    for value in carried:
+        trace.freeze(value.fields, f"what the turns of a loop hand on never settles: {step.where}")
     return carried, found[len(carried) :]
 
 

@@ -16,6 +16,7 @@ from jaxprune.pruning import observation
 from jaxprune.pruning.gradients import add_gradients, cross_entropy, sample_gradients
 from jaxprune.pruning.observation import make_observer, observe
 from jaxprune.pruning.states import merge_model, parameter_paths, split_model
+from jaxprune.pruning.shapes import channel_columns
 from jaxprune.pruning.structure import trace_structure
 from jaxprune.scoring.observed import Observed
 from jaxprune.scoring.positions import pool_positions
@@ -91,11 +92,7 @@ def test_activations_times_gradients_are_weights_times_gradients_of_the_consumer
         site = structure.sites[path]
         consumer = ".".join(map(str, site.consumer))
         product = np.asarray(arrays[site.consumer]) * np.asarray(of_weights[consumer])
-        layout = structure.layouts[site.consumer]
-        factors = [(axis, group, size) for axis, parts in enumerate(layout) for group, size in parts]
-        place = factors.index((site.consumer_axis, site.group, operands.num_channels))
-        product = np.moveaxis(product.reshape([size for *_, size in factors]), place, -1)
-        expected = product.reshape(-1, operands.num_channels).sum(0)
+        expected = np.asarray(channel_columns(product, site.consumed)).sum(0)
         found = jnp.sum(operands.samples * operands.gradients.samples, axis=(0, 1)) / len(IMAGES)
         assert_close(found, expected)
 

@@ -182,7 +182,9 @@ def test_outputs_that_change_shape_are_refused():
         net.head(net.a(x)).mean((1, 2))[:, :, None] * jnp.ones((1, 1, net.a.out_features))
     )
     made = plan(net, scores_of(trace_structure(net, IMAGES)), IMAGES, kept_fraction=0.5)
-    with pytest.raises(ValueError, match=r"its outputs have shapes \[\(2, 3, 2\)\] instead of \[\(2, 3, 4\)\]"):
+    with pytest.raises(
+        ValueError, match=r"its outputs have shapes \[\(2, 3, 2\)\] instead of \[\(2, 3, 4\)\]"
+    ):
         slim(net, made)
 
 
