@@ -7,7 +7,7 @@ masking, slimming) reads the structure and never the network's code.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import Literal
@@ -63,6 +63,8 @@ class Group:
     inner: str | None = None
     constraints: tuple[str, ...] = ()
     """In words, what falls with a channel by more than being the same channel."""
+    is_of_blocks: bool = False
+    """Whether a channel is several neighbours on the kernel that first makes it, such as a whole head."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,11 +95,17 @@ class Structure:
         return {name: group.size for name, group in self.groups.items()}
 
     def shared_groups(self, factor: Literal["inner", "outer", "both"]) -> frozenset[str]:
-        """Groups that stay whole because another one that shares their indices loses channels instead."""
+        """Groups that stay whole because another one that shares their indices loses channels instead.
+
+        With "inner", groups of whole blocks (heads, say) whose number an attribute of the user's remembers stay too.
+        """
         pairs = [(name, group.inner) for name, group in self.groups.items() if group.inner in self.groups]
         if factor == "both":
             return frozenset()
-        return frozenset(outer if factor == "inner" else str(inner) for outer, inner in pairs)
+        if factor == "outer":
+            return frozenset(str(inner) for _, inner in pairs)
+        remembered = [name for name in self.attributes if self.groups[name].is_of_blocks]
+        return frozenset((*(outer for outer, _ in pairs), *remembered))
 
     def count_macs(self, widths: Mapping[str, int] | None = None) -> int:
         """Multiply-adds of convolutions and matrix products for one example, at these widths."""
@@ -172,12 +180,12 @@ def structure_from(
     for _, path in sites:
         shared[path] = shared.get(path, 0) + 1
     keyed = {
-        (dotted(path) if shared[path] == 1 else f"{dotted(path)}|{names[family]}"): site
+        (dotted(path) if shared[path] == 1 else _part_of(dotted(path), names[family])): site
         for (family, path), site in sites.items()
     }
     by_group = {name: tuple(key for key, site in keyed.items() if site.group == name) for name in groups}
     return Structure(
-        groups={name: _with_producers(group, by_group[name]) for name, group in groups.items()},
+        groups={name: replace(group, producers=by_group[name]) for name, group in groups.items()},
         frozen=_frozen(families, layouts, shapes),
         sites={key: keyed[key] for own in by_group.values() for key in own},
         layouts=layouts,
@@ -190,10 +198,18 @@ def structure_from(
     )
 
 
-def _with_producers(group: Group, producers: tuple[str, ...]) -> Group:
-    return Group(
-        group.name, group.size, group.members, producers, group.consumers, group.inner, group.constraints
-    )
+def _part_of(kernel: str, group: str) -> str:
+    """What the channels of one group are called on a kernel that makes several groups."""
+    return group if group == kernel or group.startswith(f"{kernel}:") else f"{kernel}|{group}"
+
+
+def _is_of_blocks(families: Families, family: int) -> bool:
+    production = families.trace.productions[families.makers[family][0]]
+    for axis in sorted(production.axes):
+        for channels in families.on_axis(production.kernel, axis).get(family, []):
+            own = channels[channels >= 0]
+            return bool((np.diff(own) == 0).sum() >= len(families.members[family]))
+    return False
 
 
 def _turns(steps: Iterable[object], outer: tuple[int, ...] = ()) -> dict[int, tuple[int, ...]]:
@@ -236,6 +252,7 @@ def _groups(families: Families, names: Sequence[str], layouts: Mapping[Path, Lay
             consumers=tuple(consumers),
             inner=inner.get(name),
             constraints=_constraints(members[name]),
+            is_of_blocks=_is_of_blocks(families, family),
         )
     return result
 

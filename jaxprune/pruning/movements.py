@@ -16,6 +16,8 @@ from jaxprune.pruning.values import LabelField, Value, free_axes, moved, spread,
 
 Rule = Callable[[Trace, Step, Sequence[Value]], list[Value]]
 NO_ORIGIN: frozenset[int] = frozenset()
+Block = tuple[list[int], list[int]]
+"""Axes before and after a reshape that hold the same entries."""
 
 
 def _transpose(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
@@ -103,7 +105,12 @@ def _reshape(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
 
 
 def regrouped(
-    trace: Trace, step: Step, value: Value, shape: tuple[int, ...], *, is_delicate: bool = True
+    trace: Trace,
+    step: Step,
+    value: Value,
+    shape: tuple[int, ...],
+    *,
+    is_delicate: bool = True,
 ) -> Value:
     """A value after a row-major reshape; delicate where the network's own code names the shape."""
     fixed, origin = list(free_axes(shape)), [NO_ORIGIN] * len(shape)
@@ -152,36 +159,31 @@ def _ties(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     return np.ascontiguousarray(first).reshape(-1), np.ascontiguousarray(apart).reshape(-1)
 
 
-def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Runs of axes before and after a reshape that hold the same entries.
+def _blocks(before: Sequence[int], after: Sequence[int]) -> list[Block]:
+    """Runs of axes before and after a reshape that hold the same entries; axes of length one stand alone.
 
     Example:
-      >>> _blocks((2, 6, 4), (2, 3, 2, 4))
-      [([0], [0]), ([1], [1, 2]), ([2], [3])]
+      >>> _blocks((2, 6, 4), (1, 2, 3, 2, 4))
+      [([0], [1]), ([1], [2, 3]), ([2], [4]), ([], [0])]
     """
-    found: list[tuple[list[int], list[int]]] = []
+    lefts, rights = ([axis for axis, size in enumerate(shape) if size != 1] for shape in (before, after))
+    found: list[Block] = []
     left, right = 0, 0
-    while left < len(before) or right < len(after):
-        own: tuple[list[int], list[int]] = ([], [])
+    while left < len(lefts) or right < len(rights):
+        own: Block = ([], [])
         sizes = [1, 1]
-        if left < len(before):
-            own[0].append(left)
-            sizes[0] = before[left]
-            left += 1
-        if right < len(after) and (sizes[0] != 1 or not own[0] or after[right] == 1):
-            own[1].append(right)
-            sizes[1] = after[right]
-            right += 1
-        while sizes[0] != sizes[1]:
-            if sizes[0] < sizes[1]:
-                own[0].append(left)
-                sizes[0] *= before[left]
+        while sizes[0] != sizes[1] or sizes == [1, 1]:
+            if (sizes[0] <= sizes[1] and left < len(lefts)) or right == len(rights):
+                own[0].append(lefts[left])
+                sizes[0] *= before[lefts[left]]
                 left += 1
             else:
-                own[1].append(right)
-                sizes[1] *= after[right]
+                own[1].append(rights[right])
+                sizes[1] *= after[rights[right]]
                 right += 1
         found.append(own)
+    found += [([axis], []) for axis, size in enumerate(before) if size == 1]
+    found += [([], [axis]) for axis, size in enumerate(after) if size == 1]
     return found
 
 
@@ -254,7 +256,7 @@ def _with_labels(trace: Trace, labels: np.ndarray, low: int, high: int) -> np.nd
     fill = trace.labels.fresh(low + high)
     both = min(low, high)
     ties = (fill[:both], fill[low : low + both]) if both else None
-    trace.delicate.append(Delicate(fill, ties))
+    trace.delicate.append(Delicate(fill, ties, is_fill=True))
     return np.concatenate([fill[:low], labels[low : len(labels) - high], fill[low:]])
 
 

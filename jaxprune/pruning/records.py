@@ -60,6 +60,8 @@ class Delicate(NamedTuple):
     labels: np.ndarray
     ties: tuple[np.ndarray, np.ndarray] | None
     """Labels that would have to fall together for parts to stay equally long."""
+    is_fill: bool = False
+    """Whether these are the ends that a pad adds: as many before as behind, whatever else the code counts on."""
 
 
 class State(NamedTuple):

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxprune.pruning.cuts import COPIES, AxisCut, cut_arrays, cut_shape, num_labels
 from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.labels import Labels
-from jaxprune.pruning.layouts import axis_keep
 from jaxprune.pruning.program import Program, trace_program
 from jaxprune.pruning.resizing import resize_layers
 from jaxprune.pruning.states import FlatState, Path, dotted, merge_model, split_model
@@ -41,28 +41,31 @@ def slim_model_graph(
     attributes: Attributes | None = None,
 ) -> nnx.Module:
     """A copy of a model whose layers have the sizes of the slim network; its arrays still have the old ones."""
+    return _resized(model, structure, cut_arrays(structure, kept, with_twins=False), attributes)
+
+
+def _resized(
+    model: nnx.Module,
+    structure: Structure,
+    cuts: Mapping[Path, tuple[AxisCut, ...]],
+    attributes: Attributes | None,
+) -> nnx.Module:
     copy = merge_model(*split_model(model))
     old = dict(structure.shapes)
-    new = {path: _slim_shape(structure, path, kept) for path in old}
 
     def outer_kept(path: Path, axis: int, blocks: int) -> int | None:
-        fields = structure.layouts[path][axis]
-        if not any(field.group in kept for field in fields):
-            return None
-        stays = np.asarray(axis_keep(fields, old[path][axis], kept))
-        return int(stays.reshape(blocks, -1).any(axis=1).sum())
+        """Of equal blocks, those that stay: as many as labels that are one for a whole block."""
+        whole = [
+            own
+            for own, roots in zip(cuts[path][axis].labels, structure.families.roots[path][axis], strict=True)
+            if bool((roots.reshape(blocks, -1) == roots.reshape(blocks, -1)[:, :1]).all())
+        ]
+        return np.unique(np.stack(whole), axis=1).shape[1] if whole else None
 
-    resize_layers(copy, old, new, outer_kept)
+    resize_layers(copy, old, {path: cut_shape(axes) for path, axes in cuts.items()}, outer_kept)
     for name, value in (attributes or {}).items():
         _set_attribute(copy, name, value)
     return copy
-
-
-def _slim_shape(structure: Structure, path: Path, kept: Mapping[str, np.ndarray]) -> tuple[int, ...]:
-    return tuple(
-        int(np.asarray(axis_keep(fields, length, kept)).sum()) if fields else length
-        for fields, length in zip(structure.layouts[path], structure.shapes[path], strict=True)
-    )
 
 
 def _set_attribute(model: nnx.Module, name: str, value: int) -> None:
@@ -85,9 +88,6 @@ def find_misfit(
 ) -> Misfit | None:
     """Traces the slim network on shapes alone; None if it means what it should.
 
-    Where a group keeps a single channel, shapes are tried with that and meaning with two: an axis of length one could
-    be any.
-
     Args:
       model: the full network; weights are not read.
       structure: its groups.
@@ -97,31 +97,24 @@ def find_misfit(
     Returns:
       What is wrong, in words, or None.
     """
-    program = _slim_program(model, structure, kept, attributes)
-    pairs = {name: _at_least_two(own, structure.widths[name]) for name, own in kept.items()}
-    if isinstance(program, Program) and any(len(pairs[name]) > len(own) for name, own in kept.items()):
-        kept = pairs
-        changed = {name: 2 if value == 1 else value for name, value in (attributes or {}).items()}
-        program = _slim_program(model, structure, kept, changed)
-    return program if isinstance(program, Misfit) else _mixed_up(structure, program, kept)
-
-
-def _at_least_two(kept: np.ndarray, width: int) -> np.ndarray:
-    return kept if len(kept) > 1 or width == 1 else np.unique([*kept, (int(kept[0]) + 1) % width])
+    cuts = cut_arrays(structure, kept, with_twins=False)
+    program = _slim_program(model, structure, cuts, attributes)
+    if isinstance(program, Program) and any(len(own) == 1 for own in kept.values()):
+        cuts = cut_arrays(structure, kept, with_twins=True)
+        twins = {name: COPIES if value == 1 else value for name, value in (attributes or {}).items()}
+        program = _slim_program(model, structure, cuts, twins)
+    return program if isinstance(program, Misfit) else _mixed_up(structure, program, cuts)
 
 
 def _slim_program(
     model: nnx.Module,
     structure: Structure,
-    kept: Mapping[str, np.ndarray],
+    cuts: Mapping[Path, tuple[AxisCut, ...]],
     attributes: Attributes | None,
 ) -> Program | Misfit:
-    copy = slim_model_graph(model, structure, kept, attributes)
+    copy = _resized(model, structure, cuts, attributes)
     graphdef, flat, rest = split_model(copy, "evaluation")
-    arrays = {
-        path: jax.ShapeDtypeStruct(_slim_shape(structure, path, kept), flat[path].dtype)
-        for path in structure.shapes
-    }
+    arrays = {path: jax.ShapeDtypeStruct(cut_shape(axes), flat[path].dtype) for path, axes in cuts.items()}
     try:
         program = trace_program(graphdef, cast(FlatState, arrays), rest, structure.example)
     except ValueError as error:
@@ -131,25 +124,18 @@ def _slim_program(
     return program if full == found else Misfit(f"its outputs have shapes {found} instead of {full}")
 
 
-def _mixed_up(structure: Structure, program: Program, kept: Mapping[str, np.ndarray]) -> Misfit | None:
+def _mixed_up(
+    structure: Structure, program: Program, cuts: Mapping[Path, tuple[AxisCut, ...]]
+) -> Misfit | None:
     families = structure.families
-    seeds = {}
-    for path, axes in families.roots.items():
-        lengths = structure.shapes[path]
-        keeps = [
-            np.asarray(axis_keep(fields, length, kept))
-            for fields, length in zip(structure.layouts[path], lengths, strict=True)
-        ]
-        seeds[path] = tuple(
-            tuple(own[stays] for own in parts) if stays.sum() > 1 else ()  # what is one long has no labels
-            for parts, stays in zip(axes, keeps, strict=True)
-        )
-    labels = Labels(len(families.family_of))
+    seeds = {path: tuple(axis.labels for axis in axes) for path, axes in cuts.items()}
+    labels = Labels(num_labels(structure))
     for root, reason in families.refused.items():
         labels.freeze(np.asarray([root]), reason)
     trace = walk(program, structure.trained, seeds, labels)
     names = list(structure.groups)
-    is_active = families.family_of >= 0
+    family_of = np.tile(families.family_of, COPIES)
+    is_active = family_of >= 0
     for step, left, right in trace.unites:
         a, b = left.reshape(-1), right.reshape(-1)
         known = (a >= 0) & (b >= 0)
@@ -159,14 +145,14 @@ def _mixed_up(structure: Structure, program: Program, kept: Mapping[str, np.ndar
         a, b = a[known], b[known]
         wrong = (a != b) & (is_active[a] | is_active[b])
         if wrong.any():
-            mixed = np.unique(families.family_of[np.concatenate([a[wrong], b[wrong]])])
+            mixed = np.unique(family_of[np.concatenate([a[wrong], b[wrong]])])
             groups = frozenset(names[family] for family in mixed.tolist() if family >= 0)
             return Misfit(
                 f"channels of {', '.join(sorted(groups))} meet others than before in {step.where}", groups
             )
     for root, reason in trace.labels.reason_by_root().items():
         if root < len(is_active) and is_active[root]:
-            name = names[int(families.family_of[root])]
+            name = names[int(family_of[root])]
             return Misfit(f"channels of {name} cannot be told apart any more: {reason}", frozenset({name}))
     active = np.flatnonzero(is_active)
     if len(np.unique(trace.labels.find(active))) < len(active):

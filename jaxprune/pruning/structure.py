@@ -64,6 +64,9 @@ def trace_structure(model: nnx.Module, example: Array | jax.ShapeDtypeStruct) ->
     shapes = {path: program.shapes[number] for path, number in program.parameters.items()}
     state = first_state(shapes, tied_axes(model, shapes))
     trace = settled_trace(program, parameter_paths(model), state)
+    fills = [delicate.ties for delicate in trace.delicate if delicate.is_fill and delicate.ties is not None]
+    if fills:
+        trace = settled_trace(program, trace.trained, tied_state(trace, fills))
     return _tried(model, structure_from(trace, fingerprint(flat), images))
 
 
@@ -129,8 +132,8 @@ def _tried(model: nnx.Module, structure: Structure) -> Structure:
             wrong = [name for name in free if name in misfit.groups] or free
             failing = dict.fromkeys(wrong, misfit)
         families = {list(structure.groups).index(name) for name in failing}
-        ties = _ties(structure, families) if not set(failing) <= tried else []
-        ties = ties or (_ties_of_modules(structure, failing) if not set(failing) <= tried else [])
+        is_new = not set(failing) <= tried
+        ties = (_ties(structure, families) or _ties_of_modules(structure, failing)) if is_new else []
         tried.update(failing)
         trace = structure.families.trace
         if ties:
@@ -176,11 +179,14 @@ def _families_of(structure: Structure, labels: np.ndarray) -> set[int]:
 
 
 def _ties(structure: Structure, families: set[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What would have to fall together for axes with channels of these to be cut evenly."""
+    """What would have to fall together, and does not yet, for axes with channels of these to be cut evenly."""
+    trace = structure.families.trace
     return [
         delicate.ties
-        for delicate in structure.families.trace.delicate
-        if delicate.ties is not None and _families_of(structure, delicate.labels) & families
+        for delicate in trace.delicate
+        if delicate.ties is not None
+        and _families_of(structure, delicate.labels) & families
+        and not np.array_equal(trace.labels.find(delicate.ties[0]), trace.labels.find(delicate.ties[1]))
     ]
 
 

@@ -1,0 +1,111 @@
+"""Axes of a slim network with the labels of the full one: which indices stay, in order, and what each of them means.
+
+A group that keeps a single channel is a trap for any comparison of shapes: an axis of length one could be any, and two
+heads of which one is gone look like one head in two halves. So meaning is compared with `COPIES` twins of that channel,
+each with labels of its own, side by side wherever the channel sits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxprune.pruning.groups import Structure
+from jaxprune.pruning.labels import FREE
+from jaxprune.pruning.layouts import axis_keep
+from jaxprune.pruning.states import Path
+
+COPIES = 3
+"""How many stand for one: a number that code does not hold by chance as often as two."""
+
+
+class AxisCut(NamedTuple):
+    """One axis of an array: old indices in their new order, and the labels there."""
+
+    index: np.ndarray
+    labels: tuple[np.ndarray, ...]
+
+
+def cut_shape(axes: Sequence[AxisCut]) -> tuple[int, ...]:
+    """The shape of a cut array."""
+    return tuple(len(axis.index) for axis in axes)
+
+
+def cut_arrays(
+    structure: Structure, kept: Mapping[str, np.ndarray], *, with_twins: bool
+) -> dict[Path, tuple[AxisCut, ...]]:
+    """Every array's axes after a cut; with twins for groups that keep a single channel."""
+    single = [name for name, own in kept.items() if len(own) == 1] if with_twins else []
+    size = len(structure.families.family_of)
+    return {
+        path: tuple(
+            _cut_axis(structure, path, axis, length, kept, single, size) for axis, length in enumerate(shape)
+        )
+        for path, shape in structure.shapes.items()
+    }
+
+
+def num_labels(structure: Structure) -> int:
+    """How many labels there are at most, those of twins included."""
+    return COPIES * len(structure.families.family_of)
+
+
+def _cut_axis(
+    structure: Structure,
+    path: Path,
+    axis: int,
+    length: int,
+    kept: Mapping[str, np.ndarray],
+    single: Sequence[str],
+    size: int,
+) -> AxisCut:
+    fields, roots = structure.layouts[path][axis], structure.families.roots[path][axis]
+    if not fields:
+        return AxisCut(np.arange(length), tuple(roots))
+    stays = np.flatnonzero(np.asarray(axis_keep(fields, length, kept)))
+    cut = AxisCut(stays, tuple(own[stays] for own in roots))
+    runs = {number: _runs(own.channels)[stays] for number, own in enumerate(fields) if own.group in single}
+    for number in runs:
+        family = list(structure.groups).index(fields[number].group)
+        cut, runs = _with_twins(structure, cut, runs, number, family, size)
+    return cut
+
+
+def _runs(channels: np.ndarray) -> np.ndarray:
+    """A number for each run of neighbours of one channel."""
+    starts = np.concatenate([[True], channels[1:] != channels[:-1]])
+    return np.where(channels >= 0, np.cumsum(starts), FREE)
+
+
+def _with_twins(
+    structure: Structure,
+    cut: AxisCut,
+    runs: dict[int, np.ndarray],
+    number: int,
+    family: int,
+    size: int,
+) -> tuple[AxisCut, dict[int, np.ndarray]]:
+    """Repeats every run of a channel; the labels of the group are those of twins in the repeats."""
+    order: list[np.ndarray] = []
+    copies: list[np.ndarray] = []
+    own = runs[number]
+    edges = np.flatnonzero(np.concatenate([[True], own[1:] != own[:-1], [True]]))
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        times = COPIES if own[start] >= 0 else 1
+        for copy in range(times):
+            order.append(np.arange(start, stop))
+            copies.append(np.full(stop - start, copy))
+    places = np.concatenate(order) if order else np.zeros(0, np.int64)
+    copy_of = np.concatenate(copies) if copies else np.zeros(0, np.int64)
+    labels = []
+    for each in cut.labels:
+        found = each[places]
+        is_own = structure.families.of(found)[0] == family
+        labels.append(np.where(is_own, found + copy_of * size, found))
+    most = 1 + max(int(each.max(initial=0)) for each in runs.values())
+    grown = {
+        key: np.where(each[places] >= 0, each[places] + copy_of * most, FREE) for key, each in runs.items()
+    }
+    return AxisCut(cut.index[places], tuple(labels)), grown
