@@ -113,6 +113,7 @@ def _tried(model: nnx.Module, structure: Structure) -> Structure:
     never: dict[int, str] = {}
     attributes: dict[str, tuple[str, ...]] = {}
     tried: set[str] = set()
+    tied_by_module: set[str] = set()
     for _ in range(_MOST_ROUNDS):
         suspects = _suspects(structure)
         free = [name for name in suspects if name not in attributes]
@@ -128,13 +129,17 @@ def _tried(model: nnx.Module, structure: Structure) -> Structure:
             elif found is not None:
                 wrong = [name for name in kind if name in found.groups] or kind
                 failing.update(dict.fromkeys(wrong, found))
+        if not failing and any(name in attributes for name in free):
+            continue  # what is left may be fine
         if not failing:  # fine kind by kind, but not together
             wrong = [name for name in free if name in misfit.groups] or free
             failing = dict.fromkeys(wrong, misfit)
         families = {list(structure.groups).index(name) for name in failing}
-        is_new = not set(failing) <= tried
-        ties = (_ties(structure, families) or _ties_of_modules(structure, failing)) if is_new else []
+        ties = _ties(structure, families) if not set(failing) <= tried else []
         tried.update(failing)
+        if not ties and not set(failing) <= tied_by_module:
+            ties = _ties_of_modules(structure, failing)
+            tied_by_module.update(failing)
         trace = structure.families.trace
         if ties:
             state = tied_state(trace, ties)
