@@ -35,7 +35,7 @@ def without_weights(make: Callable[[nnx.Rngs], nnx.Module]) -> nnx.Module:
 
     def build() -> nnx.Module:
         rngs = nnx.Rngs(0)
-        rngs.default = StillStream(0, tag="default")
+        rngs.default = StillStream(0, tag="default")  # type: ignore[attr-defined]
         return make(rngs)
 
     return nnx.eval_shape(build)
