@@ -105,7 +105,7 @@ def vgg(options: argparse.Namespace) -> None:
     rng = np.random.default_rng(0)
     images = rng.standard_normal((options.images, 32, 32, 3)).astype(np.float32)
     labels = np.arange(options.images) % 10
-    model = jp.VGG16(nnx.Rngs(0))
+    model = jp.find_network("vgg16")
     observer, arrays = make_observer(model, images, labels), split_model(model)[1]
     observer(arrays)
     observing, _ = timed(lambda: observer(arrays))

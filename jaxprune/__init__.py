@@ -5,6 +5,7 @@ importing the package costs nothing and starts no device work.
 
     jp.parse("sum(abs(WI))")                       formulas
     jp.observe, jp.score, jp.plan, jp.slim         from a network to a smaller one
+    jp.trace_structure                             what of a network can go, what cannot, and why
     jp.Task, jp.evolve, jp.compare, jp.calibrate   from tasks to formulas, and how good they are
 """
 
@@ -29,22 +30,22 @@ if (
     from jaxprune.evolution.settings import EvolveConfig
     from jaxprune.evolution.tasks import Schedule, Task
     from jaxprune.evolution.telling import tell
+    from jaxprune.group_figures import groups_figure
     from jaxprune.language.operands import register_operand
     from jaxprune.language.operators import register_operator
     from jaxprune.language.parsing import ParseError, parse
     from jaxprune.language.published import library, own_seeds
     from jaxprune.language.tree import Expression
-    from jaxprune.nets.cifar_resnets import CifarResNet
-    from jaxprune.nets.conv_nets import PlainConvNet, SmallConvNet
+    from jaxprune.nets.conv_nets import PlainConvNet
     from jaxprune.nets.cost import count_macs, count_parameters
-    from jaxprune.nets.imagenet_resnets import ImageNetResNet
+    from jaxprune.nets.factories import find_network
     from jaxprune.nets.lenet import LeNet5
-    from jaxprune.nets.mobilenet import MobileNetV2
-    from jaxprune.nets.vgg import VGG16, VGG19
+    from jaxprune.pruning.groups import Structure
     from jaxprune.pruning.masking import mask
     from jaxprune.pruning.observation import observe
     from jaxprune.pruning.planning import Plan, plan
     from jaxprune.pruning.slimming import slim
+    from jaxprune.pruning.structure import trace_structure
     from jaxprune.report import write_report
     from jaxprune.scoring.compiled import compile
     from jaxprune.scoring.evaluator import score_population
@@ -56,23 +57,18 @@ if (
     from jaxprune.types import Invalid
 
 __all__ = [
-    "VGG16",
-    "VGG19",
-    "CifarResNet",
     "Dataset",
     "EvolveConfig",
     "Expression",
-    "ImageNetResNet",
     "Invalid",
     "LeNet5",
-    "MobileNetV2",
     "Operands",
     "ParseError",
     "PlainConvNet",
     "Plan",
     "Recipe",
     "Schedule",
-    "SmallConvNet",
+    "Structure",
     "Task",
     "TaskProblem",
     "__version__",
@@ -84,7 +80,9 @@ __all__ = [
     "count_parameters",
     "evaluate",
     "evolve",
+    "find_network",
     "find_task",
+    "groups_figure",
     "init_search",
     "library",
     "load_dataset",
@@ -100,6 +98,7 @@ __all__ = [
     "score_population",
     "slim",
     "tell",
+    "trace_structure",
     "write_report",
 ]
 
@@ -115,22 +114,22 @@ _NAMES = {
     "evolution.settings": "EvolveConfig",
     "evolution.tasks": "Schedule Task",
     "evolution.telling": "tell",
+    "group_figures": "groups_figure",
     "language.operands": "register_operand",
     "language.operators": "register_operator",
     "language.parsing": "ParseError parse",
     "language.published": "library own_seeds",
     "language.tree": "Expression",
-    "nets.cifar_resnets": "CifarResNet",
-    "nets.conv_nets": "PlainConvNet SmallConvNet",
+    "nets.conv_nets": "PlainConvNet",
     "nets.cost": "count_macs count_parameters",
-    "nets.imagenet_resnets": "ImageNetResNet",
+    "nets.factories": "find_network",
     "nets.lenet": "LeNet5",
-    "nets.mobilenet": "MobileNetV2",
-    "nets.vgg": "VGG16 VGG19",
+    "pruning.groups": "Structure",
     "pruning.masking": "mask",
     "pruning.observation": "observe",
     "pruning.planning": "Plan plan",
     "pruning.slimming": "slim",
+    "pruning.structure": "trace_structure",
     "report": "write_report",
     "scoring.compiled": "compile",
     "scoring.evaluator": "score_population",

@@ -24,7 +24,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "report": ("searching", "write the report of a run again, from its files"),
     "explain": (
         "formulas",
-        "show a formula: type, complexity, LaTeX, code, tree; its cost on a network",
+        "show a formula (type, LaTeX, code, cost on a network), or what of a network can be pruned",
     ),
     "list": ("formulas", "list tasks, presets, functions, operands, operators and recipes"),
 }

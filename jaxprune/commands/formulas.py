@@ -20,6 +20,7 @@ from jaxprune.commands.observing import (
     is_network_given,
     observed_of,
 )
+from jaxprune.commands.structures import add_structure_options, check_no_structure_options, run_structure
 from jaxprune.config import closest
 from jaxprune.language.axes import type_name
 from jaxprune.language.operands import OPERANDS
@@ -161,7 +162,10 @@ def _indented(text: str, indent: int) -> str:
 def add_explain(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `jaxprune explain`."""
     parser.add_argument(
-        "formula", metavar="FORMULA", help='a formula such as "sum(abs(WI))", or the name of one'
+        "formula",
+        metavar="FORMULA",
+        nargs="?",
+        help='a formula such as "sum(abs(WI))", or the name of one; without it, the groups of --network are shown',
     )
     parser.add_argument(
         "--code", choices=get_args(Backend), help="print self-contained source code instead, for this library"
@@ -175,14 +179,19 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
         "--figure",
         type=Path,
         metavar="FILE.png",
-        help="draw the rank correlations with every metric, on --task or --network (needs matplotlib)",
+        help="draw the formula's rank correlations with every metric, on --task or --network; without a formula, the "
+        "groups of the network (needs matplotlib)",
     )
     add_base_options(parser, default="with it come the cost there, and which metrics rank alike")
     add_own_network_options(parser)
+    add_structure_options(parser)
 
 
 def run_explain(arguments: argparse.Namespace) -> int:
-    """Prints what a formula is; where a network is named, what it costs there and which metrics rank like it."""
+    """Prints what a formula is, and what it does on a network where one is named; or what the network is made of."""
+    if arguments.formula is None:
+        return run_structure(arguments)
+    check_no_structure_options(arguments)
     f = find_formula(arguments.formula)
     has_network = is_network_given(arguments)
     if arguments.figure is not None and not has_network:

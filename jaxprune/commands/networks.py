@@ -58,6 +58,13 @@ def add_prune(parser: argparse.ArgumentParser) -> None:
         help="a group that stays whole; may be repeated",
     )
     parser.add_argument(
+        "--factor",
+        choices=("inner", "outer", "both"),
+        default="inner",
+        help="what loses channels where two groups share every index: the places within heads (inner), whole heads "
+        "(outer), or both (default: inner)",
+    )
+    parser.add_argument(
         "--out",
         type=Path,
         default=Path("runs/prune"),
@@ -80,6 +87,7 @@ def run_prune(arguments: argparse.Namespace) -> int:
         "scope": arguments.scope,
         "multiple_of": arguments.multiple_of,
         "ignore": tuple(arguments.ignore),
+        "factor": arguments.factor,
     }
     pruned = prune_base(pool, arguments.base or 0, f, **budget, **extra)
     kept = [

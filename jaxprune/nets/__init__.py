@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 from flax import nnx
 
+from jaxprune.nets.abstract import without_weights
 from jaxprune.nets.blocks import convolve_by_patches, with_patch_convolutions
 from jaxprune.nets.cifar_resnets import CifarResNet, PreActResNet
 from jaxprune.nets.conv_nets import PlainConvNet, SmallConvNet
@@ -52,4 +53,5 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "with_patch_convolutions",
+    "without_weights",
 ]

@@ -7,16 +7,25 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 from flax import nnx
 
 from jaxprune.nets import NETWORKS
+from jaxprune.nets.abstract import without_weights
 
 
 def find_network(
-    name: str, *, image_shape: Sequence[int] = (), num_classes: int = 10, seed: int = 0
+    name: str,
+    *,
+    image_shape: Sequence[int] = (),
+    num_classes: int = 10,
+    seed: int = 0,
+    has_weights: bool = True,
+    **settings: object,
 ) -> nnx.Module:
     """A freshly made network.
 
@@ -26,6 +35,9 @@ def find_network(
       image_shape: shape of one image, for networks of `NETWORKS`; () for their own default.
       num_classes: width of the output of networks of `NETWORKS`.
       seed: of the initial weights.
+      has_weights: False for shapes and dtypes in place of arrays (see `without_weights`), as far as the factory lets
+        itself be traced.
+      settings: further keywords of networks of `NETWORKS`, such as `widths`.
 
     Raises:
       ValueError: if there is no such network, module or factory, the factory needs other arguments, or it returns
@@ -34,13 +46,16 @@ def find_network(
     Example:
       >>> type(find_network("plain_conv_net", image_shape=(8, 8, 1))).__name__
       'PlainConvNet'
+      >>> find_network("vgg16", has_weights=False).dense.kernel.shape
+      (512, 512)
       >>> find_network("jaxprune.nets:PlainConvNet").image_shape
       (8, 8, 1)
     """
     known = {_plain(each): make for each, make in NETWORKS.items()}
     if _plain(name) in known:
         shape = {"image_shape": tuple(image_shape)} if image_shape else {}
-        return known[_plain(name)](nnx.Rngs(seed), num_classes=num_classes, **shape)
+        make = partial(known[_plain(name)], num_classes=num_classes, **shape, **settings)
+        return make(nnx.Rngs(seed)) if has_weights else without_weights(make)
     module_name, separator, attribute = name.partition(":")
     if not (separator and module_name and attribute):
         near = difflib.get_close_matches(name, NETWORKS, n=1)
@@ -48,10 +63,14 @@ def find_network(
         raise ValueError(
             f"a network needs to be one of {', '.join(NETWORKS)}, or module:factory, got {name!r}.{hint}"
         )
+    if settings:
+        raise ValueError(
+            f"{', '.join(settings)} needs one of {', '.join(NETWORKS)}, got {name!r}. Let the factory set it."
+        )
     factory = import_attribute("network", name)
-    made = (
-        _call(factory, name, seed) if callable(factory) and not isinstance(factory, nnx.Module) else factory
-    )
+    made = factory
+    if callable(factory) and not isinstance(factory, nnx.Module):
+        made = _call(factory, name, nnx.Rngs(seed)) if has_weights else _shapes_of(factory, name, seed)
     if not isinstance(made, nnx.Module):
         raise ValueError(
             f"network {name!r} needs to be a factory of a Flax NNX module (flax.nnx.Module), "
@@ -85,7 +104,25 @@ def import_attribute(kind: str, name: str) -> Any:  # noqa: ANN401 - whatever th
         ) from error
 
 
-def _call(factory: Callable[..., object], name: str, seed: int) -> object:
+def _shapes_of(factory: Callable[..., object], name: str, seed: int) -> object:
+    """What the factory makes, without weights; with them if it looks at values, as one that reads a file does."""
+    others: list[object] = []
+
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        made = _call(factory, name, rngs)
+        if not isinstance(made, nnx.Module):
+            others.append(made)
+            return nnx.Dict()
+        return made
+
+    try:
+        found: object = without_weights(make)
+    except jax.errors.JAXTypeError:
+        return _call(factory, name, nnx.Rngs(seed))
+    return others[0] if others else found
+
+
+def _call(factory: Callable[..., object], name: str, rngs: nnx.Rngs) -> object:
     """What the factory makes, given random streams if it takes any."""
     is_class = inspect.isclass(factory)  # whose own signature is that of NNX's metaclass
     try:
@@ -98,11 +135,11 @@ def _call(factory: Callable[..., object], name: str, seed: int) -> object:
     needed = [each.name for each in parameters if each.default is each.empty and each.kind not in stars]
     by_name = any(each.name == "rngs" and each.kind is not each.POSITIONAL_ONLY for each in parameters)
     if by_name and set(needed) <= {"rngs"}:
-        return factory(rngs=nnx.Rngs(seed))
+        return factory(rngs=rngs)
     if not needed:
         return factory()
     if single and needed == [single[0].name]:
-        return factory(nnx.Rngs(seed))
+        return factory(rngs)
     raise ValueError(
         f"network {name!r} needs a factory that takes flax.nnx.Rngs or nothing, got one that needs "
         f"{', '.join(needed)}. Write a function that fills in the others."

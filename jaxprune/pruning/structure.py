@@ -113,6 +113,7 @@ def _tried(model: nnx.Module, structure: Structure) -> Structure:
     never: dict[int, str] = {}
     attributes: dict[str, tuple[str, ...]] = {}
     tried: set[str] = set()
+    tied_by_module: set[str] = set()
     for _ in range(_MOST_ROUNDS):
         suspects = _suspects(structure)
         free = [name for name in suspects if name not in attributes]
@@ -120,7 +121,6 @@ def _tried(model: nnx.Module, structure: Structure) -> Structure:
         if misfit is None:
             break
         failing: dict[str, Misfit] = {}
-        num_attributes = len(attributes)
         for kind in _kinds(free):
             found = _misfit(model, structure, kind)
             helping = () if found is None else _attributes_that_help(model, structure, kind)
@@ -129,15 +129,17 @@ def _tried(model: nnx.Module, structure: Structure) -> Structure:
             elif found is not None:
                 wrong = [name for name in kind if name in found.groups] or kind
                 failing.update(dict.fromkeys(wrong, found))
-        if not failing and len(attributes) > num_attributes:
-            continue
+        if not failing and any(name in attributes for name in free):
+            continue  # what is left may be fine
         if not failing:  # fine kind by kind, but not together
             wrong = [name for name in free if name in misfit.groups] or free
             failing = dict.fromkeys(wrong, misfit)
         families = {list(structure.groups).index(name) for name in failing}
-        is_new = not set(failing) <= tried
-        ties = (_ties(structure, families) or _ties_of_modules(structure, failing)) if is_new else []
+        ties = _ties(structure, families) if not set(failing) <= tried else []
         tried.update(failing)
+        if not ties and not set(failing) <= tied_by_module:
+            ties = _ties_of_modules(structure, failing)
+            tied_by_module.update(failing)
         trace = structure.families.trace
         if ties:
             state = tied_state(trace, ties)
