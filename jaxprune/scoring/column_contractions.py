@@ -9,9 +9,9 @@ import numpy as np
 
 from jaxprune.language.tree import Expression
 from jaxprune.scoring.analysis import View
+from jaxprune.scoring.column_places import Place, contiguous
 from jaxprune.scoring.column_programs import ColumnProgram
 from jaxprune.scoring.column_values import Value, argument_of, binary_of, sum_of, unary_of, value_of
-from jaxprune.scoring.columns import Place, contiguous
 from jaxprune.scoring.contractions import (
     Contraction,
     contraction_numbers,

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxprune.language.tree import Expression, operand
 from jaxprune.scoring.analysis import View, lanes_of, moment_answer
-from jaxprune.scoring.columns import Extent, Item, Piece, Place, Planes, Span, contiguous, is_contiguous
+from jaxprune.scoring.column_places import Extent, Item, Piece, Place, Planes, Span, contiguous, is_contiguous
 from jaxprune.scoring.kernels import (
     Spec,
     grow,

@@ -11,8 +11,8 @@ import numpy as np
 from jaxprune.language.axes import Type
 from jaxprune.language.tree import Expression
 from jaxprune.scoring.analysis import View
+from jaxprune.scoring.column_places import Place, contiguous
 from jaxprune.scoring.column_programs import ColumnProgram
-from jaxprune.scoring.columns import Place, contiguous
 from jaxprune.scoring.kernels import (
     BINARY,
     HELPERS,

@@ -25,8 +25,8 @@ from jaxprune.language.tree import Expression
 from jaxprune.scoring.analysis import View, evaluated_nodes, lanes_of, moment_answer, reads_activations
 from jaxprune.scoring.column_contractions import TILED, tiled_entries
 from jaxprune.scoring.column_operators import all_finite, lower
+from jaxprune.scoring.column_places import Extent, Item, Piece
 from jaxprune.scoring.column_programs import ColumnProgram
-from jaxprune.scoring.columns import Extent, Item, Piece
 from jaxprune.scoring.kernel_table import KernelTable
 from jaxprune.scoring.kernels import (
     BINARY,

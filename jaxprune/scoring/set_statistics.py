@@ -49,7 +49,9 @@ def _set_moments(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     num_classes = len(count)
     own = jnp.eye(num_classes, dtype=count.dtype)
-    weights = jnp.concatenate([jnp.ones((1, num_classes), count.dtype), own, 1 - own]) * count  # [sets, K]
+    weights = (
+        jnp.concatenate([jnp.ones((1, num_classes), count.dtype), own, 1 - own]) * count[None]
+    )  # [sets, K]
     number = jnp.sum(weights, axis=1)
     first = jnp.argmax(weights > 0, axis=1)
     start = offset[first]  # of one class of each set: classes of equal means add nothing
