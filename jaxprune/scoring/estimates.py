@@ -51,15 +51,15 @@ def estimate_cost(f: Expression, sizes: Mapping[str, int], itemsize: int) -> Cos
     most_bytes, largest, flops = itemsize, f, 0.0
     most_flops, costliest = 0.0, f
     seen: set[Expression] = set()
-    stack = [f]
+    stack = [(f, f)]
     while stack:
-        node = stack.pop()
+        node, shown = stack.pop()  # what is computed, and what it stands for in the formula
         if node in seen:
             continue
         seen.add(node)
         own_bytes = itemsize * math.prod(value_shape(node.type, sizes))
         if own_bytes > most_bytes:
-            most_bytes, largest = own_bytes, node
+            most_bytes, largest = own_bytes, shown
         if moment_answer(node) is not None or not node.children:
             continue
         lanes = lanes_of(node)
@@ -68,17 +68,18 @@ def estimate_cost(f: Expression, sizes: Mapping[str, int], itemsize: int) -> Cos
         if answer is not None:
             entries = math.prod(value_shape(answer.twin.type, sizes))
             own_flops = channels * 2.0 * _PRODUCTS * sizes["K"] * entries
-            stack.append(answer.twin)
+            stack.append((answer.twin, shown.children[0]))
         elif twin is not None and twin is not node:
-            stack.append(twin)
+            stack.append((twin, shown))
         else:
             shapes = [value_shape(child.type, sizes) for child in node.children]
             turns = sizes["K"] if lanes.per_class else 1
             own_flops = channels * turns * OPERATORS[node.operator].flops(shapes)
-            stack += node.children
+            is_alike = node.operator == shown.operator  # else the twin has been transposed
+            stack += zip(node.children, shown.children if is_alike else (shown,), strict=True)
         flops += own_flops
         if own_flops > most_flops:
-            most_flops, costliest = own_flops, node
+            most_flops, costliest = own_flops, shown
     return Cost(most_bytes, flops, largest, costliest)
 
 
