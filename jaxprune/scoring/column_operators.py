@@ -156,7 +156,9 @@ def _general(program: ColumnProgram, node: Expression, view: View) -> int:
         )
         return kernel(program.mesh, arrays, sizes, numbers)
 
-    return program.step(run, tuple(value.slot for value in values), node)
+    entries = program.spec(node, view).length
+    slots = tuple(value.slot for value in values)
+    return program.step(run, slots, node, entries=entries, scratch=2 * entries)
 
 
 _BUILDERS: dict[str, Callable[[ColumnProgram, Expression, View], int]] = {

@@ -22,6 +22,7 @@ from jaxprune.scoring.kernels import (
     Spec,
     binary,
     binary_over,
+    buffer_length,
     make_geometry,
     source_length,
     spread_rows,
@@ -129,7 +130,8 @@ def binary_of(name: str, left: Value, right: Value, target: Spec) -> int:
     def run(place: Place, values: Array, source: Array) -> Array:
         return binary_over(mesh, over, values, program.grown(source, length), numbers)
 
-    return program.step(run, (whole.over(target).slot, part.slot), left.node, right.node)
+    inputs = (whole.over(target).slot, part.slot)
+    return program.step(run, inputs, left.node, right.node, scratch=program.growth(length))
 
 
 def _digits(spec: Spec) -> tuple[int, ...]:
@@ -150,7 +152,13 @@ def sum_of(value: Value, node: Expression, view: View, row: int | None = None) -
         mask = place.layer.mask(type, view, spec, place.first_class)
         return sum_rows(program.mesh, values, mask.is_real, length)
 
-    return program.step(run, (value.slot,), value.node, node)
+    entries, scratch = buffer_length(spec.length // length), _mask_entries(spec.length, length)
+    return program.step(run, (value.slot,), value.node, node, entries=entries, scratch=scratch)
+
+
+def _mask_entries(length: int, row: int) -> int:
+    """What a `RowMask` takes, in entries of four bytes."""
+    return length // 4 + 2 * (length // row)
 
 
 def spread_of(value: Value, view: View, row: int) -> int:
@@ -161,7 +169,11 @@ def spread_of(value: Value, view: View, row: int) -> int:
         mask = place.layer.mask(type, view, spec, place.first_class, row=row)
         return spread_rows(program.mesh, values, mask, row)
 
-    return program.once(("spread", value.slot, row), lambda: program.step(run, (value.slot,), value.node))
+    entries, scratch = 2 * buffer_length(spec.length // row), _mask_entries(spec.length, row)
+    return program.once(
+        ("spread", value.slot, row),
+        lambda: program.step(run, (value.slot,), value.node, entries=entries, scratch=scratch),
+    )
 
 
 def part_of(program: ColumnProgram, slot: int, index: int, node: Expression) -> int:

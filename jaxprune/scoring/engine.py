@@ -7,7 +7,6 @@ those of level 2 read scalars that follow from level 1, and so on.
 
 from __future__ import annotations
 
-import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -23,10 +22,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxprune.language.operators import OPERATORS
 from jaxprune.language.tree import Expression
 from jaxprune.scoring.analysis import View, evaluated_nodes, lanes_of, moment_answer, reads_activations
-from jaxprune.scoring.column_contractions import TILED, tiled_entries
-from jaxprune.scoring.column_operators import all_finite, lower
-from jaxprune.scoring.column_places import Extent, Item, Piece
-from jaxprune.scoring.column_programs import ColumnProgram
+from jaxprune.scoring.column_places import Item, Kind, Piece
+from jaxprune.scoring.column_plans import Plans, least_bytes, plans_of
 from jaxprune.scoring.kernel_table import KernelTable
 from jaxprune.scoring.kernels import (
     BINARY,
@@ -47,9 +44,11 @@ from jaxprune.scoring.kernels import (
 from jaxprune.scoring.lane_kernels import lane_kernel
 from jaxprune.scoring.lanes import split_params
 from jaxprune.scoring.layers import Layer
-from jaxprune.scoring.twins import set_answer, twin_of
+from jaxprune.scoring.twins import twin_of
 from jaxprune.types import Array
 
+LEAST_BYTES = 16 << 20
+"""A smaller budget counts as that for columns: buffers have a least length."""
 COLUMN_ENTRIES = {"cpu": 1 << 20}
 """Entries of the largest value of a column by backend, as measured: fewer cost calls, more cost memory."""
 DEFAULT_COLUMN_ENTRIES = 1 << 24
@@ -63,20 +62,22 @@ class Engine:
     Args:
       layers: of equal dtype and classes, side by side.
       num_lanes: of a plane, at least the sum of the layers' widths.
-      cache_bytes: how many bytes of planes to remember.
+      budget_bytes: for values besides the tables of the layers. A quarter each serves to remember planes, to keep those
+        that are asked for, and for columns; the rest is for masks and what comes and goes.
       column_entries: entries of the largest value of a column.
     """
 
     def __init__(
-        self, layers: Sequence[Layer], num_lanes: int, cache_bytes: int, column_entries: int | None = None
+        self, layers: Sequence[Layer], num_lanes: int, budget_bytes: int, column_entries: int | None = None
     ) -> None:
         self.layers, self.num_lanes = layers, num_lanes
         self.num_classes = layers[0].samples.num_classes
         self.dtype = layers[0].members[0].dtype
-        self._cache_bytes = cache_bytes
+        self._cache_bytes = budget_bytes // 4
+        self._column_bytes = max(budget_bytes, LEAST_BYTES) // 4
         default = COLUMN_ENTRIES.get(jax.default_backend(), DEFAULT_COLUMN_ENTRIES)
         self._column_entries = column_entries or min(
-            default, max(1, cache_bytes // (16 * self.dtype.itemsize))
+            default, max(1, budget_bytes // (32 * self.dtype.itemsize))
         )
         self._is_full = all(one.sample_is_full for layer in layers for one in layer.members)
         self.mesh = layers[0].mesh
@@ -113,13 +114,31 @@ class Engine:
         missing = [
             item for item in dict.fromkeys(asked) if self._key(item.node, item.view) not in self._finite
         ]
-        self._evaluate([item._replace(kind="value") if item.node.type == () else item for item in missing])
-        for item in missing:
+        at_once = max(1, self._cache_bytes // (self._plane_length * self.dtype.itemsize))
+        for first in range(0, len(missing), at_once):
+            self._find_finite(missing[first : first + at_once])
+        return [self._finite[self._key(item.node, item.view)] for item in asked]
+
+    def _find_finite(self, items: Sequence[Item]) -> None:
+        self._evaluate([item._replace(kind="value") if item.node.type == () else item for item in items])
+        for item in items:
             if item.node.type == ():
                 plane = self._rows(self.plane(item.node, item.view))
                 self._finite[self._key(item.node, item.view)] = np.isfinite(plane).all(axis=0)
         self._pinned.clear()
-        return [self._finite[self._key(item.node, item.view)] for item in asked]
+
+    def least_bytes(self, f: Expression, view: View, lanes: Sequence[int]) -> int:
+        """What the columns of a function hold at once for one class and channel, at these lanes; nothing is run."""
+        layers = [
+            layer
+            for layer in self.layers
+            if any(layer.lane <= lane < layer.lane + layer.num_channels for lane in lanes)
+        ]
+        roots = [node for node in evaluated_nodes(f) if node.type != () or needs_columns(node)]
+        shapes = _Shapes(self)
+        kinds: tuple[Kind, ...] = ("value", "finite")
+        items = [Item(kind, node, view) for node in roots for kind in kinds]
+        return max((least_bytes(item, layer, shapes) for layer in layers for item in items), default=0)
 
     def warm_up(self, most_entries: int) -> None:
         """Compiles every kernel that a value of at most so many entries can ask for."""
@@ -223,11 +242,18 @@ class Engine:
             self._plan(item, levels)
         for level in sorted(levels):
             work = list(levels[level])
-            programs = self._programs(work)
-            workers = min(len(self.layers), os.cpu_count() or 1)
+            cores = min(len(self.layers), os.cpu_count() or 1)
+            plans = self._plans(work, self._column_bytes // cores)
+            largest = max((plan.bytes for own in plans.values() for plan in own), default=1)
+            workers = max(1, min(cores, self._column_bytes // max(1, largest)))
+            shape = (self.num_classes, self.num_lanes)
+            planes = {item: np.full(shape, np.nan, self.dtype) for item in work}
             with ThreadPoolExecutor(max_workers=workers) as pool:  # compiling occupies one core
-                pieces = list(pool.map(partial(self._run, programs), self.layers))
-            self._store([piece for own in pieces for piece in own], work)
+                for _ in pool.map(partial(self._run, plans, planes), self.layers):
+                    pass
+            for plan in (plan for own in plans.values() for plan in own):
+                plan.program.drop()
+            self._keep(planes)
 
     def _plan(self, item: Item, levels: dict[int, dict[Item, None]]) -> None:
         """Adds what an item needs to the work of each level."""
@@ -245,55 +271,31 @@ class Engine:
                 level = column_level(root.node) + (root.kind == "finite")
                 levels.setdefault(level, {})[root._replace(view=key[1] or "full")] = None
 
-    def _programs(self, work: Sequence[Item]) -> _Programs:
-        """Programs that do the work, for each signature of a layer."""
-        found: _Programs = {}
+    def _plans(self, work: Sequence[Item], share: int) -> Plans:
+        """What does the work, for each signature of a layer."""
+        found: Plans = {}
         for layer in self.layers:
-            if layer.signature in found:
-                continue
-            own: dict[tuple[bool, Extent], ColumnProgram] = {}
-            for item in work:
-                kind = self._extent(item, layer)
-                if kind not in own:
-                    own[kind] = ColumnProgram(layer, kind[1], self, lower)
-                own[kind].add(item, all_finite)
-            found[layer.signature] = own
+            if layer.signature not in found:
+                found[layer.signature] = plans_of(layer, work, self, self._column_entries, share)
         return found
 
-    def _run(self, programs: _Programs, layer: Layer) -> list[Piece]:
-        """The pieces of one layer; on a thread, which does not know whether its caller enabled float64."""
+    def _run(self, plans: Plans, planes: dict[Item, np.ndarray], layer: Layer) -> None:
+        """Fills the planes of one layer; on a thread, which does not know whether its caller enabled float64."""
+
+        def store(pieces: list[Piece]) -> None:
+            found = jax.device_get([piece.values for piece in pieces])
+            for piece, values in zip(pieces, found, strict=True):
+                for shard, own in enumerate(np.reshape(values, (piece.layer.num_shards, -1))):
+                    _fill(planes[piece.item], piece, shard, own)
+
         with jax.enable_x64(self.dtype == np.float64):
-            own = programs[layer.signature].items()
-            return [piece for (with_classes, _), program in own for piece in program.run(layer, with_classes)]
+            for plan in plans[layer.signature]:
+                plan.program.run(layer, plan.with_classes, store, self._column_bytes // 16)
 
-    def _extent(self, item: Item, layer: Layer) -> tuple[bool, Extent]:
-        """Whether columns go class by class, and how large they are."""
-        node, view = item.node, item.view
-        lanes = lanes_of(node)
-        has_bank = "W" in node.operands
-        is_tiled = any(part.operator in TILED for part in node.walk())
-        entries = tiled_entries if is_tiled else math.prod
-        largest = max(entries(layer.shape(type, view)) for type in column_types(node))
-        fitting = 1 << int(math.log2(max(1, self._column_entries / largest)))
-        widest = bucket(layer.members[0].num_channels) if has_bank and layer.mesh is None else layer.width
-        width = min(fitting, widest) if lanes.channel else 1
-        answered = item.kind == "value" and set_answer(node) is not None
-        if not lanes.per_class or answered:
-            return False, Extent(1, width, has_bank)
-        is_small = self.num_classes * width * largest <= self._column_entries and width in (1, widest)
-        if is_small and layer.samples.class_stride:
-            return True, Extent(self.num_classes, width, has_bank)
-        return True, Extent(1, width, has_bank)
-
-    def _store(self, pieces: Sequence[Piece], work: Sequence[Item]) -> None:
-        """Joins pieces to planes: numbers, or whether all is finite."""
-        found = jax.device_get([piece.values for piece in pieces])
-        shape = (self.num_classes, self.num_lanes)
-        planes = {item: np.full(shape, np.nan, self.dtype) for item in work}
-        for piece, values in zip(pieces, found, strict=True):
-            for shard, own in enumerate(np.reshape(values, (piece.layer.num_shards, -1))):
-                _fill(planes[piece.item], piece, shard, own)
-        for item, plane in planes.items():
+    def _keep(self, planes: dict[Item, np.ndarray]) -> None:
+        """Remembers planes: numbers, or whether all is finite."""
+        while planes:
+            item, plane = planes.popitem()
             key = self._key(item.node, item.view)
             if item.kind == "finite":
                 self._finite[key] = np.asarray(np.isfinite(plane).all(axis=0))
@@ -327,7 +329,17 @@ def _fill(plane: np.ndarray, piece: Piece, shard: int, values: np.ndarray) -> No
     plane[classes, lanes] = rows[:, : min(width, channels)]
 
 
-_Programs = dict[Hashable, dict[tuple[bool, Extent], ColumnProgram]]
+class _Shapes:
+    """Planes of which only the shape matters."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.num_classes, self.num_lanes, self.mesh = engine.num_classes, engine.num_lanes, engine.mesh
+        length = source_length(buffer_length(self.num_classes * self.num_lanes))
+        self._zeros = np.broadcast_to(np.zeros((), engine.dtype), (length,))
+
+    def source(self, node: Expression, view: View) -> np.ndarray:
+        """Zeros that take no memory."""
+        return self._zeros
 
 
 @lru_cache(maxsize=1 << 16)
@@ -343,25 +355,3 @@ def column_level(node: Expression) -> int:
         return 0
     below = max(column_level(child) for child in node.children)
     return below + needs_columns(node)
-
-
-@lru_cache(maxsize=1 << 16)
-def column_types(node: Expression) -> frozenset[tuple[str, ...]]:
-    """Types of all values that a column holds for a node."""
-    answer = set_answer(node)
-    start = node if answer is None else answer.twin
-    found: set[tuple[str, ...]] = {()}
-    by_channel = lanes_of(node).channel
-    stack = [start]
-    while stack:
-        part = stack.pop()
-        if lanes_of(part).channel or not by_channel:  # the bank is there once for all channels
-            found.add(part.type)
-        inner, twin = set_answer(part), twin_of(part)
-        if inner is not None:
-            stack.append(inner.twin)
-        elif twin is not None and twin is not part:
-            stack.append(twin)
-        elif moment_answer(part) is None:
-            stack += [child for child in part.children if child.type != ()]
-    return frozenset(found)

@@ -111,6 +111,25 @@ works is 400 bytes
     return None
 
 
+def explain_plan(cost: Cost, held_bytes: int, budget_bytes: int) -> str | None:
+    """Why a function is not evaluated whose columns hold so much at once for one class and channel, or None.
+
+    Example:
+      >>> from jaxprune.language.parsing import parse
+      >>> f = parse("sum(abs(X))")
+      >>> print(explain_plan(Cost(8 << 20, 1e3, f.children[0], f), held_bytes=24 << 20, budget_bytes=64 << 20))
+      refused: abs(X) and what it is made from need 25165824 bytes at once for one channel, more than a quarter of the \
+budget of 67108864 bytes; the least that works is 100663296 bytes
+    """
+    least = LEAST_SHARE * held_bytes
+    if least <= budget_bytes:
+        return None
+    return (
+        f"refused: {cost.largest} and what it is made from need {held_bytes} bytes at once for one channel, more than "
+        f"a quarter of the budget of {budget_bytes} bytes; the least that works is {least} bytes"
+    )
+
+
 def _axis_size(axis: str, sizes: Mapping[str, int]) -> int:
     part = slice_range(axis)
     if part is None:
