@@ -1,6 +1,6 @@
 """A whole population on a whole network: every distinct value once, no compilation per formula.
 
-Scalars are *planes* [K, lanes] over all channels of all layers, one kernel call each. What is summed up to them is
+Scalars are *planes* [K, lanes] over all channels of all layers, one call of NumPy each. What is summed up to them is
 computed in columns (see `column_programs.py`). Work goes in levels: the columns of level 1 read scalars that are given,
 those of level 2 read scalars that follow from level 1, and so on.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from threading import RLock
@@ -26,20 +26,9 @@ from jaxprune.scoring.column_places import Item, Kind, Piece
 from jaxprune.scoring.column_plans import Plans, least_bytes, plans_of
 from jaxprune.scoring.kernel_table import KernelTable
 from jaxprune.scoring.kernels import (
-    BINARY,
-    HELPERS,
-    SMALLEST_BUFFER,
-    UNARY,
     Spec,
-    binary,
-    bucket,
     buffer_length,
-    grow,
-    make_geometry,
-    mean_over_classes,
-    rearrange,
     source_length,
-    unary,
 )
 from jaxprune.scoring.lane_kernels import lane_kernel
 from jaxprune.scoring.lanes import split_params
@@ -52,8 +41,20 @@ LEAST_BYTES = 16 << 20
 COLUMN_ENTRIES = {"cpu": 1 << 20}
 """Entries of the largest value of a column by backend, as measured: fewer cost calls, more cost memory."""
 DEFAULT_COLUMN_ENTRIES = 1 << 24
-_OF_ONE_NUMBER = {"sum": "", "mean": "", "product": "", "var": "vanish", "std": "vanish"}
-"""What a reduction of a single number is: itself, or 0 where it is finite."""
+_ARITHMETIC: dict[str, Callable[..., np.ndarray]] = {
+    "+": np.add,
+    "-": np.subtract,
+    "*": np.multiply,
+    "/": np.divide,
+    "abs": np.abs,
+    "square": np.square,
+    "sqrt": np.sqrt,
+    **dict.fromkeys(("sum", "mean", "product"), np.asarray),
+    **dict.fromkeys(("var", "std"), lambda plane: plane * 0),
+    "count": np.ones_like,
+}
+"""Operators on scalars, of which a reduction is what it is of one number: itself, or 0 where it is finite. They run on
+the host: measured on 2 CPU cores and 20,000 numbers, NumPy takes 6 us and a call of a kernel takes 26."""
 
 
 class Engine:
@@ -81,9 +82,8 @@ class Engine:
         )
         self._is_full = all(one.sample_is_full for layer in layers for one in layer.members)
         self.mesh = layers[0].mesh
-        self._plane_length = buffer_length(self.num_classes * num_lanes)
-        self._planes: OrderedDict[tuple[Expression, View | None], Array] = OrderedDict()
-        self._pinned: dict[tuple[Expression, View | None], Array] = {}
+        self._planes: OrderedDict[tuple[Expression, View | None], np.ndarray] = OrderedDict()
+        self._pinned: dict[tuple[Expression, View | None], np.ndarray] = {}
         self._cached_bytes = 0
         self._lock = RLock()
         self._finite: dict[tuple[Expression, View | None], np.ndarray] = {}
@@ -91,22 +91,11 @@ class Engine:
     def scores(self, wanted: Sequence[tuple[Expression, View]]) -> np.ndarray:
         """[P, lanes] mean scores over classes of functions, with the view each one reads."""
         self._evaluate([Item("value", f, view) for f, view in wanted])
-        means = [self._mean(self.plane(f, view)) for f, view in wanted]
+        found = np.zeros((len(wanted), self.num_lanes), self.dtype)
+        for row, (f, view) in enumerate(wanted):
+            found[row] = self.plane(f, view).mean(axis=0)  # of one class where none makes a difference
         self._pinned.clear()
-        found = jax.device_get(means)
-        return np.stack(found)[:, : self.num_lanes] if found else np.zeros((0, self.num_lanes), self.dtype)
-
-    def _mean(self, plane: Array) -> Array:
-        """[lanes or more] means over classes, by a kernel that does not depend on the number of lanes."""
-        lanes = bucket(self.num_lanes, SMALLEST_BUFFER)
-        geometry = make_geometry((self.num_classes, lanes), (self.num_lanes, 1))
-        length = bucket(self.num_classes) * lanes
-        found = rearrange(None, self._grown(plane), geometry, length)
-        return mean_over_classes(None, found, self.num_classes)
-
-    def _grown(self, plane: Array) -> Array:
-        length = source_length(self._plane_length)
-        return plane if length == self._plane_length else grow(None, plane, length)
+        return found
 
     def finite(self, wanted: Sequence[tuple[Expression, View]]) -> list[np.ndarray]:
         """Per node [lanes] booleans: whether all entries of its value are finite, over classes."""
@@ -114,7 +103,8 @@ class Engine:
         missing = [
             item for item in dict.fromkeys(asked) if self._key(item.node, item.view) not in self._finite
         ]
-        at_once = max(1, self._cache_bytes // (self._plane_length * self.dtype.itemsize))
+        plane = self.num_classes * self.num_lanes * self.dtype.itemsize
+        at_once = max(1, self._cache_bytes // plane)
         for first in range(0, len(missing), at_once):
             self._find_finite(missing[first : first + at_once])
         return [self._finite[self._key(item.node, item.view)] for item in asked]
@@ -123,8 +113,9 @@ class Engine:
         self._evaluate([item._replace(kind="value") if item.node.type == () else item for item in items])
         for item in items:
             if item.node.type == ():
-                plane = self._rows(self.plane(item.node, item.view))
-                self._finite[self._key(item.node, item.view)] = np.isfinite(plane).all(axis=0)
+                is_finite = np.isfinite(self.plane(item.node, item.view)).all(axis=0)
+                own = np.broadcast_to(is_finite, (self.num_lanes,))
+                self._finite[self._key(item.node, item.view)] = own
         self._pinned.clear()
 
     def least_bytes(self, f: Expression, view: View, lanes: Sequence[int]) -> int:
@@ -151,16 +142,12 @@ class Engine:
         with jax.enable_x64(self.dtype == np.float64):
             compile_one()
 
-    def plane(self, node: Expression, view: View) -> Array:
-        """Flat [K, lanes] values of a scalar whose columns, if it needs any, have been computed."""
-        with self._lock:
+    def plane(self, node: Expression, view: View) -> np.ndarray:
+        """[K or 1, lanes or 1] values of a scalar whose columns, if it needs any, have been computed."""
+        with self._lock, np.errstate(all="ignore"):
             return self._plane(node, view)
 
-    def _rows(self, plane: Array) -> np.ndarray:
-        """[K, lanes] of a plane's buffer."""
-        return np.asarray(plane)[: self.num_classes * self.num_lanes].reshape(self.num_classes, -1)
-
-    def _plane(self, node: Expression, view: View) -> Array:
+    def _plane(self, node: Expression, view: View) -> np.ndarray:
         key = self._key(node, view)
         found = self._pinned.get(key)
         if found is not None:
@@ -184,55 +171,50 @@ class Engine:
         twin = twin_of(node) if node.type != () else None
         return (node if twin is None else twin), view
 
-    def _compute(self, node: Expression, view: View) -> Array:
+    def _compute(self, node: Expression, view: View) -> np.ndarray:
         answer = moment_answer(node)
         if answer is not None:
-            return self._assemble((layer, layer.scalar_statistics(answer, view)) for layer in self.layers)
+            return self._assemble([(layer, layer.scalar_statistics(answer, view)) for layer in self.layers])
         if node.is_literal:
-            return self._in_buffer(np.full((self.num_classes, self.num_lanes), node.value, self.dtype))
+            return np.full((1, 1), node.value, self.dtype)
         if node.is_operand:
-            own = ((layer, layer.scalars(node.name, view)) for layer in self.layers)
-            return self._assemble((layer, value) for layer, value in own if value is not None)
-        arguments = tuple(self._plane(child, view) for child in node.children)
-        name = node.operator or ""
-        if name in BINARY:
-            return binary(None, np.int32(BINARY.index(name)), *arguments)
-        if name in UNARY or name in _OF_ONE_NUMBER:
-            found = _OF_ONE_NUMBER.get(name, name)
-            zero = np.zeros((), self.dtype)
-            return (
-                unary(None, np.int32((UNARY + HELPERS).index(found)), zero, *arguments)
-                if found
-                else arguments[0]
-            )
-        if name == "count":
-            return self._in_buffer(np.ones((self.num_classes, self.num_lanes), self.dtype))
+            own = [(layer, layer.scalars(node.name, view)) for layer in self.layers]
+            return self._assemble([(layer, value) for layer, value in own if value is not None])
+        arguments = [self._plane(child, view) for child in node.children]
+        arithmetic = _ARITHMETIC.get(node.operator or "")
+        if arithmetic is not None:
+            return np.asarray(arithmetic(*arguments))
         static, traced = split_params(node)
         numbers = tuple(np.asarray(number, self.dtype) for number in traced)
         spec = Spec(self.num_classes, self.num_lanes, ())
-        kernel = lane_kernel(cast(Hashable, OPERATORS[name].implement), static, (spec,) * len(arguments), ())
-        return kernel(None, arguments, ((),) * len(arguments), numbers)
+        implement = cast(Hashable, OPERATORS[node.operator].implement)
+        kernel = lane_kernel(implement, static, (spec,) * len(arguments), ())
+        flat = tuple(self._in_buffer(plane, buffer_length(spec.entries)) for plane in arguments)
+        found = kernel(None, flat, ((),) * len(arguments), numbers)
+        return np.asarray(found)[: spec.entries].reshape(self.num_classes, -1)
 
-    def _assemble(self, parts: Iterable[tuple[Layer, np.ndarray]]) -> Array:
+    def _assemble(self, parts: Sequence[tuple[Layer, np.ndarray]]) -> np.ndarray:
         """A plane from [K or 1, C or 1] values of layers; NaN where there are none."""
-        plane = np.full((self.num_classes, self.num_lanes), np.nan, self.dtype)
+        rows = max((len(values) for _, values in parts), default=1)
+        plane = np.full((rows, self.num_lanes), np.nan, self.dtype)
         for layer, values in parts:
-            width = layer.num_channels
-            plane[:, layer.lane : layer.lane + width] = values
-        return self._in_buffer(plane)
+            plane[:, layer.lane : layer.lane + layer.num_channels] = values
+        return plane
 
-    def _in_buffer(self, plane: np.ndarray) -> Array:
-        """[K, lanes] numbers in a buffer that the smallest number of kernels serves."""
-        flat = np.zeros(self._plane_length, self.dtype)
-        flat[: plane.size] = plane.reshape(-1)
-        return jax.device_put(flat)
+    def _in_buffer(self, plane: np.ndarray, length: int) -> np.ndarray:
+        """All [K, lanes] numbers of a plane, flat, in a buffer."""
+        flat = np.zeros(length, self.dtype)
+        size = self.num_classes * self.num_lanes
+        flat[:size].reshape(self.num_classes, -1)[...] = plane
+        return flat
 
     def source(self, node: Expression, view: View) -> Array:
         """The plane of a scalar in a buffer that data can be gathered from, on all devices of a mesh."""
-        plane = self._grown(self.plane(node, view))
+        length = source_length(self.num_classes * self.num_lanes)
+        flat = self._in_buffer(self.plane(node, view), length)
         if self.mesh is None:
-            return plane
-        copies = np.broadcast_to(np.asarray(plane), (self.mesh.size, plane.shape[0]))
+            return jax.device_put(flat)
+        copies = np.broadcast_to(flat, (self.mesh.size, length))
         return jax.device_put(copies, NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names)))
 
     def _evaluate(self, items: Sequence[Item]) -> None:
@@ -246,14 +228,17 @@ class Engine:
             plans = self._plans(work, self._column_bytes // cores)
             largest = max((plan.bytes for own in plans.values() for plan in own), default=1)
             workers = max(1, min(cores, self._column_bytes // max(1, largest)))
-            shape = (self.num_classes, self.num_lanes)
-            planes = {item: np.full(shape, np.nan, self.dtype) for item in work}
+            planes = {item: self._empty(item.node) for item in work}
             with ThreadPoolExecutor(max_workers=workers) as pool:  # compiling occupies one core
                 for _ in pool.map(partial(self._run, plans, planes), self.layers):
                     pass
             for plan in (plan for own in plans.values() for plan in own):
                 plan.program.drop()
             self._keep(planes)
+
+    def _empty(self, node: Expression) -> np.ndarray:
+        classes = self.num_classes if lanes_of(node).per_class else 1
+        return np.full((classes, self.num_lanes), np.nan, self.dtype)
 
     def _plan(self, item: Item, levels: dict[int, dict[Item, None]]) -> None:
         """Adds what an item needs to the work of each level."""
@@ -300,10 +285,10 @@ class Engine:
             if item.kind == "finite":
                 self._finite[key] = np.asarray(np.isfinite(plane).all(axis=0))
             else:
-                self._pinned[key] = self._in_buffer(plane)
-                self._remember(key, self._pinned[key])
+                self._pinned[key] = plane
+                self._remember(key, plane)
 
-    def _remember(self, key: tuple[Expression, View | None], plane: Array) -> None:
+    def _remember(self, key: tuple[Expression, View | None], plane: np.ndarray) -> None:
         if key in self._planes:
             return
         self._planes[key] = plane

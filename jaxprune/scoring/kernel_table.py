@@ -40,7 +40,6 @@ from jaxprune.scoring.kernels import (
     first_least,
     grow,
     make_geometry,
-    mean_over_classes,
     rearrange,
     source_length,
     spread_rows,
@@ -75,7 +74,7 @@ class KernelTable:
     ) -> None:
         first = layers[0]
         self._layers, self._mesh, self._dtype = layers, first.mesh, first.members[0].dtype
-        self._num_classes, self._num_lanes = first.samples.num_classes, num_lanes
+        self._num_classes = first.samples.num_classes
         self._column_entries = bucket(column_entries)
         self._rows = max(layer.samples.padded["NX"] for layer in layers)
         longest = SMALLEST_BUFFER
@@ -86,7 +85,7 @@ class KernelTable:
             whole = bucket(self._num_classes * layer.width) * largest  # a column of everything
             longest = max(longest, largest, min(whole, self._column_entries))
         self._lengths = _powers(SMALLEST_BUFFER, longest)
-        self._plane = buffer_length(self._num_classes * num_lanes)
+        planes = source_length(self._num_classes * num_lanes)
         positions = [layer.width * layer.shape(("D",), view)[0] for layer in layers for view in _VIEWS]
         self._moments = _powers(SMALLEST_MOMENTS, max(positions))
         tables = [self._num_classes * self._moments[-1]]
@@ -95,7 +94,7 @@ class KernelTable:
             for layer in layers
             for type in (("NX", "D"), ("F",), ("O",))
         ]
-        longest = source_length(max(*tables, *self._lengths, self._plane))
+        longest = source_length(max(*tables, *self._lengths, planes))
         self._sources = _powers(SMALLEST_BUFFER, longest, factor=4)
 
     def __iter__(self) -> Iterator[Call]:
@@ -108,9 +107,8 @@ class KernelTable:
 
     def _arithmetic(self) -> Iterator[Call]:
         factor = np.zeros((), self._dtype)
-        for length in _powers(SMALLEST_BUFFER, max(self._lengths[-1], self._plane)):
-            yield partial(self._each, length)
         for length in self._lengths:
+            yield partial(self._each, length)
             yield partial(self._choose, length, factor)
             for source in self._sources:
                 if source <= MOST_OVER:
@@ -134,12 +132,6 @@ class KernelTable:
             for source in self._sources:
                 if length < source:
                     yield partial(self._grow, length, source)
-        classes = bucket(self._num_classes)
-        for lanes in _powers(SMALLEST_BUFFER, bucket(self._num_lanes)):
-            for source in self._sources:
-                if lanes <= source:
-                    yield partial(self._move, source, classes * lanes)
-            yield partial(self._mean, classes * lanes)
         for moments in self._moments:
             for length in (moments, self._num_classes * moments):
                 yield partial(self._grow, length, source_length(length))
@@ -149,9 +141,6 @@ class KernelTable:
 
     def _grow(self, length: int, wanted: int) -> Array:
         return grow(self._mesh, self._buffer(length), wanted)
-
-    def _mean(self, length: int) -> Array:
-        return mean_over_classes(None, jax.device_put(np.zeros(length, self._dtype)), self._num_classes)
 
     def _reductions(self) -> Iterator[Call]:
         columns = max(layer.shape(("C",), "full")[0] for layer in self._layers)

@@ -274,12 +274,3 @@ def _first_least(values: Array, is_real: Array, row: int) -> jax.Array:
 
 first_least = Kernel(_first_least, shared=(1,), static=1)
 """(values, booleans, entries of a row) -> 1 at the first least real entry of each row, 0 elsewhere."""
-
-
-def _mean_over_classes(planes: Array, num_classes: int) -> jax.Array:
-    lanes = planes.shape[0] // bucket(num_classes)
-    return jnp.mean(planes[: num_classes * lanes].reshape(num_classes, lanes), axis=0)
-
-
-mean_over_classes = Kernel(_mean_over_classes, static=1)
-"""([K, lanes] buffer, K) -> [lanes], where lanes fill the buffer but for K."""

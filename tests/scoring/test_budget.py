@@ -31,6 +31,13 @@ def held():
     return sum(array.nbytes for array in jax.live_arrays())
 
 
+def planes(scorer):
+    """Bytes of scalars, which the host holds."""
+    engine = scorer._engine
+    own = {id(plane): plane.nbytes for kept in (engine._planes, engine._pinned) for plane in [*kept.values()]}
+    return sum(own.values())
+
+
 def tables(scorer):
     """Bytes of operands laid out for the engine, which the budget does not count."""
     found = 0
@@ -42,24 +49,23 @@ def tables(scorer):
 
 def most_held(network, populations, monkeypatch, budget=BUDGET):
     """The most bytes that any population held at any kernel's end, besides operands and tables; refused shares."""
-    peaks, refused = [], []
+    peaks, refused, scorers = [], [], []
     call = Kernel.__call__
 
     def watched(kernel, *arguments):
         result = call(kernel, *arguments)
-        peaks[-1] = max(peaks[-1], held())
+        peaks[-1] = max(peaks[-1], held() + planes(scorers[-1]))
         return result
 
     monkeypatch.setattr(Kernel, "__call__", watched)
     for functions in populations:
-        scorer = Scorer(network, budget_bytes=budget)
+        scorers[:] = [Scorer(network, budget_bytes=budget)]
         gc.collect()
         before = held()
         peaks.append(0)
-        reasons = scorer.run(functions)["conv1"].reasons
-        peaks[-1] -= before + tables(scorer)
+        reasons = scorers[0].run(functions)["conv1"].reasons
+        peaks[-1] -= before + tables(scorers[0])
         refused.append(np.mean([reason is not None for reason in reasons]))
-        del scorer
     return peaks, refused
 
 
