@@ -92,8 +92,9 @@ class Engine:
         """[P, lanes] mean scores over classes of functions, with the view each one reads."""
         self._evaluate([Item("value", f, view) for f, view in wanted])
         found = np.zeros((len(wanted), self.num_lanes), self.dtype)
-        for row, (f, view) in enumerate(wanted):
-            found[row] = self.plane(f, view).mean(axis=0)  # of one class where none makes a difference
+        with np.errstate(all="ignore"):
+            for row, (f, view) in enumerate(wanted):
+                found[row] = self.plane(f, view).mean(axis=0)  # of one class where none makes a difference
         self._pinned.clear()
         return found
 

@@ -122,7 +122,9 @@ def _pair_statistics(pairs: Array, belongs: Array) -> dict[str, jax.Array]:
     num_rows = belongs.shape[1]
     values = pairs.reshape(-1, num_rows, num_rows)
     is_real = jnp.sum(belongs, axis=0) > 0
-    values = jnp.where(is_real[None, :, None] & is_real[None, None], values, 0)
+    # Relative to one pair: of kernels near 1, say, only what tells them apart is added up.
+    pivot = values[:, 0, 0]
+    values = jnp.where(is_real[None, :, None] & is_real[None, None], values - pivot[:, None, None], 0)
     blocks = jnp.einsum(
         "kn,cnm,lm->klc", belongs, values, belongs, precision=HIGHEST, optimize=[(0, 1), (0, 1)]
     )
@@ -134,9 +136,9 @@ def _pair_statistics(pairs: Array, belongs: Array) -> dict[str, jax.Array]:
         rows = jnp.einsum("sk,klc->slc", own, blocks, precision=HIGHEST)
         for second, other in members.items():
             total = jnp.sum(rows * other[:, :, None], axis=1)
-            number = (own @ count) * (other @ count)
-            found[f"sum({first},{second})"] = total.reshape(-1)
-            found[f"mean({first},{second})"] = (total / number[:, None]).reshape(-1)
+            number = ((own @ count) * (other @ count))[:, None]
+            found[f"sum({first},{second})"] = (pivot[None] * number + total).reshape(-1)
+            found[f"mean({first},{second})"] = (pivot[None] + total / number).reshape(-1)
     return found
 
 
