@@ -17,6 +17,7 @@ from jaxprune.scoring.analysis import View, lanes_of, moment_answer
 from jaxprune.scoring.column_places import Extent, Item, Piece, Place, Planes, Span, contiguous, is_contiguous
 from jaxprune.scoring.kernels import (
     Spec,
+    gather_of,
     grow,
     make_geometry,
     rearrange,
@@ -249,9 +250,10 @@ class ColumnProgram:
             return slot
 
         def run(place: Place, source: Array) -> Array:
-            geometry = make_geometry(digits, strides, 0 if offset is None else offset(place))
-            numbers, grown = self.by_shard(geometry), self.grown(source, length)
-            return rearrange(self.mesh, grown, numbers, target.length)
+            start = 0 if offset is None else offset(place)
+            numbers = self.by_shard(make_geometry(digits, strides, start))
+            gather = gather_of(digits, strides, start)
+            return rearrange(self.mesh, self.grown(source, length), numbers, target.length, gather)
 
         scratch = self.growth(length) + target.length  # places may be laid out too
         return self.step(run, (slot,), node, entries=target.length, scratch=scratch)
@@ -305,8 +307,10 @@ class ColumnProgram:
             assert found is not None  # functions whose operands are missing have been refused
             offset = place.first_class * found.class_stride + place.first_channel * found.channel_stride
             found_strides = (found.class_stride, found.channel_stride, *strides)
-            geometry = make_geometry((spec.classes, spec.channels, *spec.shape), found_strides, offset)
-            return rearrange(self.mesh, found.values, self.by_shard(geometry), spec.length)
+            digits = (spec.classes, spec.channels, *spec.shape)
+            numbers = self.by_shard(make_geometry(digits, found_strides, offset))
+            gather = gather_of(digits, found_strides, offset)
+            return rearrange(self.mesh, found.values, numbers, spec.length, gather)
 
         return self.step(run, (), node, entries=spec.length, scratch=spec.length)
 
@@ -314,7 +318,7 @@ class ColumnProgram:
         plane, spec = self.planes.source(node, view), self.spec(node, view)
 
         def run(place: Place) -> Array:
-            return rearrange(self.mesh, plane, self.lanes_of_plane(place, spec, spec), spec.length)
+            return rearrange(self.mesh, plane, self.lanes_of_plane(place, spec, spec), spec.length, "entry")
 
         return self.step(run, (), node, entries=spec.length, scratch=spec.length)
 

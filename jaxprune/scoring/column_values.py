@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache, partial
 
@@ -15,14 +16,17 @@ from jaxprune.scoring.column_places import Place, contiguous
 from jaxprune.scoring.column_programs import ColumnProgram
 from jaxprune.scoring.kernels import (
     BINARY,
+    BLOCK,
     HELPERS,
     MOST_OVER,
     OVER,
     UNARY,
+    Gather,
     Spec,
     binary,
     binary_over,
     buffer_length,
+    gather_of,
     make_geometry,
     source_length,
     spread_rows,
@@ -119,16 +123,18 @@ def binary_of(name: str, left: Value, right: Value, target: Spec) -> int:
     over = _number(f"{name} swapped" if is_swapped else name, OVER)
     if part.plane is not None and part.plane.shape[-1] <= MOST_OVER:
         plane, spec = part.plane, part.spec
+        gather: Gather = "repeat" if math.prod(target.shape) >= BLOCK else "entry"
 
         def run_plane(place: Place, values: Array) -> Array:
-            return binary_over(mesh, over, values, plane, program.lanes_of_plane(place, spec, target))
+            numbers = program.lanes_of_plane(place, spec, target)
+            return binary_over(mesh, over, values, plane, numbers, gather)
 
         return program.step(run_plane, (whole.over(target).slot,), left.node, right.node)
     numbers = program.by_shard(make_geometry(_digits(target), part.strides(target)))
-    length = part.spec.length
+    length, way = part.spec.length, gather_of(_digits(target), part.strides(target))
 
     def run(place: Place, values: Array, source: Array) -> Array:
-        return binary_over(mesh, over, values, program.grown(source, length), numbers)
+        return binary_over(mesh, over, values, program.grown(source, length), numbers, way)
 
     inputs = (whole.over(target).slot, part.slot)
     return program.step(run, inputs, left.node, right.node, scratch=program.growth(length))

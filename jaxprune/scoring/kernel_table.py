@@ -31,6 +31,7 @@ from jaxprune.scoring.contractions import (
 from jaxprune.scoring.kernels import (
     MOST_OVER,
     SMALLEST_BUFFER,
+    Gather,
     RowMask,
     binary,
     binary_over,
@@ -112,7 +113,7 @@ class KernelTable:
             yield partial(self._choose, length, factor)
             for source in self._sources:
                 if source <= MOST_OVER:
-                    yield partial(self._over, length, source)
+                    yield from (partial(self._over, length, source, gather) for gather in _GATHERS)
 
     def _each(self, length: int) -> object:
         zero, factor, own = np.int32(0), np.zeros((), self._dtype), self._buffer(length)
@@ -121,13 +122,13 @@ class KernelTable:
     def _choose(self, length: int, number: np.ndarray) -> Array:
         return choose(self._mesh, self._flags(length), self._buffer(length), number)
 
-    def _over(self, length: int, source: int) -> Array:
-        zero = np.int32(0)
-        return binary_over(self._mesh, zero, self._buffer(length), self._buffer(source), self._geometry())
+    def _over(self, length: int, source: int, gather: Gather) -> Array:
+        zero, values = np.int32(0), self._buffer(length)
+        return binary_over(self._mesh, zero, values, self._buffer(source), self._geometry(), gather)
 
     def _movements(self) -> Iterator[Call]:
         for source, length in product(self._sources, self._lengths):
-            yield partial(self._move, source, length)
+            yield from (partial(self._move, source, length, gather) for gather in _GATHERS)
         for length in _powers(SMALLEST_BUFFER, self._sources[-1]):
             for source in self._sources:
                 if length < source:
@@ -136,8 +137,8 @@ class KernelTable:
             for length in (moments, self._num_classes * moments):
                 yield partial(self._grow, length, source_length(length))
 
-    def _move(self, source: int, length: int) -> Array:
-        return rearrange(self._mesh, self._buffer(source), self._geometry(), length)
+    def _move(self, source: int, length: int, gather: Gather) -> Array:
+        return rearrange(self._mesh, self._buffer(source), self._geometry(), length, gather)
 
     def _grow(self, length: int, wanted: int) -> Array:
         return grow(self._mesh, self._buffer(length), wanted)
@@ -257,6 +258,7 @@ class KernelTable:
         )
 
 
+_GATHERS: tuple[Gather, ...] = get_args(Gather)
 _VIEWS: tuple[View, ...] = get_args(View)
 
 

@@ -120,7 +120,7 @@ set_statistics = Kernel(_set_statistics, shared=(4,), static=1)
 
 def _pair_statistics(pairs: Array, belongs: Array) -> dict[str, jax.Array]:
     num_rows = belongs.shape[1]
-    values = pairs.reshape(-1, num_rows, num_rows)
+    values = jnp.reshape(pairs, (-1, num_rows, num_rows))
     is_real = jnp.sum(belongs, axis=0) > 0
     # Relative to one pair: of kernels near 1, say, only what tells them apart is added up.
     pivot = values[:, 0, 0]
