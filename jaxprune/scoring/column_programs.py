@@ -15,14 +15,7 @@ import numpy as np
 from jaxprune.language.tree import Expression, operand
 from jaxprune.scoring.analysis import View, lanes_of, moment_answer
 from jaxprune.scoring.column_places import Extent, Item, Piece, Place, Planes, Span, contiguous, is_contiguous
-from jaxprune.scoring.kernels import (
-    Spec,
-    gather_of,
-    grow,
-    make_geometry,
-    rearrange,
-    source_length,
-)
+from jaxprune.scoring.kernels import Spec, gather_of, grow, make_geometry, rearrange, source_length
 from jaxprune.scoring.layers import Layer, Table
 from jaxprune.scoring.set_statistics import (
     SMALLEST_MOMENTS,
@@ -307,10 +300,9 @@ class ColumnProgram:
             assert found is not None  # functions whose operands are missing have been refused
             offset = place.first_class * found.class_stride + place.first_channel * found.channel_stride
             found_strides = (found.class_stride, found.channel_stride, *strides)
-            digits = (spec.classes, spec.channels, *spec.shape)
-            numbers = self.by_shard(make_geometry(digits, found_strides, offset))
-            gather = gather_of(digits, found_strides, offset)
-            return rearrange(self.mesh, found.values, numbers, spec.length, gather)
+            laid = (spec.classes, spec.channels, *spec.shape), found_strides, offset
+            numbers = self.by_shard(make_geometry(*laid))
+            return rearrange(self.mesh, found.values, numbers, spec.length, gather_of(*laid))
 
         return self.step(run, (), node, entries=spec.length, scratch=spec.length)
 

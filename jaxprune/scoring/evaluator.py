@@ -250,6 +250,7 @@ def score_population(
     *,
     paired: bool = False,
     budget_bytes: int | None = None,
+    mesh: Mesh | None = None,
 ) -> np.ndarray:
     """Scores many functions on one layer; row i equals `compile(functions[i])(operands)`.
 
@@ -261,6 +262,7 @@ def score_population(
       operands: of one producer, stacked or not.
       paired: score function i on member i alone, for networks that each function has pruned already.
       budget_bytes: memory for values besides the operands, by default what suits the device.
+      mesh: devices that share the channels; scores do not depend on how many there are.
 
     Returns:
       [P, C] scores, [P, B, C] for stacked operands ([P, C] if paired); not finite where the arithmetic is not.
@@ -279,8 +281,8 @@ def score_population(
       [[4.0, 6.0], [0.5, 0.5]]
     """
     if paired:
-        return _score_pairs(functions, operands, budget_bytes)
-    scores, reasons = score_with_status(functions, operands, budget_bytes=budget_bytes)
+        return _score_pairs(functions, operands, budget_bytes, mesh)
+    scores, reasons = score_with_status(functions, operands, budget_bytes=budget_bytes, mesh=mesh)
     failed = [f"{f}: {reason}" for f, reason in zip(functions, reasons, strict=True) if reason is not None]
     if failed:
         raise ValueError(
@@ -291,7 +293,9 @@ def score_population(
     return scores
 
 
-def _score_pairs(functions: Sequence[Expression], operands: Operands, budget_bytes: int | None) -> np.ndarray:
+def _score_pairs(
+    functions: Sequence[Expression], operands: Operands, budget_bytes: int | None, mesh: Mesh | None
+) -> np.ndarray:
     check_operands(operands)
     if not operands.is_stacked or len(functions) != operands.num_members:
         members = operands.num_members if operands.is_stacked else "no"
@@ -300,14 +304,18 @@ def _score_pairs(functions: Sequence[Expression], operands: Operands, budget_byt
             f"{members} stacked members. Stack them with Operands.stack, or leave out paired=True."
         )
     rows = [
-        score_population([f], operands.member(i), budget_bytes=budget_bytes)[0]
+        score_population([f], operands.member(i), budget_bytes=budget_bytes, mesh=mesh)[0]
         for i, f in enumerate(functions)
     ]
     return np.stack(rows)
 
 
 def score_with_status(
-    functions: Sequence[Expression], operands: Operands, *, budget_bytes: int | None = None
+    functions: Sequence[Expression],
+    operands: Operands,
+    *,
+    budget_bytes: int | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[np.ndarray, list[str | None]]:
     """Like `score_population`, but a function that cannot be evaluated gives a NaN row and a reason.
 
@@ -321,6 +329,6 @@ def score_with_status(
       ['operand gamma is missing: this layer does not have it']
     """
     check_operands(operands)
-    found = Scorer(operands, budget_bytes=budget_bytes).run(functions)[""]
+    found = Scorer(operands, budget_bytes=budget_bytes, mesh=mesh).run(functions)[""]
     scores = found.scores if operands.is_stacked else found.scores[:, 0]
     return scores, found.reasons
