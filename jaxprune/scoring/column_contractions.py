@@ -9,9 +9,9 @@ import numpy as np
 
 from jaxprune.language.tree import Expression
 from jaxprune.scoring.analysis import View
+from jaxprune.scoring.column_places import Place, contiguous
 from jaxprune.scoring.column_programs import ColumnProgram
 from jaxprune.scoring.column_values import Value, argument_of, binary_of, sum_of, unary_of, value_of
-from jaxprune.scoring.columns import Place, contiguous
 from jaxprune.scoring.contractions import (
     Contraction,
     contraction_numbers,
@@ -89,6 +89,8 @@ def _contract(kind: Contraction, left: Value, right: Value, node: Expression, vi
             ),
             (first.slot, second.slot),
             node,
+            entries=Spec(number, 1, (rows, columns)).length,
+            scratch=first.spec.length + second.spec.length,
         )
         return Value(program, slot, node, node.type, Spec(target.classes, target.channels, (rows, columns)))
     return _tiles(kind, left, right, node, lanes, shape, real)
@@ -125,7 +127,7 @@ def _tiles(
         other = program.grown(other, right.spec.length, length)
         return tiled(program.mesh, one, other, real(place, length), numbers, kind, edge, length)
 
-    slot = program.step(run, (left.slot, right.slot), node)
+    slot = program.step(run, (left.slot, right.slot), node, entries=length, scratch=3 * length)
     low_rows, low_columns = min(rows, edge), min(columns, edge)
     sizes = (classes * channels, rows // low_rows, low_rows, columns // low_columns, low_columns)
     strides = (down * across * tile, across * tile, edge, tile, 1)
@@ -147,7 +149,7 @@ def inverse(program: ColumnProgram, node: Expression, view: View) -> int:
         mask = place.layer.mask((axis,), view, lanes, place.first_class, length=length)
         return inverses(program.mesh, grown, mask.is_real, number, size)
 
-    slot = program.step(run, (value.slot,), node)
+    slot = program.step(run, (value.slot,), node, entries=length, scratch=3 * length)
     return program.moved(slot, node, length, target, contiguous(target))
 
 

@@ -11,6 +11,7 @@ from jaxprune.language.operators import OPERATORS
 from jaxprune.language.tree import Expression
 from jaxprune.scoring.analysis import View
 from jaxprune.scoring.column_contractions import geometric_median, inverse, matmul, rbf
+from jaxprune.scoring.column_places import Place, contiguous
 from jaxprune.scoring.column_programs import ColumnProgram
 from jaxprune.scoring.column_values import (
     Value,
@@ -22,7 +23,6 @@ from jaxprune.scoring.column_values import (
     unary_of,
     value_of,
 )
-from jaxprune.scoring.columns import Place, contiguous
 from jaxprune.scoring.kernels import BINARY, UNARY, Spec, choose
 from jaxprune.scoring.lane_kernels import lane_kernel
 from jaxprune.scoring.lanes import split_params
@@ -156,7 +156,9 @@ def _general(program: ColumnProgram, node: Expression, view: View) -> int:
         )
         return kernel(program.mesh, arrays, sizes, numbers)
 
-    return program.step(run, tuple(value.slot for value in values), node)
+    entries = program.spec(node, view).length
+    slots = tuple(value.slot for value in values)
+    return program.step(run, slots, node, entries=entries, scratch=2 * entries)
 
 
 _BUILDERS: dict[str, Callable[[ColumnProgram, Expression, View], int]] = {

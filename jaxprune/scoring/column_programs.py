@@ -14,14 +14,8 @@ import numpy as np
 
 from jaxprune.language.tree import Expression, operand
 from jaxprune.scoring.analysis import View, lanes_of, moment_answer
-from jaxprune.scoring.columns import Extent, Item, Piece, Place, Planes, Span, contiguous, is_contiguous
-from jaxprune.scoring.kernels import (
-    Spec,
-    grow,
-    make_geometry,
-    rearrange,
-    source_length,
-)
+from jaxprune.scoring.column_places import Extent, Item, Piece, Place, Planes, Span, contiguous, is_contiguous
+from jaxprune.scoring.kernels import Spec, gather_of, grow, make_geometry, rearrange, source_length
 from jaxprune.scoring.layers import Layer, Table
 from jaxprune.scoring.set_statistics import (
     SMALLEST_MOMENTS,
@@ -40,6 +34,10 @@ class _Step(NamedTuple):
     inputs: tuple[int, ...]
     has_classes: bool
     has_channels: bool
+    entries: int
+    """Of its value."""
+    scratch: int
+    """Entries that it needs besides while it runs."""
 
     def is_new(self, is_first_class: bool, is_first_channel: bool) -> bool:
         """Whether a column needs the value again, given what changed since the last one."""
@@ -86,12 +84,37 @@ class ColumnProgram:
             slot = finite(self, item.node, item.view, slot)
         self._outputs.append((item, slot, Spec(spec.classes, spec.channels, ()), ""))
 
-    def run(self, layer: Layer, with_classes: bool) -> list[Piece]:
-        """All columns of a layer, class by class or for no class in particular."""
+    def drop(self) -> None:
+        """Lets go of the planes that the steps read, now rather than at the next garbage collection."""
+        self._steps.clear()
+        self._slots.clear()
+
+    def peak_entries(self, with_classes: bool) -> int:
+        """The most entries that are held at once while a column is computed."""
+        dropped_after = self._dropped_after(with_classes)
+        held = peak = 0
+        for index, step in enumerate(self._steps):
+            held += step.entries
+            peak = max(peak, held + step.scratch)
+            held -= sum(self._steps[slot].entries for slot in dropped_after.get(index, ()))
+        return peak
+
+    def run(
+        self, layer: Layer, with_classes: bool, store: Callable[[list[Piece]], None], piece_bytes: int
+    ) -> None:
+        """All columns of a layer, class by class or for no class in particular.
+
+        Args:
+          layer: with the signature of the program's.
+          with_classes: whether columns go class by class.
+          store: takes over pieces whenever they hold more than `piece_bytes`, and at the end.
+          piece_bytes: see there.
+        """
         dropped_after = self._dropped_after(with_classes)
         classes = range(0, self.planes.num_classes, self.extent.num_classes) if with_classes else range(1)
         has_channels = any(step.has_channels for step in self._steps)
         pieces: list[Piece] = []
+        held = 0
         for member, (start, number) in enumerate(self._ranges(layer)):
             values: list[Any] = [None] * len(self._steps)
             stop = start + (number if has_channels else 1)
@@ -102,6 +125,7 @@ class ColumnProgram:
                     for index, step in enumerate(self._steps):
                         if not step.is_new(*is_first):
                             continue
+                        values[index] = None
                         values[index] = step.run(place, *(values[slot] for slot in step.inputs))
                         for slot in dropped_after.get(index, ()):
                             values[slot] = None
@@ -112,7 +136,11 @@ class ColumnProgram:
                             shown = Span(channel, min(spec.channels, start + number - channel))
                             span = shown if step.has_channels else Span(start, number)
                             pieces.append(Piece(item, layer, first_class, spec, span, bool(name), found))
-        return pieces
+                            held += found.nbytes
+                    if held > piece_bytes:
+                        store(pieces)
+                        pieces, held = [], 0
+        store(pieces)
 
     def _ranges(self, layer: Layer) -> list[Span]:
         """Channels to run through: of each member, where columns read its bank."""
@@ -166,12 +194,28 @@ class ColumnProgram:
             self._slots[key] = make()
         return self._slots[key]
 
-    def step(self, run: Callable[..., Any], inputs: Sequence[int], *nodes: Expression) -> int:
-        """Appends a step; its value varies with classes and channels as that of any of the nodes does."""
+    def step(
+        self,
+        run: Callable[..., Any],
+        inputs: Sequence[int],
+        *nodes: Expression,
+        entries: int | None = None,
+        scratch: int = 0,
+    ) -> int:
+        """Appends a step; its value varies with classes and channels as that of any of the nodes does.
+
+        Args:
+          run, inputs: see `_Step`.
+          nodes: what the value varies with.
+          entries: of the value, by default as many as the largest input has.
+          scratch: entries that the step needs besides.
+        """
+        if entries is None:
+            entries = max((self._steps[slot].entries for slot in inputs), default=0)
         lanes = [lanes_of(node) for node in nodes]
         has_classes = any(own.per_class for own in lanes)
         has_channels = any(own.channel for own in lanes)
-        self._steps.append(_Step(run, tuple(inputs), has_classes, has_channels))
+        self._steps.append(_Step(run, tuple(inputs), has_classes, has_channels, entries, scratch))
         return len(self._steps) - 1
 
     def moved(
@@ -199,11 +243,17 @@ class ColumnProgram:
             return slot
 
         def run(place: Place, source: Array) -> Array:
-            geometry = make_geometry(digits, strides, 0 if offset is None else offset(place))
-            numbers, grown = self.by_shard(geometry), self.grown(source, length)
-            return rearrange(self.mesh, grown, numbers, target.length)
+            start = 0 if offset is None else offset(place)
+            numbers = self.by_shard(make_geometry(digits, strides, start))
+            gather = gather_of(digits, strides, start)
+            return rearrange(self.mesh, self.grown(source, length), numbers, target.length, gather)
 
-        return self.step(run, (slot,), node)
+        scratch = self.growth(length) + target.length  # places may be laid out too
+        return self.step(run, (slot,), node, entries=target.length, scratch=scratch)
+
+    def growth(self, length: int) -> int:
+        """Entries of the copy that `grown` makes."""
+        return 0 if source_length(length) == length else source_length(length)
 
     def grown(self, values: Array, length: int, wanted: int = 0) -> Array:
         """A buffer long enough to gather from, or of the length that is wanted."""
@@ -250,18 +300,19 @@ class ColumnProgram:
             assert found is not None  # functions whose operands are missing have been refused
             offset = place.first_class * found.class_stride + place.first_channel * found.channel_stride
             found_strides = (found.class_stride, found.channel_stride, *strides)
-            geometry = make_geometry((spec.classes, spec.channels, *spec.shape), found_strides, offset)
-            return rearrange(self.mesh, found.values, self.by_shard(geometry), spec.length)
+            laid = (spec.classes, spec.channels, *spec.shape), found_strides, offset
+            numbers = self.by_shard(make_geometry(*laid))
+            return rearrange(self.mesh, found.values, numbers, spec.length, gather_of(*laid))
 
-        return self.step(run, (), node)
+        return self.step(run, (), node, entries=spec.length, scratch=spec.length)
 
     def _scalar(self, node: Expression, view: View) -> int:
         plane, spec = self.planes.source(node, view), self.spec(node, view)
 
         def run(place: Place) -> Array:
-            return rearrange(self.mesh, plane, self.lanes_of_plane(place, spec, spec), spec.length)
+            return rearrange(self.mesh, plane, self.lanes_of_plane(place, spec, spec), spec.length, "entry")
 
-        return self.step(run, (), node)
+        return self.step(run, (), node, entries=spec.length, scratch=spec.length)
 
     def lanes_of_plane(self, place: Place, spec: Spec, target: Spec) -> Array:
         """Geometry of a scalar of these classes and channels, repeated to a target, in its plane."""
@@ -294,7 +345,10 @@ class ColumnProgram:
         slot, source = self.value(twin, view), self.spec(twin, view)
         if answer.is_pair:
             return self.step(
-                lambda place, value: pair_statistics(mesh, value, place.layer.belongs), (slot,), twin
+                lambda place, value: pair_statistics(mesh, value, place.layer.belongs),
+                (slot,),
+                twin,
+                scratch=source.length,
             )
         num_rows, positions = (*source.shape, 1)[:2]  # one number per row is rows of one position
         channels = source.length // (num_rows * positions)  # as many as fill the buffer
@@ -310,14 +364,18 @@ class ColumnProgram:
             mask = layer.mask(() if is_one else axis, view, Spec(1, 1, () if is_one else (positions,)), 0)
             return set_statistics(mesh, *found, mask.is_real, positions)
 
-        return self.step(run, (laid,), twin)
+        num_sets = 1 + 2 * self.planes.num_classes
+        own = num_sets * max(SMALLEST_MOMENTS, source.length // num_rows)
+        return self.step(run, (laid,), twin, entries=6 * own, scratch=6 * own + 2 * source.length)
 
     def _from_sets(self, answer: SetAnswer, node: Expression, view: View) -> int:
         source, target = self.spec(answer.twin, view), self.spec(node, view)
         statistics = self._statistics(answer, view)
-        named = self.step(lambda place, found: found[answer.name], (statistics,), answer.twin)
         stride = max(SMALLEST_MOMENTS, source.length // source.shape[0])
         num_sets = self.planes.num_classes
+        named = self.step(
+            lambda place, found: found[answer.name], (statistics,), answer.twin, entries=num_sets * stride
+        )
         strides = (stride, *contiguous(target)[1:])
         return self.moved(
             named,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache, partial
 
@@ -11,17 +12,21 @@ import numpy as np
 from jaxprune.language.axes import Type
 from jaxprune.language.tree import Expression
 from jaxprune.scoring.analysis import View
+from jaxprune.scoring.column_places import Place, contiguous
 from jaxprune.scoring.column_programs import ColumnProgram
-from jaxprune.scoring.columns import Place, contiguous
 from jaxprune.scoring.kernels import (
     BINARY,
+    BLOCK,
     HELPERS,
     MOST_OVER,
     OVER,
     UNARY,
+    Gather,
     Spec,
     binary,
     binary_over,
+    buffer_length,
+    gather_of,
     make_geometry,
     source_length,
     spread_rows,
@@ -118,18 +123,21 @@ def binary_of(name: str, left: Value, right: Value, target: Spec) -> int:
     over = _number(f"{name} swapped" if is_swapped else name, OVER)
     if part.plane is not None and part.plane.shape[-1] <= MOST_OVER:
         plane, spec = part.plane, part.spec
+        gather: Gather = "repeat" if math.prod(target.shape) >= BLOCK else "entry"
 
         def run_plane(place: Place, values: Array) -> Array:
-            return binary_over(mesh, over, values, plane, program.lanes_of_plane(place, spec, target))
+            numbers = program.lanes_of_plane(place, spec, target)
+            return binary_over(mesh, over, values, plane, numbers, gather)
 
         return program.step(run_plane, (whole.over(target).slot,), left.node, right.node)
     numbers = program.by_shard(make_geometry(_digits(target), part.strides(target)))
-    length = part.spec.length
+    length, way = part.spec.length, gather_of(_digits(target), part.strides(target))
 
     def run(place: Place, values: Array, source: Array) -> Array:
-        return binary_over(mesh, over, values, program.grown(source, length), numbers)
+        return binary_over(mesh, over, values, program.grown(source, length), numbers, way)
 
-    return program.step(run, (whole.over(target).slot, part.slot), left.node, right.node)
+    inputs = (whole.over(target).slot, part.slot)
+    return program.step(run, inputs, left.node, right.node, scratch=program.growth(length))
 
 
 def _digits(spec: Spec) -> tuple[int, ...]:
@@ -150,7 +158,13 @@ def sum_of(value: Value, node: Expression, view: View, row: int | None = None) -
         mask = place.layer.mask(type, view, spec, place.first_class)
         return sum_rows(program.mesh, values, mask.is_real, length)
 
-    return program.step(run, (value.slot,), value.node, node)
+    entries, scratch = buffer_length(spec.length // length), _mask_entries(spec.length, length)
+    return program.step(run, (value.slot,), value.node, node, entries=entries, scratch=scratch)
+
+
+def _mask_entries(length: int, row: int) -> int:
+    """What a `RowMask` takes, in entries of four bytes."""
+    return length // 4 + 2 * (length // row)
 
 
 def spread_of(value: Value, view: View, row: int) -> int:
@@ -161,7 +175,11 @@ def spread_of(value: Value, view: View, row: int) -> int:
         mask = place.layer.mask(type, view, spec, place.first_class, row=row)
         return spread_rows(program.mesh, values, mask, row)
 
-    return program.once(("spread", value.slot, row), lambda: program.step(run, (value.slot,), value.node))
+    entries, scratch = 2 * buffer_length(spec.length // row), _mask_entries(spec.length, row)
+    return program.once(
+        ("spread", value.slot, row),
+        lambda: program.step(run, (value.slot,), value.node, entries=entries, scratch=scratch),
+    )
 
 
 def part_of(program: ColumnProgram, slot: int, index: int, node: Expression) -> int:

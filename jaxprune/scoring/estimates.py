@@ -51,15 +51,15 @@ def estimate_cost(f: Expression, sizes: Mapping[str, int], itemsize: int) -> Cos
     most_bytes, largest, flops = itemsize, f, 0.0
     most_flops, costliest = 0.0, f
     seen: set[Expression] = set()
-    stack = [f]
+    stack = [(f, f)]
     while stack:
-        node = stack.pop()
+        node, shown = stack.pop()  # what is computed, and what it stands for in the formula
         if node in seen:
             continue
         seen.add(node)
         own_bytes = itemsize * math.prod(value_shape(node.type, sizes))
         if own_bytes > most_bytes:
-            most_bytes, largest = own_bytes, node
+            most_bytes, largest = own_bytes, shown
         if moment_answer(node) is not None or not node.children:
             continue
         lanes = lanes_of(node)
@@ -68,17 +68,18 @@ def estimate_cost(f: Expression, sizes: Mapping[str, int], itemsize: int) -> Cos
         if answer is not None:
             entries = math.prod(value_shape(answer.twin.type, sizes))
             own_flops = channels * 2.0 * _PRODUCTS * sizes["K"] * entries
-            stack.append(answer.twin)
+            stack.append((answer.twin, shown.children[0]))
         elif twin is not None and twin is not node:
-            stack.append(twin)
+            stack.append((twin, shown))
         else:
             shapes = [value_shape(child.type, sizes) for child in node.children]
             turns = sizes["K"] if lanes.per_class else 1
             own_flops = channels * turns * OPERATORS[node.operator].flops(shapes)
-            stack += node.children
+            is_alike = node.operator == shown.operator  # else the twin has been transposed
+            stack += zip(node.children, shown.children if is_alike else (shown,), strict=True)
         flops += own_flops
         if own_flops > most_flops:
-            most_flops, costliest = own_flops, node
+            most_flops, costliest = own_flops, shown
     return Cost(most_bytes, flops, largest, costliest)
 
 
@@ -108,6 +109,25 @@ works is 400 bytes
             f"budget of {budget_bytes} bytes; the least that works is {least} bytes"
         )
     return None
+
+
+def explain_plan(cost: Cost, held_bytes: int, budget_bytes: int) -> str | None:
+    """Why a function is not evaluated whose columns hold so much at once for one class and channel, or None.
+
+    Example:
+      >>> from jaxprune.language.parsing import parse
+      >>> f = parse("sum(abs(X))")
+      >>> print(explain_plan(Cost(8 << 20, 1e3, f.children[0], f), held_bytes=24 << 20, budget_bytes=64 << 20))
+      refused: abs(X) and what it is made from need 25165824 bytes at once for one channel, more than a quarter of the \
+budget of 67108864 bytes; the least that works is 100663296 bytes
+    """
+    least = LEAST_SHARE * held_bytes
+    if least <= budget_bytes:
+        return None
+    return (
+        f"refused: {cost.largest} and what it is made from need {held_bytes} bytes at once for one channel, more than "
+        f"a quarter of the budget of {budget_bytes} bytes; the least that works is {least} bytes"
+    )
 
 
 def _axis_size(axis: str, sizes: Mapping[str, int]) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, get_args
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -16,16 +18,32 @@ from jaxprune.scoring.compiled import (
     explain_missing,
     missing_operands,
 )
-from jaxprune.scoring.engine import Engine, needs_columns
-from jaxprune.scoring.estimates import LEAST_SHARE, estimate_cost, explain_refusal
+from jaxprune.scoring.engine import LEAST_BYTES, Engine, needs_columns
+from jaxprune.scoring.estimates import LEAST_SHARE, estimate_cost, explain_plan, explain_refusal
 from jaxprune.scoring.lanes import axis_sizes
 from jaxprune.scoring.layers import layers_of
 from jaxprune.scoring.records import Operands
+from jaxprune.scoring.samples import MASK_BYTES
 
 BUDGET_BYTES = 512 << 20
-"""How much memory node values may take, besides the operands themselves."""
+"""How much memory node values may take at most, besides the operands themselves, where nobody says otherwise."""
+_ROOM = 64
+"""The plan of a function is looked at where its largest value takes more than that part of the budget."""
 MAX_FLOPS = 5e10
 """Operations that one function may cost on one member of one layer; costlier ones are refused."""
+
+
+def default_budget() -> int:
+    """Bytes for values where nobody says otherwise: an eighth of the device's memory, at most 512 MiB.
+
+    Example:
+      >>> 0 < default_budget() <= 512 << 20
+      True
+    """
+    known = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+    if not known and hasattr(os, "sysconf"):
+        known = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(BUDGET_BYTES, known // 8) if known else BUDGET_BYTES
 
 
 class PopulationScores(NamedTuple):
@@ -46,7 +64,8 @@ class Scorer:
 
     Args:
       operands: of one producer, or producer path -> operands, stacked or not.
-      budget_bytes: memory for values besides the operands and their padded copies.
+      budget_bytes: memory for values besides the operands and their padded copies; by default what suits the device,
+        see `default_budget`. Fewer than 16 MiB count as that many for what is computed at once.
       max_flops: functions costlier than this on one member of a layer are refused, `MAX_FLOPS` by default.
       column_entries: entries of the largest value that is computed at once; by default what suits the backend.
       mesh: devices that share the channels of every layer.
@@ -60,7 +79,7 @@ class Scorer:
         self,
         operands: Operands | Mapping[str, Operands],
         *,
-        budget_bytes: int = BUDGET_BYTES,
+        budget_bytes: int | None = None,
         max_flops: float | None = None,
         column_entries: int | None = None,
         mesh: Mesh | None = None,
@@ -71,11 +90,13 @@ class Scorer:
         for one in self._layers.values():
             check_operands(one)
         _check_alike(self._layers)
+        budget_bytes = default_budget() if budget_bytes is None else budget_bytes
         self._budget_bytes = budget_bytes
         self._max_flops = MAX_FLOPS if max_flops is None else max_flops
         devices = None if mesh is None else Mesh(mesh.devices, mesh.axis_names)  # of automatic axes
-        layers, starts, num_lanes = layers_of(list(self._layers.values()), devices)
-        self._engine = Engine(layers, num_lanes, budget_bytes // 2, column_entries)
+        masks = min(MASK_BYTES, budget_bytes // 8)
+        layers, starts, num_lanes = layers_of(list(self._layers.values()), devices, masks)
+        self._engine = Engine(layers, num_lanes, budget_bytes, column_entries)
         self._is_full = all(one.sample_is_full for one in self._layers.values())
         self._sizes = {
             path: {view: axis_sizes(one, view) for view in get_args(View)}
@@ -185,15 +206,23 @@ class Scorer:
             sizes = self._sizes[path]
             key = (absent, *(tuple(own.items()) for own in sizes.values()))
             if key not in by_shape:
-                by_shape[key] = [self._refusal(f, sizes[self._view(f)], absent) for f in functions]
+                by_shape[key] = [self._refusal(f, path, absent) for f in functions]
             found[path] = list(by_shape[key])
         return found
 
-    def _refusal(self, f: Expression, sizes: Mapping[str, int], absent: frozenset[str]) -> str | None:
+    def _refusal(self, f: Expression, path: str, absent: frozenset[str]) -> str | None:
         if absent & f.operands:
             return explain_missing(tuple(sorted(absent & f.operands)))
-        cost = estimate_cost(f, sizes, self._engine.dtype.itemsize)
-        return explain_refusal(cost, self._budget_bytes, self._max_flops)
+        view = self._view(f)
+        cost = estimate_cost(f, self._sizes[path][view], self._engine.dtype.itemsize)
+        refusal = explain_refusal(cost, self._budget_bytes, self._max_flops)
+        if refusal is not None or cost.bytes_per_channel * _ROOM < max(self._budget_bytes, LEAST_BYTES):
+            return refusal
+        # Large values: how many of them there are at once tells the plan alone.
+        lanes = [place.start for place in self._places[path]]
+        held = self._engine.least_bytes(f, view, lanes)
+        is_small = LEAST_SHARE * held <= LEAST_BYTES
+        return None if is_small else explain_plan(cost, held, self._budget_bytes)
 
 
 class _Names(NamedTuple):
@@ -220,7 +249,8 @@ def score_population(
     operands: Operands,
     *,
     paired: bool = False,
-    budget_bytes: int = BUDGET_BYTES,
+    budget_bytes: int | None = None,
+    mesh: Mesh | None = None,
 ) -> np.ndarray:
     """Scores many functions on one layer; row i equals `compile(functions[i])(operands)`.
 
@@ -231,7 +261,8 @@ def score_population(
       functions: P expressions of type (); one that comes twice is computed once.
       operands: of one producer, stacked or not.
       paired: score function i on member i alone, for networks that each function has pruned already.
-      budget_bytes: memory for values besides the operands.
+      budget_bytes: memory for values besides the operands, by default what suits the device.
+      mesh: devices that share the channels; scores do not depend on how many there are.
 
     Returns:
       [P, C] scores, [P, B, C] for stacked operands ([P, C] if paired); not finite where the arithmetic is not.
@@ -250,8 +281,8 @@ def score_population(
       [[4.0, 6.0], [0.5, 0.5]]
     """
     if paired:
-        return _score_pairs(functions, operands, budget_bytes)
-    scores, reasons = score_with_status(functions, operands, budget_bytes=budget_bytes)
+        return _score_pairs(functions, operands, budget_bytes, mesh)
+    scores, reasons = score_with_status(functions, operands, budget_bytes=budget_bytes, mesh=mesh)
     failed = [f"{f}: {reason}" for f, reason in zip(functions, reasons, strict=True) if reason is not None]
     if failed:
         raise ValueError(
@@ -262,7 +293,9 @@ def score_population(
     return scores
 
 
-def _score_pairs(functions: Sequence[Expression], operands: Operands, budget_bytes: int) -> np.ndarray:
+def _score_pairs(
+    functions: Sequence[Expression], operands: Operands, budget_bytes: int | None, mesh: Mesh | None
+) -> np.ndarray:
     check_operands(operands)
     if not operands.is_stacked or len(functions) != operands.num_members:
         members = operands.num_members if operands.is_stacked else "no"
@@ -271,14 +304,18 @@ def _score_pairs(functions: Sequence[Expression], operands: Operands, budget_byt
             f"{members} stacked members. Stack them with Operands.stack, or leave out paired=True."
         )
     rows = [
-        score_population([f], operands.member(i), budget_bytes=budget_bytes)[0]
+        score_population([f], operands.member(i), budget_bytes=budget_bytes, mesh=mesh)[0]
         for i, f in enumerate(functions)
     ]
     return np.stack(rows)
 
 
 def score_with_status(
-    functions: Sequence[Expression], operands: Operands, *, budget_bytes: int = BUDGET_BYTES
+    functions: Sequence[Expression],
+    operands: Operands,
+    *,
+    budget_bytes: int | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[np.ndarray, list[str | None]]:
     """Like `score_population`, but a function that cannot be evaluated gives a NaN row and a reason.
 
@@ -292,6 +329,6 @@ def score_with_status(
       ['operand gamma is missing: this layer does not have it']
     """
     check_operands(operands)
-    found = Scorer(operands, budget_bytes=budget_bytes).run(functions)[""]
+    found = Scorer(operands, budget_bytes=budget_bytes, mesh=mesh).run(functions)[""]
     scores = found.scores if operands.is_stacked else found.scores[:, 0]
     return scores, found.reasons

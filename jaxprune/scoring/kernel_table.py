@@ -14,7 +14,6 @@ from itertools import product
 from typing import Any, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -32,6 +31,7 @@ from jaxprune.scoring.contractions import (
 from jaxprune.scoring.kernels import (
     MOST_OVER,
     SMALLEST_BUFFER,
+    Gather,
     RowMask,
     binary,
     binary_over,
@@ -41,7 +41,6 @@ from jaxprune.scoring.kernels import (
     first_least,
     grow,
     make_geometry,
-    mean_over_classes,
     rearrange,
     source_length,
     spread_rows,
@@ -76,7 +75,7 @@ class KernelTable:
     ) -> None:
         first = layers[0]
         self._layers, self._mesh, self._dtype = layers, first.mesh, first.members[0].dtype
-        self._num_classes, self._num_lanes = first.samples.num_classes, num_lanes
+        self._num_classes = first.samples.num_classes
         self._column_entries = bucket(column_entries)
         self._rows = max(layer.samples.padded["NX"] for layer in layers)
         longest = SMALLEST_BUFFER
@@ -87,7 +86,7 @@ class KernelTable:
             whole = bucket(self._num_classes * layer.width) * largest  # a column of everything
             longest = max(longest, largest, min(whole, self._column_entries))
         self._lengths = _powers(SMALLEST_BUFFER, longest)
-        self._plane = buffer_length(self._num_classes * num_lanes)
+        planes = source_length(self._num_classes * num_lanes)
         positions = [layer.width * layer.shape(("D",), view)[0] for layer in layers for view in _VIEWS]
         self._moments = _powers(SMALLEST_MOMENTS, max(positions))
         tables = [self._num_classes * self._moments[-1]]
@@ -96,7 +95,7 @@ class KernelTable:
             for layer in layers
             for type in (("NX", "D"), ("F",), ("O",))
         ]
-        longest = source_length(max(*tables, *self._lengths, self._plane))
+        longest = source_length(max(*tables, *self._lengths, planes))
         self._sources = _powers(SMALLEST_BUFFER, longest, factor=4)
 
     def __iter__(self) -> Iterator[Call]:
@@ -109,13 +108,12 @@ class KernelTable:
 
     def _arithmetic(self) -> Iterator[Call]:
         factor = np.zeros((), self._dtype)
-        for length in _powers(SMALLEST_BUFFER, max(self._lengths[-1], self._plane)):
-            yield partial(self._each, length)
         for length in self._lengths:
+            yield partial(self._each, length)
             yield partial(self._choose, length, factor)
             for source in self._sources:
                 if source <= MOST_OVER:
-                    yield partial(self._over, length, source)
+                    yield from (partial(self._over, length, source, gather) for gather in _GATHERS)
 
     def _each(self, length: int) -> object:
         zero, factor, own = np.int32(0), np.zeros((), self._dtype), self._buffer(length)
@@ -124,35 +122,26 @@ class KernelTable:
     def _choose(self, length: int, number: np.ndarray) -> Array:
         return choose(self._mesh, self._flags(length), self._buffer(length), number)
 
-    def _over(self, length: int, source: int) -> Array:
-        zero = np.int32(0)
-        return binary_over(self._mesh, zero, self._buffer(length), self._buffer(source), self._geometry())
+    def _over(self, length: int, source: int, gather: Gather) -> Array:
+        zero, values = np.int32(0), self._buffer(length)
+        return binary_over(self._mesh, zero, values, self._buffer(source), self._geometry(), gather)
 
     def _movements(self) -> Iterator[Call]:
         for source, length in product(self._sources, self._lengths):
-            yield partial(self._move, source, length)
+            yield from (partial(self._move, source, length, gather) for gather in _GATHERS)
         for length in _powers(SMALLEST_BUFFER, self._sources[-1]):
             for source in self._sources:
                 if length < source:
                     yield partial(self._grow, length, source)
-        classes = bucket(self._num_classes)
-        for lanes in _powers(SMALLEST_BUFFER, bucket(self._num_lanes)):
-            for source in self._sources:
-                if lanes <= source:
-                    yield partial(self._move, source, classes * lanes)
-            yield partial(self._mean, classes * lanes)
         for moments in self._moments:
             for length in (moments, self._num_classes * moments):
                 yield partial(self._grow, length, source_length(length))
 
-    def _move(self, source: int, length: int) -> Array:
-        return rearrange(self._mesh, self._buffer(source), self._geometry(), length)
+    def _move(self, source: int, length: int, gather: Gather) -> Array:
+        return rearrange(self._mesh, self._buffer(source), self._geometry(), length, gather)
 
     def _grow(self, length: int, wanted: int) -> Array:
         return grow(self._mesh, self._buffer(length), wanted)
-
-    def _mean(self, length: int) -> Array:
-        return mean_over_classes(None, jnp.zeros(length, self._dtype), self._num_classes)
 
     def _reductions(self) -> Iterator[Call]:
         columns = max(layer.shape(("C",), "full")[0] for layer in self._layers)
@@ -257,7 +246,7 @@ class KernelTable:
     def _buffer(self, length: int, rows: int = 0) -> Array:
         shape = (rows, length) if rows else (length,)
         if self._mesh is None:
-            return jnp.zeros(shape, self._dtype)
+            return jax.device_put(np.zeros(shape, self._dtype))  # compiles nothing itself
         sharding = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
         return jax.device_put(np.zeros((self._mesh.size, *shape), self._dtype), sharding)
 
@@ -269,6 +258,7 @@ class KernelTable:
         )
 
 
+_GATHERS: tuple[Gather, ...] = get_args(Gather)
 _VIEWS: tuple[View, ...] = get_args(View)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -191,8 +191,38 @@ def make_geometry(sizes: tuple[int, ...], strides: tuple[int, ...], offset: int 
     return jax.device_put(numbers)
 
 
-def _places(numbers: Array, length: int) -> jax.Array:
-    place = jnp.arange(length, dtype=jnp.int32)
+Gather = Literal["entry", "repeat", "run"]
+"""How a buffer is gathered: entry by entry, or so many at a time, which are all the same or lie side by side."""
+BLOCK = 16
+
+
+@lru_cache(maxsize=1 << 16)
+def gather_of(sizes: tuple[int, ...], strides: tuple[int, ...], offset: int = 0) -> Gather:
+    """The fastest way to gather what `make_geometry` of the same arguments says.
+
+    Example:
+      >>> gather_of((3, 4, 32), (4, 1, 0)), gather_of((3, 4, 32), (128, 32, 1)), gather_of((4, 8), (1, 4))
+      ('repeat', 'run', 'entry')
+    """
+    same = side_by_side = 1
+    for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
+        if size > 1 and stride:
+            break
+        same *= size
+    if same >= BLOCK:
+        return "repeat"
+    for number, (size, stride) in enumerate(zip(reversed(sizes), reversed(strides), strict=True)):
+        if side_by_side >= BLOCK:
+            rest = strides[: len(strides) - number]
+            return "run" if all(part % BLOCK == 0 for part in (*rest, offset)) else "entry"
+        if size > 1 and stride != side_by_side:
+            return "entry"
+        side_by_side *= size
+    return "run" if side_by_side >= BLOCK and offset % BLOCK == 0 else "entry"
+
+
+def _places(numbers: Array, length: int, step: int = 1) -> jax.Array:
+    place = jnp.arange(length, dtype=jnp.int32) * step
     shifts, strides = numbers[1:5], numbers[5:]
     index = numbers[0] + (place >> shifts[0]) * strides[0]
     for digit in range(1, 4):
@@ -201,18 +231,29 @@ def _places(numbers: Array, length: int) -> jax.Array:
     return index + (place & ((1 << shifts[3]) - 1)) * strides[4]
 
 
-def _rearrange(source: Array, numbers: Array, length: int) -> jax.Array:
-    return jnp.take(source, _places(numbers, length), mode="clip")
+def _rearrange(source: Array, numbers: Array, length: int, gather: Gather) -> jax.Array:
+    if gather == "entry":
+        return jnp.take(source, _places(numbers, length), mode="clip")
+    places = _places(numbers, length // BLOCK, BLOCK)
+    if gather == "repeat":
+        found = jnp.take(source, places, mode="clip")
+        return jnp.broadcast_to(found[:, None], (length // BLOCK, BLOCK)).reshape(length)
+    blocks = jnp.asarray(source).reshape(-1, BLOCK)
+    return jnp.take(blocks, places // BLOCK, axis=0, mode="clip").reshape(length)
 
 
-rearrange = Kernel(_rearrange, static=1)
-"""(source, numbers of a geometry, length) -> a buffer gathered from the source."""
+rearrange = Kernel(_rearrange, static=2)
+"""(source, numbers of a geometry, length, how to gather) -> a buffer gathered from the source."""
 
 
-def _binary_over(operator: Array, values: jax.Array, source: Array, numbers: Array) -> jax.Array:
+def _binary_over(
+    operator: Array, values: jax.Array, source: Array, numbers: Array, gather: Gather
+) -> jax.Array:
     def branch(function: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[[Array, Array], jax.Array]:
         # The gather stands inside the branches, so that it is fused with what follows.
-        return lambda whole, part: function(jnp.asarray(whole), _rearrange(part, numbers, whole.shape[0]))
+        return lambda whole, part: function(
+            jnp.asarray(whole), _rearrange(part, numbers, whole.shape[0], gather)
+        )
 
     return jax.lax.switch(operator, [branch(function) for function in _ARITHMETIC], values, source)
 
@@ -226,8 +267,8 @@ _ARITHMETIC: tuple[Callable[[jax.Array, jax.Array], jax.Array], ...] = (
     lambda right, left: left / right,
 )
 OVER = (*BINARY, "- swapped", "/ swapped")
-binary_over = Kernel(_binary_over, shared=(0,))
-"""(number in `OVER`, values, source, numbers of a geometry) -> values with what is gathered from the source."""
+binary_over = Kernel(_binary_over, shared=(0,), static=1)
+"""(number in `OVER`, values, source, numbers of a geometry, how to gather) -> values with what is gathered."""
 MOST_OVER = 1 << 16
 """Sources up to that length are gathered within `binary_over`."""
 
@@ -274,12 +315,3 @@ def _first_least(values: Array, is_real: Array, row: int) -> jax.Array:
 
 first_least = Kernel(_first_least, shared=(1,), static=1)
 """(values, booleans, entries of a row) -> 1 at the first least real entry of each row, 0 elsewhere."""
-
-
-def _mean_over_classes(planes: Array, num_classes: int) -> jax.Array:
-    lanes = planes.shape[0] // bucket(num_classes)
-    return jnp.mean(planes[: num_classes * lanes].reshape(num_classes, lanes), axis=0)
-
-
-mean_over_classes = Kernel(_mean_over_classes, static=1)
-"""([K, lanes] buffer, K) -> [lanes], where lanes fill the buffer but for K."""

@@ -22,7 +22,7 @@ from jaxprune.scoring.gradients import Gradients
 from jaxprune.scoring.kernels import RowMask, Spec, bucket, grow, source_length
 from jaxprune.scoring.lanes import is_built_in, registered_value
 from jaxprune.scoring.records import Operands
-from jaxprune.scoring.samples import Samples
+from jaxprune.scoring.samples import MASK_BYTES, Samples
 from jaxprune.scoring.set_statistics import SMALLEST_MOMENTS, set_moments, set_statistics
 from jaxprune.types import Array
 
@@ -293,7 +293,7 @@ def true_sizes(one: Operands, view: View) -> dict[str, int]:
 
 
 def layers_of(
-    operands: Sequence[Operands], mesh: Mesh | None = None
+    operands: Sequence[Operands], mesh: Mesh | None = None, mask_bytes: int = MASK_BYTES
 ) -> tuple[list[Layer], list[list[int]], int]:
     """All members of all producers as layers, side by side.
 
@@ -303,7 +303,7 @@ def layers_of(
     samples: dict[tuple[int, ...], Samples] = {}
     members: dict[Hashable, list[tuple[int, Operands]]] = {}
     for number, one in enumerate(operands):
-        samples.setdefault(one.class_counts, Samples(one.class_counts, one.dtype))
+        samples.setdefault(one.class_counts, Samples(one.class_counts, one.dtype, mask_bytes))
         for index in range(one.num_members):
             member = one.member(index) if one.is_stacked else one
             key = (one.class_counts, *_alike(member)) if mesh is None else (number, index)

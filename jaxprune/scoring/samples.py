@@ -11,13 +11,14 @@ import numpy as np
 from jaxprune.scoring.kernels import RowMask, bucket
 
 MASK_BYTES = 64 << 20
-"""Masks of rows are kept up to that many bytes."""
+"""Masks of rows are kept up to that many bytes, unless a budget says less."""
 
 
 class Masks:
-    """Masks that several layers read, the last ones used."""
+    """Masks that several layers read, the last ones used, up to a number of bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
         self._kept: OrderedDict[Hashable, RowMask] = OrderedDict()
         self._lock, self._bytes = RLock(), 0
 
@@ -33,7 +34,7 @@ class Masks:
             if key not in self._kept:
                 self._kept[key] = found
                 self._bytes += sum(array.nbytes for array in found)
-            while self._bytes > MASK_BYTES and len(self._kept) > 1:
+            while self._bytes > self._most_bytes and len(self._kept) > 1:
                 self._bytes -= sum(array.nbytes for array in self._kept.popitem(last=False)[1])
         return found
 
@@ -44,6 +45,7 @@ class Samples:
     Args:
       class_counts: number of rows of each class.
       dtype: of values.
+      mask_bytes: for masks of rows.
 
     Example:
       >>> samples = Samples((2, 1), np.float32)
@@ -51,7 +53,9 @@ class Samples:
       (4, [0, 2], [True, True, False, False])
     """
 
-    def __init__(self, class_counts: tuple[int, ...], dtype: np.dtype | type) -> None:
+    def __init__(
+        self, class_counts: tuple[int, ...], dtype: np.dtype | type, mask_bytes: int = MASK_BYTES
+    ) -> None:
         counts = np.asarray(class_counts)
         ids = np.repeat(np.arange(len(counts)), counts)
         self.num_classes = len(counts)
@@ -64,7 +68,7 @@ class Samples:
         is_row = np.arange(self.padded["NX"]) < len(ids)
         self.is_other = np.asarray((self.belongs == 0) & is_row)
         """[K, padded NX] whether a row is of another class; `Q` is `X` with this mask."""
-        self.masks = Masks()
+        self.masks = Masks(mask_bytes)
         self.starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
         """[K] the first row of each class."""
         self.class_stride = int(counts[0]) if len(set(class_counts)) == 1 else 0

@@ -49,7 +49,9 @@ def _set_moments(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     num_classes = len(count)
     own = jnp.eye(num_classes, dtype=count.dtype)
-    weights = jnp.concatenate([jnp.ones((1, num_classes), count.dtype), own, 1 - own]) * count  # [sets, K]
+    weights = (
+        jnp.concatenate([jnp.ones((1, num_classes), count.dtype), own, 1 - own]) * count[None]
+    )  # [sets, K]
     number = jnp.sum(weights, axis=1)
     first = jnp.argmax(weights > 0, axis=1)
     start = offset[first]  # of one class of each set: classes of equal means add nothing
@@ -118,9 +120,11 @@ set_statistics = Kernel(_set_statistics, shared=(4,), static=1)
 
 def _pair_statistics(pairs: Array, belongs: Array) -> dict[str, jax.Array]:
     num_rows = belongs.shape[1]
-    values = pairs.reshape(-1, num_rows, num_rows)
+    values = jnp.reshape(pairs, (-1, num_rows, num_rows))
     is_real = jnp.sum(belongs, axis=0) > 0
-    values = jnp.where(is_real[None, :, None] & is_real[None, None], values, 0)
+    # Relative to one pair: of kernels near 1, say, only what tells them apart is added up.
+    pivot = values[:, 0, 0]
+    values = jnp.where(is_real[None, :, None] & is_real[None, None], values - pivot[:, None, None], 0)
     blocks = jnp.einsum(
         "kn,cnm,lm->klc", belongs, values, belongs, precision=HIGHEST, optimize=[(0, 1), (0, 1)]
     )
@@ -132,9 +136,9 @@ def _pair_statistics(pairs: Array, belongs: Array) -> dict[str, jax.Array]:
         rows = jnp.einsum("sk,klc->slc", own, blocks, precision=HIGHEST)
         for second, other in members.items():
             total = jnp.sum(rows * other[:, :, None], axis=1)
-            number = (own @ count) * (other @ count)
-            found[f"sum({first},{second})"] = total.reshape(-1)
-            found[f"mean({first},{second})"] = (total / number[:, None]).reshape(-1)
+            number = ((own @ count) * (other @ count))[:, None]
+            found[f"sum({first},{second})"] = (pivot[None] * number + total).reshape(-1)
+            found[f"mean({first},{second})"] = (pivot[None] + total / number).reshape(-1)
     return found
 
 

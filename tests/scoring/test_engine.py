@@ -1,7 +1,6 @@
 """The engine on whole networks: layers side by side, padded to shared shapes, in columns, within a budget."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_population_scores import LOWERINGS, MIXED, assert_close
@@ -216,7 +215,9 @@ def test_random_populations_stay_equal_on_a_network(network):
 
 
 def test_lanes_hold_every_channel_once(network):
-    found, num_lanes = layers.layers_of(list(network.values()))
-    starts = [(one.lane, one.num_channels) for one in found]
-    assert starts == [(0, 3), (16, 17), (48, 6)] and num_lanes == 64
-    assert jnp.shape(found[1].table("X", "full")) == (1, 32, 32, 4)
+    found, starts, num_lanes = layers.layers_of(list(network.values()))
+    assert [(one.lane, one.num_channels) for one in found] == [(0, 3), (3, 17), (20, 6)]
+    assert starts == [[0], [3], [20]] and num_lanes == 26
+    table = found[1].table("X", "full")
+    assert table.shape == (32, 4) and table.channel_stride == 32 * 4 and table.class_stride == 0
+    assert table.values.shape == (32 * 32 * 4,)

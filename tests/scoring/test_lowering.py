@@ -10,21 +10,10 @@ from jaxprune.language.operators import OPERATORS
 from jaxprune.language.parsing import parse
 from jaxprune.language.published import library
 from jaxprune.scoring.compiled import compile
-from jaxprune.scoring.kernels import (
-    ELEMENTWISE,
-    Spec,
-    cut_plane,
-    cut_table,
-    elementwise_kernel,
-    finite_kernel,
-    lane_kernel,
-    mean_over_classes,
-    moment_statistics,
-    pair_statistics,
-    row_statistics,
-    rows_kernel,
-    slice_kernel,
-)
+from jaxprune.scoring.evaluator import Scorer
+from jaxprune.scoring.kernel_table import KernelTable
+from jaxprune.scoring.kernels import Kernel, Spec
+from jaxprune.scoring.lane_kernels import lane_kernel
 from jaxprune.scoring.moments import add_examples, zero_moments
 from jaxprune.scoring.records import Operands, sample_moments
 
@@ -56,26 +45,30 @@ def operands():
     )
 
 
-def test_kernels_lower():
-    zero, size = jnp.int32(0), jnp.array([2], jnp.int32)
-    spec, pair = Spec(1, 2, (8, 4)), Spec(1, 2, (8, 8))
-    flat, belongs = jnp.ones(spec.entries), jnp.eye(3, 8)
-    lower(lambda table: cut_table.__wrapped__(table, zero, zero, 2, 2), jnp.ones((3, 4, 5)))
-    lower(lambda plane: cut_plane.__wrapped__(plane, zero, zero, 3, 2, 2), jnp.ones(12))
-    lower(lambda plane: mean_over_classes.__wrapped__(plane, 3), jnp.ones(12))
-    lower(slice_kernel(spec, 2), flat, zero)
-    lower(finite_kernel(spec), flat, (size, jnp.ones((3, 4), bool)))
-    lower(rows_kernel(spec, (0,), 2), flat, (jnp.zeros((3, 2), jnp.int32),), zero)
-    lower(lambda rows: row_statistics.__wrapped__(rows, belongs, size, size, spec), flat)
-    lower(lambda pairs: pair_statistics.__wrapped__(pairs, belongs, pair), jnp.ones(pair.entries))
-    moments = sample_moments(jnp.ones((6, 4, 2)), jnp.array([0, 1, 2, 0, 1, 2]), num_classes=3)
-    lower(moment_statistics, moments, size)
+def table_of(operands, monkeypatch):
+    """One call of every kernel of the engine's table for each choice that is no size: kernel, arrays, statics."""
+    calls = {}
+
+    def note(kernel, mesh, *arguments):
+        choices = tuple(part for part in arguments if isinstance(part, str))
+        calls.setdefault((kernel.function.__name__, *choices), (kernel, arguments))
+
+    engine = Scorer(operands)._engine
+    monkeypatch.setattr(Kernel, "__call__", note)
+    for compile_one in KernelTable(engine.layers, engine.num_lanes, 1 << 12, 1 << 12):
+        compile_one()
+    monkeypatch.undo()
+    return calls
 
 
-@pytest.mark.parametrize("name", sorted(ELEMENTWISE))
-def test_elementwise_kernels_lower(name):
-    arrays = (jnp.ones(8),) * len(OPERATORS[name].signatures[0].arguments)
-    lower(elementwise_kernel(name, False), *arrays)
+def test_every_kernel_of_the_table_lowers(operands, monkeypatch):
+    calls = table_of(operands, monkeypatch)
+    assert len({name for name, *_ in calls}) == 17
+    assert len(calls) == 22  # tiles are of two kinds, and two kernels gather in three ways
+    for kernel, arguments in calls.values():
+        split = len(arguments) - kernel._num_static
+        arrays, statics = arguments[:split], arguments[split:]
+        lower(lambda *given, kernel=kernel, statics=statics: kernel.function(*given, *statics), *arrays)
 
 
 def test_moments_lower():
@@ -102,10 +95,10 @@ def test_operators_lower_with_masks(name):
     types = [text.split() for text in ARGUMENTS.get(name, ["N D", "N D"] if two else ["N D"])]
     specs = tuple(Spec(3, 2, tuple(SIZES[axis] for axis in axes)) for axes in types)
     arrays = tuple(jnp.ones(spec.entries) for spec in specs)
-    sizes = tuple(tuple(jnp.ones(1, jnp.int32) for _ in spec.shape) for spec in specs)
+    sizes = tuple(tuple(jnp.ones((1, size), bool) for size in spec.shape) for spec in specs)
     params = operator.parameter_choices[0]
     kernel = lane_kernel(operator.implement, params, specs, _result_shape(name, specs, params))
-    lower(lambda *values: kernel.__wrapped__(values, sizes, ()), *arrays)
+    lower(lambda *values: kernel.function(values, sizes, ()), *arrays)
 
 
 def _result_shape(name, specs, params):

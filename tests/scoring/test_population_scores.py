@@ -215,7 +215,13 @@ def test_missing_operands_are_named():
 def test_what_costs_too_much_is_refused_before_it_runs():
     ops = make()
     _, reasons = score_with_status([parse("mean(matmul(Q, transpose(Q)))")], ops, budget_bytes=1000)
-    assert reasons[0].startswith("refused: needs values of 4.8e+02 bytes for one channel")
+    assert reasons[0] == (
+        "refused: matmul(Q, transpose(Q)) needs 484 bytes for one channel, more than a quarter of the budget of 1000 "
+        "bytes; the least that works is 1936 bytes"
+    )
+    assert score_with_status([parse("mean(matmul(Q, transpose(Q)))")], ops, budget_bytes=1936)[1] == [None]
+    _, reasons = score_with_status([parse("mean(outer(mX, matmul(Q, mX)))")], ops, budget_bytes=200)
+    assert reasons[0].startswith("refused: outer(mX, matmul(Q, mX)) needs 132 bytes for one channel")
     found = Scorer(ops, max_flops=1000).run([parse("mean(rbf(Q, 1))"), parse("gamma")])[""]
     assert found.reasons[0].startswith("refused: needs ") and "operations on this layer" in found.reasons[0]
     assert found.reasons[1] is None
