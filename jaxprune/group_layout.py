@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from jaxprune.pruning.groups import Structure
-from jaxprune.pruning.overview import layer_of
+from jaxprune.pruning.overview import kernels_of, layer_of
 from jaxprune.pruning.states import Path, dotted
 
 _LEAST_REPEATS = 4
@@ -92,8 +92,8 @@ def _layers(structure: Structure) -> list[Line]:
     makes: dict[str, list[str]] = {}
     reads: dict[str, list[str]] = {}
     for name, group in structure.groups.items():
-        for producer in group.producers:
-            makes.setdefault(producer.partition("|")[0], []).append(name)
+        for producer in kernels_of(structure, group):
+            makes.setdefault(producer, []).append(name)
         for consumer in group.consumers:
             reads.setdefault(consumer, []).append(name)
     lines = []
@@ -164,7 +164,7 @@ def _with_rails(structure: Structure, lines: Sequence[Line]) -> Diagram:
             for name in (INPUT, OUTPUT)}  # fmt: skip
     rails = []
     for name, group in structure.groups.items():
-        makers = sorted({place[path.partition("|")[0]] for path in group.producers})
+        makers = sorted({place[path] for path in kernels_of(structure, group)})
         readers = sorted({place[path] for path in group.consumers if path in place})
         rails.append(_rail(lines, name, group.size, makers, readers))
     for name, own in ends.items():

@@ -122,13 +122,18 @@ def _spans(numbers: Sequence[int]) -> str:
 
 
 def layer_of(path: str) -> str:
-    """The layer that an array belongs to, from its dotted path and perhaps a group's name behind a bar.
+    """The layer that an array belongs to, from its dotted path.
 
     Example:
-      >>> layer_of("blocks.0.qkv.kernel|blocks.0.qkv.kernel:0-767"), layer_of("table")
+      >>> layer_of("blocks.0.qkv.kernel"), layer_of("table")
       ('blocks.0.qkv', 'table')
     """
-    return path.partition("|")[0].rpartition(".")[0] or path.partition("|")[0]
+    return path.rpartition(".")[0] or path
+
+
+def kernels_of(structure: Structure, group: Group) -> tuple[str, ...]:
+    """The dotted paths of the kernels that make a group's channels, in program order."""
+    return tuple(dict.fromkeys(dotted(structure.sites[name].kernel) for name in group.producers))
 
 
 def _group_rows(structure: Structure, is_folded: bool) -> list[GroupRow]:
@@ -136,7 +141,7 @@ def _group_rows(structure: Structure, is_folded: bool) -> list[GroupRow]:
     for name, group in structure.groups.items():
         kinds = [
             tuple(sorted({_pattern(layer_of(path)) for path in paths}))
-            for paths in (group.producers, group.consumers)
+            for paths in (kernels_of(structure, group), group.consumers)
         ]
         times = tuple(sorted({_times(member, group) for member in group.members}))
         key: object = (_pattern(name), group.size, *kinds, times) if is_folded else name
@@ -153,7 +158,7 @@ def _group_row(structure: Structure, groups: Sequence[Group]) -> GroupRow:
         name=folded(names)[0],
         groups=tuple(names),
         channels=groups[0].size,
-        made_by=layers(lambda group: group.producers),
+        made_by=layers(lambda group: kernels_of(structure, group)),
         read_by=layers(lambda group: group.consumers),
         notes=tuple(_notes(structure, groups)),
     )

@@ -38,3 +38,64 @@ def no_network(rngs):
 
 def needs_more(rngs, width):
     return SmallNet(rngs)
+
+
+class Block(nnx.Module):
+    """Two layers of which the first can be pruned, added to the input."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.up = nnx.Linear(6, 10, rngs=rngs)
+        self.down = nnx.Linear(10, 6, rngs=rngs)
+
+    def __call__(self, x):
+        return x + self.down(nnx.relu(self.up(x)))
+
+
+class Stack(nnx.Module):
+    """Five equal blocks on looked-up tokens."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.tokens = nnx.Embed(7, 6, rngs=rngs)
+        self.blocks = nnx.List([Block(rngs) for _ in range(5)])
+        self.head = nnx.Linear(6, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.tokens(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(1))
+
+
+class Heads(nnx.Module):
+    """Two heads of four places each."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.attention = nnx.MultiHeadAttention(2, 6, 8, decode=False, rngs=rngs)
+        self.head = nnx.Linear(6, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.attention(x).mean(1))
+
+
+class Gated(nnx.Module):
+    """Remembers the size of its halves."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.up = nnx.Linear(5, 16, rngs=rngs)
+        self.down = nnx.Linear(8, 3, rngs=rngs)
+        self.hidden = 8
+
+    def __call__(self, x):
+        y = self.up(x)
+        return self.down(nnx.relu(y[:, : self.hidden]) * y[:, self.hidden :])
+
+
+def reads_values(rngs) -> nnx.Module:
+    """Looks at an array while it is made, so that it cannot be made of shapes alone."""
+    net = SmallNet(rngs)
+    net.scale = float(net.first.kernel[0, 0])
+    return net
+
+
+def one_layer(rngs) -> nnx.Module:
+    return nnx.Linear(5, 2, rngs=rngs)

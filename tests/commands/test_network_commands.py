@@ -54,6 +54,7 @@ def test_pruning_saves_plan_numbers_and_network(run, tmp_path, capsys):
         (["--kept-counts", "3"], 3),
         (["--kept-counts", "first.kernel=5"], 5),
         (["--kept-fraction", "0.6", "--multiple-of", "2"], 6),
+        (["--kept-fraction", "0.5", "--factor", "both"], 4),
     ],
 )
 def test_how_much_is_kept_can_be_said_in_several_ways(arguments, count, run, tmp_path):
