@@ -17,6 +17,7 @@ from jaxprune.pruning.labels import FREE
 from jaxprune.pruning.layouts import axis_keep
 from jaxprune.pruning.states import Path
 
+
 class AxisCut(NamedTuple):
     """One axis of an array: old places in their new order, and the labels there."""
 

@@ -168,7 +168,9 @@ def _mixed_up(
     place = misplaced(structure, trace, kept, len(family_of))
     if place is not None:
         where, groups = place
-        return Misfit(f"channels of {', '.join(sorted(groups))} are in other parts than before of {where}", groups)
+        return Misfit(
+            f"channels of {', '.join(sorted(groups))} are in other parts than before of {where}", groups
+        )
     return None
 
 

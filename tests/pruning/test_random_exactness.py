@@ -58,14 +58,21 @@ def outcome_of(seed: int) -> Outcome:
         with jax.enable_x64(True):
             error = np.abs(run(smaller, images, QUICK) - expected).max() / np.abs(expected).max()
         if error > 1e-10:
-            return Outcome("WRONG", channels, prunable, f"seed {seed}: {error}, {made.kept}\n{describe(spec)}")
+            return Outcome(
+                "WRONG", channels, prunable, f"seed {seed}: {error}, {made.kept}\n{describe(spec)}"
+            )
     return Outcome("pruned", channels, prunable, "")
 
 
-def random_plan(model: nnx.Module, structure: Structure, images: np.ndarray, rng: np.random.Generator) -> Plan:
+def random_plan(
+    model: nnx.Module, structure: Structure, images: np.ndarray, rng: np.random.Generator
+) -> Plan:
     """One fraction of all groups, or of each group any channels."""
     if rng.random() < 0.5:
-        factor, fraction = str(rng.choice(["inner", "outer", "both"])), float(rng.choice([0.1, 0.25, 0.5, 0.75]))
+        factor, fraction = (
+            str(rng.choice(["inner", "outer", "both"])),
+            float(rng.choice([0.1, 0.25, 0.5, 0.75])),
+        )
         scores = scores_of(structure, int(rng.integers(1000)))
         return plan(model, scores, images, kept_fraction=fraction, factor=factor)
     kept = {}
