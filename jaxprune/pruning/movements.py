@@ -253,8 +253,12 @@ def _ties_of_parts(own: LabelField, index: Sequence[slice]) -> tuple[np.ndarray,
 def _pad(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     value, (shape,) = inputs[0], output_shapes(step)
     config = [tuple(int(number) for number in own) for own in step.equation.params["padding_config"]]
+    alone = [axis for axis in range(len(shape)) if config[axis] != (0, 0, 0) and not value.over(axis)]
+    stands = {axis: _stands(trace, value, axis) for axis in alone if value.shape[axis] == 1}
+    # what fills up an axis without labels may fall all the same
+    fixed = [LabelField((axis,), np.full(1, own)) for axis, own in stands.items() if own != FREE]
     fields = []
-    for own in value.fields:
+    for own in (*value.fields, *fixed):
         if all(config[axis] == (0, 0, 0) for axis in own.axes):
             fields.append(own)
             continue
@@ -340,6 +344,13 @@ def _without_axis(value: Value, axis: int) -> Value:
     return dataclasses.replace(value, shape=shape, fields=fields, fixed=fixed)
 
 
+def _stands(trace: Trace, value: Value, axis: int) -> int:
+    """What stands at the indices of an axis without labels that becomes part of a longer one."""
+    if value.fixed[axis] == FREE and value.shape[axis] == 1 and (value.is_activation or value.sources):
+        return trace.labels.fixed("a single channel, joined with others or padded")
+    return value.fixed[axis]
+
+
 def _joined_along(
     trace: Trace, inputs: Sequence[Value], axis: int, shape: tuple[int, ...]
 ) -> tuple[LabelField, ...]:
@@ -356,7 +367,7 @@ def _joined_along(
             if index < len(fields):
                 parts.append(spread(fields[index], axes, value.shape))
             else:
-                stands = value.fixed[axis] if index == 0 and not fields else FREE
+                stands = _stands(trace, value, axis) if index == 0 and not fields else FREE
                 parts.append(np.full([value.shape[place] for place in axes], stands))
         found = tidied(axes, np.concatenate(parts, axis=axes.index(axis)))
         if found is not None:

@@ -72,8 +72,9 @@ def _resize(
 ) -> None:
     found = [_first_path(layer, names, paths) for names in row.arrays]
     known = [path for path in found if path is not None]
-    if len(known) < len(found) or all(old_shapes[path] == new_shapes[path] for path in known):
+    if len(known) < len(found):
         return
+    is_changed = [any(old_shapes[path] != new_shapes[path] for path in known)]
 
     def blocks(count: int) -> int:
         path = known[0]
@@ -82,9 +83,11 @@ def _resize(
         ):  # one block is the axis; blocks of one are its indices
             return 1 if count == 1 else new_shapes[path][-1]
         kept = outer_kept(path, len(old_shapes[path]) - 1, count)
+        is_changed.append(kept not in (None, count))  # other blocks of another length, side by side as long
         return count if kept is None else kept
 
-    for name, value in row.sizes(layer, blocks, *(new_shapes[path] for path in known)).items():
+    values = row.sizes(layer, blocks, *(new_shapes[path] for path in known))
+    for name, value in values.items() if any(is_changed) else ():
         if hasattr(layer, name):
             setattr(layer, name, value)
 

@@ -454,8 +454,15 @@ def test_a_layer_whose_arrays_stay_is_not_touched():
     layer = nnx.eval_shape(lambda: conv(4, 6, feature_group_count=2))
     layer.in_features = "as the user left it"
     known = shapes(dict(nnx.to_flat_state(nnx.state(layer))))
-    resize_layers(layer, known, known, lambda *question: pytest.fail("nothing to ask"))
+    resize_layers(layer, known, known, lambda *question: None)
     assert layer.in_features == "as the user left it"
+
+
+def test_blocks_of_another_length_that_add_up_to_the_old_one_are_seen():
+    layer = nnx.eval_shape(lambda: nnx.GroupNorm(6, num_groups=2, rngs=rngs()))
+    known = shapes(dict(nnx.to_flat_state(nnx.state(layer))))
+    resize_layers(layer, known, known, lambda *question: 3)
+    assert (layer.num_groups, layer.group_size) == (3, 2)
 
 
 def test_attributes_that_a_subclass_lacks_are_not_added():
