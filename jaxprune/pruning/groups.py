@@ -16,11 +16,13 @@ import jax
 import numpy as np
 
 from jaxprune.pruning.families import Families, find_families, names_of
+from jaxprune.pruning.labels import Labels
 from jaxprune.pruning.layouts import Field, Layout, count_kept
 from jaxprune.pruning.program import Body, Program
 from jaxprune.pruning.records import Cost, Trace
 from jaxprune.pruning.sites import Site, sites_of
 from jaxprune.pruning.states import Path, dotted
+from jaxprune.pruning.tracing import walk
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +133,12 @@ class Structure:
         batch = self.program.shapes[self.program.example][0]
         names = list(self.groups)
         return [_factored(self.families, names, cost, batch) for cost in self.families.trace.costs]
+
+    @cached_property
+    def settled(self) -> Trace:
+        """A walk that begins with all that is known of labels: each has one name wherever it is."""
+        seeds = {path: tuple(tuple(axis) for axis in axes) for path, axes in self.families.roots.items()}
+        return walk(self.program, self.trained, seeds, Labels(len(self.families.family_of)))
 
     def why_frozen(self, path: str) -> str:
         """Why a parameter's axes are never cut, in words; says so when they can be.

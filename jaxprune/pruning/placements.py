@@ -35,7 +35,7 @@ def misplaced(
     for name, own in kept.items():
         members = families.members[names.index(name)]
         stays[np.delete(members, own)] = False
-    expected, found = (_in_order(trace) for trace in (families.trace, slim))
+    expected, found = (_in_order(trace) for trace in (structure.settled, slim))
     for key, (step, labels) in found.items():
         if key not in expected:
             continue  # the slim network takes another way through its code
