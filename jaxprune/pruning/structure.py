@@ -21,7 +21,7 @@ from jaxprune.pruning.factoring import first_state, settled_trace, tied_state
 from jaxprune.pruning.groups import Structure, structure_from
 from jaxprune.pruning.program import trace_program
 from jaxprune.pruning.retracing import Misfit, find_misfit, remembered_sizes
-from jaxprune.pruning.states import FlatState, Path, fingerprint, parameter_paths, split_model
+from jaxprune.pruning.states import FlatState, Path, dotted, fingerprint, parameter_paths, split_model
 from jaxprune.types import Array
 
 Choose = Callable[[Structure, Sequence[str]], dict[str, np.ndarray]]
@@ -124,7 +124,7 @@ def _tried(model: nnx.Module, structure: Structure) -> Structure:
             break
         misfit, choose = found_first
         failing: dict[str, Misfit] = {}
-        for kind in _kinds(free):
+        for kind in _kinds(structure, free):
             found = find_misfit(model, structure, choose(structure, kind))
             helping = () if found is None else _attributes_that_help(model, structure, kind)
             if helping:
@@ -221,11 +221,14 @@ def _nearest(attributes: Sequence[str], name: str) -> tuple[str, ...]:
     return tuple(path for path, own in zip(attributes, shared, strict=True) if own == max(shared))
 
 
-def _kinds(names: Sequence[str]) -> list[list[str]]:
-    """Groups alike but for the numbers of their blocks."""
-    kinds: dict[str, list[str]] = {}
+def _kinds(structure: Structure, names: Sequence[str]) -> list[list[str]]:
+    """Groups on the same axes of the same arrays, but for the numbers of their blocks."""
+    kinds: dict[object, list[str]] = {}
     for name in names:
-        kinds.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+        axes = frozenset(
+            (re.sub(r"\d+", "*", dotted(own.path)), own.axis) for own in structure.groups[name].members
+        )
+        kinds.setdefault((re.sub(r"\d+", "*", name), axes), []).append(name)
     return list(kinds.values())
 
 
