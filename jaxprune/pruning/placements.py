@@ -34,11 +34,11 @@ def misplaced(
         stays[np.delete(members, own)] = False
     # The sum of a random number for each channel tells sets of channels apart (64 bits).
     numbers = np.random.default_rng(0).integers(1, 1 << 63, len(stays), dtype=np.uint64)
-    expected, found = (_in_order(trace) for trace in (families.trace, slim))
+    expected, found = (_in_order(trace) for trace in (structure.settled, slim))
     for key, (step, labels) in found.items():
         if key not in expected:
             continue  # the slim network takes another way through its code
-        before = _channels(families.trace.labels.find(expected[key][1]), stays, most)
+        before = _channels(expected[key][1], stays, most)
         after = _channels(slim.labels.find(labels), stays, most)
         pairs = zip(_parts(before, numbers), _parts(after, numbers), strict=True)
         if not all(np.array_equal(left, right) for left, right in pairs):

@@ -8,7 +8,7 @@ frozen, with what went wrong as the reason.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, islice, takewhile
 from typing import cast
@@ -21,9 +21,11 @@ from jaxprune.pruning.factoring import first_state, settled_trace, tied_state
 from jaxprune.pruning.groups import Structure, structure_from
 from jaxprune.pruning.program import trace_program
 from jaxprune.pruning.retracing import Misfit, find_misfit, remembered_sizes
-from jaxprune.pruning.states import FlatState, Path, fingerprint, parameter_paths, split_model
+from jaxprune.pruning.states import FlatState, Path, dotted, fingerprint, parameter_paths, split_model
 from jaxprune.types import Array
 
+Choose = Callable[[Structure, Sequence[str]], dict[str, np.ndarray]]
+"""Which channels to keep of some groups."""
 _MOST_ROUNDS = 6
 _MOST_SETS_OF_ATTRIBUTES = 6
 
@@ -117,12 +119,13 @@ def _tried(model: nnx.Module, structure: Structure) -> Structure:
     for _ in range(_MOST_ROUNDS):
         suspects = _suspects(structure)
         free = [name for name in suspects if name not in attributes]
-        misfit = _misfit(model, structure, free)
-        if misfit is None:
+        found_first = _misfit(model, structure, free)
+        if found_first is None:
             break
+        misfit, choose = found_first
         failing: dict[str, Misfit] = {}
-        for kind in _kinds(free):
-            found = _misfit(model, structure, kind)
+        for kind in _kinds(structure, free):
+            found = find_misfit(model, structure, choose(structure, kind))
             helping = () if found is None else _attributes_that_help(model, structure, kind)
             if helping:
                 attributes.update((name, _nearest(helping, name)) for name in kind)
@@ -157,17 +160,18 @@ def _tried(model: nnx.Module, structure: Structure) -> Structure:
     return replace(structure, attributes=known)
 
 
-def _misfit(model: nnx.Module, structure: Structure, names: Sequence[str]) -> Misfit | None:
-    """What goes wrong when groups lose channels, tried with very different choices."""
-    if not names:
-        return None
-    halves = (_first_half(structure, names), _mixed_half(structure, names))
+def _misfit(model: nnx.Module, structure: Structure, names: Sequence[str]) -> tuple[Misfit, Choose] | None:
+    """What goes wrong when groups lose channels, tried with very different choices, and the choice."""
     # a single channel divides into no parts, and what is cut alone must not need the others to be cut alike
-    singles = [{name: np.zeros(1, np.int64) for name in own} for own in (names[::2], names[1::2]) if own]
-    for kept in (*halves, *singles):
-        misfit = find_misfit(model, structure, kept)
+    for choose, own in (
+        (_first_half, names),
+        (_mixed_half, names),
+        (_first_one, names[::2]),
+        (_first_one, names[1::2]),
+    ):
+        misfit = find_misfit(model, structure, choose(structure, own)) if own else None
         if misfit is not None:
-            return misfit
+            return misfit, choose
     return None
 
 
@@ -217,17 +221,24 @@ def _nearest(attributes: Sequence[str], name: str) -> tuple[str, ...]:
     return tuple(path for path, own in zip(attributes, shared, strict=True) if own == max(shared))
 
 
-def _kinds(names: Sequence[str]) -> list[list[str]]:
-    """Groups alike but for the numbers of their blocks."""
-    kinds: dict[str, list[str]] = {}
+def _kinds(structure: Structure, names: Sequence[str]) -> list[list[str]]:
+    """Groups on the same axes of the same arrays, but for the numbers of their blocks."""
+    kinds: dict[object, list[str]] = {}
     for name in names:
-        kinds.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+        axes = frozenset(
+            (re.sub(r"\d+", "*", dotted(own.path)), own.axis) for own in structure.groups[name].members
+        )
+        kinds.setdefault((re.sub(r"\d+", "*", name), axes), []).append(name)
     return list(kinds.values())
 
 
 def _first_half(structure: Structure, names: Sequence[str]) -> dict[str, np.ndarray]:
     """The first channels of each group: what is split in halves is then uneven."""
     return {name: np.arange(max(1, structure.widths[name] // 2)) for name in names}
+
+
+def _first_one(structure: Structure, names: Sequence[str]) -> dict[str, np.ndarray]:
+    return {name: np.zeros(1, np.int64) for name in names}
 
 
 def _mixed_half(structure: Structure, names: Sequence[str]) -> dict[str, np.ndarray]:

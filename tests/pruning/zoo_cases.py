@@ -21,14 +21,17 @@ from zoo.randomise import randomise
 from jaxprune.pruning import planning
 from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.slimming import slim
-from jaxprune.pruning.states import merge_model, split_model
+from jaxprune.pruning.states import Path, merge_model, split_model
 from jaxprune.pruning.structure import trace_structure
 
 FRACTIONS = (0.1, 0.25, 0.5, 0.75)
 TOLERANCE = 1e-5
 """Of the output's scale, in float32."""
 DOUBLE_TOLERANCE = 1e-7
-"""In float64, asked for where rounding alone is more than that in float32: norms over two or three nearly equal channels, one after another, magnify it by 1e8."""
+"""In float64, asked for where rounding alone is more than that in float32.
+
+Norms over two or three nearly equal channels, one after another, magnify it by many orders.
+"""
 
 QUICK = {"xla_backend_optimization_level": 0}
 """Compiles in half the time."""
@@ -54,8 +57,10 @@ class Comparison(NamedTuple):
     """In float64, where float32 was not enough to tell."""
     is_sensitive: bool
     """Whether the smaller network's output depends on its input: at 10 % of the channels it may not."""
+    masked: Mapping[Path, np.ndarray]
+    """The full network's arrays with zeros for what is pruned."""
     is_plain: bool
-    """Whether the masked arrays alone say what the slim network computes."""
+    """Whether these alone say what the slim network computes."""
 
     @property
     def is_exact(self) -> bool:
@@ -131,7 +136,7 @@ def compare(name: str, options: Mapping[str, Any] | None = None, **budget: Any) 
             expected = run(oracle.model, inputs, options)
         with jax.enable_x64(True):
             double_error = relative_error(run(smaller, inputs, options), expected)
-    return Comparison(plan, smaller, error, double_error, is_sensitive, oracle.is_plain)
+    return Comparison(plan, smaller, error, double_error, is_sensitive, oracle.masked, oracle.is_plain)
 
 
 def relative_error(found: Any, expected: Any) -> float:
