@@ -93,7 +93,7 @@ def test_the_picture_is_written(explain, tmp_path):
     ("arguments", "message"),
     [
         ([], "explain needs a formula, or a network to take apart, got neither."),
-        (["--network", "lenet5", "--input", "28x28xa"], "--input needs sizes joined by x, batch first, as in 1x32x32x3"),
+        (["--network", "lenet5", "--input", "28xa"], "--input needs sizes joined by x, batch first, as in 1x32x32x3"),
         (["--network", "lenet5", "--input", "1x0"], "as in 1x32x32x3 or 1x128:int32, got '1x0'"),
         (["--network", "lenet5", "--input", "1x28:int31"], "got 'int31'. Did you mean 'int32'?"),
         (["--network", "lenet5", "--input", "1x28", "--data", "digits"], "got --input and --data. Leave one out."),
