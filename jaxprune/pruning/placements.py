@@ -35,6 +35,11 @@ def misplaced(
     # The sum of a random number for each channel tells sets of channels apart (64 bits).
     numbers = np.random.default_rng(0).integers(1, 1 << 63, len(stays), dtype=np.uint64)
     expected, found = (_in_order(trace) for trace in (structure.settled, slim))
+    for key in (own for own in expected if own not in found):  # there are no parts any more
+        lost = _channels(expected[key][1], stays, most)
+        if (lost >= 0).any():
+            mixed = np.unique(families.family_of[lost[lost >= 0]])
+            return expected[key][0].where, frozenset(names[family] for family in mixed.tolist())
     for key, (step, labels) in found.items():
         if key not in expected:
             continue  # the slim network takes another way through its code

@@ -73,7 +73,9 @@ def test_the_network_fits_at_the_other_fractions(name):
         if fraction != fraction_of(name):
             counts = budget_counts(structure, kept_fraction=fraction)
             kept = dict(select(scores_of(structure, 0), counts))
-            indices = {group: np.asarray(own) for group, own in kept.items() if len(own) < structure.widths[group]}
+            indices = {
+                group: np.asarray(own) for group, own in kept.items() if len(own) < structure.widths[group]
+            }
             assert find_misfit(model, structure, indices, attributes_of(structure, kept)) is None, fraction
 
 

@@ -1,6 +1,6 @@
 """Writes docs/zoo.md: what is pruned of every network of the zoo, what is not and why, and how exact the rest is.
 
-    PYTHONPATH=.:tests:tests/pruning python tests/zoo/table.py        about 15 minutes on two CPU cores
+PYTHONPATH=.:tests:tests/pruning python tests/zoo/table.py        about 15 minutes on two CPU cores
 """
 
 from __future__ import annotations
