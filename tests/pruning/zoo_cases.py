@@ -139,6 +139,17 @@ def compare(name: str, options: Mapping[str, Any] | None = None, **budget: Any) 
     return Comparison(plan, smaller, error, double_error, is_sensitive, oracle.masked, oracle.is_plain)
 
 
+@cache
+def quick_comparison(name: str) -> Comparison:
+    """The comparison at one of the four fractions, in turns; computed once for all fast tests."""
+    return compare(name, QUICK, kept_fraction=fraction_of(name))
+
+
+def fraction_of(name: str) -> float:
+    """One of the four, in turns."""
+    return FRACTIONS[list(ZOO).index(name) % len(FRACTIONS)]
+
+
 def relative_error(found: Any, expected: Any) -> float:
     """The largest difference of any output, relative to that output's scale."""
     pairs = list(zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True))
