@@ -93,7 +93,7 @@ def _facts(structure: Structure, overview: Overview) -> dict[str, object]:
             "producers": group.producers,
             "consumers": group.consumers,
             "members": [str(member) for member in group.members],
-            "inner": group.inner,
+            "inner": list(group.inner),
             "constraints": group.constraints,
         }
         for name, group in structure.groups.items()

@@ -62,8 +62,7 @@ def find_families(trace: Trace, never: Mapping[int, str] | None = None) -> Famil
       trace: of the network.
       never: further labels that are not cut, with the reason.
     """
-    for label, reason in (never or {}).items():
-        trace.labels.freeze(np.asarray([label]), reason)
+    trace.labels.freeze_each(never or {})
     roots = {
         path: [[trace.labels.find(own) for own in axis] for axis in axes]
         for path, axes in trace.seeds.items()

@@ -16,11 +16,13 @@ import jax
 import numpy as np
 
 from jaxprune.pruning.families import Families, find_families, names_of
+from jaxprune.pruning.labels import Labels
 from jaxprune.pruning.layouts import Field, Layout, count_kept
 from jaxprune.pruning.program import Body, Program
 from jaxprune.pruning.records import Cost, Trace
 from jaxprune.pruning.sites import Site, sites_of
 from jaxprune.pruning.states import Path, dotted
+from jaxprune.pruning.tracing import walk
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +53,8 @@ class Group:
     """Channels that are kept or removed together.
 
     `name` is the dotted path of the first kernel that makes them, with a mark where it makes several groups.
-    `producers` are scored (kernels, in program order), `consumers` read the channels. `inner` names the group that
-    shares every index with this one and is the finer of the two: heads have the places within a head as inner group.
+    `producers` are scored (kernels, in program order), `consumers` read the channels. `inner` names groups
+    that share indices with this one and are finer: heads have the places within a head as inner groups.
     """
 
     name: str
@@ -60,7 +62,7 @@ class Group:
     members: tuple[Member, ...]
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
-    inner: str | None = None
+    inner: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
     """In words, what falls with a channel by more than being the same channel."""
     is_of_blocks: bool = False
@@ -99,13 +101,12 @@ class Structure:
 
         With "inner", groups of whole blocks (heads, say) whose number an attribute of the user's remembers stay too.
         """
-        pairs = [(name, group.inner) for name, group in self.groups.items() if group.inner in self.groups]
         if factor == "both":
             return frozenset()
         if factor == "outer":
-            return frozenset(str(inner) for _, inner in pairs)
+            return frozenset(inner for group in self.groups.values() for inner in group.inner)
         remembered = [name for name in self.attributes if self.groups[name].is_of_blocks]
-        return frozenset((*(outer for outer, _ in pairs), *remembered))
+        return frozenset((*(name for name, group in self.groups.items() if group.inner), *remembered))
 
     def count_macs(self, widths: Mapping[str, int] | None = None) -> int:
         """Multiply-adds of convolutions and matrix products for one example, at these widths."""
@@ -131,6 +132,12 @@ class Structure:
         batch = self.program.shapes[self.program.example][0]
         names = list(self.groups)
         return [_factored(self.families, names, cost, batch) for cost in self.families.trace.costs]
+
+    @cached_property
+    def settled(self) -> Trace:
+        """A walk that begins with all that is known of labels: each has one name wherever it is."""
+        seeds = {path: tuple(tuple(axis) for axis in axes) for path, axes in self.families.roots.items()}
+        return walk(self.program, self.trained, seeds, Labels(len(self.families.family_of)))
 
     def why_frozen(self, path: str) -> str:
         """Why a parameter's axes are never cut, in words; says so when they can be.
@@ -250,27 +257,39 @@ def _groups(families: Families, names: Sequence[str], layouts: Mapping[Path, Lay
             members=tuple(members[name]),
             producers=(),
             consumers=tuple(consumers),
-            inner=inner.get(name),
+            inner=inner[name],
             constraints=_constraints(members[name]),
             is_of_blocks=_is_of_blocks(families, family),
         )
     return result
 
 
-def _inner_groups(families: Families, names: Sequence[str], layouts: Mapping[Path, Layout]) -> dict[str, str]:
-    """Group -> the finer one that shares all its indices on the kernel that first makes it."""
-    inner: dict[str, str] = {}
-    for family, name in enumerate(names):
-        production = families.trace.productions[families.makers[family][0]]
-        layout, axes = layouts[production.kernel], sorted(production.axes)
-        own_axes = [axis for axis in axes if any(own.group == name for own in layout[axis])]
-        for axis in axes:
-            for rival in dict.fromkeys(own.group for own in layout[axis]):
-                is_finer = axis in own_axes and _is_finer(layout[axis], rival, name)
-                is_later = bool(own_axes) and axis > own_axes[-1]
-                if rival != name and rival not in inner and (is_finer or is_later):
-                    inner.setdefault(name, rival)
-    return inner
+def _inner_groups(
+    families: Families, names: Sequence[str], layouts: Mapping[Path, Layout]
+) -> dict[str, tuple[str, ...]]:
+    """Group -> the finer ones that share indices with it, on an axis or on a later axis of a kernel that makes both."""
+    pairs: dict[tuple[str, str], None] = {}
+    for layout in layouts.values():
+        for fields in layout:
+            here = list(dict.fromkeys(own.group for own in fields))
+            for name in here:
+                pairs.update(
+                    ((name, other), None)
+                    for other in here
+                    if other != name and _is_finer(fields, other, name)
+                )
+    for production in families.trace.productions:
+        axes = [
+            dict.fromkeys(own.group for own in layouts[production.kernel][axis])
+            for axis in sorted(production.axes)
+        ]
+        for place, earlier in enumerate(axes):
+            later = [name for own in axes[place + 1 :] for name in own]
+            pairs.update(((name, other), None) for name in earlier for other in later if other != name)
+    return {
+        name: tuple(inner for outer, inner in pairs if outer == name and (inner, outer) not in pairs)
+        for name in names
+    }
 
 
 def _is_finer(fields: Sequence[Field], group: str, other: str) -> bool:

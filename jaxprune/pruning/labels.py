@@ -6,6 +6,8 @@ whole integer arrays, so that a layer of a thousand channels costs about as much
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 FREE = -1
@@ -111,11 +113,20 @@ class Labels:
         if own.size:
             self._why[own] = 1 + self._number(reason)
 
+    def freeze_each(self, reasons: Mapping[int, str]) -> None:
+        """Forbids cutting these labels, each for its reason."""
+        by_reason: dict[str, list[int]] = {}
+        for label, reason in reasons.items():
+            by_reason.setdefault(reason, []).append(label)
+        for reason, labels in by_reason.items():
+            self.freeze(np.asarray(labels), reason)
+
     def reason_by_root(self) -> dict[int, str]:
         """Representatives of all frozen labels, with the earliest reason."""
         frozen = np.flatnonzero(self._why)
-        found: dict[int, str] = {}
-        pairs = zip(self._roots(frozen).tolist(), self._why[frozen].tolist(), strict=True)
-        for root, why in sorted(pairs, key=lambda pair: pair[1]):
-            found.setdefault(root, self._reasons[why - 1])
-        return found
+        frozen = frozen[np.argsort(self._why[frozen], kind="stable")]
+        first = np.unique(self._roots(frozen), return_index=True)[1]
+        earliest = np.sort(first)
+        whys = (self._why[frozen[earliest]] - 1).tolist()
+        found = self._roots(frozen[earliest]).tolist()
+        return {root: self._reasons[why] for root, why in zip(found, whys, strict=True)}

@@ -162,7 +162,7 @@ def _group_row(structure: Structure, groups: Sequence[Group]) -> GroupRow:
 def _notes(structure: Structure, groups: Sequence[Group]) -> list[str]:
     found = []
     whole = structure.shared_groups("inner")
-    inner = folded(group.inner for group in groups if group.name in whole and group.inner)
+    inner = folded(dict.fromkeys(own for group in groups if group.name in whole for own in group.inner))
     if inner:
         found.append(f'stays whole unless factor="outer": {", ".join(inner)} is pruned instead')
     by_times: dict[int, list[str]] = {}

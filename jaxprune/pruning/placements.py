@@ -6,17 +6,14 @@ together, whichever these are. So the parts themselves are compared.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from itertools import groupby
 
 import numpy as np
 
 from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.program import Step
 from jaxprune.pruning.records import Trace
-
-Parts = list[list[frozenset[int]]]
-"""For each way to read the axes as rows, the channels in each row, in order; rows without any are left out."""
 
 
 def misplaced(
@@ -35,15 +32,23 @@ def misplaced(
     for name, own in kept.items():
         members = families.members[names.index(name)]
         stays[np.delete(members, own)] = False
-    expected, found = (_in_order(trace) for trace in (families.trace, slim))
+    # The sum of a random number for each channel tells sets of channels apart (64 bits).
+    numbers = np.random.default_rng(0).integers(1, 1 << 63, len(stays), dtype=np.uint64)
+    expected, found = (_in_order(trace) for trace in (structure.settled, slim))
+    for key in (own for own in expected if own not in found):  # there are no parts any more
+        lost = _channels(expected[key][1], stays, most)
+        if (lost >= 0).any():
+            mixed = np.unique(families.family_of[lost[lost >= 0]])
+            return expected[key][0].where, frozenset(names[family] for family in mixed.tolist())
     for key, (step, labels) in found.items():
         if key not in expected:
             continue  # the slim network takes another way through its code
-        before = _parts(families.trace.labels.find(expected[key][1]), stays, most)
-        after = _parts(slim.labels.find(labels), stays, most)
-        if before != after:
-            mixed = {root for rows in (before, after) for row in rows[-1] for root in row}
-            return step.where, frozenset(names[int(families.family_of[root])] for root in mixed)
+        before = _channels(expected[key][1], stays, most)
+        after = _channels(slim.labels.find(labels), stays, most)
+        pairs = zip(_parts(before, numbers), _parts(after, numbers), strict=True)
+        if not all(np.array_equal(left, right) for left, right in pairs):
+            mixed = np.unique(families.family_of[np.concatenate([before[before >= 0], after[after >= 0]])])
+            return step.where, frozenset(names[family] for family in mixed.tolist())
     return None
 
 
@@ -57,13 +62,23 @@ def _in_order(trace: Trace) -> dict[tuple[str, int], tuple[Step, np.ndarray]]:
     return found
 
 
-def _parts(labels: np.ndarray, stays: np.ndarray, most: int) -> Parts:
+def _channels(labels: np.ndarray, stays: np.ndarray, most: int) -> np.ndarray:
+    """The channel at each place, -1 where there is none that stays."""
     known = (labels >= 0) & (labels < most)
     own = np.where(known, labels % len(stays), 0)
-    known &= stays[own]
-    found: Parts = []
-    for axis in range(labels.ndim):
-        rows = np.where(known, own, -1).reshape(int(np.prod(labels.shape[:axis])), -1)
-        sets = [frozenset(np.unique(row[row >= 0]).tolist()) for row in rows]
-        found.append([row for row, _ in groupby(row for row in sets if row)])  # copies are one
+    return np.where(known & stays[own], own, -1)
+
+
+def _parts(channels: np.ndarray, numbers: np.ndarray) -> list[np.ndarray]:
+    """For each way to read the axes as rows, numbers for the sets of channels in the rows.
+
+    Rows without any are left out, and so are those equal to the one before: copies are one.
+    """
+    found = []
+    for axis in range(channels.ndim):
+        rows = np.sort(channels.reshape(math.prod(channels.shape[:axis]), -1), axis=1)
+        is_first = np.diff(rows, axis=1, prepend=-1) != 0
+        sums = np.where(is_first & (rows >= 0), numbers[np.maximum(rows, 0)], 0).sum(axis=1)
+        sums = sums[sums != 0]
+        found.append(sums[np.diff(sums, prepend=np.uint64(0)) != 0])
     return found

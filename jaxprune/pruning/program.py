@@ -23,7 +23,10 @@ from flax import nnx
 from jaxprune.pruning.states import FlatState, Path, merge_model
 from jaxprune.types import Array
 
-_LIBRARIES = tuple(os.path.dirname(module.__file__ or "") for module in (jax, jaxlib, flax, optax))
+_LIBRARIES = (
+    *(os.path.dirname(module.__file__ or "") for module in (jax, jaxlib, flax, optax)),
+    os.path.dirname(__file__),
+)
 
 
 LOOPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -49,12 +52,12 @@ class Step:
         """The primitive's name."""
         return self.equation.primitive.name
 
-    @property
+    @cached_property
     def where(self) -> str:
         """The primitive with the user's source line, for messages."""
         # a library function's own jit knows no user line, the call of it does
         for frame in (frame for equation in (self.equation, *self.callers) for frame in _frames(equation)):
-            if not frame.file_name.startswith((*_LIBRARIES, os.path.dirname(__file__))):
+            if not frame.file_name.startswith(_LIBRARIES):
                 return f"{self.name} at {frame.file_name}:{frame.line_num} ({frame.function_name})"
         return self.name
 

@@ -20,7 +20,7 @@ from jaxprune.pruning.labels import Labels
 from jaxprune.pruning.placements import misplaced
 from jaxprune.pruning.program import Program, trace_program
 from jaxprune.pruning.resizing import resize_layers
-from jaxprune.pruning.states import FlatState, Path, dotted, merge_model, split_model
+from jaxprune.pruning.states import FlatState, Path, dotted, in_mode, merge_model, split_model
 from jaxprune.pruning.tracing import walk
 
 Attributes = Mapping[str, int]
@@ -42,16 +42,17 @@ def slim_model_graph(
     attributes: Attributes | None = None,
 ) -> nnx.Module:
     """A copy of a model whose layers have the sizes of the slim network; its arrays still have the old ones."""
-    return _resized(model, structure, cut_arrays(structure, kept), attributes)
+    copy = merge_model(*split_model(model))
+    _resize(copy, structure, cut_arrays(structure, kept), attributes)
+    return copy
 
 
-def _resized(
-    model: nnx.Module,
+def _resize(
+    copy: nnx.Module,
     structure: Structure,
     cuts: Mapping[Path, tuple[AxisCut, ...]],
     attributes: Attributes | None,
-) -> nnx.Module:
-    copy = merge_model(*split_model(model))
+) -> None:
     old = dict(structure.shapes)
 
     def outer_kept(path: Path, axis: int, blocks: int) -> int | None:
@@ -66,7 +67,6 @@ def _resized(
     resize_layers(copy, old, {path: cut_shape(axes) for path, axes in cuts.items()}, outer_kept)
     for name, value in (attributes or {}).items():
         _set_attribute(copy, name, value)
-    return copy
 
 
 def _set_attribute(model: nnx.Module, name: str, value: int) -> None:
@@ -114,8 +114,9 @@ def _slim_program(
     cuts: Mapping[Path, tuple[AxisCut, ...]],
     attributes: Attributes | None,
 ) -> Program | Misfit:
-    copy = _resized(model, structure, cuts, attributes)
-    graphdef, flat, rest = split_model(copy, "evaluation")
+    copy = in_mode(model, "evaluation")
+    _resize(copy, structure, cuts, attributes)
+    graphdef, flat, rest = split_model(copy)
     arrays = {path: jax.ShapeDtypeStruct(cut_shape(axes), flat[path].dtype) for path, axes in cuts.items()}
     try:
         program = trace_program(graphdef, cast(FlatState, arrays), rest, structure.example)
@@ -136,8 +137,7 @@ def _mixed_up(
     families = structure.families
     seeds = {path: tuple(axis.labels for axis in axes) for path, axes in cuts.items()}
     labels = Labels(copies * len(families.family_of))
-    for root, reason in families.refused.items():
-        labels.freeze(np.asarray([root]), reason)
+    labels.freeze_each(families.refused)
     trace = walk(program, structure.trained, seeds, labels)
     names = list(structure.groups)
     family_of = np.tile(families.family_of, copies)
@@ -161,7 +161,9 @@ def _mixed_up(
             name = names[int(family_of[root])]
             return Misfit(f"channels of {name} cannot be told apart any more: {reason}", frozenset({name}))
     active = np.flatnonzero(is_active)
-    if len(np.unique(trace.labels.find(active))) < len(active):
+    is_met = np.zeros(len(trace.labels), bool)
+    is_met[trace.labels.find(active)] = True
+    if is_met.sum() < len(active):
         return Misfit("channels meet others than before")
     if trace.requests:
         return Misfit("an axis that was taken apart evenly no longer is")

@@ -65,15 +65,17 @@ def split_model(
             "Wrap a function and its parameters in an nnx.Module whose __call__ takes the images."
         )
     if mode != "as_is":
-        is_evaluation = mode == "evaluation"
-        model = nnx.view(
-            model,
-            use_running_average=is_evaluation,
-            deterministic=is_evaluation,
-            raise_if_not_found=False,
-        )
+        model = in_mode(model, mode)
     graphdef, random, *arrays = nnx.split(model, nnx.RngState, ...)
     return graphdef, _arrays(arrays[0]), _arrays(random)
+
+
+def in_mode(model: nnx.Module, mode: Literal["evaluation", "training"]) -> nnx.Module:
+    """A copy of a model that shares its variables, with batch norm and dropout switched."""
+    is_evaluation = mode == "evaluation"
+    return nnx.view(
+        model, use_running_average=is_evaluation, deterministic=is_evaluation, raise_if_not_found=False
+    )
 
 
 def merge_model(

@@ -200,6 +200,7 @@ def test_what_follows_from_a_twin():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # it compiles 900 functions one by one
 def test_random_populations_stay_equal_on_a_network(network):
     drawn = [random_expression(jax.random.key(seed), DEFAULT_VOCABULARY) for seed in range(300)]
     found = Scorer(network).run(drawn)

@@ -100,6 +100,11 @@ def test_what_the_sample_holds_whole_equals_from_arrays(sizes):
     np.testing.assert_array_equal(found.gradients.samples, expected.gradients.samples)
     np.testing.assert_allclose(found.gradients.fisher, expected.gradients.fisher, rtol=1e-5)
     np.testing.assert_allclose(found.gradients.first_order, expected.gradients.first_order, rtol=1e-5)
+    if sizes == [60]:  # room for classes yet to come changes the order of sums: here all are known
+        known = streamed(
+            cut(arrays, sizes), num_samples=60, num_classes=len(expected.class_counts), **optional
+        )
+        jax.tree.map(np.testing.assert_array_equal, known.moments, expected.moments)
 
 
 @given(

@@ -1,0 +1,192 @@
+"""What is tried out by tracing again, on networks whose code counts on numbers of channels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from small_nets import IMAGES, Net, conv, flat, linear, relative_error, run, scores_of
+
+from jaxprune.nets.cost import count_macs, count_parameters
+from jaxprune.pruning.masking import mask
+from jaxprune.pruning.planning import make_plan, plan
+from jaxprune.pruning.retracing import find_misfit
+from jaxprune.pruning.slimming import slim
+from jaxprune.pruning.states import split_model
+from jaxprune.pruning.structure import structure_of, trace_structure
+
+TOKENS = IMAGES[..., 0]
+
+
+class Attention(nnx.Module):
+    """Two heads over the rows of an image; what it remembers of its sizes differs from test to test."""
+
+    def __init__(self, forward):
+        self.num_heads, self.head_dim, self.forward = 2, 4, forward
+        self.query, self.key, self.value = (linear(8, 8, seed) for seed in range(3))
+        self.out = linear(8, 3, 3)
+
+    def __call__(self, x):
+        q, k, v = (self.forward(self, layer(x)) for layer in (self.query, self.key, self.value))
+        weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+        return self.out(mixed.reshape(*x.shape[:2], -1)).mean(1)
+
+
+def by_heads():
+    return Attention(lambda net, x: x.reshape(*x.shape[:2], net.num_heads, -1))
+
+
+def by_sizes():
+    return Attention(lambda net, x: x.reshape(*x.shape[:2], -1, net.head_dim))
+
+
+def test_heads_and_places_in_them_are_groups_of_their_own():
+    structure = trace_structure(by_heads(), TOKENS)
+    assert structure.widths == {"query.kernel:outer": 2, "query.kernel:inner": 4, "value.kernel": 4}
+    heads = structure.groups["query.kernel:outer"]
+    assert heads.is_of_blocks and set(heads.inner) == {"query.kernel:inner", "value.kernel"}
+    assert structure.attributes == {"query.kernel:outer": ("num_heads",)}
+
+
+def test_whole_heads_stay_unless_asked_for():
+    net = by_heads()
+    scores = scores_of(trace_structure(net, TOKENS))
+    assert plan(net, scores, TOKENS, kept_fraction=0.5).kept_counts == {
+        "query.kernel:outer": 2,
+        "query.kernel:inner": 2,
+        "value.kernel": 2,
+    }
+    outer = plan(net, scores, TOKENS, kept_fraction=0.5, factor="outer")
+    assert outer.kept_counts == {"query.kernel:outer": 1, "query.kernel:inner": 4, "value.kernel": 4}
+    both = plan(net, scores, TOKENS, kept_fraction=0.5, factor="both")
+    assert both.kept_counts == {"query.kernel:outer": 1, "query.kernel:inner": 2, "value.kernel": 2}
+
+
+def test_an_attribute_that_holds_an_old_size_is_named_with_the_value_it_needs():
+    net = by_heads()
+    made = plan(net, scores_of(trace_structure(net, TOKENS)), TOKENS, kept_fraction=0.5, factor="outer")
+    with pytest.raises(ValueError, match=r"pass slim\(..., attributes=\{'num_heads': 1\}\)"):
+        slim(net, made)
+    smaller = slim(net, made, attributes={"num_heads": 1})
+    assert (smaller.num_heads, net.num_heads) == (1, 2)
+    assert relative_error(run(mask(net, made), TOKENS), run(smaller, TOKENS)) < 1e-5
+
+
+def test_an_attribute_that_does_not_exist_is_refused():
+    net = by_heads()
+    made = plan(net, scores_of(trace_structure(net, TOKENS)), TOKENS, kept_fraction=0.5)
+    with pytest.raises(ValueError, match=r"needs names of whole numbers in the network, .* got 'num_legs'"):
+        slim(net, made, attributes={"num_legs": 1})
+
+
+def test_sizes_that_several_layers_share_are_cut_alike():
+    net = by_sizes()
+    structure = trace_structure(net, TOKENS)
+    places = next(name for name in structure.groups if name.endswith("inner"))
+    assert structure.attributes[places] == ("head_dim",)
+    assert structure.groups[places].producers == (
+        "query.kernel:inner",
+        *structure.groups[places].producers[1:],
+    )
+    made = plan(net, scores_of(structure), TOKENS, kept_fraction=0.5)
+    with pytest.raises(ValueError, match=r"attributes=\{'head_dim': 2\}"):
+        slim(net, made)
+    smaller = slim(net, made, attributes={"head_dim": 2})
+    assert smaller.query.out_features == smaller.value.out_features == 4
+
+
+def halves(net, x):
+    left, right = jnp.split(net.a(x), 2, axis=-1)
+    return net.head(jnp.concatenate([nnx.relu(left), right * 2], -1).mean((1, 2)))
+
+
+def test_halves_are_cut_alike():
+    net = Net({"a": conv(1, 8), "head": linear(8, 3)}, halves)
+    structure = trace_structure(net, IMAGES)
+    assert structure.widths == {"a.kernel": 4}
+    made = plan(net, scores_of(structure), IMAGES, kept_fraction=0.5)
+    smaller = slim(net, made)
+    assert smaller.a.out_features == 4
+    assert relative_error(run(mask(net, made)), run(smaller)) < 1e-5
+    assert structure.count_macs(made.kept_counts) == count_macs(smaller, IMAGES[:1])
+    assert structure.count_parameters(made.kept_counts) == count_parameters(smaller)
+
+
+def test_a_border_at_a_fixed_place_is_not_let_go():
+    def forward(net, x):
+        y = net.a(x)
+        return net.head(jnp.concatenate([nnx.relu(y[..., :3]), y[..., 3:]], -1).mean((1, 2)))
+
+    net = Net({"a": conv(1, 8), "head": linear(8, 3)}, forward)
+    structure = trace_structure(net, IMAGES)
+    assert not structure.groups
+    assert "counts on their number" in structure.why_frozen("a.kernel")
+    with pytest.raises(ValueError, match="needs a network with at least one channel that can be removed"):
+        structure.require_groups()
+
+
+def test_padding_computed_from_shapes_is_kept_even():
+    def forward(net, x):
+        x, y = net.a(x), net.b(x)
+        more = y.shape[-1] - x.shape[-1]
+        padded = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (more // 2, more - more // 2)))
+        return net.head((padded + y).mean((1, 2)))
+
+    net = Net({"a": conv(1, 4), "b": conv(1, 8, 1), "head": linear(8, 3)}, forward)
+    structure = trace_structure(net, IMAGES)
+    assert structure.widths == {"a.kernel": 4, "b.kernel": 2}
+    made = plan(net, scores_of(structure), IMAGES, kept_fraction=0.5)
+    assert relative_error(run(mask(net, made)), run(slim(net, made))) < 1e-5
+
+
+def test_what_is_cut_in_other_places_than_it_means_is_found_though_all_shapes_fit():
+    net = Net({"a": conv(1, 8), "head": linear(8, 3)}, halves)
+    structure = trace_structure(net, IMAGES)
+    assert find_misfit(net, structure, {"a.kernel": np.array([0, 3])}) is None
+    by_index = trace_structure(by_heads(), TOKENS)
+    misfit = find_misfit(by_heads(), by_index, {"query.kernel:outer": np.array([1])})
+    assert misfit is not None
+
+
+def test_no_weights_are_needed():
+    abstract = nnx.eval_shape(
+        lambda: Net({"a": conv(1, 4), "head": linear(256, 3)}, lambda n, x: n.head(flat(n.a(x))))
+    )
+    shape = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
+    assert trace_structure(abstract, shape).widths == {"a.kernel": 4}
+
+
+def test_another_batch_size_gives_the_same_groups():
+    net = Net({"a": conv(1, 8), "head": linear(8, 3)}, halves)
+    structure = trace_structure(net, IMAGES)
+    again = structure_of(*split_model(net, "evaluation"), IMAGES, structure, batch=5)
+    assert again.groups == structure.groups
+    assert again.frozen == structure.frozen
+
+
+def test_kept_counts_may_name_any_group():
+    net = by_heads()
+    structure = trace_structure(net, TOKENS)
+    made = plan(net, scores_of(structure), TOKENS, kept_counts={"query.kernel:outer": 1})
+    assert made.kept_counts["query.kernel:outer"] == 1
+
+
+def test_an_unknown_factor_is_refused():
+    net = by_heads()
+    with pytest.raises(ValueError, match="factor must be 'inner', 'outer' or 'both', got 'heads'"):
+        plan(net, scores_of(trace_structure(net, TOKENS)), TOKENS, kept_fraction=0.5, factor="heads")
+
+
+def test_a_plan_that_leaves_nothing_to_cut_is_refused():
+    net = by_heads()
+    scores = scores_of(trace_structure(net, TOKENS))
+    with pytest.raises(ValueError, match="nothing is left to prune: with factor='inner' and ignore="):
+        plan(net, scores, TOKENS, kept_fraction=0.5, ignore=("*",))
+
+
+def test_a_plan_by_hand_is_checked_like_any():
+    net = by_heads()
+    structure = trace_structure(net, TOKENS)
+    with pytest.raises(ValueError, match="needs rising indices between 0 and 1"):
+        make_plan(structure, {"query.kernel:outer": (1, 0)})
