@@ -45,8 +45,9 @@ def misplaced(
             continue  # the slim network takes another way through its code
         before = _channels(expected[key][1], stays, most)
         after = _channels(slim.labels.find(labels), stays, most)
-        pairs = zip(_parts(before, numbers), _parts(after, numbers), strict=True)
-        if not all(np.array_equal(left, right) for left, right in pairs):
+        pairs = zip(_parts(before, numbers), _parts(after, numbers), strict=False)
+        is_same = before.ndim == after.ndim and all(np.array_equal(left, right) for left, right in pairs)
+        if not is_same:
             mixed = np.unique(families.family_of[np.concatenate([before[before >= 0], after[after >= 0]])])
             return step.where, frozenset(names[family] for family in mixed.tolist())
     return None

@@ -84,7 +84,7 @@ def networks_in(text: str) -> list[str]:
     """Names in the first column of the table.
 
     Example:
-      >>> networks_in("| network | a |\\\\n|---|---|\\\\n| lenet5 | 3 |\\\\n")
+      >>> networks_in("| network | a |\\n|---|---|\\n| lenet5 | 3 |\\n")
       ['lenet5']
     """
     names = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
