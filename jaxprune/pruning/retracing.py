@@ -58,15 +58,21 @@ def _resize(
     def outer_kept(path: Path, axis: int, blocks: int) -> int | None:
         """Of equal blocks, those that stay: as many as labels that are one for a whole block."""
         whole = [
-            own
+            (own, roots)
             for own, roots in zip(cuts[path][axis].labels, structure.families.roots[path][axis], strict=True)
             if bool((roots.reshape(blocks, -1) == roots.reshape(blocks, -1)[:, :1]).all())
         ]
-        return np.unique(np.stack(whole), axis=1).shape[1] if whole else None
+        if not whole or _num_columns([roots for _, roots in whole]) < blocks:
+            return None  # blocks that are one to the network all stay
+        return _num_columns([own for own, _ in whole])
 
     resize_layers(copy, old, {path: cut_shape(axes) for path, axes in cuts.items()}, outer_kept)
     for name, value in (attributes or {}).items():
         _set_attribute(copy, name, value)
+
+
+def _num_columns(rows: list[np.ndarray]) -> int:
+    return int(np.unique(np.stack(rows), axis=1).shape[1])
 
 
 def _set_attribute(model: nnx.Module, name: str, value: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from typing import NamedTuple
 
@@ -110,7 +111,7 @@ def check(seeds: range) -> None:
     outcomes = [outcome_of(seed) for seed in seeds]
     counts = Counter(outcome.kind for outcome in outcomes)
     channels, prunable = (sum(getattr(own, name) for own in outcomes) for name in ("channels", "prunable"))
-    print(f"\n{dict(counts)}; {prunable} of {channels} channels of hidden layers are in groups")
+    sys.stdout.write(f"{dict(counts)}; {prunable} of {channels} channels of hidden layers are in groups\n")
     wrong = [own.story for own in outcomes if own.kind == "WRONG"]
     assert not wrong, "\n\n".join(wrong)
     # A tool that refuses everything is exact, too.

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
-from zoo_cases import FRACTIONS, QUICK, attributes_of, case_of, compare, known_structure, scores_of
+from zoo import ZOO
+from zoo_cases import (
+    FRACTIONS,
+    QUICK,
+    Comparison,
+    attributes_of,
+    case_of,
+    compare,
+    fraction_of,
+    known_structure,
+    quick_comparison,
+    scores_of,
+)
 
 from jaxprune.nets.cost import count_macs, count_parameters
 from jaxprune.pruning.budgets import budget_counts
@@ -14,7 +28,6 @@ from jaxprune.pruning.masking import mask
 from jaxprune.pruning.planning import select
 from jaxprune.pruning.retracing import find_misfit
 from jaxprune.pruning.states import split_model
-from zoo import ZOO
 
 FACTORED = (
     "resnext50",
@@ -29,25 +42,20 @@ FACTORED = (
     "scanned_transformer",
     "remat_transformer",
 )
-"""Networks with two groups on the same indices: whole heads, groups of a norm or of a convolution, and places in them."""
-
-
-def fraction_of(name: str) -> float:
-    """One of the four, in turns."""
-    return FRACTIONS[list(ZOO).index(name) % len(FRACTIONS)]
+"""Networks with two groups on the same indices: whole heads, groups of a norm or of a convolution; and places."""
 
 
 def arrays_of(model: nnx.Module) -> dict:
     return jax.device_get(split_model(model)[1])
 
 
-def check(name: str, options: dict | None = None, **budget) -> None:
+def check(name: str, fraction: float, compare: Callable[[], Comparison]) -> None:
     """The slim network equals the oracle, costs what was foretold, and the caller's network is as it was."""
     model, structure, inputs = case_of(name)
     graphdef, before = split_model(model)[0], arrays_of(model)
-    found = compare(name, options, **budget)
+    found = compare()
     assert found.is_exact, f"float32 {found.error:.1e}, float64 {found.double_error}"
-    if budget["kept_fraction"] >= 0.5:
+    if fraction >= 0.5:
         assert found.is_sensitive  # or nothing was compared
     widths = found.plan.kept_counts
     assert widths != structure.widths
@@ -63,7 +71,7 @@ def check(name: str, options: dict | None = None, **budget) -> None:
 
 @pytest.mark.parametrize("name", ZOO)
 def test_slim_equals_the_oracle(name):
-    check(name, QUICK, kept_fraction=fraction_of(name))
+    check(name, fraction_of(name), lambda: quick_comparison(name))
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -81,14 +89,14 @@ def test_the_network_fits_at_the_other_fractions(name):
 
 @pytest.mark.parametrize("name", ["resnext50", "unet_group_norm", "bert"])
 def test_both_of_two_groups_on_the_same_indices_are_exact(name):
-    check(name, QUICK, kept_fraction=0.5, factor="both")
+    check(name, 0.5, lambda: compare(name, QUICK, kept_fraction=0.5, factor="both"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fraction", FRACTIONS)
 @pytest.mark.parametrize("name", ZOO)
 def test_slim_equals_the_oracle_at_every_fraction(name, fraction):
-    check(name, kept_fraction=fraction)
+    check(name, fraction, lambda: compare(name, kept_fraction=fraction))
 
 
 @pytest.mark.slow
@@ -96,14 +104,14 @@ def test_slim_equals_the_oracle_at_every_fraction(name, fraction):
 @pytest.mark.parametrize("fraction", FRACTIONS)
 @pytest.mark.parametrize("name", FACTORED)
 def test_factors_of_the_same_indices_are_exact_at_every_fraction(name, fraction, factor):
-    check(name, kept_fraction=fraction, factor=factor)
+    check(name, fraction, lambda: compare(name, kept_fraction=fraction, factor=factor))
 
 
 @pytest.mark.parametrize("name", ["resnet56_padded", "mobilenet_v2", "densenet121", "shufflenet_v2"])
 def test_without_norms_over_channels_masking_is_all(name):
-    assert compare(name, QUICK, kept_fraction=0.5).is_plain
+    assert quick_comparison(name).is_plain
 
 
 @pytest.mark.parametrize("name", ["convnext_t", "vit_s16", "mixture_of_experts"])
 def test_norms_and_softmaxes_over_channels_are_more_than_masking(name):
-    assert not compare(name, QUICK, kept_fraction=0.5).is_plain
+    assert not quick_comparison(name).is_plain
