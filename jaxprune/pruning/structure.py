@@ -19,6 +19,7 @@ from flax import nnx
 
 from jaxprune.pruning.factoring import first_state, settled_trace, tied_state
 from jaxprune.pruning.groups import Structure, structure_from
+from jaxprune.pruning.labels import distinct
 from jaxprune.pruning.program import trace_program
 from jaxprune.pruning.retracing import Misfit, find_misfit, remembered_sizes
 from jaxprune.pruning.states import FlatState, Path, dotted, fingerprint, parameter_paths, split_model
@@ -187,7 +188,7 @@ def _suspects(structure: Structure) -> list[str]:
 def _families_of(structure: Structure, labels: np.ndarray) -> set[int]:
     families = structure.families
     members, _ = families.of(families.trace.labels.find(labels))
-    return set(np.unique(members[members >= 0]).tolist())
+    return set(distinct(members[members >= 0]).tolist())
 
 
 def _ties(structure: Structure, families: set[int]) -> list[tuple[np.ndarray, np.ndarray]]:
