@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune.pruning.labels import FREE
+from jaxprune.pruning.labels import FREE, distinct
 from jaxprune.pruning.program import Step
 from jaxprune.pruning.records import Request, Trace
 from jaxprune.pruning.values import LabelField, Value
@@ -136,7 +136,7 @@ def _is_alike(left: np.ndarray, right: np.ndarray) -> bool:
     if np.array_equal(a, b):
         return True
     pairs = np.unique(np.stack([a, b]), axis=1).shape[1]
-    return pairs == len(np.unique(a)) == len(np.unique(b))
+    return pairs == len(distinct(a)) == len(distinct(b))
 
 
 def _line_up(
@@ -245,7 +245,7 @@ def _digits(flat: np.ndarray) -> tuple[int, int] | None:
       (2, 4)
     """
     known = flat[flat >= 0]
-    if len(np.unique(known)) == len(known):
+    if len(distinct(known)) == len(known):
         return 1, len(flat)
     changes = np.flatnonzero(flat != flat[0])
     block = int(changes[0]) if changes.size else len(flat)
@@ -254,7 +254,7 @@ def _digits(flat: np.ndarray) -> tuple[int, int] | None:
     digits = flat[::block]
     again = np.flatnonzero(digits[1:] == digits[0])
     period = int(again[0]) + 1 if again.size else len(digits)
-    if len(digits) % period or len(np.unique(digits[:period])) < period:
+    if len(digits) % period or len(distinct(digits[:period])) < period:
         return None
     if not np.array_equal(np.tile(np.repeat(digits[:period], block), len(digits) // period), flat):
         return None

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxprune.pruning.combining import combine, drop_axes
-from jaxprune.pruning.labels import FREE
+from jaxprune.pruning.labels import FREE, distinct
 from jaxprune.pruning.movements import NO_ORIGIN, regrouped
 from jaxprune.pruning.program import Step
 from jaxprune.pruning.records import Cost, Trace, output_shapes
@@ -252,7 +252,7 @@ def _note_production(
     if path is None:
         trace.freeze(own, f"weights that are not one parameter in {step.where}")
         return frozenset()
-    labels = np.unique(np.concatenate([each.labels.reshape(-1) for each in own]))
+    labels = distinct(np.concatenate([each.labels.reshape(-1) for each in own]))
     axes = NO_ORIGIN.union(*_origins(kernel, made))
     return frozenset({trace.produce(step, path, axes, labels[labels >= 0])})
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxprune.pruning.labels import distinct
 from jaxprune.pruning.records import Trace
 from jaxprune.pruning.states import Path, dotted
 
@@ -42,7 +43,7 @@ class Families:
         found: dict[int, list[np.ndarray]] = {}
         for roots in self.roots[path][axis]:
             families, channels = self.of(roots)
-            for family in np.unique(families[families >= 0]).tolist():
+            for family in distinct(families[families >= 0]).tolist():
                 found.setdefault(family, []).append(
                     np.where(families == family, channels, -1).astype(np.int32)
                 )
@@ -100,7 +101,7 @@ def _alike(
 def _read_labels(trace: Trace, index: int) -> np.ndarray:
     use = trace.consumptions[index]
     own = [each.labels.reshape(-1) for each in use.seen.fields if set(each.axes) & set(use.axes)]
-    labels = np.unique(np.concatenate(own)) if own else np.zeros(0, np.int64)
+    labels = distinct(np.concatenate(own)) if own else np.zeros(0, np.int64)
     return trace.labels.find(labels[labels >= 0])
 
 
@@ -108,7 +109,7 @@ def _numbered(family_of: np.ndarray, by_number: Sequence[np.ndarray]) -> dict[in
     """Family -> the numbers of what touches it, rising."""
     found: dict[int, list[int]] = {}
     for number, roots in enumerate(by_number):
-        for family in np.unique(family_of[roots]).tolist():
+        for family in distinct(family_of[roots]).tolist():
             found.setdefault(family, []).append(number)
     return found
 

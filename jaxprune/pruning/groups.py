@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxprune.pruning.families import Families, find_families, names_of
-from jaxprune.pruning.labels import Labels
+from jaxprune.pruning.labels import Labels, distinct
 from jaxprune.pruning.layouts import Field, Layout, count_kept
 from jaxprune.pruning.program import Body, Program
 from jaxprune.pruning.records import Cost, Trace
@@ -324,7 +324,7 @@ def _frozen(
             if size == 1 or is_free.all():
                 continue
             roots = [
-                root for each in families.roots[path][axis] for root in np.unique(each[~is_free]).tolist()
+                root for each in families.roots[path][axis] for root in distinct(each[~is_free]).tolist()
             ]
             reasons = [families.refused[root] for root in roots if root in families.refused]
             stays = int((~is_free).sum())
@@ -345,7 +345,7 @@ def _factored(
             members, channels = families.of(families.trace.labels.find(flat))
             fields += [
                 Field(names[family], np.where(members == family, channels, -1).astype(np.int32))
-                for family in np.unique(members[members >= 0]).tolist()
+                for family in distinct(members[members >= 0]).tolist()
             ]
         length = len(cluster[0])
         if fields:

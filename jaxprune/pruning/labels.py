@@ -130,3 +130,14 @@ class Labels:
         whys = (self._why[frozen[earliest]] - 1).tolist()
         found = self._roots(frozen[earliest]).tolist()
         return {root: self._reasons[why] for root, why in zip(found, whys, strict=True)}
+
+
+def distinct(values: np.ndarray) -> np.ndarray:
+    """What `numpy.unique` gives, several times faster on labels, which mostly rise already.
+
+    Example:
+      >>> distinct(np.array([[3, 1], [3, 2]])).tolist()
+      [1, 2, 3]
+    """
+    ordered = np.sort(values, axis=None, kind="stable")
+    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if ordered.size else ordered

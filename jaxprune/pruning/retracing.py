@@ -162,10 +162,17 @@ def _mixed_up(
             return Misfit(
                 f"channels of {', '.join(sorted(groups))} meet others than before in {step.where}", groups
             )
-    for root, reason in trace.labels.reason_by_root().items():
-        if root < len(is_active) and is_active[root]:
-            name = names[int(family_of[root])]
-            return Misfit(f"channels of {name} cannot be told apart any more: {reason}", frozenset({name}))
+    lost = {
+        root: reason
+        for root, reason in trace.labels.reason_by_root().items()
+        if root < len(is_active) and is_active[root]
+    }
+    if lost:
+        mixed_up = [names[int(family_of[root])] for root in lost]
+        reason = next(iter(lost.values()))
+        return Misfit(
+            f"channels of {mixed_up[0]} cannot be told apart any more: {reason}", frozenset(mixed_up)
+        )
     active = np.flatnonzero(is_active)
     is_met = np.zeros(len(trace.labels), bool)
     is_met[trace.labels.find(active)] = True

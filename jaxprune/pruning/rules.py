@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxprune.pruning.combining import combine, drop_axes
 from jaxprune.pruning.contractions import convolution, dot_general, frozen_outputs
-from jaxprune.pruning.labels import FREE
+from jaxprune.pruning.labels import FREE, distinct
 from jaxprune.pruning.movements import MOVEMENTS, NO_ORIGIN, Rule
 from jaxprune.pruning.program import Step
 from jaxprune.pruning.records import Trace, output_shapes
@@ -199,7 +199,7 @@ def _looked_up(trace: Trace, step: Step, table: Value, found: Value, offsets: Ma
         return found
     (path,) = table.sources
     axes = NO_ORIGIN.union(*(table.origin[axis] for axis in offsets if table.origin))
-    labels = np.unique(np.concatenate([own.labels.reshape(-1) for own in found.fields]))
+    labels = distinct(np.concatenate([own.labels.reshape(-1) for own in found.fields]))
     number = trace.produce(step, path, axes, labels[labels >= 0])
     return dataclasses.replace(found, producers=found.producers | {number})
 

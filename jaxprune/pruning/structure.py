@@ -19,6 +19,7 @@ from flax import nnx
 
 from jaxprune.pruning.factoring import first_state, settled_trace, tied_state
 from jaxprune.pruning.groups import Structure, structure_from
+from jaxprune.pruning.labels import distinct
 from jaxprune.pruning.program import trace_program
 from jaxprune.pruning.retracing import Misfit, find_misfit, remembered_sizes
 from jaxprune.pruning.states import FlatState, Path, dotted, fingerprint, parameter_paths, split_model
@@ -26,6 +27,9 @@ from jaxprune.types import Array
 
 Choose = Callable[[Structure, Sequence[str]], dict[str, np.ndarray]]
 """Which channels to keep of some groups."""
+_KNOWN: dict[object, Structure] = {}
+"""The last structures, by architecture and shape of the input."""
+_MOST_KNOWN = 4
 _MOST_ROUNDS = 6
 _MOST_SETS_OF_ATTRIBUTES = 6
 
@@ -34,7 +38,8 @@ def trace_structure(model: nnx.Module, example: Array | jax.ShapeDtypeStruct) ->
     """Finds the groups of a network by tracing it in evaluation mode.
 
     Only shapes are used. What the tracer does not understand is frozen with a reason that names the operation and the
-    source line; inputs and outputs of the network are never cut.
+    source line; inputs and outputs of the network are never cut. Networks of one architecture have one structure: the
+    last few are remembered, so that planning and slimming do not trace anew.
 
     Args:
       model: NNX module called as `model(images)`; it is not changed. Its arrays may be abstract
@@ -62,6 +67,26 @@ def trace_structure(model: nnx.Module, example: Array | jax.ShapeDtypeStruct) ->
     """
     graphdef, flat, rest = split_model(model, "evaluation")
     images = _at_batch(example, 2)
+    key = (graphdef, fingerprint(flat), images.shape, images.dtype)
+    try:
+        known = _KNOWN.get(key)
+    except TypeError:  # a network may remember what has no hash
+        return _traced(model, graphdef, flat, rest, images)
+    if known is None:
+        known = _traced(model, graphdef, flat, rest, images)
+        while len(_KNOWN) >= _MOST_KNOWN:
+            _KNOWN.pop(next(iter(_KNOWN)))
+        _KNOWN[key] = known
+    return known
+
+
+def _traced(
+    model: nnx.Module,
+    graphdef: nnx.GraphDef[nnx.Module],
+    flat: FlatState,
+    rest: FlatState,
+    images: jax.ShapeDtypeStruct,
+) -> Structure:
     program = trace_program(graphdef, flat, rest, images)
     shapes = {path: program.shapes[number] for path, number in program.parameters.items()}
     state = first_state(shapes, tied_axes(model, shapes))
@@ -187,7 +212,7 @@ def _suspects(structure: Structure) -> list[str]:
 def _families_of(structure: Structure, labels: np.ndarray) -> set[int]:
     families = structure.families
     members, _ = families.of(families.trace.labels.find(labels))
-    return set(np.unique(members[members >= 0]).tolist())
+    return set(distinct(members[members >= 0]).tolist())
 
 
 def _ties(structure: Structure, families: set[int]) -> list[tuple[np.ndarray, np.ndarray]]:

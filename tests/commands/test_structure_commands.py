@@ -48,7 +48,7 @@ def test_numbers_of_own_classes_are_named(explain):
 def test_json_has_everything(explain):
     facts = json.loads(explain("Heads", "--input", "1x5x6", "--json"))
     assert facts["input"] == [1, 5, 6] and facts["frozen"]["head.kernel[1]"] == "output of the network"
-    inner = [group["inner"] for group in facts["groups"].values() if group["channels"] == 2]
+    (inner,) = (group["inner"] for group in facts["groups"].values() if group["channels"] == 2)
     assert inner == [name for name, group in facts["groups"].items() if group["channels"] == 4]
     assert facts["parameters"] == 3 * (6 * 8 + 8) + 8 * 6 + 6 + 6 * 3 + 3
 

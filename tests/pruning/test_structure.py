@@ -149,6 +149,20 @@ def test_what_is_cut_in_other_places_than_it_means_is_found_though_all_shapes_fi
     assert misfit is not None
 
 
+def test_networks_of_one_architecture_share_a_structure():
+    def net(width, seed):
+        return Net({"a": conv(1, width, seed), "head": linear(width, 3)}, halves)
+
+    assert trace_structure(net(8, 0), IMAGES) is trace_structure(net(8, 1), IMAGES[:1])
+    assert trace_structure(net(6, 0), IMAGES) is not trace_structure(net(8, 0), IMAGES)
+
+
+def test_an_architecture_without_a_hash_is_traced_each_time():
+    net = Net({"a": conv(1, 8), "head": linear(8, 3)}, halves)
+    net.notes = nnx.static([1, 2])
+    assert trace_structure(net, IMAGES).widths == trace_structure(net, IMAGES).widths == {"a.kernel": 4}
+
+
 def test_no_weights_are_needed():
     abstract = nnx.eval_shape(
         lambda: Net({"a": conv(1, 4), "head": linear(256, 3)}, lambda n, x: n.head(flat(n.a(x))))

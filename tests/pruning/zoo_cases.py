@@ -88,7 +88,7 @@ def inputs_of(like: jax.ShapeDtypeStruct) -> np.ndarray:
     return rng.normal(size=like.shape).astype(like.dtype)
 
 
-def scores_of(structure: Structure, seed: int) -> dict[str, np.ndarray]:
+def scores_of(structure: Structure, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {name: rng.normal(size=width) for name, width in structure.widths.items()}
 
