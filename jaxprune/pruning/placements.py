@@ -36,14 +36,14 @@ def misplaced(
     numbers = np.random.default_rng(0).integers(1, 1 << 63, len(stays), dtype=np.uint64)
     expected, found = (_in_order(trace) for trace in (structure.settled, slim))
     for key in (own for own in expected if own not in found):  # there are no parts any more
-        lost = _channels(expected[key][1], stays, most)
+        lost = _channels(expected[key][1], stays, len(stays))
         if (lost >= 0).any():
             mixed = np.unique(families.family_of[lost[lost >= 0]])
             return expected[key][0].where, frozenset(names[family] for family in mixed.tolist())
     for key, (step, labels) in found.items():
         if key not in expected:
             continue  # the slim network takes another way through its code
-        before = _channels(expected[key][1], stays, most)
+        before = _channels(expected[key][1], stays, len(stays))  # without copies: behind is fill
         after = _channels(slim.labels.find(labels), stays, most)
         pairs = zip(_parts(before, numbers), _parts(after, numbers), strict=False)
         is_same = before.ndim == after.ndim and all(np.array_equal(left, right) for left, right in pairs)
