@@ -15,7 +15,8 @@ import numpy as np
 from jaxprune.language.tree import Expression, operand
 from jaxprune.scoring.analysis import View, lanes_of, moment_answer
 from jaxprune.scoring.column_places import Extent, Item, Piece, Place, Planes, Span, contiguous, is_contiguous
-from jaxprune.scoring.kernels import Spec, gather_of, grow, make_geometry, rearrange, source_length
+from jaxprune.scoring.kernels import Spec, gather_of, grow, make_geometry, rearrange, runs_on_host
+from jaxprune.scoring.kernels import source_length as of_source
 from jaxprune.scoring.layers import Layer, Table
 from jaxprune.scoring.set_statistics import (
     SMALLEST_MOMENTS,
@@ -253,11 +254,13 @@ class ColumnProgram:
 
     def growth(self, length: int) -> int:
         """Entries of the copy that `grown` makes."""
-        return 0 if source_length(length) == length else source_length(length)
+        return 0 if of_source(length) == length else of_source(length)
 
     def grown(self, values: Array, length: int, wanted: int = 0) -> Array:
         """A buffer long enough to gather from, or of the length that is wanted."""
-        wanted = wanted or source_length(length)
+        if not wanted and runs_on_host(self.mesh):
+            return values  # NumPy gathers from any
+        wanted = wanted or of_source(length)
         return values if wanted == length else grow(self.mesh, values, wanted)
 
     def by_shard(self, geometry: Array, lane_step: int = 0) -> Array:

@@ -38,8 +38,9 @@ from jaxprune.types import Array
 
 @cache
 def _number(name: str, names: tuple[str, ...]) -> Array:
-    """The place of an operator among others, on the device."""
-    return jax.device_put(np.int32(names.index(name)))
+    """The place of an operator among others, where kernels read it."""
+    number = np.asarray(names.index(name), np.int32)
+    return number if jax.default_backend() == "cpu" else jax.device_put(number)
 
 
 class Value:
@@ -155,8 +156,8 @@ def sum_of(value: Value, node: Expression, view: View, row: int | None = None) -
     program, spec, type, length = value.program, value.spec, value.type, row or value.spec.row
 
     def run(place: Place, values: Array) -> Array:
-        mask = place.layer.mask(type, view, spec, place.first_class)
-        return sum_rows(program.mesh, values, mask.is_real, length)
+        mask = place.layer.mask(type, view, spec, place.first_class, row=length)
+        return sum_rows(program.mesh, values, mask, length)
 
     entries, scratch = buffer_length(spec.length // length), _mask_entries(spec.length, length)
     return program.step(run, (value.slot,), value.node, node, entries=entries, scratch=scratch)

@@ -28,6 +28,7 @@ from jaxprune.scoring.kernel_table import KernelTable
 from jaxprune.scoring.kernels import (
     Spec,
     buffer_length,
+    runs_on_host,
     source_length,
 )
 from jaxprune.scoring.lane_kernels import lane_kernel
@@ -38,7 +39,7 @@ from jaxprune.types import Array
 
 LEAST_BYTES = 16 << 20
 """A smaller budget counts as that for columns: buffers have a least length."""
-COLUMN_ENTRIES = {"cpu": 1 << 20}
+COLUMN_ENTRIES = {"cpu": 1 << 18}
 """Entries of the largest value of a column by backend, as measured: fewer cost calls, more cost memory."""
 DEFAULT_COLUMN_ENTRIES = 1 << 24
 _ARITHMETIC: dict[str, Callable[..., np.ndarray]] = {
@@ -134,7 +135,13 @@ class Engine:
 
     def warm_up(self, most_entries: int) -> None:
         """Compiles every kernel that a value of at most so many entries can ask for."""
-        table = KernelTable(self.layers, self.num_lanes, self._column_entries, most_entries)
+        table = KernelTable(
+            self.layers,
+            self.num_lanes,
+            self._column_entries,
+            most_entries,
+            compiled_only=runs_on_host(self.mesh),
+        )
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
             for _ in pool.map(self._call, table):
                 pass
@@ -214,7 +221,7 @@ class Engine:
         length = source_length(self.num_classes * self.num_lanes)
         flat = self._in_buffer(self.plane(node, view), length)
         if self.mesh is None:
-            return jax.device_put(flat)
+            return flat if runs_on_host(None) else jax.device_put(flat)
         copies = np.broadcast_to(flat, (self.mesh.size, length))
         return jax.device_put(copies, NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names)))
 
@@ -274,7 +281,7 @@ class Engine:
                 for shard, own in enumerate(np.reshape(values, (piece.layer.num_shards, -1))):
                     _fill(planes[piece.item], piece, shard, own)
 
-        with jax.enable_x64(self.dtype == np.float64):
+        with jax.enable_x64(self.dtype == np.float64), np.errstate(all="ignore"):
             for plan in plans[layer.signature]:
                 plan.program.run(layer, plan.with_classes, store, self._column_bytes // 16)
 

@@ -9,7 +9,7 @@ traced strides, and reductions know the length of a row. What is real and what i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from jaxprune.scoring import host_kernels as host
 from jaxprune.scoring.programs import quick_jit
 from jaxprune.types import Array
 
@@ -95,6 +96,18 @@ class RowMask(NamedTuple):
     """[rows] the place in its row of a real entry."""
     number: Array
     """[rows] how many are real."""
+    prefix: int | None = None
+    """On the host: how many of each row, if they are the first ones of all rows."""
+
+
+@cache
+def _is_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def runs_on_host(mesh: Mesh | None) -> bool:
+    """Whether the simplest kernels are NumPy's: on one CPU (see `host_kernels.py`)."""
+    return mesh is None and _is_cpu()
 
 
 class Kernel:
@@ -106,9 +119,17 @@ class Kernel:
       function: of buffers, then shared arguments, then static ones.
       shared: numbers of the arguments that are the same for all shards.
       static: how many of the last arguments are static.
+      on_host: the same for NumPy arrays, to be run instead on a CPU.
     """
 
-    def __init__(self, function: Callable[..., Any], shared: Sequence[int] = (), static: int = 0) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        shared: Sequence[int] = (),
+        static: int = 0,
+        on_host: Callable[..., Any] | None = None,
+    ) -> None:
+        self._on_host = on_host
         self.function, self._shared, self._num_static = function, frozenset(shared), static
         num_arguments = function.__code__.co_argcount
         statics = tuple(range(num_arguments - static, num_arguments))
@@ -117,6 +138,8 @@ class Kernel:
 
     def __call__(self, mesh: Mesh | None, *arguments: Any) -> Any:  # noqa: ANN401
         """Runs it."""
+        if self._on_host is not None and runs_on_host(mesh):
+            return self._on_host(*arguments)
         if mesh is None:
             return self._plain(*arguments)
         split = len(arguments) - self._num_static
@@ -142,7 +165,7 @@ def _binary(operator: Array, left: Array, right: Array) -> jax.Array:
     return jax.lax.switch(operator, [jnp.add, jnp.subtract, jnp.multiply, jnp.divide], left, right)
 
 
-binary = Kernel(_binary, shared=(0,))
+binary = Kernel(_binary, shared=(0,), on_host=host.binary)
 """(number in `BINARY`, left, right) -> entry by entry."""
 
 
@@ -157,7 +180,7 @@ def _unary(operator: Array, factor: Array, values: Array) -> jax.Array:
     return jax.lax.switch(operator, branches, values)
 
 
-unary = Kernel(_unary, shared=(0, 1))
+unary = Kernel(_unary, shared=(0, 1), on_host=host.unary)
 """(number in `UNARY + HELPERS`, factor, values) -> entry by entry."""
 
 
@@ -165,12 +188,12 @@ def _choose(is_real: Array, values: Array, other: Array) -> jax.Array:
     return jnp.where(is_real, values, other)
 
 
-choose = Kernel(_choose, shared=(0, 2))
+choose = Kernel(_choose, shared=(0, 2), on_host=host.choose)
 """(booleans, values, number) -> values, and the number where they are not real."""
 
 
 @lru_cache(maxsize=1 << 16)
-def make_geometry(sizes: tuple[int, ...], strides: tuple[int, ...], offset: int = 0) -> jax.Array:
+def make_geometry(sizes: tuple[int, ...], strides: tuple[int, ...], offset: int = 0) -> Array:
     """Where each entry of a buffer comes from: digits of its place, slowest first, each with a stride.
 
     Args:
@@ -188,7 +211,7 @@ def make_geometry(sizes: tuple[int, ...], strides: tuple[int, ...], offset: int 
     lengths = [*sizes, *(1,) * (5 - len(sizes))]
     shifts = [sum((size - 1).bit_length() for size in lengths[digit + 1 :]) for digit in range(4)]
     numbers = np.asarray([offset, *shifts, *strides, *(0,) * (5 - len(strides))], np.int32)
-    return jax.device_put(numbers)
+    return numbers if _is_cpu() else jax.device_put(numbers)
 
 
 Gather = Literal["entry", "repeat", "run"]
@@ -242,7 +265,7 @@ def _rearrange(source: Array, numbers: Array, length: int, gather: Gather) -> ja
     return jnp.take(blocks, places // BLOCK, axis=0, mode="clip").reshape(length)
 
 
-rearrange = Kernel(_rearrange, static=2)
+rearrange = Kernel(_rearrange, static=2, on_host=host.rearrange)
 """(source, numbers of a geometry, length, how to gather) -> a buffer gathered from the source."""
 
 
@@ -267,7 +290,7 @@ _ARITHMETIC: tuple[Callable[[jax.Array, jax.Array], jax.Array], ...] = (
     lambda right, left: left / right,
 )
 OVER = (*BINARY, "- swapped", "/ swapped")
-binary_over = Kernel(_binary_over, shared=(0,), static=1)
+binary_over = Kernel(_binary_over, shared=(0,), static=1, on_host=host.binary_over)
 """(number in `OVER`, values, source, numbers of a geometry, how to gather) -> values with what is gathered."""
 MOST_OVER = 1 << 16
 """Sources up to that length are gathered within `binary_over`."""
@@ -278,17 +301,17 @@ def _grow(values: Array, length: int) -> jax.Array:
     return jnp.pad(flat, (0, length - len(flat)))
 
 
-grow = Kernel(_grow, static=1)
+grow = Kernel(_grow, static=1, on_host=host.grow)
 """(values, length) -> a longer buffer."""
 
 
-def _sum_rows(values: Array, is_real: Array, row: int) -> jax.Array:
-    found = jnp.sum(jnp.where(is_real, values, 0).reshape(-1, row), axis=1)
+def _sum_rows(values: Array, mask: RowMask, row: int) -> jax.Array:
+    found = jnp.sum(jnp.where(mask.is_real, values, 0).reshape(-1, row), axis=1)
     return _grow(found, buffer_length(len(found)))
 
 
-sum_rows = Kernel(_sum_rows, shared=(1,), static=1)
-"""(values, booleans, entries of a row) -> the sum of each row."""
+sum_rows = Kernel(_sum_rows, shared=(1,), static=1, on_host=partial(host.sum_rows, smallest=SMALLEST_BUFFER))
+"""(values, `RowMask`, entries of a row) -> the sum of each row."""
 
 
 def _spread_rows(values: Array, mask: RowMask, row: int) -> tuple[jax.Array, jax.Array]:
@@ -304,7 +327,9 @@ def _spread_rows(values: Array, mask: RowMask, row: int) -> tuple[jax.Array, jax
     return _grow(mean, length), _grow(variance, length)
 
 
-spread_rows = Kernel(_spread_rows, shared=(1,), static=1)
+spread_rows = Kernel(
+    _spread_rows, shared=(1,), static=1, on_host=partial(host.spread_rows, smallest=SMALLEST_BUFFER)
+)
 """(values, `RowMask`, entries of a row) -> mean and variance of each row."""
 
 
@@ -313,5 +338,5 @@ def _first_least(values: Array, is_real: Array, row: int) -> jax.Array:
     return (jnp.arange(row)[None] == jnp.argmin(rows, axis=1)[:, None]).astype(values.dtype).reshape(-1)
 
 
-first_least = Kernel(_first_least, shared=(1,), static=1)
+first_least = Kernel(_first_least, shared=(1,), static=1, on_host=host.first_least)
 """(values, booleans, entries of a row) -> 1 at the first least real entry of each row, 0 elsewhere."""

@@ -19,7 +19,7 @@ from jaxprune.language.axes import SAMPLE_AXES, Type, slice_bounds, slice_range
 from jaxprune.language.operands import OPERANDS
 from jaxprune.scoring.analysis import View
 from jaxprune.scoring.gradients import Gradients
-from jaxprune.scoring.kernels import RowMask, Spec, bucket, grow, source_length
+from jaxprune.scoring.kernels import RowMask, Spec, bucket, grow, runs_on_host, source_length
 from jaxprune.scoring.lanes import is_built_in, registered_value
 from jaxprune.scoring.records import Operands
 from jaxprune.scoring.samples import MASK_BYTES, Samples
@@ -137,7 +137,9 @@ class Layer:
         by_row = flat.reshape(-1, row)
         count = np.maximum(by_row.sum(axis=1), 1).astype(self.members[0].dtype)
         arrays = (flat, by_row.argmax(axis=1).astype(np.int32), count)
-        return RowMask(*(self._shared(array) for array in arrays))
+        prefix = _prefix(by_row[: spec.entries // row]) if runs_on_host(self.mesh) else None
+        placed = [self._shared(array) for array in arrays]
+        return RowMask(placed[0], placed[1], placed[2], prefix)
 
     def axis_masks(self, type: Type, view: View, spec: Spec, first_class: int) -> tuple[np.ndarray, ...]:
         """[classes or 1, length] booleans for each axis of a value."""
@@ -279,6 +281,12 @@ class Layer:
         for k, is_other in enumerate(self.samples.is_other):
             placed[k, :, is_other] = np.moveaxis(rows[k, :, : is_other.sum()], 1, 0)
         return np.moveaxis(placed, 2, axis)
+
+
+def _prefix(rows: np.ndarray) -> int | None:
+    """How many entries of each row are real, where they are the first ones of every row."""
+    number = int(rows[0].sum()) if len(rows) else 0
+    return number if number and rows[:, :number].all() and not rows[:, number:].any() else None
 
 
 def true_sizes(one: Operands, view: View) -> dict[str, int]:

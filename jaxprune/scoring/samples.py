@@ -33,9 +33,9 @@ class Masks:
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = found
-                self._bytes += sum(array.nbytes for array in found)
+                self._bytes += sum(array.nbytes for array in found[:3])
             while self._bytes > self._most_bytes and len(self._kept) > 1:
-                self._bytes -= sum(array.nbytes for array in self._kept.popitem(last=False)[1])
+                self._bytes -= sum(array.nbytes for array in self._kept.popitem(last=False)[1][:3])
         return found
 
 

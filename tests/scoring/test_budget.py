@@ -1,6 +1,8 @@
 """The engine stays within its bytes, whatever formulas come, and says so before it runs when it cannot."""
 
 import gc
+import weakref
+from threading import Lock
 
 import jax
 import numpy as np
@@ -31,6 +33,22 @@ def held():
     return sum(array.nbytes for array in jax.live_arrays())
 
 
+def note_owners(result, owners):
+    """Remembers, weakly, the arrays whose memory NumPy's kernels have returned."""
+    for array in jax.tree.leaves(result):
+        while isinstance(array, np.ndarray) and isinstance(array.base, np.ndarray):
+            array = array.base
+        if isinstance(array, np.ndarray) and array.flags.owndata:
+            owners[id(array)] = weakref.ref(array)
+
+
+def held_by(owners):
+    alive = {key: own() for key, own in owners.items()}
+    for key in [key for key, array in alive.items() if array is None]:
+        owners.pop(key, None)
+    return sum(array.nbytes for array in alive.values() if array is not None)
+
+
 def planes(scorer):
     """Bytes of scalars, which the host holds."""
     engine = scorer._engine
@@ -50,11 +68,14 @@ def tables(scorer):
 def most_held(network, populations, monkeypatch, budget=BUDGET):
     """The most bytes that any population held at any kernel's end, besides operands and tables; refused shares."""
     peaks, refused, scorers = [], [], []
-    call = Kernel.__call__
+    call, owners, lock = Kernel.__call__, {}, Lock()
 
     def watched(kernel, *arguments):
         result = call(kernel, *arguments)
-        peaks[-1] = max(peaks[-1], held() + planes(scorers[-1]))
+        with lock:
+            note_owners(result, owners)
+            on_host = held_by(owners)
+        peaks[-1] = max(peaks[-1], held() + on_host + planes(scorers[-1]))
         return result
 
     monkeypatch.setattr(Kernel, "__call__", watched)
