@@ -258,7 +258,7 @@ def test_factories_that_cannot_work_are_explained(network, message, score_own, c
         ({}, "with no arrays. Write numpy.savez(file, images=images, labels=labels)."),
         ({"x": np.zeros((4, 5)), "y": np.zeros((4, 2))}, "got shapes (4, 5) and (4, 2)"),
         ({"x": np.zeros((4, 5)), "y": np.zeros(3, int)}, "one label for each, [N], got shapes (4, 5) and (3,)"),
-        ({"x": np.zeros((4, 6)), "y": np.arange(4) % 2}, "needs a network that runs on images of shape (4, 6)"),
+        ({"x": np.zeros((4, 6)), "y": np.arange(4) % 2}, "needs a network that runs on images of shape (2, 6)"),
         ({"x": np.zeros((4, 5)), "y": np.ones(4, int)}, "needs images of at least two classes, got only [1]"),
         ({"x": np.full((4, 5), np.nan), "y": np.arange(4) % 2}, "needs finite images, got 20 NaN"),
         ({"x": np.zeros((4, 5)), "y": np.linspace(0, 1, 4)}, "labels must be whole numbers or strings"),
