@@ -17,7 +17,7 @@ import numpy as np
 from jaxprune.pruning.labels import FREE, distinct
 from jaxprune.pruning.program import Step
 from jaxprune.pruning.records import Request, Trace
-from jaxprune.pruning.values import LabelField, Value
+from jaxprune.pruning.values import LabelField, Value, stretched
 
 Fields = tuple[LabelField, ...]
 
@@ -62,12 +62,7 @@ def _broadcast(value: Value, shape: tuple[int, ...]) -> Value:
     """A value whose axes of length one are as long as those of the others."""
     if value.shape == shape:
         return value
-    fields = []
-    for own in value.fields:
-        sizes = tuple(shape[axis] for axis in own.axes)
-        labels = own.labels if own.labels.shape == sizes else np.broadcast_to(own.labels, sizes)
-        fields.append(LabelField(own.axes, labels))
-    return dataclasses.replace(value, shape=shape, fields=tuple(fields))
+    return dataclasses.replace(value, shape=shape, fields=stretched(value.fields, shape))
 
 
 def _clusters(labelled: Sequence[Fields]) -> list[tuple[tuple[int, ...], list[list[LabelField]]]]:

@@ -12,7 +12,7 @@ from jaxprune.pruning.combining import combine
 from jaxprune.pruning.labels import FREE
 from jaxprune.pruning.program import Step
 from jaxprune.pruning.records import Delicate, Trace, output_shapes
-from jaxprune.pruning.values import LabelField, Value, free_axes, moved, spread, tidied
+from jaxprune.pruning.values import LabelField, Value, free_axes, moved, spread, stretched, tidied
 
 Rule = Callable[[Trace, Step, Sequence[Value]], list[Value]]
 NO_ORIGIN: frozenset[int] = frozenset()
@@ -81,15 +81,10 @@ def _laid_out(value: Value, shape: tuple[int, ...], places: Sequence[int]) -> Va
         if value.shape[axis] == shape[place]:
             fixed[place] = value.fixed[axis]
             origin[place] = value.origin[axis] if value.origin else NO_ORIGIN
-    fields = []
-    for own in moved(value.fields, places):
-        sizes = tuple(shape[axis] for axis in own.axes)
-        labels = own.labels if own.labels.shape == sizes else np.broadcast_to(own.labels, sizes)
-        fields.append(LabelField(own.axes, labels))
     return dataclasses.replace(
         value,
         shape=shape,
-        fields=tuple(fields),
+        fields=stretched(moved(value.fields, places), shape),
         fixed=tuple(fixed),
         origin=tuple(origin) if value.origin else (),
     )

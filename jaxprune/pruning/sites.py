@@ -119,13 +119,8 @@ def _before_reshapes(families: Families, family: int, use: Consumption) -> Consu
         found = _place_in_value(families, family, before)
         if found is None or found.positions.shape[1] >= place.positions.shape[1]:
             break
-        use, place = replace_use(use, number, before), found
+        use, place = use._replace(value=number, seen=before), found
     return use
-
-
-def replace_use(use: Consumption, number: int, seen: Value) -> Consumption:
-    """The same use of the value in another layout."""
-    return use._replace(value=number, seen=seen)
 
 
 def _place_in_value(families: Families, family: int, value: Value) -> Place | None:

@@ -71,6 +71,20 @@ def moved(fields: Sequence[LabelField], new_axis: Sequence[int]) -> tuple[LabelF
     return tuple(result)
 
 
+def stretched(fields: Sequence[LabelField], shape: Sequence[int]) -> tuple[LabelField, ...]:
+    """Fields of a value whose axes of length one have grown to `shape`: one label stands all along them.
+
+    Example:
+      >>> stretched([LabelField((0,), np.array([7]))], (3,))[0].labels.tolist()
+      [7, 7, 7]
+    """
+    sizes = [tuple(shape[axis] for axis in own.axes) for own in fields]
+    return tuple(
+        own if own.labels.shape == size else LabelField(own.axes, np.broadcast_to(own.labels, size))
+        for own, size in zip(fields, sizes, strict=True)
+    )
+
+
 def spread(own: LabelField, axes: Sequence[int], shape: Sequence[int]) -> np.ndarray:
     """Labels over more axes than the field has: `shape` is that of the value, `axes` rise and hold the field's."""
     sizes = [shape[axis] if axis in own.axes else 1 for axis in axes]
