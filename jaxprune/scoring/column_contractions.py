@@ -21,7 +21,8 @@ from jaxprune.scoring.contractions import (
     whole_distance,
     whole_product,
 )
-from jaxprune.scoring.kernels import Spec, bucket, first_least, source_length
+from jaxprune.scoring.host_kernels import product
+from jaxprune.scoring.kernels import Spec, bucket, first_least, runs_on_host, source_length
 from jaxprune.types import Array
 
 TILED = frozenset({"matmul", "rbf", "geometric_median"})
@@ -47,6 +48,8 @@ def matmul(program: ColumnProgram, node: Expression, view: View) -> int:
     """Products of matrices; with a vector, products of entries that are summed."""
     left, right = (value_of(program, child, view) for child in node.children)
     target = program.spec(node, view)
+    if runs_on_host(program.mesh):
+        return _product_on_host(left, right, node, view)
     if len(left.type) == len(right.type) == 2:
         return _contract("product", left, right, node, view).slot
     is_left = len(left.type) == 2
@@ -59,6 +62,34 @@ def matmul(program: ColumnProgram, node: Expression, view: View) -> int:
     wide = target._replace(shape=matrix.spec.shape)
     product = binary_of("*", matrix, vector, wide)
     return sum_of(Value(program, product, node, matrix.type, wide), node, view, row=wide.shape[1])
+
+
+def _product_on_host(left: Value, right: Value, node: Expression, view: View) -> int:
+    """Whole matrices, a vector as one of a single row or column, by the machine's own library."""
+    program, target = left.program, left.program.spec(node, view)
+    middle, lanes = left.spec.shape[-1], (target.classes, target.channels)
+    rows = left.spec.shape[0] if len(left.type) == 2 else 1
+    columns = right.spec.shape[1] if len(right.type) == 2 else 1
+    first, second, found = (
+        (left.spec.classes, left.spec.channels, rows, middle),
+        (right.spec.classes, right.spec.channels, middle, columns),
+        (*lanes, rows, columns),
+    )
+    summed, vector = left.type[-1:], Spec(*lanes, (middle,))
+
+    def run(place: Place, one: Array, other: Array) -> Array:
+        result = np.zeros(target.length, program.dtype)
+        mask = place.layer.mask(summed, view, vector, place.first_class)
+        product(
+            np.asarray(one)[: left.spec.entries].reshape(first),
+            np.asarray(other)[: right.spec.entries].reshape(second),
+            mask,
+            result[: target.entries].reshape(found),
+        )
+        return result
+
+    scratch = left.spec.length + right.spec.length
+    return program.step(run, (left.slot, right.slot), node, entries=target.length, scratch=scratch)
 
 
 def _is_shared(spec: Spec, target: Spec) -> bool:

@@ -101,6 +101,8 @@ class Engine:
 
     def finite(self, wanted: Sequence[tuple[Expression, View]]) -> list[np.ndarray]:
         """Per node [lanes] booleans: whether all entries of its value are finite, over classes."""
+        if len(self._finite) * self.num_lanes > self._cache_bytes:
+            self._finite.clear()
         asked = [Item("finite", node, view) for node, view in map(self._finite_form, wanted)]
         missing = [
             item for item in dict.fromkeys(asked) if self._key(item.node, item.view) not in self._finite

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from jaxprune.language.axes import Type, slice_bounds, slice_range
@@ -48,6 +49,12 @@ def estimate_cost(f: Expression, sizes: Mapping[str, int], itemsize: int) -> Cos
       >>> cost.bytes_per_channel, cost.flops, str(cost.largest)
       (36, 72.0, 'abs(WI)')
     """
+    return _estimated(f, tuple(sizes.items()), itemsize)
+
+
+@lru_cache(maxsize=1 << 14)
+def _estimated(f: Expression, of_axes: tuple[tuple[str, int], ...], itemsize: int) -> Cost:
+    sizes = dict(of_axes)
     most_bytes, largest, flops = itemsize, f, 0.0
     most_flops, costliest = 0.0, f
     seen: set[Expression] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from threading import RLock
 from typing import NamedTuple, get_args
 
 import jax
@@ -24,6 +25,7 @@ from jaxprune.scoring.lanes import axis_sizes
 from jaxprune.scoring.layers import layers_of
 from jaxprune.scoring.records import Operands
 from jaxprune.scoring.samples import MASK_BYTES
+from jaxprune.scoring.sharing import shared_form
 
 BUDGET_BYTES = 512 << 20
 """How much memory node values may take at most, besides the operands themselves, where nobody says otherwise."""
@@ -58,7 +60,7 @@ class PopulationScores(NamedTuple):
 
 
 class Scorer:
-    """Scores functions on some layers and remembers values between calls.
+    """Scores functions on some layers and remembers values between calls, which may come from several threads.
 
     New operands need a new scorer. A function that one layer refuses is evaluated on none.
 
@@ -97,6 +99,7 @@ class Scorer:
         masks = min(MASK_BYTES, budget_bytes // 8)
         layers, starts, num_lanes = layers_of(list(self._layers.values()), devices, masks)
         self._engine = Engine(layers, num_lanes, budget_bytes, column_entries)
+        self._lock = RLock()
         self._is_full = all(one.sample_is_full for one in self._layers.values())
         self._sizes = {
             path: {view: axis_sizes(one, view) for view in get_args(View)}
@@ -115,13 +118,17 @@ class Scorer:
         """
         for f in functions:
             check_scalar(f)
+        with self._lock:
+            return self._run(functions)
+
+    def _run(self, functions: Sequence[Expression]) -> dict[str, PopulationScores]:
         reasons = self._reasons(functions)
         is_refused = [any(reasons[path][row] for path in reasons) for row in range(len(functions))]
         scores = np.full((len(functions), self._engine.num_lanes), np.nan, self._engine.dtype)
         is_sound = np.zeros(scores.shape, bool)
         rows = [row for row in range(len(functions)) if not is_refused[row]]
         for batch in self._batches(functions, rows):
-            wanted = [(functions[row], self._view(functions[row])) for row in batch]
+            wanted = [(shared_form(functions[row]), self._view(functions[row])) for row in batch]
             scores[batch] = self._engine.scores(wanted)
             is_sound[batch] = self._soundness(wanted, scores[batch])
         return {
@@ -153,7 +160,8 @@ class Scorer:
     def first_offenders(self, asked: Sequence[tuple[Expression, str, int, int]]) -> list[Expression]:
         """`first_offending` of many (function, path, member, channel) at once."""
         nodes = [(node, self._view(f)) for f, *_ in asked for node in evaluated_nodes(f)]
-        finite = iter(self._engine.finite(nodes))
+        with self._lock:
+            finite = iter(self._engine.finite(nodes))
         found = []
         for f, path, member, channel in asked:
             lane = self._places[path][member].start + channel
@@ -184,7 +192,7 @@ class Scorer:
         batches: list[list[int]] = []
         held: set[Expression] = set()
         for row in rows:
-            needed = {node for node in evaluated_nodes(functions[row]) if needs_columns(node)}
+            needed = {node for node in evaluated_nodes(shared_form(functions[row])) if needs_columns(node)}
             if not batches or 4 * plane * len(held | needed) > self._budget_bytes:
                 batches.append([])
                 held = set()

@@ -210,7 +210,8 @@ class KernelTable:
         return set_statistics(self._mesh, *parts, counts, flags, positions)
 
     def _contractions(self) -> Iterator[Call]:
-        for length, edge, kind in product(self._sources, TILES, get_args(Contraction)):
+        kinds: tuple[Contraction, ...] = ("distance",) if self._compiled_only else get_args(Contraction)
+        for length, edge, kind in product(self._sources, TILES, kinds):
             if length <= source_length(self._lengths[-1]):
                 yield partial(self._tile, length, edge, kind)
         for length in self._sources:
@@ -226,7 +227,8 @@ class KernelTable:
                 for lanes in _powers(1, max(1, min(most_lanes, self._column_entries // largest))):
                     shapes[lanes, (rows, middle, columns)] = None
         for lanes, shape in shapes:
-            yield partial(self._whole, lanes, shape, whole_product)
+            if not self._compiled_only:
+                yield partial(self._whole, lanes, shape, whole_product)
             yield partial(self._whole, lanes, shape, whole_distance)
 
     def _tile(self, length: int, edge: int, kind: Contraction) -> Array:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import RLock
+from typing import TypeVar, cast
 
 import jax
 
@@ -33,6 +34,8 @@ class Observed(Mapping[str, Operands]):
     """Where gradients come from when a function asks for them; no part of the pytree, so mapping over it drops it."""
     squared_gradient_source: GradientSource[jax.Array] | None = None
     """Where `GW2` comes from, [C, F] by producer; likewise."""
+    _remembered: dict[Hashable, object] = field(default_factory=dict, init=False, repr=False)
+    _lock: RLock = field(default_factory=RLock, init=False, repr=False)
 
     def __getitem__(self, producer: str) -> Operands:
         return self.operands[producer]
@@ -63,6 +66,13 @@ class Observed(Mapping[str, Operands]):
         """Whether `GW2` of every producer is there."""
         return all("GW2" in operands.extras for operands in self.operands.values())
 
+    def remembered(self, key: Hashable, make: Callable[[], _Record]) -> _Record:
+        """What `make` returned at the first call; it lives as long as these operands do."""
+        with self._lock:
+            if key not in self._remembered:
+                self._remembered[key] = make()
+            return cast(_Record, self._remembered[key])
+
     def member(self, index: int) -> Observed:
         """One stacked member."""
         members = {path: operands.member(index) for path, operands in self.operands.items()}
@@ -84,6 +94,9 @@ class Observed(Mapping[str, Operands]):
         """
         if self.has_gradients:
             return self
+        return self.remembered("with_gradients", self._fill_gradients)
+
+    def _fill_gradients(self) -> Observed:
         if self.gradient_source is None:
             raise ValueError(_no_source("with_gradients", "weight_gradient= and feature_gradient="))
         found = self.gradient_source()
@@ -102,6 +115,9 @@ class Observed(Mapping[str, Operands]):
         """
         if self.has_squared_gradients:
             return self
+        return self.remembered("with_squared_gradients", self._fill_squared_gradients)
+
+    def _fill_squared_gradients(self) -> Observed:
         if self.squared_gradient_source is None:
             raise ValueError(_no_source("with_squared_gradients", "squared_weight_gradient="))
         found = self.squared_gradient_source()
