@@ -38,10 +38,10 @@ from jaxprune.nets import without_weights
 from jaxprune.pruning.budgets import budget_counts
 from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.planning import Plan, make_plan, plan, select
-from jaxprune.pruning.retracing import find_misfit, slim_model_graph
+from jaxprune.pruning.retracing import find_misfit, slim_graph
 from jaxprune.pruning.slimming import slim, slim_state
-from jaxprune.pruning.states import merge_model, split_model
-from jaxprune.pruning.structure import trace_structure
+from jaxprune.pruning.states import FlatState, merge_model, split_model, take_apart
+from jaxprune.pruning.structure import forget_structures, structure_of_parts, trace_structure
 
 RECORDED = {
     "lenet5": 0.012, "resnet56": 0.10, "vgg16": 0.21, "resnet18": 0.21, "mobilenet_v2": 0.14,
@@ -94,9 +94,8 @@ def with_random_weights(make: Callable[[nnx.Rngs], nnx.Module]) -> nnx.Module:
     return merge_model(graphdef, arrays, keys)
 
 
-def sizes_of_weights(structure: Structure, model: nnx.Module) -> dict[str, np.ndarray]:
+def sizes_of_weights(structure: Structure, flat: FlatState) -> dict[str, np.ndarray]:
     """A score for each channel: the norm of its weights, mean over producers."""
-    flat = jax.device_get(split_model(model)[1])
     found: dict[str, list[np.ndarray]] = {}
     for site in structure.sites.values():
         kernel = flat[site.kernel]
@@ -108,20 +107,22 @@ def sizes_of_weights(structure: Structure, model: nnx.Module) -> dict[str, np.nd
 
 def own_steps(model: nnx.Module, example: jax.ShapeDtypeStruct) -> None:
     """Groups, scores, plan, and slicing with its check, each once."""
-    structure = trace_structure(model, example)
-    scores = sizes_of_weights(structure, model)
+    forget_structures()
+    parts = take_apart(model)
+    structure = structure_of_parts(model, parts, example)
+    flat = jax.device_get(parts.flat)
+    scores = sizes_of_weights(structure, flat)
     counts = budget_counts(structure, kept_fraction=0.5)
     made: Plan = make_plan(structure, select(scores, counts))
     kept = {name: np.asarray(own) for name, own in made.kept.items() if len(own) < made.widths[name]}
-    assert find_misfit(model, structure, kept) is None
-    _, flat, rest = split_model(model)
-    smaller = slim_state(structure, jax.device_get(flat), made.kept)
-    graphdef = split_model(slim_model_graph(model, structure, kept))[0]
-    merge_model(graphdef, smaller, rest)
+    assert find_misfit(parts, structure, kept) is None
+    smaller = slim_state(structure, flat, made.kept)
+    merge_model(slim_graph(parts, structure, kept), smaller, parts.rest)
 
 
 def user_steps(model: nnx.Module, example: jax.ShapeDtypeStruct, scores: Mapping[str, np.ndarray]) -> None:
-    """What a user calls."""
+    """What a user calls, on a network that has not been seen before."""
+    forget_structures()
     slim(model, plan(model, scores, example, kept_fraction=0.5))
 
 
@@ -177,7 +178,7 @@ def measure(name: str, rounds: int) -> str:
     model = with_random_weights(entry.full)
     example = jax.ShapeDtypeStruct((1, *entry.full_input.shape[1:]), entry.full_input.dtype)
     structure = trace_structure(model, example)
-    scores = sizes_of_weights(structure, model)
+    scores = sizes_of_weights(structure, jax.device_get(take_apart(model).flat))
     total, traced, calls = least_seconds(lambda: own_steps(model, example), rounds)
     everything, _, _ = least_seconds(lambda: user_steps(model, example, scores), rounds)
     other = torch_steps(name)

@@ -15,7 +15,7 @@ from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.indices import KeptIndices, index_arrays
 from jaxprune.pruning.layouts import keep_mask
 from jaxprune.pruning.planning import Plan, check_plan
-from jaxprune.pruning.states import FlatState, Path, merge_model, split_model
+from jaxprune.pruning.states import FlatState, Path, merge_model, take_apart
 from jaxprune.types import Array
 
 
@@ -36,12 +36,12 @@ def mask(model: nnx.Module, plan: Plan) -> nnx.Module:
     Raises:
       ValueError: if the plan was made for another network.
     """
-    structure = check_plan(model, plan)
-    graphdef, flat, rest = split_model(model)
+    parts = take_apart(model)
+    structure = check_plan(model, parts, plan)
     masked = apply_masks(
-        jax.device_get(flat), channel_masks(structure, plan.kept)
+        jax.device_get(parts.flat), channel_masks(structure, plan.kept)
     )  # on the host: nothing compiles
-    return merge_model(graphdef, jax.tree.map(jnp.asarray, masked), rest)
+    return merge_model(parts.graphdef, jax.tree.map(jnp.asarray, masked), parts.rest)
 
 
 def channel_masks(structure: Structure, kept: KeptIndices) -> dict[Path, Array]:

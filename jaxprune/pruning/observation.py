@@ -116,7 +116,7 @@ def make_observer(
             raise ValueError(f"{name} must be a whole number >= 1, got {value}.")
     rows = balanced_sample(class_ids, num_samples)
     batch_size = max(2, min(batch_size, len(pixels)))
-    graphdef, flat, rest = split_model(model, "evaluation")
+    graphdef, flat, rest = split_model(model)
     known = trace_structure(model, jax.ShapeDtypeStruct(pixels.shape, pixels.dtype))
     known.require_groups()
     trace = partial(structure_of, graphdef, flat, rest, pixels, known)

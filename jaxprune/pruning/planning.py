@@ -16,8 +16,8 @@ from flax import nnx
 from jaxprune.pruning.budgets import Factor, Scope, check_scores, counts_within
 from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.indices import index_arrays
-from jaxprune.pruning.states import fingerprint, split_model
-from jaxprune.pruning.structure import trace_structure
+from jaxprune.pruning.states import Parts, fingerprint
+from jaxprune.pruning.structure import structure_of_parts, trace_structure
 from jaxprune.types import Array, Kept
 
 _FORMAT = 1
@@ -216,8 +216,8 @@ def select(scores: Mapping[str, Array], counts: Mapping[str, int]) -> Kept:
     return tuple((name, _highest(scores.get(name), count)) for name, count in counts.items())
 
 
-def check_plan(model: nnx.Module, plan: Plan) -> Structure:
-    """The structure of the plan's network.
+def check_plan(model: nnx.Module, parts: Parts, plan: Plan) -> Structure:
+    """The structure of the plan's network, of a model and its parts.
 
     Raises:
       TypeError: if `plan` is no `Plan`.
@@ -225,14 +225,14 @@ def check_plan(model: nnx.Module, plan: Plan) -> Structure:
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"needs a Plan, got {type(plan).__name__}. Make one with plan() or Plan.load().")
-    found = fingerprint(split_model(model)[1])
+    found = fingerprint(parts.flat)
     if found != plan.fingerprint:
         raise ValueError(
             f"needs the network that the plan was made for (fingerprint {plan.fingerprint}, widths "
             f"{dict(plan.widths)}), got one with fingerprint {found}. "
             "Make a new plan for this network, or load the right one."
         )
-    return trace_structure(model, plan.example)
+    return structure_of_parts(model, parts, plan.example)
 
 
 def _highest(scores: Array | None, count: int) -> tuple[int, ...]:

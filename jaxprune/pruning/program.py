@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import flax
 import jax
@@ -20,7 +20,7 @@ import jaxlib
 import optax
 from flax import nnx
 
-from jaxprune.pruning.states import FlatState, Path, merge_model
+from jaxprune.pruning.states import FlatState, Path, merge_model, switch
 from jaxprune.types import Array
 
 _LIBRARIES = (
@@ -111,12 +111,14 @@ def trace_program(
     flat: Mapping[Path, Array | jax.ShapeDtypeStruct],
     rest: FlatState,
     example: jax.ShapeDtypeStruct,
+    mode: Literal["evaluation", "training"] = "evaluation",
 ) -> Program:
     """Runs the network on shapes alone and records its operations.
 
     Args:
-      graphdef, flat, rest: what `split_model(model, "evaluation")` returns; only shapes of `flat` are read.
+      graphdef, flat, rest: what `split_model(model)` returns; only shapes of `flat` are read.
       example: shape and dtype of the images, batch first.
+      mode: what batch norm and dropout are switched to, whatever they are in `graphdef`.
 
     Raises:
       ValueError: if the network cannot be run on such an input; the message carries the network's own error.
@@ -125,7 +127,8 @@ def trace_program(
 
     def forward(arrays: list[Array], others: list[Array], images: jax.Array) -> Array:
         own = dict(zip(paths, arrays, strict=True))
-        return cast(Array, merge_model(graphdef, own, dict(zip(random, others, strict=True)))(images))
+        network = merge_model(graphdef, own, dict(zip(random, others, strict=True)))
+        return cast(Array, switch(network, mode)(images))
 
     shapes = [jax.ShapeDtypeStruct(flat[path].shape, flat[path].dtype) for path in paths]
     keys = [jax.ShapeDtypeStruct(rest[path].shape, rest[path].dtype) for path in random]

@@ -20,7 +20,7 @@ from jaxprune.pruning.labels import Labels
 from jaxprune.pruning.placements import misplaced
 from jaxprune.pruning.program import Program, trace_program
 from jaxprune.pruning.resizing import resize_layers
-from jaxprune.pruning.states import FlatState, Path, dotted, in_mode, merge_model, split_model
+from jaxprune.pruning.states import FlatState, Parts, Path, dotted, merge_model, take_apart
 from jaxprune.pruning.tracing import walk
 
 Attributes = Mapping[str, int]
@@ -35,25 +35,30 @@ class Misfit(NamedTuple):
     """Those whose channels were mixed up, as far as that is known."""
 
 
-def slim_model_graph(
-    model: nnx.Module,
+def slim_graph(
+    parts: Parts,
     structure: Structure,
     kept: Mapping[str, np.ndarray],
     attributes: Attributes | None = None,
-) -> nnx.Module:
-    """A copy of a model whose layers have the sizes of the slim network; its arrays still have the old ones."""
-    copy = merge_model(*split_model(model))
-    _resize(copy, structure, cut_arrays(structure, kept), attributes)
-    return copy
+) -> nnx.GraphDef[nnx.Module]:
+    """The graph of a model whose layers have the sizes of the slim network, to be merged with the cut arrays.
+
+    Args:
+      parts: of the full network; its weights are not read.
+      structure: its groups.
+      kept: group -> kept channels; groups left out are whole.
+      attributes: to set besides.
+    """
+    return _resized(parts, structure, cut_arrays(structure, kept), attributes)
 
 
-def _resize(
-    copy: nnx.Module,
+def _resized(
+    parts: Parts,
     structure: Structure,
     cuts: Mapping[Path, tuple[AxisCut, ...]],
     attributes: Attributes | None,
-) -> None:
-    old = dict(structure.shapes)
+) -> nnx.GraphDef[nnx.Module]:
+    copy, old = merge_model(*parts[:3]), dict(structure.shapes)
 
     def outer_kept(path: Path, axis: int, blocks: int) -> int | None:
         """Of equal blocks, those that stay: as many as labels that are one for a whole block."""
@@ -69,6 +74,7 @@ def _resize(
     resize_layers(copy, old, {path: cut_shape(axes) for path, axes in cuts.items()}, outer_kept)
     for name, value in (attributes or {}).items():
         _set_attribute(copy, name, value)
+    return take_apart(copy).graphdef
 
 
 def _num_columns(rows: list[np.ndarray]) -> int:
@@ -88,7 +94,7 @@ def _set_attribute(model: nnx.Module, name: str, value: int) -> None:
 
 
 def find_misfit(
-    model: nnx.Module,
+    parts: Parts,
     structure: Structure,
     kept: Mapping[str, np.ndarray],
     attributes: Attributes | None = None,
@@ -96,7 +102,7 @@ def find_misfit(
     """Traces the slim network on shapes alone; None if it means what it should.
 
     Args:
-      model: the full network; weights are not read.
+      parts: of the full network; its weights are not read.
       structure: its groups.
       kept: group -> kept channels; groups left out are whole.
       attributes: to set before.
@@ -105,27 +111,27 @@ def find_misfit(
       What is wrong, in words, or None.
     """
     cuts = cut_arrays(structure, kept)
-    program = _slim_program(model, structure, cuts, attributes)
+    program = _slim_program(parts, structure, cuts, attributes)
     copies = num_copies(structure, kept)
     if not isinstance(program, Misfit) and copies > 1:
         cuts = cut_arrays(structure, kept, copies=copies)
         twins = {name: copies if value == 1 else value for name, value in (attributes or {}).items()}
-        program = _slim_program(model, structure, cuts, twins)
+        program = _slim_program(parts, structure, cuts, twins)
     return program if isinstance(program, Misfit) else _mixed_up(structure, program, cuts, kept, copies)
 
 
 def _slim_program(
-    model: nnx.Module,
+    parts: Parts,
     structure: Structure,
     cuts: Mapping[Path, tuple[AxisCut, ...]],
     attributes: Attributes | None,
 ) -> Program | Misfit:
-    copy = in_mode(model, "evaluation")
-    _resize(copy, structure, cuts, attributes)
-    graphdef, flat, rest = split_model(copy)
-    arrays = {path: jax.ShapeDtypeStruct(cut_shape(axes), flat[path].dtype) for path, axes in cuts.items()}
+    graphdef = _resized(parts, structure, cuts, attributes)
+    arrays = {
+        path: jax.ShapeDtypeStruct(cut_shape(axes), parts.flat[path].dtype) for path, axes in cuts.items()
+    }
     try:
-        program = trace_program(graphdef, cast(FlatState, arrays), rest, structure.example)
+        program = trace_program(graphdef, cast(FlatState, arrays), parts.rest, structure.example)
     except ValueError as error:
         cause = error.__cause__ or error
         return Misfit(f"it failed with {type(cause).__name__}: {cause}")
@@ -189,18 +195,18 @@ def _mixed_up(
     return None
 
 
-def remembered_sizes(model: nnx.Module, sizes: Mapping[int, int]) -> dict[str, int]:
+def remembered_sizes(parts: Parts, sizes: Mapping[int, int]) -> dict[str, int]:
     """Whole numbers that modules which are not Flax's own remember, where they equal an old size.
 
     Args:
-      model: the full network.
+      parts: of the full network.
       sizes: old size -> new one.
 
     Returns:
       Dotted path of the attribute -> the new size.
     """
     found: dict[str, int] = {}
-    for path, module in nnx.iter_modules(model):
+    for path, module in nnx.iter_modules(merge_model(*parts[:3])):
         if type(module).__module__.split(".")[0] == "flax":
             continue
         for name, value in vars(module).items():

@@ -13,8 +13,8 @@ from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.indices import KeptIndices, index_arrays
 from jaxprune.pruning.layouts import gather
 from jaxprune.pruning.planning import Plan, check_plan
-from jaxprune.pruning.retracing import Attributes, find_misfit, remembered_sizes, slim_model_graph
-from jaxprune.pruning.states import FlatState, Path, merge_model, split_model
+from jaxprune.pruning.retracing import Attributes, find_misfit, remembered_sizes, slim_graph
+from jaxprune.pruning.states import FlatState, Parts, Path, merge_model, take_apart
 from jaxprune.types import Array
 
 
@@ -38,15 +38,15 @@ def slim(model: nnx.Module, plan: Plan, *, attributes: Attributes | None = None)
       ValueError: if the plan was made for another network, or if code of the model still counts on an old size; names
         the attributes that hold one, with the values they need.
     """
-    structure = check_plan(model, plan)
+    parts = take_apart(model)
+    structure = check_plan(model, parts, plan)
     kept = {
         name: np.asarray(own, np.int32) for name, own in plan.kept.items() if len(own) < plan.widths[name]
     }
-    _check_meaning(model, structure, plan, kept, attributes or {})
-    _, flat, rest = split_model(model)
-    smaller = slim_state(structure, jax.device_get(flat), plan.kept)  # on the host: nothing compiles
-    graphdef = split_model(slim_model_graph(model, structure, kept, attributes))[0]
-    return merge_model(graphdef, jax.tree.map(jnp.asarray, smaller), rest)
+    _check_meaning(parts, structure, plan, kept, attributes or {})
+    smaller = slim_state(structure, jax.device_get(parts.flat), plan.kept)  # on the host: nothing compiles
+    graphdef = slim_graph(parts, structure, kept, attributes)
+    return merge_model(graphdef, jax.tree.map(jnp.asarray, smaller), parts.rest)
 
 
 def slim_state(structure: Structure, flat: Mapping[Path, Array], kept: KeptIndices) -> FlatState:
@@ -71,7 +71,7 @@ def slim_state(structure: Structure, flat: Mapping[Path, Array], kept: KeptIndic
 
 
 def _check_meaning(
-    model: nnx.Module,
+    parts: Parts,
     structure: Structure,
     plan: Plan,
     kept: Mapping[str, np.ndarray],
@@ -80,13 +80,13 @@ def _check_meaning(
     """Traces the slim network on shapes and compares what meets what with the full one."""
     needed = _needed_attributes(structure, kept)
     missing = {path: value for path, value in needed.items() if path not in attributes}
-    misfit = None if missing else find_misfit(model, structure, kept, attributes)
+    misfit = None if missing else find_misfit(parts, structure, kept, attributes)
     if misfit is None and not missing:
         return
     sizes = ", ".join(f"{name} {plan.widths[name]} -> {len(own)}" for name, own in kept.items())
     if not missing:
         changed = {plan.widths[name]: len(own) for name, own in kept.items()}
-        found = remembered_sizes(model, changed)
+        found = remembered_sizes(parts, changed)
         missing = {path: value for path, value in found.items() if path not in attributes}
     advice = (
         "Replace the fixed number in its code (often in a reshape) by a shape read from the array, such as "

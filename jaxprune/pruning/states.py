@@ -8,9 +8,11 @@ counters) stays apart in `rest`, because it is neither scored nor sliced.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias, cast
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import jax
 from flax import nnx
@@ -24,6 +26,17 @@ FlatState: TypeAlias = dict[Path, Array]
 """Path -> NumPy or JAX array, for parameters and batch statistics (and any other non-random variable)."""
 
 Mode: TypeAlias = Literal["as_is", "evaluation", "training"]
+
+
+class Parts(NamedTuple):
+    """A model taken apart."""
+
+    graphdef: nnx.GraphDef[nnx.Module]
+    flat: FlatState
+    rest: FlatState
+    """Random state."""
+    trained: frozenset[Path]
+    """Paths of the parameters (`nnx.Param`) among `flat`, without batch statistics."""
 
 
 def dotted(path: Path) -> str:
@@ -59,23 +72,50 @@ def split_model(
       >>> {dotted(path): array.shape for path, array in flat.items()}
       {'bias': (3,), 'kernel': (2, 3)}
     """
+    parts = take_apart(model)
+    if mode != "as_is":
+        parts = take_apart(switch(merge_model(*parts[:3]), mode))
+    return parts[:3]
+
+
+def take_apart(model: nnx.Module) -> Parts:
+    """`split_model` of a model as it is, with the paths of the trained parameters.
+
+    Raises:
+      TypeError: if `model` is not an NNX module.
+    """
     if not isinstance(model, nnx.Module):
         raise TypeError(
             f"needs a Flax NNX module (flax.nnx.Module), got {type(model).__name__}. "
             "Wrap a function and its parameters in an nnx.Module whose __call__ takes the images."
         )
-    if mode != "as_is":
-        model = in_mode(model, mode)
-    graphdef, random, *arrays = nnx.split(model, nnx.RngState, ...)
-    return graphdef, _arrays(arrays[0]), _arrays(random)
-
-
-def in_mode(model: nnx.Module, mode: Literal["evaluation", "training"]) -> nnx.Module:
-    """A copy of a model that shares its variables, with batch norm and dropout switched."""
-    is_evaluation = mode == "evaluation"
-    return nnx.view(
-        model, use_running_average=is_evaluation, deterministic=is_evaluation, raise_if_not_found=False
+    graphdef, random, *others = nnx.split(model, nnx.RngState, ...)
+    variables = nnx.to_flat_state(others[0])
+    return Parts(
+        graphdef,
+        {cast(Path, path): _array(variable) for path, variable in variables},
+        {cast(Path, path): _array(variable) for path, variable in nnx.to_flat_state(random)},
+        frozenset(cast(Path, path) for path, variable in variables if isinstance(variable, nnx.Param)),
     )
+
+
+def switch(model: nnx.Module, mode: Literal["evaluation", "training"]) -> nnx.Module:
+    """Switches batch norm and dropout of a model that belongs to the caller, in place, as `nnx.view` does to a copy."""
+    is_evaluation = mode == "evaluation"
+    for _, module in nnx.iter_modules(model):
+        names = _mode_names(type(module))
+        if names:
+            module.set_view(**dict.fromkeys(names, is_evaluation))  # type: ignore[attr-defined]
+    return model
+
+
+@lru_cache(maxsize=1024)
+def _mode_names(kind: type[nnx.Module]) -> tuple[str, ...]:
+    """Which of the two modes a class of modules can be switched between."""
+    method = getattr(kind, "set_view", None)
+    parameters = {} if method is None else inspect.signature(method).parameters
+    takes_any = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+    return tuple(name for name in ("use_running_average", "deterministic") if takes_any or name in parameters)
 
 
 def merge_model(
@@ -93,8 +133,7 @@ def merge_model(
 
 def parameter_paths(model: nnx.Module) -> frozenset[Path]:
     """Paths of the trained parameters (`nnx.Param`), without batch statistics."""
-    parameters = nnx.split(model, nnx.Param, ...)[1]
-    return frozenset(_arrays(parameters))
+    return take_apart(model).trained
 
 
 def fingerprint(flat: Mapping[Path, Array | jax.ShapeDtypeStruct]) -> str:
@@ -107,10 +146,6 @@ def fingerprint(flat: Mapping[Path, Array | jax.ShapeDtypeStruct]) -> str:
     """
     rows = sorted([dotted(path), list(array.shape), str(array.dtype)] for path, array in flat.items())
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-
-
-def _arrays(state: nnx.State[Any, Any]) -> FlatState:
-    return {cast(Path, path): _array(variable) for path, variable in nnx.to_flat_state(state)}
 
 
 def _array(variable: nnx.Variable[Any] | Array) -> Array:

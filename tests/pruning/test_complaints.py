@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,8 @@ from jaxprune.pruning import structure as structure_module
 from jaxprune.pruning.budgets import budget_counts
 from jaxprune.pruning.masking import mask
 from jaxprune.pruning.planning import plan
+from jaxprune.pruning.program import trace_program
 from jaxprune.pruning.slimming import slim
-from jaxprune.pruning.states import split_model
 from jaxprune.pruning.structure import trace_structure
 
 
@@ -225,7 +226,8 @@ class TestFailuresOfOthers:
 def groups_in(mode, name, monkeypatch):
     """Members of every group, traced in that mode."""
     for module in (structure_module, retracing):
-        monkeypatch.setattr(module, "split_model", lambda model, _="": split_model(model, mode))
+        monkeypatch.setattr(module, "trace_program", partial(trace_program, mode=mode))
+    structure_module.forget_structures()
     structure = trace_structure(abstract(ZOO[name].small), ZOO[name].small_input)
     return {group.name: [str(member) for member in group.members] for group in structure.groups.values()}
 

@@ -25,9 +25,9 @@ from jaxprune.nets.lenet import LeNet5
 from jaxprune.nets.vgg import VGG16
 from jaxprune.pruning.masking import mask
 from jaxprune.pruning.planning import make_plan, plan
-from jaxprune.pruning.retracing import slim_model_graph
+from jaxprune.pruning.retracing import slim_graph
 from jaxprune.pruning.slimming import slim, slim_state
-from jaxprune.pruning.states import merge_model, split_model
+from jaxprune.pruning.states import merge_model, split_model, switch, take_apart
 from jaxprune.pruning.structure import trace_structure
 
 
@@ -142,8 +142,8 @@ def test_functional_path_under_vmap_equals_one_by_one():
         "conv1.kernel": jnp.array([[0, 1, 2], [1, 2, 5]]),
     }
     stacked = jax.jit(jax.vmap(lambda kept: slim_state(structure, flat, kept)))(candidates)
-    copy = slim_model_graph(net, structure, {"stem.kernel": np.arange(2), "conv1.kernel": np.arange(3)})
-    small = split_model(copy, "evaluation")[0]
+    counts = {"stem.kernel": np.arange(2), "conv1.kernel": np.arange(3)}
+    small = slim_graph(take_apart(switch(net, "evaluation")), structure, counts)
     assert graphdef != small
     for member in range(2):
         kept = {name: tuple(np.asarray(index[member])) for name, index in candidates.items()}

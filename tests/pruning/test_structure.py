@@ -12,7 +12,7 @@ from jaxprune.pruning.masking import mask
 from jaxprune.pruning.planning import make_plan, plan
 from jaxprune.pruning.retracing import find_misfit
 from jaxprune.pruning.slimming import slim
-from jaxprune.pruning.states import split_model
+from jaxprune.pruning.states import split_model, take_apart
 from jaxprune.pruning.structure import structure_of, trace_structure
 
 TOKENS = IMAGES[..., 0]
@@ -143,9 +143,9 @@ def test_padding_computed_from_shapes_is_kept_even():
 def test_what_is_cut_in_other_places_than_it_means_is_found_though_all_shapes_fit():
     net = Net({"a": conv(1, 8), "head": linear(8, 3)}, halves)
     structure = trace_structure(net, IMAGES)
-    assert find_misfit(net, structure, {"a.kernel": np.array([0, 3])}) is None
+    assert find_misfit(take_apart(net), structure, {"a.kernel": np.array([0, 3])}) is None
     by_index = trace_structure(by_heads(), TOKENS)
-    misfit = find_misfit(by_heads(), by_index, {"query.kernel:outer": np.array([1])})
+    misfit = find_misfit(take_apart(by_heads()), by_index, {"query.kernel:outer": np.array([1])})
     assert misfit is not None
 
 
