@@ -133,11 +133,14 @@ class Structure:
         names = list(self.groups)
         return [_factored(self.families, names, cost, batch) for cost in self.families.trace.costs]
 
-    @cached_property
+    @property
     def settled(self) -> Trace:
         """A walk that begins with all that is known of labels: each has one name wherever it is."""
-        seeds = {path: tuple(tuple(axis) for axis in axes) for path, axes in self.families.roots.items()}
-        return walk(self.program, self.trained, seeds, Labels(len(self.families.family_of)))
+        known = self.families.trace
+        if known.settled is None:  # the same whatever is frozen besides
+            seeds = {path: tuple(tuple(axis) for axis in axes) for path, axes in self.families.roots.items()}
+            known.settled = walk(self.program, self.trained, seeds, Labels(len(self.families.family_of)))
+        return known.settled
 
     def why_frozen(self, path: str) -> str:
         """Why a parameter's axes are never cut, in words; says so when they can be.

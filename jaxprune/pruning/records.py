@@ -101,6 +101,8 @@ class Trace:
     """Value and number of the field -> what split it off or took it apart, and the labels where they are then."""
     state: State | None = None
     """From what the walk began, and what was found out since."""
+    settled: Trace | None = None
+    """A walk that began with all that this one found out about labels, once it has been asked for."""
     _numbers: dict[tuple[int, Path], int] = field(default_factory=dict)
     turns: int = 1
     """How often what is walked now runs: the turns of the loops around it."""

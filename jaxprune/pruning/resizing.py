@@ -7,12 +7,13 @@ One table says, per layer class, which arrays its attributes follow. Layers with
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple, TypeAlias
 
 from flax import nnx
 
-from jaxprune.pruning.states import Path
+from jaxprune.pruning.states import Path, modules_of
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -56,10 +57,15 @@ def resize_layers(model: nnx.Module, old_shapes: Shapes, new_shapes: Shapes, out
       2
     """
     paths = {id(_walk(model, path)): path for path in old_shapes}
-    for _, layer in nnx.iter_modules(model):
-        for row in _ROWS:
-            if isinstance(layer, row.layer):
-                _resize(layer, row, paths, old_shapes, {**old_shapes, **new_shapes}, outer_kept)
+    shapes = {**old_shapes, **new_shapes}
+    for layer in modules_of(model):
+        for row in _rows_of(type(layer)):
+            _resize(layer, row, paths, old_shapes, shapes, outer_kept)
+
+
+@lru_cache(maxsize=1024)
+def _rows_of(kind: type[nnx.Module]) -> tuple[Row, ...]:
+    return tuple(row for row in _ROWS if issubclass(kind, row.layer))
 
 
 def _resize(

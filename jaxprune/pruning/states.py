@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from types import FunctionType
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import jax
+import numpy as np
 from flax import nnx
 
 from jaxprune.types import Array
@@ -26,6 +28,22 @@ FlatState: TypeAlias = dict[Path, Array]
 """Path -> NumPy or JAX array, for parameters and batch statistics (and any other non-random variable)."""
 
 Mode: TypeAlias = Literal["as_is", "evaluation", "training"]
+
+
+_LEAVES = (
+    nnx.Variable,
+    jax.Array,
+    np.ndarray,
+    str,
+    int,
+    float,
+    complex,
+    bytes,
+    type(None),
+    FunctionType,
+    type,
+)
+"""Attributes that hold no module."""
 
 
 class Parts(NamedTuple):
@@ -101,12 +119,31 @@ def take_apart(model: nnx.Module) -> Parts:
 
 def switch(model: nnx.Module, mode: Literal["evaluation", "training"]) -> nnx.Module:
     """Switches batch norm and dropout of a model that belongs to the caller, in place, as `nnx.view` does to a copy."""
-    is_evaluation = mode == "evaluation"
-    for _, module in nnx.iter_modules(model):
+    for module in modules_of(model):
         names = _mode_names(type(module))
         if names:
-            module.set_view(**dict.fromkeys(names, is_evaluation))  # type: ignore[attr-defined]
+            module.set_view(**dict.fromkeys(names, mode == "evaluation"))  # type: ignore[attr-defined]
     return model
+
+
+def modules_of(model: nnx.Module) -> Iterator[nnx.Module]:
+    """Every module of a model once, itself first: what `nnx.iter_modules` finds, several times faster."""
+    seen: set[int] = set()
+    waiting: list[Any] = [model]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, _LEAVES) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, nnx.Module):
+            yield node
+            waiting += vars(node).values()
+        elif isinstance(node, list | tuple):
+            waiting += node
+        elif isinstance(node, dict):
+            waiting += node.values()
+        elif nnx.graph.is_node(node):
+            waiting += [module for _, module in nnx.iter_modules(node)]
 
 
 @lru_cache(maxsize=1024)

@@ -26,6 +26,8 @@ Kept = dict[str, np.ndarray]
 """Which channels to keep of some groups; the others stay whole."""
 _MOST_ROUNDS = 6
 _MOST_SETS_OF_ATTRIBUTES = 6
+_MANY = 8
+"""So many groups of one kind are blocks of one class: what one of them does not stand, none does."""
 
 
 def tried(parts: Parts, structure: Structure) -> Structure:
@@ -38,7 +40,7 @@ def tried(parts: Parts, structure: Structure) -> Structure:
     trials = _Trials(parts, structure)
     for _ in range(_MOST_ROUNDS):
         suspects = trials.suspects()
-        found = _first_misfit(parts, trials.structure, suspects)
+        found = trials.first_misfit(suspects)
         if found is None:
             break
         trials.learn(suspects, *found)
@@ -57,6 +59,8 @@ class _Trials:
         self._attributes: dict[str, tuple[str, ...]] = {}
         self._tied: set[str] = set()
         self._tied_by_module: set[str] = set()
+        self._passed: set[object] = set()
+        self._offsets: dict[str, int] = {}
 
     def suspects(self) -> list[str]:
         """Groups at delicate places that no attribute frees."""
@@ -66,21 +70,56 @@ class _Trials:
         known = {name: own for name, own in self._attributes.items() if name in self.structure.groups}
         return replace(self.structure, attributes=known)
 
+    def first_misfit(self, names: Sequence[str]) -> tuple[Kept, Misfit] | None:
+        """What is kept of some groups when something goes wrong, and what it is."""
+        for kept in self._trials_of(names):
+            misfit = self._find(kept)
+            if misfit is not None:
+                return kept, misfit
+        return None
+
+    def _trials_of(self, names: Sequence[str]) -> Iterator[Kept]:
+        """What to keep in each trial. Every kind of groups meets every choice: those of alike blocks in one trial."""
+        kinds = _kinds(self.structure, names)
+        choices = (*_CHOICES, None)  # what is cut alone must not need the others to be cut alike
+        for turn in range(len(choices)):
+            kept: Kept = {}
+            for kind in kinds:
+                offset = self._offsets.setdefault(_unmarked(kind[0]), len(self._offsets))
+                done = turn * len(kind)
+                for place, name in enumerate(kind if done < len(choices) else ()):
+                    choose = choices[(offset + done + place) % len(choices)]
+                    if choose is not None:
+                        kept[name] = choose(self.structure, name)
+            if kept:
+                yield kept
+
+    def _find(self, kept: Kept, *, only_runs: bool = False) -> Misfit | None:
+        """`find_misfit`, once for what was fine before: freezing other groups changes nothing about it."""
+        key = frozenset((name, own.tobytes()) for name, own in kept.items())
+        if key in self._passed or (only_runs and (key, only_runs) in self._passed):
+            return None
+        misfit = find_misfit(self.parts, self.structure, kept, only_runs=only_runs)
+        if misfit is None:
+            self._passed.add((key, only_runs) if only_runs else key)
+        return misfit
+
     def learn(self, suspects: Sequence[str], kept: Kept, misfit: Misfit) -> None:
-        """Ties, frees or freezes groups of which some fail when so many channels are left."""
+        """Ties, frees or freezes groups of which some fail when so many channels are left.
+
+        Where the network did not even run, first those are looked for with which alone it does not.
+        """
         failing: dict[str, Misfit] = {}
-        is_freed = False
-        for kind in _kinds(self.structure, suspects):
-            found = self._misfit_of(kind, kept)
-            helping = () if found is None else _attributes_that_help(self.parts, self.structure, kind)
-            if helping:
-                self._attributes.update((name, _nearest(helping, name)) for name in kind)
-                is_freed = True
-            elif found is not None:
-                wrong = [name for name in kind if name in found.groups] or kind
-                failing.update(dict.fromkeys(wrong, found))
-        if not failing and is_freed:
-            return  # what is left may be fine
+        for only_runs in (True, False) if not misfit.groups else (False,):
+            for kind in _kinds(self.structure, suspects) if not failing else ():
+                found = self._misfit_of(kind, kept, only_runs=only_runs)
+                helping = () if found is None else _attributes_that_help(self.parts, self.structure, kind)
+                if helping:
+                    self._attributes.update((name, _nearest(helping, name)) for name in kind)
+                    return  # what is left may be fine
+                if found is not None:
+                    wrong = [name for name in kind if name in found.groups] or kind
+                    failing.update(dict.fromkeys(wrong, found))
         if not failing:  # fine kind by kind, but not together
             wrong = [name for name in suspects if name in misfit.groups] or list(suspects)
             failing = dict.fromkeys(wrong, misfit)
@@ -95,16 +134,15 @@ class _Trials:
         self._never |= _refusals(self.structure, failing)
         self._rebuild(self._never)
 
-    def _misfit_of(self, kind: Sequence[str], kept: Kept) -> Misfit | None:
+    def _misfit_of(self, kind: Sequence[str], kept: Kept, *, only_runs: bool) -> Misfit | None:
         """What goes wrong when only groups of one kind lose channels; all of them alike if that fails too."""
         own = {name: kept[name] for name in kind if name in kept}
-        found = find_misfit(self.parts, self.structure, own) if own else None
+        found = self._find(own, only_runs=only_runs) if own else None
         if found is None or len(kind) == 1:
             return found
-        alike = (
-            find_misfit(self.parts, self.structure, {name: choose(self.structure, name) for name in kind})
-            for choose in _CHOICES
-        )
+        if len(kind) >= _MANY:
+            return found._replace(groups=frozenset())
+        alike = (self._find({name: choose(self.structure, name) for name in kind}) for choose in _CHOICES)
         return next((misfit for misfit in alike if misfit is not None), found._replace(groups=frozenset()))
 
     def _new_ties(self, failing: Mapping[str, Misfit]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -120,36 +158,12 @@ class _Trials:
         trace = self.structure.families.trace
         again = settled_trace(self.structure.program, trace.trained, tied_state(trace, ties))
         self._never = {}  # labels have new numbers, and what was frozen may be fine now
+        self._passed.clear()
         self.structure = structure_from(again, self.structure.fingerprint, self.structure.example)
 
     def _rebuild(self, never: Mapping[int, str]) -> None:
         trace = self.structure.families.trace
         self.structure = structure_from(trace, self.structure.fingerprint, self.structure.example, never)
-
-
-def _first_misfit(parts: Parts, structure: Structure, names: Sequence[str]) -> tuple[Kept, Misfit] | None:
-    """What is kept of some groups when something goes wrong, and what it is."""
-    for kept in _trials_of(structure, names):
-        misfit = find_misfit(parts, structure, kept)
-        if misfit is not None:
-            return kept, misfit
-    return None
-
-
-def _trials_of(structure: Structure, names: Sequence[str]) -> Iterator[Kept]:
-    """What to keep in each trial. Every kind of groups meets every choice: those of alike blocks in one trial."""
-    kinds = _kinds(structure, names)
-    choices = (*_CHOICES, None)  # what is cut alone must not need the others to be cut alike
-    for turn in range(len(choices)):
-        kept: Kept = {}
-        for number, kind in enumerate(kinds):
-            done = turn * len(kind)
-            for place, name in enumerate(kind if done < len(choices) else ()):
-                choose = choices[(number + done + place) % len(choices)]
-                if choose is not None:
-                    kept[name] = choose(structure, name)
-        if kept:
-            yield kept
 
 
 def _suspects(structure: Structure) -> list[str]:
@@ -205,20 +219,24 @@ def _kinds(structure: Structure, names: Sequence[str]) -> list[list[str]]:
         axes = frozenset(
             (re.sub(r"\d+", "*", dotted(own.path)), own.axis) for own in structure.groups[name].members
         )
-        kinds.setdefault((re.sub(r"\d+", "*", name), axes), []).append(name)
+        of_blocks = structure.groups[name].is_of_blocks
+        kinds.setdefault((re.sub(r"\d+", "*", _unmarked(name)), of_blocks, axes), []).append(name)
     return list(kinds.values())
 
 
-def _first_half(structure: Structure, name: str) -> np.ndarray:
-    """The first channels: what is split in halves is then uneven."""
-    return np.arange(max(1, structure.widths[name] // 2))
+def _unmarked(name: str) -> str:
+    """A group's name without what only the first of alike blocks may need."""
+    return name.removesuffix(":outer").removesuffix(":inner")
 
 
-def _mixed_half(structure: Structure, name: str) -> np.ndarray:
-    """About half of the channels, here and there; which ones and how many differs between groups."""
+def _uneven_half(structure: Structure, name: str) -> np.ndarray:
+    """About half of the channels, here and there, most of them in front: whatever is split in equal parts is uneven."""
     width, seed = structure.widths[name], zlib.crc32(name.encode())
-    order = np.random.default_rng(seed).permutation(width)
-    return np.sort(order[: max(1, (width + seed % 2) // 2)])
+    rng, count = np.random.default_rng(seed), max(1, (width + seed % 2) // 2)
+    middle = (width + 1) // 2
+    in_front = min(middle, -(-7 * count // 10))
+    front, back = rng.permutation(middle), middle + rng.permutation(width - middle)
+    return np.sort(np.concatenate([front[:in_front], back[: count - in_front]]))
 
 
 def _first_one(structure: Structure, name: str) -> np.ndarray:
@@ -226,7 +244,7 @@ def _first_one(structure: Structure, name: str) -> np.ndarray:
     return np.zeros(1, np.int64)
 
 
-_CHOICES: tuple[Callable[[Structure, str], np.ndarray], ...] = (_first_half, _mixed_half, _first_one)
+_CHOICES: tuple[Callable[[Structure, str], np.ndarray], ...] = (_uneven_half, _first_one)
 
 
 def _refusals(structure: Structure, failing: Mapping[str, Misfit]) -> dict[int, str]:
@@ -240,7 +258,7 @@ def _refusals(structure: Structure, failing: Mapping[str, Misfit]) -> dict[int, 
 
 def _attributes_that_help(parts: Parts, structure: Structure, names: Sequence[str]) -> tuple[str, ...]:
     """Attributes of the user's classes that hold an old size and, when set to the new one, make the network fit."""
-    kept = {name: _first_half(structure, name) for name in names}
+    kept = {name: np.arange(max(1, structure.widths[name] // 2)) for name in names}
     sizes = {structure.widths[name]: len(own) for name, own in kept.items()}
     found = remembered_sizes(parts, sizes)
     by_name: dict[str, list[str]] = {}
