@@ -115,9 +115,9 @@ def own_steps(model: nnx.Module, example: jax.ShapeDtypeStruct) -> None:
     counts = budget_counts(structure, kept_fraction=0.5)
     made: Plan = make_plan(structure, select(scores, counts))
     kept = {name: np.asarray(own) for name, own in made.kept.items() if len(own) < made.widths[name]}
-    assert find_misfit(parts, structure, kept) is None
-    smaller = slim_state(structure, flat, made.kept)
-    merge_model(slim_graph(parts, structure, kept), smaller, parts.rest)
+    graph = slim_graph(parts, structure, kept)
+    assert find_misfit(parts, structure, kept, graph=graph) is None
+    merge_model(graph, slim_state(structure, flat, made.kept), parts.rest)
 
 
 def user_steps(model: nnx.Module, example: jax.ShapeDtypeStruct, scores: Mapping[str, np.ndarray]) -> None:

@@ -28,6 +28,8 @@ def misplaced(
       most: labels from here on belong to the slim network alone.
     """
     families, names = structure.families, list(structure.groups)
+    if not slim.placements and not families.trace.placements:
+        return None
     stays = families.family_of >= 0
     for name, own in kept.items():
         members = families.members[names.index(name)]

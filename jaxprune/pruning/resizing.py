@@ -94,7 +94,7 @@ def _resize(
 
     values = row.sizes(layer, blocks, *(new_shapes[path] for path in known))
     for name, value in values.items() if any(is_changed) else ():
-        if hasattr(layer, name):
+        if getattr(layer, name, value) != value:
             setattr(layer, name, value)
 
 

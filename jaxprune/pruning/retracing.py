@@ -99,6 +99,7 @@ def find_misfit(
     kept: Mapping[str, np.ndarray],
     attributes: Attributes | None = None,
     *,
+    graph: nnx.GraphDef[nnx.Module] | None = None,
     only_runs: bool = False,
 ) -> Misfit | None:
     """Traces the slim network on shapes alone; None if it means what it should.
@@ -108,20 +109,21 @@ def find_misfit(
       structure: its groups.
       kept: group -> kept channels; groups left out are whole.
       attributes: to set before.
+      graph: what `slim_graph` gives for the same, where it is known.
       only_runs: ask only whether it runs and returns the same shapes, which takes a part of the time.
 
     Returns:
       What is wrong, in words, or None.
     """
     cuts = cut_arrays(structure, kept)
-    program = _slim_program(parts, structure, cuts, attributes)
+    program = _slim_program(parts, structure, cuts, graph or _resized(parts, structure, cuts, attributes))
     if only_runs:
         return program if isinstance(program, Misfit) else None
     copies = num_copies(structure, kept)
     if not isinstance(program, Misfit) and copies > 1:
         cuts = cut_arrays(structure, kept, copies=copies)
         twins = {name: copies if value == 1 else value for name, value in (attributes or {}).items()}
-        program = _slim_program(parts, structure, cuts, twins)
+        program = _slim_program(parts, structure, cuts, _resized(parts, structure, cuts, twins))
     return program if isinstance(program, Misfit) else _mixed_up(structure, program, cuts, kept, copies)
 
 
@@ -129,9 +131,8 @@ def _slim_program(
     parts: Parts,
     structure: Structure,
     cuts: Mapping[Path, tuple[AxisCut, ...]],
-    attributes: Attributes | None,
+    graphdef: nnx.GraphDef[nnx.Module],
 ) -> Program | Misfit:
-    graphdef = _resized(parts, structure, cuts, attributes)
     arrays = {
         path: jax.ShapeDtypeStruct(cut_shape(axes), parts.flat[path].dtype) for path, axes in cuts.items()
     }

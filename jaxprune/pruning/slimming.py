@@ -43,9 +43,9 @@ def slim(model: nnx.Module, plan: Plan, *, attributes: Attributes | None = None)
     kept = {
         name: np.asarray(own, np.int32) for name, own in plan.kept.items() if len(own) < plan.widths[name]
     }
-    _check_meaning(parts, structure, plan, kept, attributes or {})
-    smaller = slim_state(structure, jax.device_get(parts.flat), plan.kept)  # on the host: nothing compiles
     graphdef = slim_graph(parts, structure, kept, attributes)
+    _check_meaning(parts, structure, plan, kept, attributes or {}, graphdef)
+    smaller = slim_state(structure, jax.device_get(parts.flat), plan.kept)  # on the host: nothing compiles
     return merge_model(graphdef, jax.tree.map(jnp.asarray, smaller), parts.rest)
 
 
@@ -76,11 +76,12 @@ def _check_meaning(
     plan: Plan,
     kept: Mapping[str, np.ndarray],
     attributes: Attributes,
+    graphdef: nnx.GraphDef[nnx.Module],
 ) -> None:
     """Traces the slim network on shapes and compares what meets what with the full one."""
     needed = _needed_attributes(structure, kept)
     missing = {path: value for path, value in needed.items() if path not in attributes}
-    misfit = None if missing else find_misfit(parts, structure, kept, attributes)
+    misfit = None if missing else find_misfit(parts, structure, kept, attributes, graph=graphdef)
     if misfit is None and not missing:
         return
     sizes = ", ".join(f"{name} {plan.widths[name]} -> {len(own)}" for name, own in kept.items())

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxprune.pruning.factoring import first_state, settled_trace, tied_state
 from jaxprune.pruning.groups import Structure, structure_from
 from jaxprune.pruning.program import trace_program
-from jaxprune.pruning.states import FlatState, Parts, Path, fingerprint, take_apart
+from jaxprune.pruning.states import FlatState, Parts, Path, fingerprint, modules_of, take_apart
 from jaxprune.pruning.trials import tried
 from jaxprune.types import Array
 
@@ -117,6 +117,8 @@ def tied_axes(
 ) -> list[tuple[tuple[Path, int], tuple[Path, int]]]:
     """Axes of Flax's own layers that must stay equally long though nothing computes with both."""
     pairs: list[tuple[tuple[Path, int], tuple[Path, int]]] = []
+    if not any(isinstance(module, nnx.MultiHeadAttention) for module in modules_of(model)):
+        return pairs
     for key, module in nnx.iter_modules(model):
         if isinstance(module, nnx.MultiHeadAttention):  # refuses values of another size than queries
             left, right = ((*cast(Path, key), name, "kernel") for name in ("query", "value"))
