@@ -107,11 +107,14 @@ class _Trials:
     def learn(self, suspects: Sequence[str], kept: Kept, misfit: Misfit) -> None:
         """Ties, frees or freezes groups of which some fail when so many channels are left.
 
-        Where the network did not even run, first those are looked for with which alone it does not.
+        Where the network did not even run, first those are looked for with which alone it does not: an attribute may
+        help.
         """
         failing: dict[str, Misfit] = {}
         for only_runs in (True, False) if not misfit.groups else (False,):
-            for kind in _kinds(self.structure, suspects) if not failing else ():
+            for kind in _kinds(self.structure, suspects):
+                if failing.keys() & set(kind):
+                    continue
                 found = self._misfit_of(kind, kept, only_runs=only_runs)
                 helping = () if found is None else _attributes_that_help(self.parts, self.structure, kind)
                 if helping:
