@@ -90,7 +90,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Program:
-    """A network in evaluation mode: steps over numbered values.
+    """A network in one mode, evaluation where nothing else is said: steps over numbered values.
 
     `parameters` numbers the arrays by path, `example` is the number of the images, `outputs` those of what the
     network returns, `constants` are arrays baked into the trace, `shapes` gives every value's shape, `rules` the calls
@@ -104,6 +104,7 @@ class Program:
     outputs: tuple[int, ...]
     shapes: Mapping[int, tuple[int, ...]]
     rules: tuple[Rule, ...] = ()
+    mode: Literal["evaluation", "training"] = "evaluation"
 
 
 def trace_program(
@@ -161,6 +162,7 @@ def trace_program(
         outputs=outputs,
         shapes=flattening.shapes,
         rules=_outer_first(flattening.rules),
+        mode=mode,
     )
 
 

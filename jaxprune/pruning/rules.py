@@ -225,6 +225,22 @@ def _dynamic_update_slice(trace: Trace, step: Step, inputs: Sequence[Value]) -> 
     return [mixed(trace, step, inputs, value.shape, fields, walls)]
 
 
+def _bitcast(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+    (shape,) = output_shapes(step)
+    if shape != inputs[0].shape:
+        return frozen_outputs(trace, step, inputs, f"numbers of another width in {step.where}")
+    return _elementwise(trace, step, inputs)
+
+
+def _draw(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+    """Random numbers; in training they are others each time, so it does not matter which ones a channel is given."""
+    if trace.program.mode == "evaluation":
+        return frozen_outputs(
+            trace, step, inputs, f"random numbers of its own for each, drawn by {step.where}"
+        )
+    return [Value(shape, fixed=free_axes(shape)) for shape in output_shapes(step)]
+
+
 def _barrier(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     return list(inputs)
 
@@ -270,6 +286,8 @@ _RULES: Mapping[str, Rule] = MappingProxyType(
         "dynamic_slice": _dynamic_slice,
         "dynamic_update_slice": _dynamic_update_slice,
         "optimization_barrier": _barrier,
+        "bitcast_convert_type": _bitcast,
+        "random_bits": _draw,
         "dot_general": dot_general,
         "conv_general_dilated": convolution,
     }

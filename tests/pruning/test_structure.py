@@ -204,3 +204,16 @@ def test_a_plan_by_hand_is_checked_like_any():
     structure = trace_structure(net, TOKENS)
     with pytest.raises(ValueError, match="needs rising indices between 0 and 1"):
         make_plan(structure, {"query.kernel:outer": (1, 0)})
+
+
+def test_noise_that_is_always_drawn_keeps_its_channels():
+    layers = {"stem": conv(1, 4), "body": conv(4, 6, 1), "head": linear(6, 3, 2)}
+
+    def forward(net, x):
+        x = net.stem(x)
+        x = net.body(nnx.relu(x + jax.random.normal(jax.random.key(0), x.shape)))
+        return net.head(nnx.relu(x).mean((1, 2)))
+
+    structure = trace_structure(Net(layers, forward), IMAGES)
+    assert list(structure.groups) == ["body.kernel"]
+    assert "random numbers of its own for each, drawn by random_bits at" in structure.why_frozen("stem.kernel")
