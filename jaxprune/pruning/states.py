@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from functools import lru_cache
 from types import FunctionType
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
@@ -44,6 +44,8 @@ _LEAVES = (
     type,
 )
 """Attributes that hold no module."""
+_NODES: dict[type, bool] = {}
+"""Whether other types are nodes of Flax's graphs."""
 
 
 class Parts(NamedTuple):
@@ -132,18 +134,36 @@ def modules_of(model: nnx.Module) -> Iterator[nnx.Module]:
     waiting: list[Any] = [model]
     while waiting:
         node = waiting.pop()
-        if isinstance(node, _LEAVES) or id(node) in seen:
+        kind = _kind_of(cast(Hashable, type(node)))
+        if kind == "leaf" or id(node) in seen:
             continue
         seen.add(id(node))
-        if isinstance(node, nnx.Module):
+        if kind == "module":
             yield node
             waiting += vars(node).values()
-        elif isinstance(node, list | tuple):
+        elif kind == "sequence":
             waiting += node
-        elif isinstance(node, dict):
+        elif kind == "mapping":
             waiting += node.values()
-        elif nnx.graph.is_node(node):
+        elif _is_node(node):
             waiting += [module for _, module in nnx.iter_modules(node)]
+
+
+def _is_node(thing: object) -> bool:
+    if type(thing) not in _NODES:
+        _NODES[type(thing)] = bool(nnx.graph.is_node(thing))
+    return _NODES[type(thing)]
+
+
+@lru_cache(maxsize=4096)
+def _kind_of(kind: type[Any]) -> Literal["leaf", "module", "sequence", "mapping", "other"]:
+    if issubclass(kind, nnx.Module):
+        return "module"
+    if issubclass(kind, _LEAVES):
+        return "leaf"
+    if issubclass(kind, list | tuple):
+        return "sequence"
+    return "mapping" if issubclass(kind, dict) else "other"
 
 
 @lru_cache(maxsize=1024)
