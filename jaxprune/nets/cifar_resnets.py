@@ -34,8 +34,7 @@ class CifarResNet(nnx.Module):
         does not fit, or if the network is called on a batch of another shape.
 
     Example:
-      >>> model = CifarResNet(nnx.Rngs(0), depth=8, widths=(4, 8, 16))
-      >>> model(jnp.zeros((2, 32, 32, 3))).shape
+      >>> nnx.eval_shape(lambda: CifarResNet(nnx.Rngs(0), depth=8)(jnp.zeros((2, 32, 32, 3)))).shape
       (2, 10)
 
     Source:
@@ -100,8 +99,7 @@ class PreActResNet(nnx.Module):
         or if the network is called on a batch of another shape.
 
     Example:
-      >>> model = PreActResNet(nnx.Rngs(0), depth=11, widths=(2, 4, 8))
-      >>> model(jnp.zeros((2, 32, 32, 3))).shape
+      >>> nnx.eval_shape(lambda: PreActResNet(nnx.Rngs(0), depth=11)(jnp.zeros((2, 32, 32, 3)))).shape
       (2, 10)
 
     Source:

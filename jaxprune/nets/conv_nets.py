@@ -84,7 +84,7 @@ class SmallConvNet(nnx.Module):
 
     Example:
       >>> import jax.numpy as jnp
-      >>> SmallConvNet(nnx.Rngs(0), widths=(8, 8, 16, 16, 32))(jnp.zeros((2, 8, 8, 1))).shape
+      >>> nnx.eval_shape(lambda: SmallConvNet(nnx.Rngs(0), widths=(8, 8, 16, 16, 32))(jnp.zeros((2, 8, 8, 1)))).shape
       (2, 10)
     """
 

@@ -48,8 +48,7 @@ class ImageNetResNet(nnx.Module):
         not fit, or if the network is called on a batch of another shape.
 
     Example:
-      >>> model = ImageNetResNet(nnx.Rngs(0), depth=14, widths=(4, 2, 2, 4, 4), image_shape=(32, 32, 3))
-      >>> model(jnp.zeros((2, 32, 32, 3))).shape
+      >>> nnx.eval_shape(lambda: ImageNetResNet(nnx.Rngs(0), depth=14)(jnp.zeros((2, 224, 224, 3)))).shape
       (2, 1000)
 
     Source:

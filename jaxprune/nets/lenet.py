@@ -28,8 +28,7 @@ class LeNet5(nnx.Module):
 
     Example:
       >>> import jax.numpy as jnp
-      >>> model = LeNet5(nnx.Rngs(0), widths=(8, 20, 100))
-      >>> model(jnp.zeros((2, 28, 28, 1))).shape
+      >>> nnx.eval_shape(lambda: LeNet5(nnx.Rngs(0), widths=(8, 20, 100))(jnp.zeros((2, 28, 28, 1)))).shape
       (2, 10)
 
     Source:

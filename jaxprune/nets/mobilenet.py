@@ -59,8 +59,7 @@ class MobileNetV2(nnx.Module):
         of classes does not fit, or if the network is called on a batch of another shape.
 
     Example:
-      >>> model = MobileNetV2(nnx.Rngs(0), widths=(4,) * 9, repeats=(1,) * 7, image_shape=(32, 32, 3))
-      >>> model(jnp.zeros((2, 32, 32, 3))).shape
+      >>> nnx.eval_shape(lambda: MobileNetV2(nnx.Rngs(0), repeats=(1,) * 7)(jnp.zeros((2, 224, 224, 3)))).shape
       (2, 1000)
 
     Source:

@@ -97,8 +97,7 @@ class VGG16(_VGG):
 
     Example:
       >>> import jax.numpy as jnp
-      >>> model = VGG16(nnx.Rngs(0), widths=(4,) * 14)
-      >>> model(jnp.zeros((2, 32, 32, 3))).shape
+      >>> nnx.eval_shape(lambda: VGG16(nnx.Rngs(0), widths=(4,) * 14)(jnp.zeros((2, 32, 32, 3)))).shape
       (2, 10)
 
     Source:
@@ -137,8 +136,7 @@ class VGG19(_VGG):
 
     Example:
       >>> import jax.numpy as jnp
-      >>> model = VGG19(nnx.Rngs(0), widths=(4,) * 17)
-      >>> model(jnp.zeros((2, 32, 32, 3))).shape
+      >>> nnx.eval_shape(lambda: VGG19(nnx.Rngs(0), widths=(4,) * 17)(jnp.zeros((2, 32, 32, 3)))).shape
       (2, 10)
 
     Source:
