@@ -4,7 +4,14 @@ from flax import nnx
 from small_nets import IMAGES, NETWORKS, conv_relu_norm
 
 from jaxprune.nets.conv_nets import PlainConvNet
-from jaxprune.pruning.states import dotted, fingerprint, merge_model, parameter_paths, split_model
+from jaxprune.pruning.states import (
+    dotted,
+    fingerprint,
+    merge_model,
+    modules_of,
+    parameter_paths,
+    split_model,
+)
 
 
 def test_random_state_stays_apart():
@@ -42,3 +49,19 @@ def test_splitting_and_merging_gives_the_same_model_back():
         again = merge_model(*split_model(net))
         assert isinstance(again, nnx.Module)
         assert fingerprint(split_model(again)[1]) == fingerprint(split_model(net)[1])
+
+
+def test_modules_are_those_that_flax_finds():
+    class Holder(nnx.Module):
+        def __init__(self):
+            self.first = conv_relu_norm()
+            self.again = self.first
+            self.listed = nnx.List(
+                [nnx.Dropout(0.5), nnx.Dict({"inner": nnx.LayerNorm(2, rngs=nnx.Rngs(0))})]
+            )
+            self.name, self.function, self.nothing, self.sizes = "x", nnx.relu, None, (1, 2)
+
+    model = Holder()
+    found = [id(module) for module in modules_of(model)]
+    assert len(found) == len(set(found))
+    assert set(found) == {id(module) for _, module in nnx.iter_modules(model)}

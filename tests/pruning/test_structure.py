@@ -216,4 +216,49 @@ def test_noise_that_is_always_drawn_keeps_its_channels():
 
     structure = trace_structure(Net(layers, forward), IMAGES)
     assert list(structure.groups) == ["body.kernel"]
-    assert "random numbers of its own for each, drawn by random_bits at" in structure.why_frozen("stem.kernel")
+    assert "random numbers of its own for each, drawn by random_bits at" in structure.why_frozen(
+        "stem.kernel"
+    )
+
+
+class Heads(nnx.Module):
+    """Channels in heads, every place in a head scaled by a table that all blocks share."""
+
+    def __init__(self, rngs):
+        self.query = nnx.Linear(8, 12, rngs=rngs)
+        self.out = nnx.Linear(12, 8, rngs=rngs)
+        self.num_heads = 3
+
+    def __call__(self, x, table):
+        parts = self.query(x).reshape(*x.shape[:2], self.num_heads, -1) * table
+        return self.out(nnx.relu(parts).reshape(*x.shape[:2], -1))
+
+
+class TwoOfHeads(nnx.Module):
+    def __init__(self, rngs):
+        self.stem = nnx.Linear(8, 8, rngs=rngs)
+        self.blocks = nnx.List([Heads(rngs) for _ in range(2)])
+        self.table = nnx.Param(jax.numpy.ones((1, 1, 1, 4)))
+        self.head = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x, self.table[...])
+        return self.head(nnx.relu(x).mean(1))
+
+
+def test_alike_blocks_are_freed_by_their_own_attributes_together():
+    net = TwoOfHeads(nnx.Rngs(0))
+    structure = trace_structure(net, TOKENS)
+    heads = [name for name, group in structure.groups.items() if group.is_of_blocks]
+    assert [name.split(":")[0] for name in heads] == ["blocks.0.query.kernel", "blocks.1.query.kernel"]
+    assert [structure.attributes[name] for name in heads] == [
+        ("blocks.0.num_heads",),
+        ("blocks.1.num_heads",),
+    ]
+    made = plan(net, scores_of(structure), TOKENS, kept_counts=dict.fromkeys(heads, 2), factor="both")
+    attributes = {"blocks.0.num_heads": 2, "blocks.1.num_heads": 2}
+    smaller = slim(net, made, attributes=attributes)
+    assert [block.query.out_features for block in smaller.blocks] == [8, 8]
+    assert relative_error(run(mask(net, made), TOKENS), run(smaller, TOKENS)) < 1e-5
