@@ -11,6 +11,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
 from threading import RLock
 from typing import cast
@@ -18,6 +19,7 @@ from typing import cast
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from threadpoolctl import ThreadpoolController
 
 from jaxprune.language.operators import OPERATORS
 from jaxprune.language.tree import Expression
@@ -239,7 +241,7 @@ class Engine:
             largest = max((plan.bytes for own in plans.values() for plan in own), default=1)
             workers = max(1, min(cores, self._column_bytes // max(1, largest)))
             planes = {item: self._empty(item.node) for item in work}
-            with ThreadPoolExecutor(max_workers=workers) as pool:  # compiling occupies one core
+            with _single_blas(workers), ThreadPoolExecutor(max_workers=workers) as pool:
                 for _ in pool.map(partial(self._run, plans, planes), self.layers):
                     pass
             for plan in (plan for own in plans.values() for plan in own):
@@ -306,6 +308,19 @@ class Engine:
         while self._cached_bytes > self._cache_bytes and len(self._planes) > 1:
             _, dropped = self._planes.popitem(last=False)
             self._cached_bytes -= dropped.nbytes
+
+
+def _single_blas(workers: int) -> AbstractContextManager[object]:
+    """Products of matrices on one core each while several threads run: BLAS threads of both would wait for each other.
+
+    Measured with another process on one of 2 cores: 11 s for a product that takes 0.4 s so.
+    """
+    return _blas().limit(limits=1, user_api="blas") if workers > 1 else nullcontext()
+
+
+@lru_cache(maxsize=1)
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def _fill(plane: np.ndarray, piece: Piece, shard: int, values: np.ndarray) -> None:
