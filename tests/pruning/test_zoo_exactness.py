@@ -35,12 +35,17 @@ FACTORED = (
     "regnet_y",
     "unet_group_norm",
     "diffusion_unet",
+    "vit_s16",
+    "deit_s16_distilled",
     "swin_t",
+    "gpt_fused",
     "gpt_separate",
+    "remembers_head_dim",
     "bert",
     "llama_half_tables",
     "scanned_transformer",
     "remat_transformer",
+    "mixture_of_experts",
 )
 """Networks with two groups on the same indices: whole heads, groups of a norm or of a convolution; and places."""
 
