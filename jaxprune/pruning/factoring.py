@@ -112,7 +112,9 @@ def _taken_apart(
     lookup = _Lookup(tables)
     result = {
         path: tuple(
-            tuple(part for own, roots in zip(axis, found, strict=True) for part in lookup.parts(own, roots))
+            _side_by_side(
+                [part for own, roots in zip(axis, found, strict=True) for part in lookup.parts(own, roots)]
+            )
             for axis, found in zip(axes, roots_of[path], strict=True)
         )
         for path, axes in seeds.items()
@@ -123,6 +125,26 @@ def _taken_apart(
 def _roots_and_coordinates(labels: Labels, request: Request) -> tuple[np.ndarray, list[np.ndarray]]:
     is_label = request.labels >= 0
     return labels.find(request.labels[is_label]), [own[is_label] for own in request.coordinates]
+
+
+def _side_by_side(fields: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Fields of one axis, those in one that have labels at different indices.
+
+    Of a fused projection, values are taken apart in a later walk than queries and keys, but heads are heads.
+
+    Example:
+      >>> _side_by_side([np.array([1, 1, -1]), np.array([3, 4, 5]), np.array([-1, -1, 2])])
+      (array([1, 1, 2]), array([3, 4, 5]))
+    """
+    found: list[np.ndarray] = []
+    for own in fields:
+        for place, other in enumerate(found):
+            if ((own == FREE) | (other == FREE)).all():
+                found[place] = np.where(own == FREE, other, own)
+                break
+        else:
+            found.append(own)
+    return tuple(found)
 
 
 class _Lookup:

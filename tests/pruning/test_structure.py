@@ -49,6 +49,28 @@ def test_heads_and_places_in_them_are_groups_of_their_own():
     assert structure.attributes == {"query.kernel:outer": ("num_heads",)}
 
 
+@pytest.mark.parametrize("factor", ["outer", "both"])
+def test_heads_of_a_fused_projection_are_one_group_too(factor):
+    """Values are taken apart in a later walk than queries and keys."""
+
+    def forward(net, x):
+        parts = jnp.split(net.qkv(x), 3, axis=-1)
+        q, k, v = (part.reshape(*x.shape[:2], net.num_heads, -1) for part in parts)
+        weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k))
+        return net.out(jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(*x.shape[:2], -1)).mean(1)
+
+    net = Net({"qkv": linear(8, 24), "out": linear(8, 3, 3)}, forward)
+    net.num_heads = 2
+    structure = trace_structure(net, TOKENS)
+    assert structure.widths == {"qkv.kernel:outer": 2, "qkv.kernel:inner": 4}
+    assert structure.groups["qkv.kernel:outer"].inner == ("qkv.kernel:inner",)
+    assert structure.attributes == {"qkv.kernel:outer": ("num_heads",)}
+    made = plan(net, scores_of(structure), TOKENS, kept_fraction=0.5, factor=factor)
+    smaller = slim(net, made, attributes={"num_heads": 1})
+    assert smaller.qkv.out_features == (12 if factor == "outer" else 6)
+    assert relative_error(run(mask(net, made), TOKENS), run(smaller, TOKENS)) < 1e-5
+
+
 def test_whole_heads_stay_unless_asked_for():
     net = by_heads()
     scores = scores_of(trace_structure(net, TOKENS))

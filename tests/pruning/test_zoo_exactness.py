@@ -17,6 +17,7 @@ from zoo_cases import (
     case_of,
     compare,
     fraction_of,
+    in_double,
     known_structure,
     quick_comparison,
     scores_of,
@@ -27,7 +28,7 @@ from jaxprune.pruning.budgets import budget_counts
 from jaxprune.pruning.masking import mask
 from jaxprune.pruning.planning import select
 from jaxprune.pruning.retracing import find_misfit
-from jaxprune.pruning.states import split_model, take_apart
+from jaxprune.pruning.states import merge_model, split_model, take_apart
 
 FACTORED = (
     "resnext50",
@@ -35,12 +36,17 @@ FACTORED = (
     "regnet_y",
     "unet_group_norm",
     "diffusion_unet",
+    "vit_s16",
+    "deit_s16_distilled",
     "swin_t",
+    "gpt_fused",
     "gpt_separate",
+    "remembers_head_dim",
     "bert",
     "llama_half_tables",
     "scanned_transformer",
     "remat_transformer",
+    "mixture_of_experts",
 )
 """Networks with two groups on the same indices: whole heads, groups of a norm or of a convolution; and places."""
 
@@ -107,6 +113,16 @@ def test_slim_equals_the_oracle_at_every_fraction(name, fraction):
 @pytest.mark.parametrize("name", FACTORED)
 def test_factors_of_the_same_indices_are_exact_at_every_fraction(name, fraction, factor):
     check(name, fraction, lambda: compare(name, kept_fraction=fraction, factor=factor))
+
+
+@pytest.mark.parametrize("name", ["bidirectional_gru", "lstm", "gpt_fused", "scanned_transformer"])
+def test_in_float64_nothing_is_rounded_to_float32(name):
+    """Or what is asked for where float32 does not tell would not tell either."""
+    model, _, inputs = case_of(name)
+    with jax.enable_x64(True):
+        graphdef, *arguments = in_double(*split_model(model, "evaluation"), inputs)
+        program = jax.make_jaxpr(lambda flat, rest, x: merge_model(graphdef, flat, rest)(x))(*arguments)
+    assert "f64[" in str(program) and "f32[" not in str(program)
 
 
 @pytest.mark.parametrize("name", ["resnet56_padded", "mobilenet_v2", "densenet121", "shufflenet_v2"])

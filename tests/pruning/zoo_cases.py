@@ -21,7 +21,7 @@ from zoo.randomise import randomise
 from jaxprune.pruning import planning
 from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.slimming import slim
-from jaxprune.pruning.states import Path, merge_model, split_model
+from jaxprune.pruning.states import Path, merge_model, modules_of, split_model, take_apart
 from jaxprune.pruning.structure import trace_structure
 
 FRACTIONS = (0.1, 0.25, 0.5, 0.75)
@@ -163,7 +163,7 @@ def run(model: nnx.Module, inputs: np.ndarray, options: Mapping[str, Any] | None
     """Outputs in evaluation mode as NumPy arrays, in float64 where that is enabled."""
     graphdef, flat, rest = split_model(model, "evaluation")
     if jax.config.jax_enable_x64:
-        flat, rest, inputs = jax.tree.map(_doubled, (flat, rest, inputs))
+        graphdef, flat, rest, inputs = in_double(graphdef, flat, rest, inputs)
     flat, rest, inputs = jax.tree.map(jnp.asarray, (flat, rest, inputs))
     shapes = tuple((path, array.shape, str(array.dtype)) for path, array in flat.items())
     key = (graphdef, shapes, str(options))
@@ -176,6 +176,20 @@ def run(model: nnx.Module, inputs: np.ndarray, options: Mapping[str, Any] | None
 
 
 _compiled: dict[Any, Any] = {}
+
+
+def in_double(graphdef: Any, flat: Any, rest: Any, inputs: np.ndarray) -> tuple[Any, Any, Any, Any]:
+    """A network taken apart, and its inputs, with float64 for float32; for where that is enabled.
+
+    Layers that name their type would go back to float32 otherwise: embeddings look up in it, recurrent cells begin in
+    it, and a scan does not take what comes next. Only JAX's own attention, in `bert`, still has its softmax in float32.
+    """
+    model = merge_model(graphdef, flat, rest)
+    for module in modules_of(model):
+        for name, value in vars(module).items():
+            if name in ("dtype", "param_dtype") and value is not None and jnp.dtype(value) == jnp.float32:
+                setattr(module, name, jnp.float64)
+    return (take_apart(model).graphdef, *jax.tree.map(_doubled, (flat, rest, inputs)))
 
 
 def _doubled(array: Any) -> Any:
