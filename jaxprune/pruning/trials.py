@@ -233,9 +233,13 @@ def _unmarked(name: str) -> str:
 
 
 def _uneven_half(structure: Structure, name: str) -> np.ndarray:
-    """About half of the channels, here and there, most of them in front: whatever is split in equal parts is uneven."""
+    """About half of the channels, here and there, most of them in front: whatever is split in equal parts is uneven.
+
+    An even number where that is possible: with the single channel of the other choice, odd and even numbers are gone.
+    """
     width, seed = structure.widths[name], zlib.crc32(name.encode())
-    rng, count = np.random.default_rng(seed), max(1, (width + seed % 2) // 2)
+    count = width // 2 + (1 if seed % 2 or width < 4 else -1) * (width // 2 % 2)
+    rng, count = np.random.default_rng(seed), min(max(1, count), max(1, width - 1))
     middle = (width + 1) // 2
     in_front = min(middle, -(-7 * count // 10))
     front, back = rng.permutation(middle), middle + rng.permutation(width - middle)
