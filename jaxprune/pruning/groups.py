@@ -143,7 +143,7 @@ class Structure:
         return known.settled
 
     def why_frozen(self, path: str) -> str:
-        """Why a parameter's axes are never cut, in words; says so when they can be.
+        """Why a parameter's axes, or factors of them such as heads, are never cut, in words; says so when they can be.
 
         Raises:
           ValueError: if the network has no such parameter.
@@ -153,8 +153,28 @@ class Structure:
             raise ValueError(
                 f"needs the dotted path of an array of the network, got {path!r}; it has {sorted(names)}."
             )
-        lines = [f"{key}: {reason}" for key, reason in self.frozen.items() if key.rpartition("[")[0] == path]
+        reasons = {**self.frozen, **self._frozen_factors}
+        lines = [f"{key}: {reason}" for key, reason in reasons.items() if key.rpartition("[")[0] == path]
         return "\n".join(lines) or f"nothing of {path} is frozen"
+
+    @cached_property
+    def _frozen_factors(self) -> dict[str, str]:
+        """Like `frozen`, for what stays of axes that lose channels otherwise: heads, where places in each can go."""
+        result: dict[str, str] = {}
+        for path, axes in self.families.roots.items():
+            for axis, factors in enumerate(axes):
+                key = f"{dotted(path)}[{axis}]"
+                roots = [distinct(each).tolist() for each in factors if not self._is_in_groups(each)]
+                reasons = [self.families.refused.get(root) for own in roots if len(own) > 1 for root in own]
+                known = dict.fromkeys(reason for reason in reasons if reason is not None)
+                if known and key not in self.frozen:
+                    result[key] = (
+                        f"{'; '.join(known)} (one of {len(factors)} factors of the axis, not all of it)"
+                    )
+        return result
+
+    def _is_in_groups(self, roots: np.ndarray) -> bool:
+        return bool((self.families.of(roots)[0] >= 0).any())
 
     def require_groups(self) -> None:
         """Raises if nothing can be pruned, with the reasons.

@@ -1,5 +1,7 @@
 """What is tried out by tracing again, on networks whose code counts on numbers of channels."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -284,3 +286,21 @@ def test_alike_blocks_are_freed_by_their_own_attributes_together():
     smaller = slim(net, made, attributes=attributes)
     assert [block.query.out_features for block in smaller.blocks] == [8, 8]
     assert relative_error(run(mask(net, made), TOKENS), run(smaller, TOKENS)) < 1e-5
+
+
+def test_why_heads_stay_is_said_where_places_in_them_do_not():
+    layers = {"query": linear(8, 12), "out": linear(12, 4), "head": linear(4, 3)}
+    table = np.arange(1.0, 4.0, dtype=np.float32).reshape(1, 1, 3, 1)
+
+    def forward(net, x):
+        parts = net.query(x).reshape(*x.shape[:2], 3, -1)
+        return net.head(nnx.relu(net.out((parts * table).reshape(*x.shape[:2], -1))).mean(1))
+
+    structure = trace_structure(Net(layers, forward), TOKENS)
+    assert structure.groups["query.kernel"].size == 4
+    assert "query.kernel[1]" not in structure.frozen
+    assert re.search(
+        r"query.kernel\[1\]: an array of fixed size .* \(one of 2 factors of the axis, not all of it\)",
+        structure.why_frozen("query.kernel"),
+    )
+    assert structure.why_frozen("head.bias") == "head.bias[0]: output of the network"
