@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import sys
-import time
 from functools import partial
 
 import jax
@@ -171,16 +170,21 @@ class TestLargeModels:
         assert counts == [3, 9]
 
     @pytest.mark.slow
-    def test_a_llama_of_32_layers_is_traced_within_10_seconds_and_a_gigabyte(self):
-        entry = ZOO["llama_half_tables"]
+    def test_a_llama_of_32_layers_takes_few_traces_and_less_than_a_gigabyte(self, monkeypatch):
+        """How many seconds that is, `benchmarks/structure.py` measures."""
+        entry, traces = ZOO["llama_half_tables"], []
+        for module in (structure_module, retracing):
+            monkeypatch.setattr(
+                module, "trace_program", lambda *parts: traces.append(parts[-1]) or trace_program(*parts)
+            )
         model = abstract(entry.full)
-        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         structure = trace_structure(model, entry.full_input)
-        seconds = time.process_time() - start
         scale = 1 if sys.platform == "darwin" else 1024
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * scale
         assert len(structure.groups) >= 1 + 3 * 32
-        assert seconds < 10 and grown < 1e9, (seconds, grown)
+        assert 4 <= len(traces) <= 12
+        assert grown < 1e9
 
 
 TOKENS = jax.ShapeDtypeStruct((2, 6), jnp.int32)
