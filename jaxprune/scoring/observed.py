@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from threading import RLock
 from typing import TypeVar, cast
 
 import jax
@@ -35,7 +34,7 @@ class Observed(Mapping[str, Operands]):
     squared_gradient_source: GradientSource[jax.Array] | None = None
     """Where `GW2` comes from, [C, F] by producer; likewise."""
     _remembered: dict[Hashable, object] = field(default_factory=dict, init=False, repr=False)
-    _lock: RLock = field(default_factory=RLock, init=False, repr=False)
+    """What `remembered` made: no part of the pytree, nor of copies."""
 
     def __getitem__(self, producer: str) -> Operands:
         return self.operands[producer]
@@ -68,10 +67,14 @@ class Observed(Mapping[str, Operands]):
 
     def remembered(self, key: Hashable, make: Callable[[], _Record]) -> _Record:
         """What `make` returned at the first call; it lives as long as these operands do."""
-        with self._lock:
-            if key not in self._remembered:
-                self._remembered[key] = make()
-            return cast(_Record, self._remembered[key])
+        if key not in self._remembered:
+            self._remembered.setdefault(key, make())  # of two threads, the first to be done counts
+        return cast(_Record, self._remembered[key])
+
+    def __reduce__(self) -> tuple[type[Observed], tuple[object, ...]]:
+        """Copies and pickles hold what was observed alone."""
+        given = (self.operands, self.groups, self.gradient_source, self.squared_gradient_source)
+        return Observed, given
 
     def member(self, index: int) -> Observed:
         """One stacked member."""

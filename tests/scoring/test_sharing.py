@@ -1,5 +1,8 @@
 """Formulas are rewritten only to what means the same, and values are remembered as long as operands live."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from oracle import oracle
@@ -78,6 +81,20 @@ def test_another_generation_knows_the_values_of_the_last_one(monkeypatch):
     assert [str(each) for each in before] == [str(each) for each in after]
     score_functions(first, observed())
     assert len(made) == 2
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))],  # noqa: S301
+)
+def test_what_is_remembered_stays_out_of_copies(copied):
+    operands, functions = observed(), functions_for(FEW["convolution"], range(5))
+    before = score_functions(functions, operands)
+    again = copied(operands)
+    assert not again._remembered
+    assert again.groups == operands.groups
+    for one, other in zip(before, score_functions(functions, again), strict=True):
+        assert (one.status, one.detail) == (other.status, other.detail)
 
 
 def test_gradients_are_filled_in_once():
