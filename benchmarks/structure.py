@@ -109,7 +109,7 @@ def own_steps(model: nnx.Module, example: jax.ShapeDtypeStruct) -> None:
     """Groups, scores, plan, and slicing with its check, each once."""
     forget_structures()
     parts = take_apart(model)
-    structure = structure_of_parts(model, parts, example)
+    structure = structure_of_parts(parts, example)
     flat = jax.device_get(parts.flat)
     scores = sizes_of_weights(structure, flat)
     counts = budget_counts(structure, kept_fraction=0.5)

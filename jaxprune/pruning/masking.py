@@ -37,7 +37,7 @@ def mask(model: nnx.Module, plan: Plan) -> nnx.Module:
       ValueError: if the plan was made for another network.
     """
     parts = take_apart(model)
-    structure = check_plan(model, parts, plan)
+    structure = check_plan(parts, plan)
     masked = apply_masks(
         jax.device_get(parts.flat), channel_masks(structure, plan.kept)
     )  # on the host: nothing compiles

@@ -216,12 +216,12 @@ def select(scores: Mapping[str, Array], counts: Mapping[str, int]) -> Kept:
     return tuple((name, _highest(scores.get(name), count)) for name, count in counts.items())
 
 
-def check_plan(model: nnx.Module, parts: Parts, plan: Plan) -> Structure:
-    """The structure of the plan's network, of a model and its parts.
+def check_plan(parts: Parts, plan: Plan) -> Structure:
+    """The structure of the plan's network.
 
     Raises:
       TypeError: if `plan` is no `Plan`.
-      ValueError: if `model` has other paths, shapes or dtypes than the network the plan was made for.
+      ValueError: if the model has other paths, shapes or dtypes than the network the plan was made for.
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"needs a Plan, got {type(plan).__name__}. Make one with plan() or Plan.load().")
@@ -232,7 +232,7 @@ def check_plan(model: nnx.Module, parts: Parts, plan: Plan) -> Structure:
             f"{dict(plan.widths)}), got one with fingerprint {found}. "
             "Make a new plan for this network, or load the right one."
         )
-    return structure_of_parts(model, parts, plan.example)
+    return structure_of_parts(parts, plan.example)
 
 
 def _highest(scores: Array | None, count: int) -> tuple[int, ...]:

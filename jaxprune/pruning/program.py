@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import flax
 import jax
@@ -20,7 +20,7 @@ import jaxlib
 import optax
 from flax import nnx
 
-from jaxprune.pruning.states import FlatState, Path, merge_model, switch
+from jaxprune.pruning.states import FlatState, Path, Running, merge_model, switch
 from jaxprune.types import Array
 
 _LIBRARIES = (
@@ -104,7 +104,7 @@ class Program:
     outputs: tuple[int, ...]
     shapes: Mapping[int, tuple[int, ...]]
     rules: tuple[Rule, ...] = ()
-    mode: Literal["evaluation", "training"] = "evaluation"
+    mode: Running = "evaluation"
 
 
 def trace_program(
@@ -112,7 +112,7 @@ def trace_program(
     flat: Mapping[Path, Array | jax.ShapeDtypeStruct],
     rest: FlatState,
     example: jax.ShapeDtypeStruct,
-    mode: Literal["evaluation", "training"] = "evaluation",
+    mode: Running = "evaluation",
 ) -> Program:
     """Runs the network on shapes alone and records its operations.
 

@@ -32,7 +32,7 @@ class Misfit(NamedTuple):
 
     reason: str
     groups: frozenset[str] = frozenset()
-    """Those whose channels were mixed up; none where the network did not even run."""
+    """Those whose channels were mixed up, as far as that is known; none where the network did not even run."""
 
 
 def slim_graph(
@@ -116,7 +116,8 @@ def find_misfit(
       What is wrong, in words, or None.
     """
     cuts = cut_arrays(structure, kept)
-    program = _slim_program(parts, structure, cuts, graph or _resized(parts, structure, cuts, attributes))
+    graph = _resized(parts, structure, cuts, attributes) if graph is None else graph
+    program = _slim_program(parts, structure, cuts, graph)
     if only_runs:
         return program if isinstance(program, Misfit) else None
     copies = num_copies(structure, kept)
@@ -212,7 +213,7 @@ def remembered_sizes(parts: Parts, sizes: Mapping[int, int]) -> dict[str, int]:
       Dotted path of the attribute -> the new size.
     """
     found: dict[str, int] = {}
-    for path, module in nnx.iter_modules(merge_model(*parts[:3])):
+    for path, module in nnx.iter_modules(parts.model):
         if type(module).__module__.split(".")[0] == "flax":
             continue
         for name, value in vars(module).items():

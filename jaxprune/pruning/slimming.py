@@ -39,7 +39,7 @@ def slim(model: nnx.Module, plan: Plan, *, attributes: Attributes | None = None)
         the attributes that hold one, with the values they need.
     """
     parts = take_apart(model)
-    structure = check_plan(model, parts, plan)
+    structure = check_plan(parts, plan)
     kept = {
         name: np.asarray(own, np.int32) for name, own in plan.kept.items() if len(own) < plan.widths[name]
     }

@@ -27,7 +27,8 @@ Path: TypeAlias = tuple[str | int, ...]
 FlatState: TypeAlias = dict[Path, Array]
 """Path -> NumPy or JAX array, for parameters and batch statistics (and any other non-random variable)."""
 
-Mode: TypeAlias = Literal["as_is", "evaluation", "training"]
+Running: TypeAlias = Literal["evaluation", "training"]
+Mode: TypeAlias = Literal["as_is"] | Running
 
 
 _LEAVES = (
@@ -57,6 +58,8 @@ class Parts(NamedTuple):
     """Random state."""
     trained: frozenset[Path]
     """Paths of the parameters (`nnx.Param`) among `flat`, without batch statistics."""
+    model: nnx.Module
+    """Itself; it is not changed."""
 
 
 def dotted(path: Path) -> str:
@@ -74,7 +77,7 @@ def split_model(
 ) -> tuple[nnx.GraphDef[nnx.Module], FlatState, FlatState]:
     """Takes a model apart into a static graph, its arrays by path, and its random state by path.
 
-    The model itself is not changed: batch norm and dropout are switched on a view that shares its variables,
+    The model itself is not changed: batch norm and dropout are switched on a copy,
     and only the arrays (which JAX never changes in place) are handed out.
 
     Args:
@@ -116,10 +119,11 @@ def take_apart(model: nnx.Module) -> Parts:
         {cast(Path, path): _array(variable) for path, variable in variables},
         {cast(Path, path): _array(variable) for path, variable in nnx.to_flat_state(random)},
         frozenset(cast(Path, path) for path, variable in variables if isinstance(variable, nnx.Param)),
+        model,
     )
 
 
-def switch(model: nnx.Module, mode: Literal["evaluation", "training"]) -> nnx.Module:
+def switch(model: nnx.Module, mode: Running) -> nnx.Module:
     """Switches batch norm and dropout of a model that belongs to the caller, in place, as `nnx.view` does to a copy."""
     for module in modules_of(model):
         names = _mode_names(type(module))

@@ -52,19 +52,19 @@ def trace_structure(model: nnx.Module, example: Array | jax.ShapeDtypeStruct) ->
       >>> [str(member) for member in structure.groups["conv.kernel"].members]
       ['conv.bias axis 0', 'conv.kernel axis 3', 'head.kernel axis 0 as 64 x channel x 1']
     """
-    return structure_of_parts(model, take_apart(model), example)
+    return structure_of_parts(take_apart(model), example)
 
 
-def structure_of_parts(model: nnx.Module, parts: Parts, example: Array | jax.ShapeDtypeStruct) -> Structure:
+def structure_of_parts(parts: Parts, example: Array | jax.ShapeDtypeStruct) -> Structure:
     """`trace_structure` of a model that has been taken apart already."""
     images = _at_batch(example, 2)
     key = (parts.graphdef, fingerprint(parts.flat), images.shape, images.dtype)
     try:
         known = _KNOWN.get(key)
     except TypeError:  # a network may remember what has no hash
-        return _traced(model, parts, images)
+        return _traced(parts, images)
     if known is None:
-        known = _traced(model, parts, images)
+        known = _traced(parts, images)
         while len(_KNOWN) >= _MOST_KNOWN:
             _KNOWN.pop(next(iter(_KNOWN)))
         _KNOWN[key] = known
@@ -76,10 +76,10 @@ def forget_structures() -> None:
     _KNOWN.clear()
 
 
-def _traced(model: nnx.Module, parts: Parts, images: jax.ShapeDtypeStruct) -> Structure:
+def _traced(parts: Parts, images: jax.ShapeDtypeStruct) -> Structure:
     program = trace_program(*parts[:3], images)
     shapes = {path: program.shapes[number] for path, number in program.parameters.items()}
-    state = first_state(shapes, tied_axes(model, shapes))
+    state = first_state(shapes, tied_axes(parts.model, shapes))
     trace = settled_trace(program, parts.trained, state)
     fills = [delicate.ties for delicate in trace.delicate if delicate.is_fill and delicate.ties is not None]
     if fills:
@@ -118,7 +118,7 @@ def tied_axes(
     """Axes of Flax's own layers that must stay equally long though nothing computes with both."""
     pairs: list[tuple[tuple[Path, int], tuple[Path, int]]] = []
     if not any(isinstance(module, nnx.MultiHeadAttention) for module in modules_of(model)):
-        return pairs
+        return pairs  # looking for paths costs several times as much
     for key, module in nnx.iter_modules(model):
         if isinstance(module, nnx.MultiHeadAttention):  # refuses values of another size than queries
             left, right = ((*cast(Path, key), name, "kernel") for name in ("query", "value"))

@@ -19,6 +19,7 @@ import numpy as np
 from jaxprune.pruning.factoring import settled_trace, tied_state
 from jaxprune.pruning.groups import Structure, structure_from
 from jaxprune.pruning.labels import distinct
+from jaxprune.pruning.records import Trace
 from jaxprune.pruning.retracing import Misfit, find_misfit, remembered_sizes
 from jaxprune.pruning.states import Parts, Path, dotted
 
@@ -59,7 +60,7 @@ class _Trials:
         self._attributes: dict[str, tuple[str, ...]] = {}
         self._tied: set[str] = set()
         self._tied_by_module: set[str] = set()
-        self._passed: set[object] = set()
+        self._passed: set[tuple[frozenset[tuple[str, bytes]], bool]] = set()
         self._offsets: dict[str, int] = {}
 
     def suspects(self) -> list[str]:
@@ -97,11 +98,11 @@ class _Trials:
     def _find(self, kept: Kept, *, only_runs: bool = False) -> Misfit | None:
         """`find_misfit`, once for what was fine before: freezing other groups changes nothing about it."""
         key = frozenset((name, own.tobytes()) for name, own in kept.items())
-        if key in self._passed or (only_runs and (key, only_runs) in self._passed):
+        if {(key, False), (key, only_runs)} & self._passed:
             return None
         misfit = find_misfit(self.parts, self.structure, kept, only_runs=only_runs)
         if misfit is None:
-            self._passed.add((key, only_runs) if only_runs else key)
+            self._passed.add((key, only_runs))
         return misfit
 
     def learn(self, suspects: Sequence[str], kept: Kept, misfit: Misfit) -> None:
@@ -135,7 +136,7 @@ class _Trials:
     def freeze(self, failing: Mapping[str, Misfit]) -> None:
         """Nothing of these groups is cut any more."""
         self._never |= _refusals(self.structure, failing)
-        self._rebuild(self._never)
+        self._regroup(self.structure.families.trace)
 
     def _misfit_of(self, kind: Sequence[str], kept: Kept, *, only_runs: bool) -> Misfit | None:
         """What goes wrong when only groups of one kind lose channels; all of them alike if that fails too."""
@@ -159,14 +160,13 @@ class _Trials:
 
     def _tie(self, ties: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
         trace = self.structure.families.trace
-        again = settled_trace(self.structure.program, trace.trained, tied_state(trace, ties))
         self._never = {}  # labels have new numbers, and what was frozen may be fine now
         self._passed.clear()
-        self.structure = structure_from(again, self.structure.fingerprint, self.structure.example)
+        self._regroup(settled_trace(self.structure.program, trace.trained, tied_state(trace, ties)))
 
-    def _rebuild(self, never: Mapping[int, str]) -> None:
-        trace = self.structure.families.trace
-        self.structure = structure_from(trace, self.structure.fingerprint, self.structure.example, never)
+    def _regroup(self, trace: Trace) -> None:
+        known = self.structure
+        self.structure = structure_from(trace, known.fingerprint, known.example, self._never)
 
 
 def _suspects(structure: Structure) -> list[str]:
