@@ -19,7 +19,6 @@ import importlib.util
 import json
 import os
 import pstats
-import resource
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ import numpy as np
 from flax import nnx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from scoring import peak_bytes
 from zoo import ZOO
 
 from jaxprune.nets import without_weights
@@ -198,26 +198,18 @@ def measure_large(name: str) -> None:
     trace_structure(
         without_weights(ZOO["lenet5"].small), ZOO["lenet5"].small_input
     )  # all that is imported late
-    before = peak_mib()
+    before = peak_bytes()
     start, clock = time.process_time(), Clock()
     with clock.installed():
         model = without_weights(entry.full)
         built = time.process_time() - start
         structure = trace_structure(model, entry.full_input)
     seconds = time.process_time() - start
-    growth = peak_mib() - before
+    growth = (peak_bytes() - before) / 2**20
     print(json.dumps({
         "name": name, "parameters": structure.count_parameters(), "groups": len(structure.groups), "built": built,
         "traced": clock.seconds, "seconds": seconds, "growth": growth,
     }))  # fmt: skip
-
-
-def peak_mib() -> float:
-    """The most memory this process has held; what the system counts is that of its parent, too, where that had more."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def print_large() -> None:

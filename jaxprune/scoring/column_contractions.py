@@ -47,9 +47,9 @@ def tiled_entries(shape: tuple[int, ...]) -> int:
 def matmul(program: ColumnProgram, node: Expression, view: View) -> int:
     """Products of matrices; with a vector, products of entries that are summed."""
     left, right = (value_of(program, child, view) for child in node.children)
-    target = program.spec(node, view)
     if runs_on_host(program.mesh):
         return _product_on_host(left, right, node, view)
+    target = program.spec(node, view)
     if len(left.type) == len(right.type) == 2:
         return _contract("product", left, right, node, view).slot
     is_left = len(left.type) == 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -90,12 +90,13 @@ def spread_rows(values: Array, mask: RowMask, row: int, *, smallest: int) -> tup
     """Mean and variance of each row; of equal entries the variance is 0."""
     rows = np.asarray(values).reshape(-1, row)
     count, prefix = np.asarray(mask.number), mask.prefix
-    is_real = np.asarray(mask.is_real).reshape(-1, row)
-    start = rows[:, :1] if prefix else np.take_along_axis(rows, np.asarray(mask.first)[:, None], axis=1)
-    deviation = rows[:, :prefix] - start if prefix else np.where(is_real, rows - start, 0)
+    is_real = None if prefix else np.asarray(mask.is_real).reshape(-1, row)
+    first = None if prefix else np.asarray(mask.first)[:, None]
+    start = rows[:, :1] if first is None else np.take_along_axis(rows, first, axis=1)
+    deviation = rows[:, :prefix] - start if is_real is None else np.where(is_real, rows - start, 0)
     centre = _row_sums(deviation) / count
     deviation -= centre[:, None]
-    if not prefix:
+    if is_real is not None:
         deviation *= is_real
     length = max(smallest, len(rows))
     mean, variance = np.zeros(length, rows.dtype), np.zeros(length, rows.dtype)
@@ -125,9 +126,8 @@ def product(left: np.ndarray, right: np.ndarray, mask: RowMask, found: np.ndarra
     elif left.shape[:2] == (1, 1) and columns == 1 and right.shape[:2] == found.shape[:2]:
         by_lane = right.reshape(-1, right.shape[2])
         np.matmul(by_lane, left[0, 0].T, out=found.reshape(-1, rows))
-    elif (
-        left.shape[0] == 1 < classes and columns == 1
-    ):  # one matrix of a channel with the vectors of all classes
+    elif left.shape[0] == 1 < classes and columns == 1:
+        # one matrix of a channel with the vectors of all classes
         found[..., 0] = np.moveaxis(np.matmul(left[0], np.moveaxis(right[..., 0], 0, -1)), -1, 0)
     else:
         np.matmul(left, right, out=found)
@@ -144,7 +144,7 @@ def _row_sums(*factors: np.ndarray) -> np.ndarray:
     """Sums along the last axis of one array or a product; equal rows have equal sums wherever they stand."""
     length = factors[0].shape[1]
     if length > _LONG:
-        return np.asarray((factors[0] * factors[1] if len(factors) > 1 else factors[0]).sum(axis=1))
+        return np.asarray(reduce(np.multiply, factors).sum(axis=1))
     terms = ",".join(["ij"] * len(factors)) + "->i"
     if length <= _PART:
         return np.asarray(np.einsum(terms, *factors))

@@ -1,7 +1,8 @@
 """Formulas written so that more of them share values and cost less, with the same meaning.
 
 What is a number, infinite or not a number stays so: `x - x` is not 0, for it says where `x` is not finite. Rounding
-stays the same too (`mean(W) + N` and `N + mean(W)` are one value), but where an outer product is never written down.
+stays the same too (`mean(W) + N` and `N + mean(W)` are one value). Only where an outer product is never written down it
+may differ, and entries of it that would overflow do not.
 """
 
 from __future__ import annotations
