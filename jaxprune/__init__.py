@@ -40,6 +40,7 @@ if (
     from jaxprune.nets.cost import count_macs, count_parameters
     from jaxprune.nets.factories import find_network
     from jaxprune.nets.lenet import LeNet5
+    from jaxprune.observation.records import Operands
     from jaxprune.pruning.groups import Structure
     from jaxprune.pruning.masking import mask
     from jaxprune.pruning.observation import observe
@@ -48,10 +49,9 @@ if (
     from jaxprune.pruning.structure import trace_structure
     from jaxprune.report import write_report
     from jaxprune.scoring.compiled import compile
-    from jaxprune.scoring.evaluator import score_population
     from jaxprune.scoring.metrics import metrics
+    from jaxprune.scoring.populations import score_population
     from jaxprune.scoring.ranking import score
-    from jaxprune.scoring.records import Operands
     from jaxprune.training.data import Dataset, load_dataset
     from jaxprune.training.recipes import Recipe
     from jaxprune.types import Invalid
@@ -132,10 +132,10 @@ _NAMES = {
     "pruning.structure": "trace_structure",
     "report": "write_report",
     "scoring.compiled": "compile",
-    "scoring.evaluator": "score_population",
+    "scoring.populations": "score_population",
     "scoring.metrics": "metrics",
     "scoring.ranking": "score",
-    "scoring.records": "Operands",
+    "observation.records": "Operands",
     "training.data": "Dataset load_dataset",
     "training.recipes": "Recipe",
     "types": "Invalid",

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
 
 Array = jax.Array | np.ndarray
 """A NumPy or a JAX array; public functions accept both."""
+
+Namespace = Any
+"""`numpy` or `jax.numpy`: what a function that serves both computes with."""
 
 Scores = Mapping[str, np.ndarray]
 """Group name -> [C] scores; the lowest score is pruned first."""

@@ -22,13 +22,14 @@ LEVELS = {
     "jaxprune.types": 0,
     "jaxprune.keys": 0,
     "jaxprune.language": 1,
-    "jaxprune.scoring": 2,
-    "jaxprune.nets": 3,
-    "jaxprune.pruning": 4,
-    "jaxprune.training": 5,
-    "jaxprune.evolution": 6,
+    "jaxprune.observation": 2,
+    "jaxprune.scoring": 3,
+    "jaxprune.nets": 4,
+    "jaxprune.pruning": 5,
+    "jaxprune.training": 6,
+    "jaxprune.evolution": 7,
 }
-TOP = 7
+TOP = 8
 MAX_LINES = 400
 LAZY = {"grain", "matplotlib", "pandas", "sympy", "tensorflow", "tensorflow_datasets", "torch"}
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxprune.language.operators import OPERATORS
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -30,9 +32,14 @@ def test_snippet_runs_as_printed(line, code, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", DOCS, ids=[page.stem for page in DOCS])
 def test_snippets_of_the_docs_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for match in BLOCK.finditer(page.read_text()):
-        if match[1] == "python":
-            exec(compile(match[2], str(page), "exec"), {"__name__": "__main__"})
+    known = set(OPERATORS)
+    try:
+        for match in BLOCK.finditer(page.read_text()):
+            if match[1] == "python":
+                exec(compile(match[2], str(page), "exec"), {"__name__": "__main__"})
+    finally:
+        for name in set(OPERATORS) - known:  # what a page registers is forgotten after it
+            del OPERATORS[name]
 
 
 def test_a_runnable_snippet_stands_by_line_40():

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from jaxprune.language.tree import Expression
+    from jaxprune.observation.observed import Observed
     from jaxprune.scoring.correlation import Correlations
     from jaxprune.scoring.costs import LayerCost
     from jaxprune.scoring.metrics import PruningFunction
-    from jaxprune.scoring.observed import Observed
     from jaxprune.scoring.ranking import Scored
 
 

@@ -21,7 +21,7 @@ from jaxprune.config import TASK_OPTIONS
 
 if TYPE_CHECKING:
     from jaxprune.evolution.bases import BasePool
-    from jaxprune.scoring.observed import Observed
+    from jaxprune.observation.observed import Observed
 
 DEFAULT_TASK = "digits"
 OWN = ("data", "weights", "num_images")

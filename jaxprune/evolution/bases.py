@@ -22,10 +22,10 @@ from jaxprune.evolution.files import explained
 from jaxprune.evolution.programs import TaskPrograms
 from jaxprune.keys import derive, generator
 from jaxprune.language.published import library
+from jaxprune.observation.observed import Observed
 from jaxprune.pruning.planning import select
 from jaxprune.pruning.states import FlatState
 from jaxprune.scoring.metrics import PruningFunction, name_of
-from jaxprune.scoring.observed import Observed
 from jaxprune.scoring.ranking import Ranking, rank_population
 from jaxprune.training.checkpoint import load_network, save_network
 from jaxprune.training.loop import batch_order, split_network

@@ -17,7 +17,7 @@ from jaxprune.evolution.tasks import Task, check_unique
 from jaxprune.language.canonical import canonical_form
 from jaxprune.language.operands import DEFAULT_VOCABULARY, OPERANDS, Vocabulary
 from jaxprune.language.tree import Expression
-from jaxprune.scoring.observed import Observed
+from jaxprune.observation.observed import Observed
 from jaxprune.training.threads import map_in_order
 from jaxprune.training.trainer import Strategy
 from jaxprune.types import Invalid, Kept

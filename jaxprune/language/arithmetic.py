@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-
-import jax.numpy as jnp
+from collections.abc import Callable, Sequence
 
 from jaxprune.language.axes import is_sample_axis
 from jaxprune.language.operators import (
     ATOM_LEVEL,
     BROADCAST,
+    NUM_BATCH_AXES,
     PRODUCT_LEVEL,
     SUM_LEVEL,
+    AxisMasks,
     Fragment,
+    Implementation,
     Params,
     register_operator,
 )
+from jaxprune.types import Array, Namespace
+
+
+def _elementwise(function: Callable[[Namespace], Callable[..., Array]]) -> Implementation:
+    """Lays a scalar along all axes of a larger value, and positions along the rows of samples."""
+
+    def implement(
+        xp: Namespace, *values: Array, masks: Sequence[AxisMasks] | None = None, params: Params = ()
+    ) -> Array:
+        rank = max(value.ndim for value in values)
+        return function(xp)(*(_with_rank(value, rank) for value in values))
+
+    return implement
+
+
+def _with_rank(value: Array, rank: int) -> Array:
+    missing = rank - value.ndim
+    if not missing:
+        return value
+    batch, axes = value.shape[:NUM_BATCH_AXES], value.shape[NUM_BATCH_AXES:]
+    return value.reshape(*batch, *(1,) * missing, *axes)
 
 
 def _aligned(fragments: Sequence[Fragment]) -> list[Fragment]:
@@ -91,7 +113,8 @@ def _sympy_square(value: object) -> object:
 
 register_operator(
     "+",
-    operator.add,
+    _elementwise(lambda xp: operator.add),
+    is_batched=True,
     signatures=BROADCAST,
     latex=_sum_latex,
     sympy=operator.add,
@@ -101,7 +124,8 @@ register_operator(
 )
 register_operator(
     "-",
-    operator.sub,
+    _elementwise(lambda xp: operator.sub),
+    is_batched=True,
     signatures=BROADCAST,
     latex=_difference_latex,
     sympy=operator.sub,
@@ -110,7 +134,8 @@ register_operator(
 )
 register_operator(
     "*",
-    operator.mul,
+    _elementwise(lambda xp: operator.mul),
+    is_batched=True,
     signatures=BROADCAST,
     latex=_product_latex,
     sympy=operator.mul,
@@ -120,13 +145,35 @@ register_operator(
 )
 register_operator(
     "/",
-    operator.truediv,
+    _elementwise(lambda xp: operator.truediv),
+    is_batched=True,
     signatures=BROADCAST,
     latex=_quotient_latex,
     sympy=operator.truediv,
     code="{0} / {1}",
     level=PRODUCT_LEVEL,
 )
-register_operator("abs", jnp.abs, latex=_abs_latex, sympy=_sympy_abs, code="np.abs({0})")
-register_operator("square", jnp.square, latex=_square_latex, sympy=_sympy_square, code="np.square({0})")
-register_operator("sqrt", jnp.sqrt, latex=_sqrt_latex, sympy=_sympy_sqrt, code="np.sqrt({0})")
+register_operator(
+    "abs",
+    _elementwise(lambda xp: xp.abs),
+    is_batched=True,
+    latex=_abs_latex,
+    sympy=_sympy_abs,
+    code="np.abs({0})",
+)
+register_operator(
+    "square",
+    _elementwise(lambda xp: xp.square),
+    is_batched=True,
+    latex=_square_latex,
+    sympy=_sympy_square,
+    code="np.square({0})",
+)
+register_operator(
+    "sqrt",
+    _elementwise(lambda xp: xp.sqrt),
+    is_batched=True,
+    latex=_sqrt_latex,
+    sympy=_sympy_sqrt,
+    code="np.sqrt({0})",
+)

@@ -10,9 +10,6 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
-import jax
-import jax.numpy as jnp
-
 Type = tuple[str, ...]
 """Axis names, one per dimension; `()` is a scalar."""
 
@@ -101,33 +98,3 @@ def slice_bounds(num_positions: int, first: int, last: int) -> tuple[int, int]:
     """
     start = first * num_positions // NUM_SLICE_PARTS
     return start, max(last * num_positions // NUM_SLICE_PARTS, start + 1)
-
-
-def slice_capacity(num_padded: int, first: int, last: int) -> int:
-    """The most positions the slice can keep when up to `num_padded` of them are real.
-
-    Example:
-      >>> slice_capacity(16, 2, 5)
-      6
-    """
-    bounds = (slice_bounds(size, first, last) for size in range(1, num_padded + 1))
-    return max(stop - start for start, stop in bounds)
-
-
-def sliced_mask(mask: jax.Array | None, first: int, last: int) -> jax.Array | None:
-    """The mask of the axis `D[first:last]`, given that of the padded axis `D`.
-
-    Args:
-      mask: [D] booleans, True for the real positions, which come first; None when all are real.
-      first: 0 to 7.
-      last: first + 1 to 8.
-
-    Returns:
-      [slice_capacity(D, first, last)] booleans, or None when all are real.
-    """
-    if mask is None:
-        return None
-    size = jnp.sum(mask)
-    start = first * size // NUM_SLICE_PARTS
-    stop = jnp.maximum(last * size // NUM_SLICE_PARTS, start + 1)
-    return jnp.arange(slice_capacity(mask.shape[0], first, last)) < stop - start

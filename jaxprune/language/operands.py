@@ -99,6 +99,11 @@ def register_operand(
             f"The type of operand {name!r} must be made of the axes {' '.join(AXES)}, got {unknown}. "
             "Use () for one number a channel."
         )
+    if {"N", "NQ"} & set(type) and not per_class:
+        raise ValueError(
+            f"Operand {name!r} has rows of one class, so it depends on the class, got per_class=False. "
+            "Pass per_class=True, or use NX for all examples."
+        )
     symbol = latex if latex is not None else rf"\mathrm{{{name}}}".replace("_", r"\_")
     operand = Operand(name, tuple(type), description, symbol, per_class, read=read)
     OPERANDS[name] = operand

@@ -1,8 +1,8 @@
 """Operators: one record per operator with everything that any part of the package asks of it.
 
-An operator states its signatures over axis variables, its JAX implementation for one channel and one class,
-its LaTeX and SymPy forms, its source text in generated code, and its cost. The built-in ones are
-registered by `arithmetic`, `reductions` and `matrices`; one's own join by `register_operator`.
+An operator states its signatures over axis variables, its implementation on arrays, its LaTeX and SymPy forms, its
+source text in generated code, and its cost. The built-in ones are registered by `arithmetic`, `reductions` and
+`matrices`; one's own join by `register_operator`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,18 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxprune.language.axes import Type, is_axis, is_position_axis, is_sample_axis, sliced_axis, type_name
 from jaxprune.language.operands import OPERANDS
+from jaxprune.types import Array, Namespace
 
 Backend = Literal["numpy", "jax", "torch"]
-AxisMasks = tuple[jax.Array | None, ...]
-"""Per axis of a value: [size] booleans, True for real entries, or None when all are real."""
+AxisMasks = tuple[Array | None, ...]
+"""Per axis of a value: [M or 1, K or 1, C or 1, size] booleans, True for real entries, or None when all are real."""
+NUM_BATCH_AXES = 3
+"""Values have axes for members of a population, classes and channels before those of their type."""
 Params = tuple[float, ...]
 Shape = tuple[int, ...]
 
@@ -36,12 +41,15 @@ class IllTypedError(ValueError):
 
 
 class Implementation(Protocol):
-    """Computes an operator for one channel and one class: one array dimension per axis of its type."""
+    """Computes an operator for all members, classes and channels at once, with NumPy or with JAX.
+
+    Values are [M or 1, K or 1, C or 1, *axes of their type], 1 where they do not depend on member, class or channel.
+    """
 
     def __call__(
-        self, *arrays: jax.Array, masks: Sequence[AxisMasks] | None = None, params: Params = ()
-    ) -> jax.Array:
-        """`masks[i]` says which entries of `arrays[i]` are real; None means all of all."""
+        self, xp: Namespace, *values: Array, masks: Sequence[AxisMasks] | None = None, params: Params = ()
+    ) -> Array:
+        """`xp` is `numpy` or `jax.numpy`; `masks[i]` says which entries of `values[i]` are real, None all of all."""
 
 
 class Fragment(NamedTuple):
@@ -117,7 +125,7 @@ class Operator:
     Attributes:
       name: its key in `OPERATORS`; `+ - * /` are written between their arguments, all others as `name(...)`.
       signatures: the argument and result types it takes, tried in order.
-      implement: computes it in JAX for one channel and one class, reading masks (see `Implementation`).
+      implement: computes it for many channels and classes at once (see `Implementation`).
       latex: from the arguments' LaTeX and the parameters to its own.
       sympy: from SymPy arguments and parameters to a SymPy expression; None gives an undefined function.
       code: backend -> source template with `{0}`, `{1}` for arguments and `{p0}` for parameters.
@@ -175,10 +183,11 @@ BROADCAST = ("*, * -> *", "(), * -> *", "*, () -> *", "(d), (n,d) -> (n,d)", "(n
 
 def register_operator(
     name: str,
-    implement: Callable[..., jax.Array],
+    implement: Callable[..., Array],
     *,
     signatures: Sequence[str] = ELEMENTWISE,
     uses_masks: bool = False,
+    is_batched: bool = False,
     latex: Callable[[Sequence[Fragment], Params], Fragment | str] | None = None,
     sympy: Callable[..., object] | None = None,
     code: str | Mapping[str, str] | None = None,
@@ -196,10 +205,12 @@ def register_operator(
 
     Args:
       name: a new identifier.
-      implement: `implement(*arrays, *params)` for an elementwise operator, in `jax.numpy`; with `uses_masks`,
-        `implement(*arrays, masks=..., params=...)`, see `Implementation`. Padding may hold NaN: use `where`.
+      implement: `implement(*arrays, *params)` for an elementwise operator, for one channel and one class, in
+        `jax.numpy`; with `uses_masks`, `implement(*arrays, masks=..., params=...)`, where `masks[i]` holds for each
+        axis of `arrays[i]` [size] booleans or None. Padding may hold NaN: use `where`.
       signatures: patterns as in `Signature`; `ELEMENTWISE` by default, `BROADCAST` for an infix-like one.
       uses_masks: needed by operators that combine entries, so that padding never leaks into the result.
+      is_batched: whether `implement` is an `Implementation`, for all channels at once, as the built-in ones are.
       latex, sympy, code, helper, level, complexity, flops, parameter_choices, check_params, is_commutative: as in
         `Operator`. `code` as one string serves all backends, its `np.` being replaced by each one's module.
 
@@ -210,10 +221,10 @@ def register_operator(
       ValueError: if the name is taken or no identifier, or an operator that combines entries ignores masks.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import numpy as np
       >>> cube = register_operator("cube", lambda values: values**3, code="{0}**3")
-      >>> cube.implement(jnp.asarray([1.0, 2.0]))
-      Array([1., 8.], dtype=float32)
+      >>> cube.implement(np, np.ones((1, 1, 3)) * 2).tolist()
+      [[[8.0, 8.0, 8.0]]]
       >>> del OPERATORS["cube"]
     """
     if level == ATOM_LEVEL and (not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name)):
@@ -225,7 +236,9 @@ def register_operator(
             f"An operator's name must be new, got {name!r}, which is registered. Choose another name."
         )
     parsed = tuple(Signature.parse(text) for text in signatures)
-    if not uses_masks and any(signature.result not in _broadcast_results(signature) for signature in parsed):
+    if not (uses_masks or is_batched) and any(
+        signature.result not in _broadcast_results(signature) for signature in parsed
+    ):
         raise ValueError(
             f"Operator {name!r} combines entries ({', '.join(signatures)}), so it must read masks to ignore padding; "
             "write implement(*arrays, masks=None, params=()) and pass uses_masks=True."
@@ -233,7 +246,9 @@ def register_operator(
     operator = Operator(
         name=name,
         signatures=parsed,
-        implement=implement if uses_masks else _elementwise(implement),
+        implement=implement
+        if is_batched
+        else _per_channel(implement if uses_masks else _elementwise(implement)),
         latex=latex or functools.partial(_call_latex, name),
         sympy=sympy,
         code=_per_backend(code if code is not None else f"{name}({_call_slots(parsed, parameter_choices)})"),
@@ -242,7 +257,7 @@ def register_operator(
         complexity=complexity,
         flops=flops or _entries,
         parameter_choices=tuple(parameter_choices),
-        check_params=check_params or _any_params,
+        check_params=check_params or (lambda params: ""),
         is_commutative=is_commutative,
     )
     OPERATORS[name] = operator
@@ -310,16 +325,41 @@ def _broadcast_results(signature: Signature) -> tuple[tuple[str, ...], ...]:
     return tuple(pattern for pattern in signature.arguments if len(pattern) == width)
 
 
-def _elementwise(function: Callable[..., jax.Array]) -> Implementation:
+def _elementwise(function: Callable[..., Array]) -> Callable[..., Array]:
     """Adapts `function(*arrays, *params)`: masks play no part, positions are laid along the rows of samples."""
 
-    @functools.wraps(function)
-    def implement(
-        *arrays: jax.Array, masks: Sequence[AxisMasks] | None = None, params: Params = ()
-    ) -> jax.Array:
+    def implement(*arrays: jax.Array, masks: Sequence[AxisMasks], params: Params) -> Array:
         rank = max((array.ndim for array in arrays), default=0)
         aligned = [array[None] if array.ndim and array.ndim < rank else array for array in arrays]
         return function(*aligned, *params)
+
+    return implement
+
+
+def _per_channel(function: Callable[..., Array]) -> Implementation:
+    """Maps an implementation for one channel and one class over members, classes and channels."""
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def mapped(values: tuple[Array, ...], masks: Sequence[AxisMasks], params: Params) -> Array:
+        leaves, tree = jax.tree.flatten((values, masks))
+        batch = jnp.broadcast_shapes(*(leaf.shape[:NUM_BATCH_AXES] for leaf in leaves))
+
+        def one(*parts: jax.Array) -> Array:
+            arrays, own = jax.tree.unflatten(tree, parts)
+            return function(*arrays, masks=own, params=params)
+
+        for _ in batch:
+            one = jax.vmap(one)
+        return one(*(jnp.broadcast_to(leaf, batch + leaf.shape[NUM_BATCH_AXES:]) for leaf in leaves))
+
+    def implement(
+        xp: Namespace, *values: Array, masks: Sequence[AxisMasks] | None = None, params: Params = ()
+    ) -> Array:
+        own = tuple(map(tuple, masks or [(None,) * (value.ndim - NUM_BATCH_AXES) for value in values]))
+        if xp is not np:
+            return mapped(values, own, params)
+        with jax.enable_x64(values[0].dtype == np.float64):  # a thread does not know what its caller enabled
+            return np.asarray(mapped(values, own, params))
 
     return implement
 
@@ -341,7 +381,7 @@ def _per_backend(source: str | Mapping[str, str]) -> dict[str, str]:
     return {backend: source.get(backend, "") for backend in MODULES}
 
 
-def _helper_stub(name: str, implement: Callable[..., jax.Array]) -> dict[str, str]:
+def _helper_stub(name: str, implement: Callable[..., Array]) -> dict[str, str]:
     """A placeholder for an operator registered without source text: code() still works and says what to fill in."""
     try:
         original = inspect.getsource(implement)
@@ -355,7 +395,3 @@ def _helper_stub(name: str, implement: Callable[..., jax.Array]) -> dict[str, st
 
 def _entries(shapes: Sequence[Shape]) -> float:
     return float(max((math.prod(shape) for shape in shapes), default=1))
-
-
-def _any_params(params: Params) -> str:
-    return ""

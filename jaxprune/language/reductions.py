@@ -6,92 +6,169 @@ away. Means and variances are taken relative to the first real entry, so a const
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
-from jaxprune.language.operators import AxisMasks, Fragment, Params, register_operator
+from jaxprune.language.operators import (
+    NUM_BATCH_AXES,
+    AxisMasks,
+    Fragment,
+    Implementation,
+    Params,
+    register_operator,
+)
+from jaxprune.types import Array, Namespace
+
+_PART = 1024
+"""NumPy's `einsum` sums 1.5 to 4 times as fast as its `sum` (measured); it adds one entry after the other, so that
+longer rows, which would lose digits, are summed in parts of that length."""
 
 
-def real_entries(array: jax.Array, masks: AxisMasks | None) -> jax.Array | None:
-    """Which entries of `array` are real: booleans of its shape, or None when all are."""
+def real_entries(xp: Namespace, value: Array, masks: AxisMasks | None) -> Array | None:
+    """Which entries of `value` are real: booleans that broadcast to its shape, or None when all are."""
     if masks is None or all(mask is None for mask in masks):
         return None
-    is_real = jnp.ones(array.shape, bool)
+    is_real = xp.ones((1,) * value.ndim, bool)
     for axis, mask in enumerate(masks):
         if mask is not None:
-            others = tuple(other for other in range(array.ndim) if other != axis)
-            is_real = is_real & jnp.expand_dims(mask, others)
+            shape = [1] * len(masks)
+            shape[axis] = mask.shape[-1]
+            is_real = is_real & mask.reshape(*mask.shape[:-1], *shape)
     return is_real
 
 
-def zero_padding(array: jax.Array, masks: AxisMasks | None) -> jax.Array:
-    """The array with 0 wherever an entry is padding."""
-    is_real = real_entries(array, masks)
-    return array if is_real is None else jnp.where(is_real, array, 0)
+def zero_padding(xp: Namespace, value: Array, masks: AxisMasks | None) -> Array:
+    """The value with 0 wherever an entry is padding."""
+    is_real = real_entries(xp, value, masks)
+    return value if is_real is None else xp.where(is_real, value, 0)
 
 
-def _of(masks: Sequence[AxisMasks] | None, index: int) -> AxisMasks | None:
-    return None if masks is None else masks[index]
+def sum_rows(xp: Namespace, *factors: Array) -> Array:
+    """The sum of a product along the last axis; equal rows have equal sums wherever they stand.
+
+    Example:
+      >>> sum_rows(np, np.array([[1.0, 2.0], [3.0, 4.0]])).tolist()
+      [3.0, 7.0]
+    """
+    if xp is not np:
+        return reduce(xp.multiply, factors).sum(axis=-1)
+    length = factors[0].shape[-1]
+    whole = length - length % _PART
+    if length <= _PART:
+        return _einsum_rows(factors)
+    parts = [each[..., :whole].reshape(*each.shape[:-1], -1, _PART) for each in factors]
+    total = _einsum_rows([_einsum_rows(parts)])
+    return total if whole == length else total + _einsum_rows([each[..., whole:] for each in factors])
 
 
-def _sum(values: jax.Array, *, masks: Sequence[AxisMasks] | None = None, params: Params = ()) -> jax.Array:
-    return jnp.sum(zero_padding(values, _of(masks, 0)))
+def _einsum_rows(factors: Sequence[Array]) -> Array:
+    return np.einsum(",".join(["...i"] * len(factors)) + "->...", *factors)
 
 
-def _product(
-    values: jax.Array, *, masks: Sequence[AxisMasks] | None = None, params: Params = ()
-) -> jax.Array:
-    is_real = real_entries(values, _of(masks, 0))
-    return jnp.prod(values if is_real is None else jnp.where(is_real, values, 1))
+class _Rows(NamedTuple):
+    """All entries of each channel as one row."""
+
+    values: Array
+    """[M, K, C, entries]."""
+    is_real: Array | None
+    """Booleans that broadcast to them, or None."""
+    count: Array | int  # type: ignore[assignment]  # a tuple has a method of this name, which nobody calls here
+    """Of real entries, [M or 1, K or 1, C or 1] or one number for all."""
 
 
-def _count(values: jax.Array, *, masks: Sequence[AxisMasks] | None = None, params: Params = ()) -> jax.Array:
-    is_real = real_entries(values, _of(masks, 0))
-    return jnp.asarray(values.size if is_real is None else jnp.sum(is_real), values.dtype)
+def _rows(xp: Namespace, value: Array, masks: Sequence[AxisMasks] | None) -> _Rows:
+    flat = value.reshape(*value.shape[:NUM_BATCH_AXES], -1)
+    own = None if masks is None else real_entries(xp, value, masks[0])
+    if own is None:
+        return _Rows(flat, None, flat.shape[-1])
+    shape = own.shape[:NUM_BATCH_AXES] + value.shape[NUM_BATCH_AXES:]
+    is_real = xp.broadcast_to(own, shape).reshape(*own.shape[:NUM_BATCH_AXES], -1)
+    return _Rows(flat, is_real, xp.maximum(is_real.sum(axis=-1), 1).astype(value.dtype))
 
 
-def _mean(values: jax.Array, *, masks: Sequence[AxisMasks] | None = None, params: Params = ()) -> jax.Array:
-    mean, deviations, count = _centred(values, _of(masks, 0))
-    return mean + jnp.sum(deviations) / count
+def _first(xp: Namespace, rows: _Rows) -> Array:
+    """[M, K, C, 1] the first real entry."""
+    if rows.is_real is None:
+        return rows.values[..., :1]
+    index = xp.argmax(rows.is_real, axis=-1)[..., None]
+    batch = xp.broadcast_shapes(index.shape[:-1], rows.values.shape[:-1])
+    entries = rows.values.shape[-1:]
+    return xp.take_along_axis(
+        xp.broadcast_to(rows.values, batch + entries), xp.broadcast_to(index, (*batch, 1)), axis=-1
+    )
 
 
-def _var(values: jax.Array, *, masks: Sequence[AxisMasks] | None = None, params: Params = ()) -> jax.Array:
-    _, deviations, count = _centred(values, _of(masks, 0))
-    return jnp.sum(jnp.square(deviations)) / count
+def _centred(xp: Namespace, rows: _Rows) -> tuple[Array, Array]:
+    """Means and the deviations from them, 0 in the padding.
+
+    Deviations start at the first real entry: a constant is exact, and what is left to add up is small, so that long
+    float32 sums keep their digits (differences of kernel means need them).
+    """
+    start = _first(xp, rows)
+    deviations = rows.values - start
+    if rows.is_real is not None:
+        deviations = xp.where(rows.is_real, deviations, 0)
+    shift = sum_rows(xp, deviations) / rows.count
+    deviations = deviations - shift[..., None]
+    if rows.is_real is not None:
+        deviations = xp.where(rows.is_real, deviations, 0)
+    return start[..., 0] + shift, deviations
 
 
-def _std(values: jax.Array, *, masks: Sequence[AxisMasks] | None = None, params: Params = ()) -> jax.Array:
-    return jnp.sqrt(_var(values, masks=masks))
+Reduction = Callable[[Namespace, _Rows], Array]
+
+
+def _reduction(function: Reduction) -> Implementation:
+    def implement(
+        xp: Namespace, *values: Array, masks: Sequence[AxisMasks] | None = None, params: Params = ()
+    ) -> Array:
+        return function(xp, _rows(xp, values[0], masks))
+
+    return implement
+
+
+def _sum(xp: Namespace, rows: _Rows) -> Array:
+    return sum_rows(xp, rows.values if rows.is_real is None else xp.where(rows.is_real, rows.values, 0))
+
+
+def _product(xp: Namespace, rows: _Rows) -> Array:
+    return xp.prod(rows.values if rows.is_real is None else xp.where(rows.is_real, rows.values, 1), axis=-1)
+
+
+def _count(xp: Namespace, rows: _Rows) -> Array:
+    return xp.zeros(rows.values.shape[:-1], rows.values.dtype) + rows.count
+
+
+def _mean(xp: Namespace, rows: _Rows) -> Array:
+    if xp is np and rows.is_real is None:  # its sums are exact enough, and every pass over the entries counts
+        start = rows.values[..., :1]
+        return start[..., 0] + sum_rows(np, rows.values - start) / rows.count
+    mean, deviations = _centred(xp, rows)
+    return mean + sum_rows(xp, deviations) / rows.count
+
+
+def _var(xp: Namespace, rows: _Rows) -> Array:
+    deviations = _centred(xp, rows)[1]
+    return sum_rows(xp, deviations, deviations) / rows.count
+
+
+def _std(xp: Namespace, rows: _Rows) -> Array:
+    return xp.sqrt(_var(xp, rows))
 
 
 def _mean_samples(
-    samples: jax.Array, *, masks: Sequence[AxisMasks] | None = None, params: Params = ()
-) -> jax.Array:
-    rows = masks[0][0] if masks is not None else None
-    is_real = jnp.ones(samples.shape[:1], bool) if rows is None else rows
-    count = jnp.sum(is_real)
-    mean = samples[jnp.argmax(is_real)]
-    for _ in range(2):  # see _centred
-        mean = mean + jnp.sum(jnp.where(is_real[:, None], samples - mean[None], 0), axis=0) / count
-    return mean
-
-
-def _centred(values: jax.Array, masks: AxisMasks | None) -> tuple[jax.Array, jax.Array, jax.Array | int]:
-    """A close estimate of the mean, the deviations from it with 0 in the padding, and the number of real entries.
-
-    The estimate starts at the first real entry: a constant is exact, and what is left to add up is small, so that
-    long float32 sums keep their digits (differences of kernel means need them).
-    """
-    flat = values.reshape(-1)
-    is_real = real_entries(values, masks)
-    if is_real is None:
-        mean = flat[0] + jnp.sum(values - flat[0]) / values.size
-        return mean, values - mean, values.size
-    first, count = flat[jnp.argmax(is_real.reshape(-1))], jnp.sum(is_real)
-    mean = first + jnp.sum(jnp.where(is_real, values - first, 0)) / count
-    return mean, jnp.where(is_real, values - mean, 0), count
+    xp: Namespace, *values: Array, masks: Sequence[AxisMasks] | None = None, params: Params = ()
+) -> Array:
+    rows = None if masks is None else masks[0][0]
+    by_position = _Rows(
+        xp.swapaxes(values[0], -1, -2),
+        None if rows is None else rows[..., None, :],
+        values[0].shape[-2] if rows is None else rows.sum(axis=-1)[..., None].astype(values[0].dtype),
+    )
+    return _mean(xp, by_position)
 
 
 def _mean_samples_latex(arguments: Sequence[Fragment], params: Params) -> str:
@@ -123,19 +200,28 @@ _COUNT = {
 
 _WHOLE = ("* -> ()",)
 
-register_operator("sum", _sum, signatures=_WHOLE, uses_masks=True, code="np.sum({0})")
-register_operator("product", _product, signatures=_WHOLE, uses_masks=True, code="np.prod({0})")
-register_operator("mean", _mean, signatures=_WHOLE, uses_masks=True, code="mean({0})", helper=_MEAN)
+register_operator("sum", _reduction(_sum), signatures=_WHOLE, is_batched=True, code="np.sum({0})")
+register_operator("product", _reduction(_product), signatures=_WHOLE, is_batched=True, code="np.prod({0})")
 register_operator(
-    "std", _std, signatures=_WHOLE, uses_masks=True, code="np.sqrt(variance({0}))", helper=_VARIANCE
+    "mean", _reduction(_mean), signatures=_WHOLE, is_batched=True, code="mean({0})", helper=_MEAN
 )
-register_operator("var", _var, signatures=_WHOLE, uses_masks=True, code="variance({0})", helper=_VARIANCE)
-register_operator("count", _count, signatures=_WHOLE, uses_masks=True, code=_COUNT)
+register_operator(
+    "std",
+    _reduction(_std),
+    signatures=_WHOLE,
+    is_batched=True,
+    code="np.sqrt(variance({0}))",
+    helper=_VARIANCE,
+)
+register_operator(
+    "var", _reduction(_var), signatures=_WHOLE, is_batched=True, code="variance({0})", helper=_VARIANCE
+)
+register_operator("count", _reduction(_count), signatures=_WHOLE, is_batched=True, code=_COUNT)
 register_operator(
     "mean_samples",
     _mean_samples,
     signatures=("(n,d) -> (d)",),
-    uses_masks=True,
+    is_batched=True,
     latex=_mean_samples_latex,
     code="sample_mean({0})",
     helper=_SAMPLE_MEAN,

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxprune.observation.gradients import Contributions, Gradients, contributions
+from jaxprune.observation.positions import flat_positions, pool_positions
 from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.program import Program, evaluate
 from jaxprune.pruning.shapes import channels_last, filter_columns
 from jaxprune.pruning.states import FlatState, Path
-from jaxprune.scoring.gradients import Contributions, Gradients, contributions
-from jaxprune.scoring.positions import flat_positions, pool_positions
 from jaxprune.types import Array
 
 Loss = Callable[[Any, jax.Array], jax.Array]

@@ -16,6 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxprune.observation.gradients import GradientSource
+from jaxprune.observation.moments import Moments, add_examples, zero_moments
+from jaxprune.observation.observed import Observed
+from jaxprune.observation.positions import flat_positions, pool_positions
+from jaxprune.observation.records import Operands, sample_moments
 from jaxprune.pruning.gradients import Loss, Sample, make_gradients
 from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.program import evaluate, trace_program
@@ -24,11 +29,6 @@ from jaxprune.pruning.sites import Place, Site
 from jaxprune.pruning.squared_gradients import make_squared_gradients
 from jaxprune.pruning.states import FlatState, Path, fingerprint, split_model
 from jaxprune.pruning.structure import structure_of, trace_structure
-from jaxprune.scoring.gradients import GradientSource
-from jaxprune.scoring.moments import Moments, add_examples, zero_moments
-from jaxprune.scoring.observed import Observed
-from jaxprune.scoring.positions import flat_positions, pool_positions
-from jaxprune.scoring.records import Operands, sample_moments
 from jaxprune.types import Array
 
 

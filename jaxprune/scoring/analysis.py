@@ -1,6 +1,6 @@
-"""What an expression needs, found from the tree alone: operands, whole samples or moments, lanes and cost.
+"""What an expression needs, found from the tree alone: operands, whole samples or moments, classes and channels.
 
-Everything here is a pure function of an expression (and of sizes), computed once and remembered.
+Everything here is a function of an expression and of what operands and operators are, computed once and remembered.
 """
 
 from __future__ import annotations
@@ -43,10 +43,9 @@ _HARMLESS = frozenset({"+", "-", "*", "abs", "square", "sqrt", "sum", "product",
 }
 
 
-class Lanes(NamedTuple):
-    """Whether a value differs between members, between classes, and between channels."""
+class Dependence(NamedTuple):
+    """Whether a value differs between classes and between channels."""
 
-    member: bool
     per_class: bool
     channel: bool
 
@@ -93,16 +92,15 @@ def reads_activations(f: Expression) -> bool:
 
 
 @lru_cache(maxsize=1 << 16)
-def lanes_of(f: Expression) -> Lanes:
-    """Which lanes the value depends on.
+def dependence_of(f: Expression) -> Dependence:
+    """What the value depends on.
 
     Example:
       >>> from jaxprune.language.parsing import parse
-      >>> lanes_of(parse("mean(W) * N"))
-      Lanes(member=True, per_class=True, channel=False)
+      >>> dependence_of(parse("mean(W) * N"))
+      Dependence(per_class=True, channel=False)
     """
-    return Lanes(
-        member=bool(f.operands),
+    return Dependence(
         per_class=any(OPERANDS[name].per_class for name in f.operands),
         channel=any(name not in _CHANNEL_FREE for name in f.operands),
     )

@@ -10,20 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.language.axes import type_name
-from jaxprune.language.operators import OPERATORS
+from jaxprune.language.operands import OPERANDS
 from jaxprune.language.tree import Expression
-from jaxprune.scoring.analysis import View, evaluated_nodes, moment_answer, needs_samples
-from jaxprune.scoring.gradients import Gradients
-from jaxprune.scoring.lanes import (
-    apply_lanes,
-    is_built_in,
-    masks_of,
-    moment_values,
-    registered_value,
-    sample_values,
-    weight_values,
-)
-from jaxprune.scoring.records import Operands
+from jaxprune.observation.gradients import Gradients
+from jaxprune.observation.records import Operands
+from jaxprune.scoring.analysis import View, needs_samples
+from jaxprune.scoring.compute import compute_step
+from jaxprune.scoring.graph import Graph
+from jaxprune.scoring.leaves import moment_values, operand_value, registered_value
+from jaxprune.scoring.set_statistics import class_rows
+from jaxprune.types import Array
 
 CompiledFunction = Callable[[Operands], jax.Array]
 """From operands to [C] scores ([B, C] for stacked operands)."""
@@ -105,9 +101,14 @@ def missing_operands(f: Reader, operands: Operands) -> tuple[str, ...]:
     optional |= {"GW": gradients.weights, "GX": gradients.samples}
     absent = {name for name, value in optional.items() if value is None}
     for name in f.operands:
-        if not is_built_in(name) and registered_value(as_stacked(operands), name) is None:
+        if name not in optional and _is_unread(operands, name):
             absent.add(name)
     return tuple(sorted(absent & f.operands))
+
+
+def _is_unread(operands: Operands, name: str) -> bool:
+    """Whether a registered operand gives nothing for these operands."""
+    return OPERANDS[name].read is not None and registered_value(jnp, members_of(operands), name) is None
 
 
 def explain_missing(names: tuple[str, ...]) -> str:
@@ -118,9 +119,9 @@ def explain_missing(names: tuple[str, ...]) -> str:
     return sentence + (hint if {"GW", "GX"} & set(names) else squared if "GW2" in names else "")
 
 
-def as_stacked(operands: Operands) -> Operands:
-    """The operands with a member axis, of size 1 if they had none."""
-    return operands if operands.is_stacked else jax.tree.map(lambda leaf: leaf[None], operands)
+def members_of(operands: Operands) -> list[Operands]:
+    """The stacked members one by one, or the only one."""
+    return [operands.member(i) for i in range(operands.num_members)] if operands.is_stacked else [operands]
 
 
 def view_of(f: Expression, operands: Operands) -> View:
@@ -143,32 +144,23 @@ def _compiled(f: Expression) -> CompiledFunction:
 
 
 def _evaluate(f: Expression, operands: Operands) -> jax.Array:
-    """[C] or [B, C] scores; every node with as few lanes as it depends on."""
-    stacked = as_stacked(operands)
-    known = weight_values(stacked) | moment_values(stacked, view_of(f, operands))
-    values: dict[Expression, jax.Array] = {}
-    for node in evaluated_nodes(f):
-        answer = moment_answer(node)
-        if answer is not None:
-            values[node] = known[answer]
-        elif node.is_literal:
-            values[node] = jnp.full((1, 1, 1), node.value, stacked.dtype)
-        elif node.is_operand:
-            values[node] = _operand_value(node.name, stacked, known)
+    """[C] or [B, C] scores; every value as large as what it depends on."""
+    members, view = members_of(operands), view_of(f, operands)
+    graph, rows = Graph(), class_rows(operands.class_counts)
+    graph.add(f, view)
+    moments = moment_values(jnp, members, view)
+    values: list[Array] = []
+    for step in graph.steps:
+        if step.kind == "literal":
+            values.append(jnp.full((1, 1, 1), step.key[0].value, operands.dtype))
+        elif not step.inputs:
+            value = moments[step.name] if step.name in moments else operand_value(jnp, members, step.name)
+            assert value is not None  # missing_operands has looked
+            values.append(value)
         else:
-            masks = tuple(masks_of(child.type, stacked.class_counts) for child in node.children)
-            arrays = [values[child] for child in node.children]
-            values[node] = apply_lanes(OPERATORS[node.operator].implement, arrays, masks, node.params)
-    scores = jnp.mean(values[f], axis=1)
-    scores = jnp.broadcast_to(scores, (stacked.num_members, stacked.num_channels))
+            masks = [rows.masks(graph.steps[each].type) for each in step.inputs]
+            inputs = [values[each] for each in step.inputs]
+            values.append(compute_step(jnp, step, inputs, rows, masks=masks))
+    scores = jnp.mean(values[-1], axis=1)
+    scores = jnp.broadcast_to(scores, (operands.num_members, operands.num_channels))
     return scores if operands.is_stacked else scores[0]
-
-
-def _operand_value(name: str, stacked: Operands, known: dict[str, jax.Array]) -> jax.Array:
-    if name in known:
-        return known[name]
-    if is_built_in(name):
-        return sample_values(stacked, name)
-    value = registered_value(stacked, name)
-    assert value is not None  # missing_operands has looked
-    return value

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from jaxprune.language.tree import Expression
+from jaxprune.observation.observed import Observed
 from jaxprune.scoring.compiled import explain_missing, missing_operands, view_of
 from jaxprune.scoring.estimates import estimate_cost, explain_refusal
-from jaxprune.scoring.evaluator import BUDGET_BYTES, MAX_FLOPS
-from jaxprune.scoring.lanes import axis_sizes
-from jaxprune.scoring.observed import Observed
+from jaxprune.scoring.leaves import axis_sizes
+from jaxprune.scoring.scorer import BUDGET_BYTES, MAX_FLOPS
 
 
 class LayerCost(NamedTuple):
@@ -22,9 +22,9 @@ class LayerCost(NamedTuple):
     bytes_per_channel: int
     """Of the largest value on the way, for one class; the engine takes as many channels at once as fit."""
     flops: float
-    """Operations in all, over all classes and channels; what no class turn distinguishes counts once."""
+    """Operations in all, over all classes and channels; what does not differ between classes counts once."""
     refusal: str
-    """Why it would not be evaluated; "" if it would."""
+    """Why its largest value or its operations rule it out; "" if they do not."""
 
 
 def layer_costs(
@@ -41,7 +41,7 @@ def layer_costs(
     Example:
       >>> import numpy as np
       >>> from jaxprune.language.parsing import parse
-      >>> from jaxprune.scoring.records import Operands
+      >>> from jaxprune.observation.records import Operands
       >>> ops = Operands.from_arrays(features=np.eye(2), labels=[0, 1], kernel=np.eye(2))
       >>> observed = Observed({"dense.kernel": ops}, {"dense.kernel": ("dense.kernel",)})
       >>> layer_costs(parse("sum(abs(WI))"), observed)[0][1:]

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
-from jaxprune.language.axes import Type, slice_bounds, slice_range
+from jaxprune.language.axes import Type
 from jaxprune.language.operators import OPERATORS
 from jaxprune.language.tree import Expression
-from jaxprune.scoring.analysis import lanes_of, moment_answer
-from jaxprune.scoring.twins import set_answer, twin_of
+from jaxprune.scoring.analysis import dependence_of, moment_answer
+from jaxprune.scoring.class_independent import class_independent_form, set_answer
+from jaxprune.scoring.leaves import axis_size
 
 _PRODUCTS = 3
-"""Matrix products with class membership that split the values of a twin by class."""
+"""Matrix products with class membership that split a class-independent form by class."""
 
 
 class Cost(NamedTuple):
@@ -23,7 +24,7 @@ class Cost(NamedTuple):
     bytes_per_channel: int
     """Of the largest value, for one channel and one class: the least that must be held at once."""
     flops: float
-    """Of all values, over all classes and channels; what no class turn distinguishes counts once."""
+    """Of all values, over all classes and channels; what does not differ between classes counts once."""
     largest: Expression
     """The sub-expression with the largest value."""
     costliest: Expression
@@ -37,7 +38,7 @@ def value_shape(type: Type, sizes: Mapping[str, int]) -> tuple[int, ...]:
       >>> value_shape(("N", "D[0:4]"), {"N": 5, "D": 16})
       (5, 8)
     """
-    return tuple(_axis_size(axis, sizes) for axis in type)
+    return tuple(axis_size(axis, sizes) for axis in type)
 
 
 def estimate_cost(f: Expression, sizes: Mapping[str, int], itemsize: int) -> Cost:
@@ -69,21 +70,22 @@ def _estimated(f: Expression, of_axes: tuple[tuple[str, int], ...], itemsize: in
             most_bytes, largest = own_bytes, shown
         if moment_answer(node) is not None or not node.children:
             continue
-        lanes = lanes_of(node)
-        channels = sizes["C"] if lanes.channel else 1
-        answer, twin, own_flops = set_answer(node), twin_of(node), 0.0
+        depends = dependence_of(node)
+        channels = sizes["C"] if depends.channel else 1
+        answer, form, own_flops = set_answer(node), class_independent_form(node), 0.0
         if answer is not None:
-            entries = math.prod(value_shape(answer.twin.type, sizes))
+            entries = math.prod(value_shape(answer.form.type, sizes))
             own_flops = channels * 2.0 * _PRODUCTS * sizes["K"] * entries
-            stack.append((answer.twin, shown.children[0]))
-        elif twin is not None and twin is not node:
-            stack.append((twin, shown))
+            stack.append((answer.form, shown.children[0]))
+        elif form is not None and form is not node:
+            stack.append((form, shown))
         else:
             shapes = [value_shape(child.type, sizes) for child in node.children]
-            turns = sizes["K"] if lanes.per_class else 1
+            turns = sizes["K"] if depends.per_class else 1
             own_flops = channels * turns * OPERATORS[node.operator].flops(shapes)
-            is_alike = node.operator == shown.operator  # else the twin has been transposed
-            stack += zip(node.children, shown.children if is_alike else (shown,), strict=True)
+            is_alike = node.operator == shown.operator  # else it has been transposed
+            parts = shown.children if is_alike else (shown,)
+            stack += zip(node.children, parts, strict=False)  # rbf(P, Q, 1) is a block of rbf(X, 1)
         flops += own_flops
         if own_flops > most_flops:
             most_flops, costliest = own_flops, shown
@@ -119,7 +121,7 @@ works is 400 bytes
 
 
 def explain_plan(cost: Cost, held_bytes: int, budget_bytes: int) -> str | None:
-    """Why a function is not evaluated whose columns hold so much at once for one class and channel, or None.
+    """Why a function is not evaluated that holds so much at once for one class and channel, or None.
 
     Example:
       >>> from jaxprune.language.parsing import parse
@@ -135,11 +137,3 @@ budget of 67108864 bytes; the least that works is 100663296 bytes
         f"refused: {cost.largest} and what it is made from need {held_bytes} bytes at once for one channel, more than "
         f"a quarter of the budget of {budget_bytes} bytes; the least that works is {least} bytes"
     )
-
-
-def _axis_size(axis: str, sizes: Mapping[str, int]) -> int:
-    part = slice_range(axis)
-    if part is None:
-        return sizes[axis]
-    start, stop = slice_bounds(sizes["D"], *part)
-    return stop - start

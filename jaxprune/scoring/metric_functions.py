@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.keys import derive
-from jaxprune.scoring.gradients import Gradients
-from jaxprune.scoring.moments import HIGHEST
-from jaxprune.scoring.records import Operands
+from jaxprune.observation.gradients import Gradients
+from jaxprune.observation.moments import HIGHEST
+from jaxprune.observation.records import Operands
 
 MetricFunction = Callable[[Operands], jax.Array]
 """From the operands of one layer to [C] scores."""

@@ -18,10 +18,10 @@ import numpy as np
 from jaxprune.language.parsing import parse
 from jaxprune.language.published import library, own_seeds, sources
 from jaxprune.language.tree import Expression
+from jaxprune.observation.records import Operands
 from jaxprune.scoring import metric_functions
 from jaxprune.scoring.compiled import check_operands, compile, explain_missing, missing_operands
 from jaxprune.scoring.metric_functions import MetricFunction
-from jaxprune.scoring.records import Operands
 from jaxprune.types import Array
 
 

@@ -8,12 +8,12 @@ from typing import NamedTuple, TypeGuard, cast
 import numpy as np
 
 from jaxprune.language.tree import Expression
+from jaxprune.observation.observed import Observed
+from jaxprune.observation.records import Operands
 from jaxprune.scoring.compiled import explain_missing, missing_operands
-from jaxprune.scoring.evaluator import PopulationScores, Scorer
 from jaxprune.scoring.metrics import Metric, PruningFunction, layer_scores, name_of
-from jaxprune.scoring.observed import Observed
-from jaxprune.scoring.records import Operands
 from jaxprune.scoring.refusals import some_of
+from jaxprune.scoring.scorer import PopulationScores, Scorer
 from jaxprune.types import Array, Invalid
 
 
@@ -25,7 +25,7 @@ class Found(NamedTuple):
 
 
 def plainest(f: PruningFunction) -> PruningFunction:
-    """The expression of a metric that is one, else what was given.
+    """Returns a metric's expression if it has one, otherwise the argument unchanged.
 
     Raises:
       TypeError: if it cannot score anything.

@@ -1,147 +1,240 @@
-"""Kernels for statistics of `X`, `P` and `Q`: all sets of rows at once from class moments, never class by class.
+"""Statistics of the rows of all classes at once, from one pass over a value that has no class of its own.
 
-A value without class turn is taken apart by two products with class membership, whatever the number of classes; what
-the calibration set left as moments enters at the second step.
+Written once for NumPy and JAX. Rows are sorted by class.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from typing import cast
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-from jaxprune.scoring.kernels import Kernel
-from jaxprune.scoring.moments import HIGHEST, SetMoments
-from jaxprune.types import Array
+from jaxprune.language.axes import Type
+from jaxprune.observation.moments import SETS, Moments, SetMoments, set_moments
+from jaxprune.types import Array, Namespace
 
-SMALLEST_MOMENTS = 1 << 10
-"""Class moments are kept for at least so many positions of channels."""
-SETS = ("X", "P", "Q")
-
-
-def _class_moments(rows: Array, belongs: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    num_rows = belongs.shape[1]
-    values = rows.reshape(num_rows, -1)
-    is_row = (jnp.sum(belongs, axis=0) > 0)[:, None]
-    pivot = values[0]
-    delta = jnp.where(is_row, values - pivot[None], 0)
-    by_class = partial(jnp.matmul, precision=HIGHEST)
-    # Relative to the class's first row, as in `add_examples`; a product with a one-hot matrix copies exactly.
-    first = delta[jnp.argmax(belongs, axis=1)]
-    rest = jnp.where(is_row, delta - by_class(belongs.T, first), 0)
-    offset = first + by_class(belongs, rest) / jnp.sum(belongs, axis=1)[:, None]
-    m2 = by_class(belongs, jnp.square(delta - by_class(belongs.T, offset)))
-    padding = max(0, SMALLEST_MOMENTS - values.shape[1])
-    return (
-        jnp.pad(pivot, (0, padding)),
-        jnp.pad(offset, ((0, 0), (0, padding))),
-        jnp.pad(m2, ((0, 0), (0, padding))),
-    )
+_STATISTICS = dict.fromkeys(
+    f"{operator}({name})"
+    for operator in ("mean", "var", "std", "sum", "count", "mean_samples")
+    for name in SETS
+)
+_SETS = {"N": "P", "NQ": "Q"}
 
 
-class_moments = Kernel(_class_moments, shared=(1,))
-"""([rows, positions of channels] buffer, [K, rows] membership) -> pivot [m], offset and m2 [K, m] (see `Moments`)."""
+class ClassRows:
+    """Which rows of a sample that is sorted by class belong to which class.
+
+    Args:
+      class_counts: number of rows of each class.
+
+    Example:
+      >>> rows = ClassRows((2, 1))
+      >>> rows.index["N"].tolist(), rows.is_real["N"].tolist()
+      ([[0, 1], [2, 2]], [[True, True], [True, False]])
+      >>> rows.is_real["NQ"] is None, ClassRows((2, 2)).is_real["N"] is None
+      (False, True)
+    """
+
+    def __init__(self, class_counts: tuple[int, ...]) -> None:
+        self.counts = np.asarray(class_counts)
+        # int32 indices mean the same to JAX with and without x64
+        self.class_ids = np.repeat(np.arange(len(class_counts), dtype=np.int32), class_counts)
+        self.starts = np.concatenate([[0], np.cumsum(class_counts)[:-1]]).astype(np.int32)
+        self.is_balanced = len(set(class_counts)) == 1
+        self.index: dict[str, np.ndarray] = {}
+        """Axis -> [K, size] rows, those of small classes filled up with the class's first one."""
+        self.is_real: dict[str, np.ndarray | None] = {}
+        """Axis -> [K, size] whether they are no filling; None where none is."""
+        for axis, is_own in (("N", True), ("NQ", False)):
+            rows = [
+                np.flatnonzero((self.class_ids == k) == is_own).astype(np.int32)
+                for k in range(len(class_counts))
+            ]
+            size = max(map(len, rows))
+            self.index[axis] = np.stack(
+                [np.concatenate([r, np.full(size - len(r), r[0], np.int32)]) for r in rows]
+            )
+            is_real = np.stack([np.arange(size) < len(r) for r in rows])
+            self.is_real[axis] = None if is_real.all() else is_real
+
+    def belongs(self, dtype: np.dtype) -> np.ndarray:
+        """[K, n] 1 where a row is of a class."""
+        return (self.class_ids[None] == np.arange(len(self.counts))[:, None]).astype(dtype)
+
+    def masks(self, type: Type) -> tuple[np.ndarray | None, ...]:
+        """The mask of each axis of a value, [1, K, 1, size]."""
+        found = []
+        for axis in type:
+            own = self.is_real.get(axis)
+            found.append(None if own is None else own[None, :, None])
+        return tuple(found)
+
+    def select(self, xp: Namespace, value: Array, type: Type) -> Array:
+        """[M, K, C, *axes] the rows of each class of a [M, 1, C, *axes] value on all rows.
+
+        Args:
+          xp: `numpy` or `jax.numpy`.
+          value: on all rows.
+          type: of the result: axes `N` and `NQ` are those whose rows are selected.
+        """
+        selected = [number for number, axis in enumerate(type) if axis in _SETS]
+        first, *others = selected
+        one_class = value[:, 0]
+        axis = 2 + first
+        if self.is_balanced and type[first] == "N":  # a view, where the array library has such
+            split = one_class.reshape(
+                *one_class.shape[:axis], len(self.counts), -1, *one_class.shape[axis + 1 :]
+            )
+        else:
+            split = xp.take(one_class, self.index[type[first]], axis=axis)
+        found = xp.moveaxis(split, axis, 1)
+        for number in others:
+            rows = self.index[type[number]]
+            shape = [1, len(rows), 1, *(1,) * len(type)]
+            shape[3 + number] = rows.shape[1]
+            found = xp.take_along_axis(found, xp.asarray(rows.reshape(shape)), axis=3 + number)
+        return found
 
 
-def _set_moments(
-    pivot: Array, offset: Array, m2: Array, count: Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    num_classes = len(count)
-    own = jnp.eye(num_classes, dtype=count.dtype)
-    weights = (
-        jnp.concatenate([jnp.ones((1, num_classes), count.dtype), own, 1 - own]) * count[None]
-    )  # [sets, K]
-    number = jnp.sum(weights, axis=1)
-    first = jnp.argmax(weights > 0, axis=1)
-    start = offset[first]  # of one class of each set: classes of equal means add nothing
-
-    def add_means(index: Array, total: jax.Array) -> jax.Array:
-        return total + weights[:, index][:, None] * (offset[index][None] - start)
-
-    zeros = jnp.zeros_like(start)
-    centre = start + jax.lax.fori_loop(0, num_classes, add_means, zeros) / number[:, None]
-
-    def add_squares(index: Array, total: jax.Array) -> jax.Array:
-        weight = weights[:, index][:, None]
-        spread = weight * jnp.square(offset[index][None] - centre)
-        return total + spread + jnp.where(weight > 0, m2[index][None], 0)
-
-    squares = jax.lax.fori_loop(0, num_classes, add_squares, zeros)
-    one = SetMoments(number, jnp.asarray(pivot)[None], centre[:, None], squares[:, None])
-    mean, lost = one.exact_mean
-    return mean[:, 0], lost[:, 0], squares / number[:, None], number
+@lru_cache(maxsize=64)
+def class_rows(class_counts: tuple[int, ...]) -> ClassRows:
+    """The rows of a sample with these numbers of rows of each class."""
+    return ClassRows(class_counts)
 
 
-set_moments = Kernel(_set_moments, shared=(3,))
-"""(pivot, offset, m2, [K] examples) -> for `X`, each `P` and each `Q`, [1 + 2 K, m] mean, what it lost in rounding and
-variance at each position, and the number of examples."""
+class SetStatistics(Mapping[str, Array]):
+    """`mean(P)`, `var(Q)`, `mean_samples(X)` and so on, each computed when it is first asked for.
+
+    Values are [M, K or 1, C], of `mean_samples` [M, K or 1, C, D].
+
+    Args:
+      xp: `numpy` or `jax.numpy`.
+      moments: of classes, with a leading member axis; for their `m2` stands what `spread` gives.
+      spread: computes `m2`, which means do not need.
+      is_position: [..., 1, D, 1] which positions are real, as in `SetMoments`.
+    """
+
+    def __init__(
+        self, xp: Namespace, moments: Moments, spread: Callable[[], Array], is_position: Array | None = None
+    ) -> None:
+        self._xp, self._moments, self._is_position = xp, moments, is_position
+        self._spread: Callable[[], Array] | None = spread
+        self._sets: dict[tuple[str, bool], SetMoments] = {}
+        self._found: dict[str, Array] = {}
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in _STATISTICS:
+            raise KeyError(name)
+        if name not in self._found:
+            operator, of = name[:-1].split("(")
+            self._found[name] = self._compute(operator, of)
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_STATISTICS)
+
+    def __len__(self) -> int:
+        return len(_STATISTICS)
+
+    def _compute(self, operator: str, of: str) -> Array:
+        if operator == "mean":
+            return self._set(of).entry_mean
+        if operator == "var":
+            return self._set(of, has_spread=True).entry_variance
+        if operator == "std":
+            return self._xp.sqrt(self[f"var({of})"])
+        if operator == "sum":
+            return self[f"mean({of})"] * self[f"count({of})"]
+        own = self._set(of)
+        if operator == "mean_samples":
+            return self._xp.swapaxes(own.mean, -1, -2)
+        shape = (*own.offset.shape[:-2], own.offset.shape[-1])
+        return self._xp.broadcast_to(own.num_entries[..., None], shape)
+
+    def _set(self, name: str, *, has_spread: bool = False) -> SetMoments:
+        spread = self._spread
+        if has_spread and spread is not None:  # of several threads each may compute the same
+            self._moments = self._moments._replace(m2=cast(jax.Array, spread()))
+            self._spread = None
+        key = (name, has_spread)
+        if key not in self._sets:
+            self._sets[key] = set_moments(self._moments, name, self._is_position, has_spread=has_spread)
+        return self._sets[key]
 
 
-def _set_statistics(
-    mean: Array, lost: Array, spread: Array, number: Array, is_position: Array, positions: int
-) -> dict[str, jax.Array]:
-    num_sets = mean.shape[0]
-    means, losses, spreads = (
-        jnp.reshape(given, (num_sets, -1, positions)) for given in (mean, lost, spread)
-    )  # [sets, channels, positions]
-    is_position = is_position[:positions]
-    num_positions = jnp.sum(is_position, dtype=mean.dtype)
-    # Relative to the first position: no large mean enters a square.
-    shifted = jnp.where(is_position[None, None], (means - means[..., :1]) + (losses - losses[..., :1]), 0)
-    centre = jnp.sum(shifted, axis=2) / num_positions
-    deviation = jnp.where(is_position[None, None], shifted - centre[..., None], 0)
-    between = jnp.sum(jnp.square(deviation), axis=2)
-    within = jnp.sum(jnp.where(is_position[None, None], spreads, 0), axis=2)
-    entry_mean = means[..., 0] + (losses[..., 0] + centre)
-    variance = (between + within) / num_positions
-    count = jnp.broadcast_to((number * num_positions)[:, None], variance.shape)
-    values = {
-        "mean": entry_mean,
-        "var": variance,
-        "std": jnp.sqrt(variance),
-        "sum": entry_mean * count,
-        "count": count,
-        "mean_samples": jnp.asarray(mean),
-    }
-    num_classes = (num_sets - 1) // 2
-    rows = {"X": slice(0, 1), "P": slice(1, 1 + num_classes), "Q": slice(1 + num_classes, None)}
-    return {
-        f"{operator}({name})": value[rows[name]].reshape(-1)
-        for operator, value in values.items()
-        for name in SETS
-    }
+def row_statistics(
+    xp: Namespace, value: Array, rows: ClassRows, positions: Array | None = None
+) -> SetStatistics:
+    """The statistics of the rows of all classes of a value.
+
+    Args:
+      xp: `numpy` or `jax.numpy`.
+      value: [M, 1, C, n, positions] or [M, 1, C, n].
+      rows: the classes of the n rows.
+      positions: [1, 1, 1, positions] which ones are real, the first among them; None means all.
+
+    Example:
+      >>> value = np.array([1.0, 3.0, 6.0]).reshape(1, 1, 1, 3)
+      >>> row_statistics(np, value, ClassRows((2, 1)))["mean(Q)"].ravel().tolist()
+      [6.0, 2.0]
+    """
+    by_row = (value if value.ndim == 5 else value[..., None])[:, 0]  # [M, C, n, D]
+    belongs = xp.asarray(rows.belongs(np.dtype(by_row.dtype)))
+    counts = xp.asarray(rows.counts.astype(by_row.dtype))
+    # Relative to the class's first row, as in `add_examples`, so that a class of equal rows is exact.
+    first = by_row[:, :, rows.starts]
+    rest = _less_by_class(by_row, first, rows)
+    shift = _product(xp, belongs, rest) / counts[None, None, :, None]
+
+    def spread() -> Array:
+        deviations = _less_by_class(rest, shift, rows)
+        return xp.moveaxis(_product(xp, belongs, deviations * deviations), 1, -1)
+
+    pivot, offset = xp.swapaxes(first[:, :, 0], -1, -2), xp.moveaxis(first - first[:, :, :1] + shift, 1, -1)
+    moments = Moments(counts, pivot, offset, m2=offset, active=counts)  # nobody reads the last two
+    return SetStatistics(xp, moments, spread, None if positions is None else positions[:, 0, ..., None])
 
 
-set_statistics = Kernel(_set_statistics, shared=(4,), static=1)
-"""(what `set_moments` gives, booleans that start with those of the positions, positions) -> `mean(P)` and so on, flat
-[K or 1, channels], and `mean_samples(P)`, flat [K or 1, m]."""
+def _less_by_class(by_row: Array, by_class: Array, rows: ClassRows) -> Array:
+    """[M, C, n, D] rows less a [M, C, K, D] value of each one's class."""
+    if not rows.is_balanced:
+        return by_row - by_class[:, :, rows.class_ids]
+    split = by_row.reshape(*by_class.shape[:3], -1, by_class.shape[3])
+    return (split - by_class[..., None, :]).reshape(by_row.shape)
 
 
-def _pair_statistics(pairs: Array, belongs: Array) -> dict[str, jax.Array]:
-    num_rows = belongs.shape[1]
-    values = jnp.reshape(pairs, (-1, num_rows, num_rows))
-    is_real = jnp.sum(belongs, axis=0) > 0
-    # Relative to one pair: of kernels near 1, say, only what tells them apart is added up.
-    pivot = values[:, 0, 0]
-    values = jnp.where(is_real[None, :, None] & is_real[None, None], values - pivot[:, None, None], 0)
-    blocks = jnp.einsum(
-        "kn,cnm,lm->klc", belongs, values, belongs, precision=HIGHEST, optimize=[(0, 1), (0, 1)]
-    )
-    count = jnp.sum(belongs, axis=1)
-    eye = jnp.eye(len(belongs), dtype=values.dtype)
-    members = {"X": jnp.ones((1, len(belongs)), values.dtype), "P": eye, "Q": 1 - eye}
+def pair_statistics(xp: Namespace, value: Array, rows: ClassRows) -> dict[str, Array]:
+    """`sum(P,Q)`, `mean(P,X)` and so on of a value [M, 1, C, n, n] on all pairs of rows.
+
+    Returns:
+      Name -> [M, K or 1, C].
+    """
+    dtype = np.dtype(value.dtype)
+    belongs = rows.belongs(dtype)
+    sets = {"X": np.ones((1, len(rows.class_ids)), dtype), "P": belongs, "Q": 1 - belongs}
+    pairs = value[:, 0]
+    # Relative to one pair: of kernels near 1, say, only what tells them apart is added up. What is not finite must not
+    # reach sets that do not hold it.
+    is_finite = xp.isfinite(pairs)
+    pivot = xp.where(is_finite[..., :1, :1], pairs[..., :1, :1], 0)
+    shifted = xp.where(is_finite, pairs - pivot, 0)
+    missing = (~is_finite).astype(dtype)
     found = {}
-    for first, own in members.items():
-        rows = jnp.einsum("sk,klc->slc", own, blocks, precision=HIGHEST)
-        for second, other in members.items():
-            total = jnp.sum(rows * other[:, :, None], axis=1)
-            number = ((own @ count) * (other @ count))[:, None]
-            found[f"sum({first},{second})"] = (pivot[None] * number + total).reshape(-1)
-            found[f"mean({first},{second})"] = (pivot[None] + total / number).reshape(-1)
+    for first, own in sets.items():
+        sums = _product(xp, xp.asarray(own), shifted)  # [M, C, K or 1, n]
+        gaps = _product(xp, xp.asarray(own), missing)
+        for second, other in sets.items():
+            total = xp.moveaxis((sums * other[None, None]).sum(axis=-1), 1, 2)
+            has_gap = xp.moveaxis((gaps * other[None, None]).sum(axis=-1), 1, 2) > 0
+            total = xp.where(has_gap, xp.nan, total)
+            number = (own.sum(axis=1) * other.sum(axis=1))[None, :, None]
+            found[f"sum({first},{second})"] = pivot[:, None, :, 0, 0] * number + total
+            found[f"mean({first},{second})"] = pivot[:, None, :, 0, 0] + total / number
     return found
 
 
-pair_statistics = Kernel(_pair_statistics, shared=(1,))
-"""([channels, rows, rows] buffer, [K, rows] membership) -> `sum(P,Q)`, `mean(P,Q)` and so on for all pairs of `X P Q`,
-flat [K or 1, channels]."""
+def _product(xp: Namespace, left: Array, right: Array) -> Array:
+    return xp.matmul(left, right) if xp is np else xp.matmul(left, right, precision="highest")

@@ -1,6 +1,6 @@
 """Formulas written so that more of them share values and cost less, with the same meaning.
 
-What is a number, infinite or not a number stays so: `x - x` is not 0, for it says where `x` is not finite. Rounding
+Finite, infinite and NaN results are preserved exactly: `x - x` is not 0, for it says where `x` is not finite. Rounding
 stays the same too (`mean(W) + N` and `N + mean(W)` are one value). Only where an outer product is never written down it
 may differ, and entries of it that would overflow do not.
 """
@@ -64,6 +64,8 @@ def shared_form(node: Expression) -> Expression:
         return shared_form(_OF_OUTER[node.operator](*only.children))
     if node.operator == "square" and only.operator == "abs":
         children = [only.children[0]]
+    if node.operator == "rbf" and len(children) == 2 and children[1] is only:
+        return apply("rbf", only, params=node.params)
     if len(children) == 2 and OPERATORS[node.operator].is_commutative:
         children.sort(key=lambda child: (hash(child), str(child)))
     return replace_children(node, children)

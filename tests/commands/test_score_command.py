@@ -15,7 +15,7 @@ from own_networks import SmallNet
 from jaxprune.cli import main
 from jaxprune.commands.scoring import read_formulas
 from jaxprune.nets.factories import find_network
-from jaxprune.scoring import evaluator, ranking
+from jaxprune.scoring import ranking, scorer
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_scores_are_a_table_csv_or_json_of_all_channels(score_base, capsys):
 
 def test_every_function_has_a_status(score_own, tmp_path, capsys, monkeypatch):
     formulas = ["l1", "N/(NX - NX)", "N + 1", "abs(gamma)", "mean(rbf(P, 1))"]
-    monkeypatch.setattr(evaluator, "MAX_FLOPS", 1e3)
+    monkeypatch.setattr(scorer, "MAX_FLOPS", 1e3)
     assert score_own(*formulas, "--output", str(tmp_path / "new" / "scores.json")) == 0
     shown = capsys.readouterr()
     lines = {line.split("  ")[0]: line.split("  ", 1)[1].strip() for line in shown.out.splitlines()[1:]}

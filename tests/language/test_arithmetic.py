@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy_formulas
 
-from jaxprune.language.operators import OPERATORS
 from jaxprune.language.parsing import parse
 
 
+@pytest.fixture(autouse=True, params=[np, jnp], ids=["numpy", "jax"])
+def xp(request, monkeypatch):
+    """Every operator is tried with both array libraries."""
+    monkeypatch.setattr(sys.modules[__name__], "XP", request.param)
+
+
+XP = np
+
+
 def compute(name, *arrays):
-    return np.asarray(OPERATORS[name].implement(*(jnp.asarray(array, jnp.float32) for array in arrays)))
+    arrays = [np.asarray(array, np.float32) for array in arrays]
+    return np.asarray(toy_formulas.compute(name, *arrays, xp=XP))
 
 
 def test_arithmetic_by_hand():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from jaxprune.language.axes import (
@@ -12,10 +10,8 @@ from jaxprune.language.axes import (
     is_position_axis,
     is_sample_axis,
     slice_bounds,
-    slice_capacity,
     slice_range,
     sliced_axis,
-    sliced_mask,
     type_name,
 )
 
@@ -46,16 +42,3 @@ def test_a_slice_is_never_empty():
             for last in range(first + 1, 9):
                 start, stop = slice_bounds(size, first, last)
                 assert 0 <= start < stop <= size
-
-
-def test_a_padded_slice_has_room_for_every_size_and_masks_the_rest():
-    for first, last in [(0, 1), (2, 5), (7, 8), (0, 8)]:
-        for size in range(1, 17):
-            mask = sliced_mask(jnp.arange(16) < size, first, last)
-            start, stop = slice_bounds(size, first, last)
-            assert mask.shape == (slice_capacity(16, first, last),)
-            np.testing.assert_array_equal(mask, np.arange(mask.size) < stop - start)
-
-
-def test_a_slice_of_real_positions_only_needs_no_mask():
-    assert sliced_mask(None, 2, 5) is None

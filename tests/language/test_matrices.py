@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy_formulas
 
-from jaxprune.language.axes import slice_bounds, slice_capacity
+from jaxprune.language.axes import slice_bounds
+from jaxprune.language.matrices import squared_distances
 from jaxprune.language.operators import OPERATORS
 
 
+@pytest.fixture(autouse=True, params=[np, jnp], ids=["numpy", "jax"])
+def xp(request, monkeypatch):
+    """Every operator is tried with both array libraries."""
+    monkeypatch.setattr(sys.modules[__name__], "XP", request.param)
+
+
+XP = np
+
+
 def compute(name, *arrays, masks=None, params=()):
-    arrays = [jnp.asarray(array, jnp.float32) for array in arrays]
-    return np.asarray(OPERATORS[name].implement(*arrays, masks=masks, params=params))
+    arrays = [np.asarray(array, np.float32) for array in arrays]
+    return np.asarray(toy_formulas.compute(name, *arrays, masks=masks, params=params, xp=XP))
 
 
 def test_products_by_hand():
@@ -72,14 +85,23 @@ def test_geometric_median_takes_the_first_column_on_ties():
 
 
 @pytest.mark.parametrize(("first", "last"), [(0, 1), (2, 5), (7, 8), (0, 8)])
-def test_slices_of_any_true_size_agree_with_their_padded_selves(first, last):
+def test_slices_keep_eighths_of_any_size(first, last):
     for size in range(1, 10):
         array = np.arange(2.0 * size).reshape(2, size)
         start, stop = slice_bounds(size, first, last)
-        expected = compute("slice", array, params=(first, last))
-        np.testing.assert_array_equal(expected, array[:, start:stop])
-        padded = np.pad(array, ((0, 0), (0, 16 - size)), constant_values=np.nan)
-        masks = [(None, jnp.arange(16) < size)]
-        got = compute("slice", padded, masks=masks, params=(first, last))
-        assert got.shape == (2, slice_capacity(16, first, last))
-        np.testing.assert_array_equal(got[:, : stop - start], expected)
+        np.testing.assert_array_equal(compute("slice", array, params=(first, last)), array[:, start:stop])
+
+
+def test_matrices_that_cannot_be_inverted_do_not_disturb_the_others():
+    values = np.stack([np.eye(2), np.full((2, 2), -1e-4) * np.eye(2)]).astype(np.float32)
+    found = np.asarray(OPERATORS["inverse"].implement(XP, XP.asarray(values)[None, None]))[0, 0]
+    np.testing.assert_allclose(found[0], np.eye(2) / 1.0001, rtol=1e-6)
+    assert not np.isfinite(found[1]).all()
+
+
+def test_distances_are_exact_where_rows_are_equal_or_small_numbers():
+    rows = np.array(
+        [[1e4 + 1, 2.0] + [0.5] * 8, [1e4, 2.0] + [0.5] * 8, [1e4 + 1, 2.0] + [0.5] * 8], np.float32
+    )
+    found = np.asarray(squared_distances(XP, XP.asarray(rows), XP.asarray(rows)))
+    np.testing.assert_array_equal(found, [[0, 1, 0], [1, 0, 1], [0, 1, 0]])

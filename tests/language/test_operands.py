@@ -76,3 +76,10 @@ def test_a_name_that_formulas_cannot_spell_is_refused(name):
 def test_an_unknown_axis_is_refused(own_operand):
     with pytest.raises(ValueError, match=r"made of the axes D NX N NQ F O C, got \['Z'\]"):
         own_operand(type=("Z",), read=lambda operands: None)
+
+
+def test_rows_of_a_class_depend_on_the_class():
+    with pytest.raises(
+        ValueError, match=r"'rows_test' has rows of one class, .* Pass per_class=True, or use NX"
+    ):
+        register_operand("rows_test", type=("N",), read=lambda operands: None)

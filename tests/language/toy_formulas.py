@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
-from jaxprune.language.axes import slice_range, sliced_mask
+from jaxprune.language.axes import slice_bounds, slice_range
 from jaxprune.language.operands import DEFAULT_VOCABULARY, OPERANDS
 from jaxprune.language.operators import OPERATORS, IllTypedError
 from jaxprune.language.parsing import parse
@@ -71,29 +71,46 @@ def values(seed: int = 0, sizes: dict[str, int] = SIZES) -> dict[str, jax.Array]
     return {name: jnp.asarray(value, jnp.float32) for name, value in made.items()}
 
 
-def masks_of(f: Expression) -> tuple[jax.Array, ...]:
+def masks_of(f: Expression) -> tuple[np.ndarray, ...]:
     """Which entries of a padded value are real, per axis."""
     return tuple(_mask(axis) for axis in f.type)
 
 
 def padded(value: jax.Array, f: Expression) -> jax.Array:
-    """The value with NaN up to the padded sizes."""
+    """The value with NaN up to the padded sizes; a slice of the positions is padded up to all of them."""
     if not f.type:
         return value
-    pairs = [(0, PADDED[axis] - size) for axis, size in zip(f.type, value.shape, strict=True)]
-    return jnp.asarray(np.pad(np.asarray(value), pairs, constant_values=np.nan))
+    sizes = [len(mask) for mask in masks_of(f)]
+    pairs = [(0, size - own) for size, own in zip(sizes, value.shape, strict=True)]
+    return np.pad(np.asarray(value), pairs, constant_values=np.nan)
 
 
-def evaluate(f: Expression, of: dict[str, jax.Array], *, is_padded: bool = False) -> jax.Array:
-    """The value of a formula for one channel and one class, operator by operator."""
+def compute(name, *arrays, masks=None, params=(), xp=jnp):
+    """An operator of arrays for one channel and one class, with [size] masks."""
+    values = [xp.asarray(array)[None, None, None] for array in arrays]
+    own = masks and [
+        tuple(None if mask is None else xp.asarray(mask)[None, None, None] for mask in by_axis)
+        for by_axis in masks
+    ]
+    with np.errstate(all="ignore"):
+        return OPERATORS[name].implement(xp, *values, masks=own, params=params)[0, 0, 0]
+
+
+def evaluate(f: Expression, of: dict[str, jax.Array], *, is_padded: bool = False, xp=None) -> jax.Array:
+    """The value of a formula for one channel and one class, operator by operator; with NumPy unless JAX traces it."""
+    is_traced = any(isinstance(value, jax.core.Tracer) for value in of.values())
+    xp = xp or (jnp if is_traced else np)
 
     def combine(node: Expression, children: list[jax.Array]) -> jax.Array:
         if node.is_operand:
             return padded(of[node.name], node) if is_padded else of[node.name]
         if node.is_literal:
-            return jnp.asarray(node.value, jnp.float32)
+            return np.float32(node.value)
+        if is_padded and node.operator == "slice":  # which is never asked for a part of what is padded
+            real = real_part(children[0], node.children[0])
+            return padded(compute("slice", real, params=node.params, xp=np), node)
         masks = [masks_of(child) for child in node.children] if is_padded else None
-        return OPERATORS[node.operator].implement(*children, masks=masks, params=node.params)
+        return compute(node.operator, *children, masks=masks, params=node.params, xp=xp)
 
     return f.fold(combine)
 
@@ -107,10 +124,7 @@ def real_part(value: jax.Array, f: Expression) -> np.ndarray:
     )
 
 
-def _mask(axis: str) -> jax.Array:
+def _mask(axis: str) -> np.ndarray:
     bounds = slice_range(axis)
-    if bounds is not None:
-        mask = sliced_mask(_mask("D"), *bounds)
-        assert mask is not None
-        return mask
-    return jnp.arange(PADDED[axis]) < SIZES[axis]
+    start, stop = slice_bounds(SIZES["D"], *bounds) if bounds else (0, SIZES.get(axis, 0))
+    return np.arange(PADDED["D" if bounds else axis]) < stop - start

@@ -12,14 +12,14 @@ from small_nets import IMAGES, LABELS, NETWORKS, Net, conv, flat, linear, plain,
 from jaxprune.language.parsing import parse
 from jaxprune.language.published import library, own_seeds
 from jaxprune.nets import PlainConvNet, SmallConvNet
+from jaxprune.observation.observed import Observed
+from jaxprune.observation.positions import pool_positions
 from jaxprune.pruning import observation
 from jaxprune.pruning.gradients import add_gradients, cross_entropy, sample_gradients
 from jaxprune.pruning.observation import make_observer, observe
 from jaxprune.pruning.shapes import channel_columns
 from jaxprune.pruning.states import merge_model, parameter_paths, split_model
 from jaxprune.pruning.structure import trace_structure
-from jaxprune.scoring.observed import Observed
-from jaxprune.scoring.positions import pool_positions
 from jaxprune.scoring.ranking import rank_population, score
 
 ORDER = np.argsort(LABELS, kind="stable")

@@ -17,13 +17,13 @@ from small_nets import (
     residual,
 )
 
+from jaxprune.observation.moments import class_sets
+from jaxprune.observation.observed import Observed
+from jaxprune.observation.positions import pool_positions
 from jaxprune.pruning.observation import balanced_sample, make_observer, observe
 from jaxprune.pruning.planning import plan
 from jaxprune.pruning.slimming import slim
 from jaxprune.pruning.states import split_model
-from jaxprune.scoring.moments import class_sets
-from jaxprune.scoring.observed import Observed
-from jaxprune.scoring.positions import pool_positions
 
 
 def as_samples(features, order):

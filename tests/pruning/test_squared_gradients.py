@@ -11,6 +11,7 @@ from small_nets import IMAGES, LABELS, NETWORKS, Net, conv, flat, linear, plain
 
 from jaxprune.language.parsing import parse
 from jaxprune.language.published import library
+from jaxprune.observation.observed import Observed
 from jaxprune.pruning import squared_gradients
 from jaxprune.pruning.observation import make_observer, observe
 from jaxprune.pruning.program import trace_program
@@ -19,7 +20,6 @@ from jaxprune.pruning.states import merge_model, parameter_paths, split_model
 from jaxprune.pruning.structure import trace_structure
 from jaxprune.scoring.costs import layer_costs
 from jaxprune.scoring.metrics import metrics
-from jaxprune.scoring.observed import Observed
 from jaxprune.scoring.ranking import rank_population, score
 
 OBD = metrics["obd"]

@@ -1,4 +1,4 @@
-"""The engine and compiled functions against a plain float64 reading of the language (`oracle.py`), on random formulas.
+"""Both backends and compiled functions against a float64 reading of the language (`oracle.py`), on random formulas.
 
 A score may differ from the oracle's by 1e-5 of the largest number met on the way. What float32 cannot decide is
 exempt: scores that move by more than half of that when all numbers, operands and those on the way, move to a
@@ -20,9 +20,9 @@ from oracle import OPERATIONS, operands, oracle
 from jaxprune.language.operands import DEFAULT_VOCABULARY
 from jaxprune.language.parsing import parse
 from jaxprune.language.sampling import random_expression
+from jaxprune.observation.records import Operands
 from jaxprune.scoring.compiled import compile
-from jaxprune.scoring.evaluator import score_population
-from jaxprune.scoring.records import Operands
+from jaxprune.scoring.populations import score_population
 
 TOLERANCE = 1e-5
 SHAKES = (1, 2)
@@ -120,8 +120,12 @@ def check(compared, what):
     assert exempt <= MOST_EXEMPT * total
 
 
-def engine(functions, layer):
-    return score_population(functions, Operands.from_arrays(**layer))
+def numpy(functions, layer):
+    return score_population(functions, Operands.from_arrays(**layer), backend="numpy")
+
+
+def device(functions, layer):
+    return score_population(functions, Operands.from_arrays(**layer), backend="device")
 
 
 def compiled(functions, layer):
@@ -160,7 +164,11 @@ def test_the_oracle_by_hand():
         np.testing.assert_allclose((found.scores[0], found.largest[0]), (score, largest), err_msg=text)
 
 
-RUNS = {"engine": (engine, range(200)), "compiled": (compiled, range(1000, 1025))}
+RUNS = {
+    "numpy": (numpy, range(200)),
+    "device": (device, range(200, 240)),
+    "compiled": (compiled, range(1000, 1025)),
+}
 """Name -> what scores, and the seeds of the functions that it is tried on."""
 
 
@@ -175,7 +183,7 @@ def test_scores_agree_with_the_oracle(way, name):
 def test_another_variance_is_noticed(monkeypatch):
     layer = FEW["convolution"]
     functions = [parse("var(P)"), parse("sum(abs(WI))"), parse("var(Q)/(var(P) + 0.05)")]
-    scores = engine(functions, layer)
+    scores = numpy(functions, layer)
     assert not compare(functions, scores, layer).wrong
     monkeypatch.setitem(OPERATIONS, "var", lambda a: np.sum((a - np.mean(a)) ** 2) / max(1, np.size(a) - 1))
     wrong = compare(functions, scores, layer).wrong
@@ -203,17 +211,18 @@ PER_LAYER, COMPILED_PER_LAYER = 120, 4
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_engine_compiled_functions_and_oracle_agree_on_a_long_stream():
-    by_engine, by_compiling = [], []
+def test_backends_compiled_functions_and_oracle_agree_on_a_long_stream():
+    by_numpy, by_device, by_compiling = [], [], []
     for number, layer in enumerate(STREAM):
         functions = functions_for(
             layer, range(10_000 + number * PER_LAYER, 10_000 + (number + 1) * PER_LAYER)
         )
-        scores = engine(functions, layer)
-        by_engine.append(compare(functions, scores, layer))
+        by_numpy.append(compare(functions, numpy(functions, layer), layer))
+        by_device.append(compare(functions, device(functions, layer), layer))
         few = functions[:COMPILED_PER_LAYER]
         by_compiling.append(compare(few, compiled(few, layer), layer))
         jax.clear_caches()  # programs of 30 shapes take gigabytes
-    assert sum(each.num_scores for each in by_engine) > 15_000
-    check(by_engine, f"engine, {len(STREAM)} layers")
+    assert sum(each.num_scores for each in by_numpy) > 15_000
+    check(by_numpy, f"NumPy, {len(STREAM)} layers")
+    check(by_device, f"device, {len(STREAM)} layers")
     check(by_compiling, f"compiled, {len(STREAM)} layers")

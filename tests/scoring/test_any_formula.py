@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from jaxprune.language.operands import DEFAULT_VOCABULARY
 from jaxprune.language.sampling import Limits, random_expression
+from jaxprune.observation.records import Operands
 from jaxprune.scoring.compiled import compile
-from jaxprune.scoring.evaluator import score_population
-from jaxprune.scoring.records import Operands
+from jaxprune.scoring.populations import score_population
 
 CHANNELS = 4
 FORMULAS = st.integers(0, 2**31 - 1).map(

@@ -8,12 +8,13 @@ from flax import nnx
 
 from jaxprune.language.parsing import parse
 from jaxprune.language.published import library
+from jaxprune.observation.moments import class_sets
+from jaxprune.observation.records import Operands, sample_moments
 from jaxprune.pruning.observation import observe
-from jaxprune.scoring.evaluator import Scorer, score_population, score_with_status
 from jaxprune.scoring.metrics import metrics
-from jaxprune.scoring.moments import class_sets
+from jaxprune.scoring.populations import score_population, score_with_status
 from jaxprune.scoring.ranking import Ranking, rank_population, score, score_functions
-from jaxprune.scoring.records import Operands, sample_moments
+from jaxprune.scoring.scorer import Scorer
 from jaxprune.types import Invalid
 
 rng = np.random.default_rng(0)

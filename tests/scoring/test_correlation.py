@@ -7,11 +7,11 @@ import pytest
 from scipy.stats import spearmanr
 
 from jaxprune.language.parsing import parse
+from jaxprune.observation.observed import Observed
+from jaxprune.observation.records import Operands
 from jaxprune.scoring.correlation import correlate, rank_correlation, rank_correlations
 from jaxprune.scoring.costs import layer_costs
-from jaxprune.scoring.observed import Observed
 from jaxprune.scoring.ranking import Scored, score_functions
-from jaxprune.scoring.records import Operands
 
 
 def scored(**groups):

@@ -15,9 +15,9 @@ import pytest
 
 from jaxprune.language.parsing import parse
 from jaxprune.language.published import library
+from jaxprune.observation.records import Operands
 from jaxprune.scoring.compiled import compile
-from jaxprune.scoring.evaluator import score_population
-from jaxprune.scoring.records import Operands
+from jaxprune.scoring.populations import score_population
 
 FOLDER = Path(__file__).resolve().parent.parent / "golden"
 SETS = json.loads((FOLDER / "sets.json").read_text())

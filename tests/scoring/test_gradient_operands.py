@@ -7,12 +7,13 @@ import pytest
 
 from jaxprune.language.parsing import parse
 from jaxprune.language.published import own_seeds
+from jaxprune.observation.gradients import Gradients, GradientSource
+from jaxprune.observation.observed import Observed
+from jaxprune.observation.records import Operands
 from jaxprune.scoring.compiled import compile
-from jaxprune.scoring.evaluator import Scorer, score_population, score_with_status
-from jaxprune.scoring.gradients import Gradients, GradientSource
-from jaxprune.scoring.observed import Observed
+from jaxprune.scoring.populations import score_population, score_with_status
 from jaxprune.scoring.ranking import rank_population, score
-from jaxprune.scoring.records import Operands
+from jaxprune.scoring.scorer import Scorer
 from jaxprune.types import Invalid
 
 LABELS = np.arange(12) % 3
@@ -70,7 +71,7 @@ def test_every_way_of_running_reads_them():
             one = compile(f)(operands.take([2]))
             np.testing.assert_allclose(one, whole[i, member, 2:], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(jax.vmap(compile(f))(stacked), whole[i], rtol=1e-4, atol=1e-5)
-    blocks = Scorer(stacked, column_entries=64).run(FUNCTIONS)[""]
+    blocks = Scorer(stacked, block_entries=64).run(FUNCTIONS)[""]
     np.testing.assert_allclose(blocks.scores, whole, rtol=1e-4, atol=1e-5)
 
 

@@ -12,13 +12,13 @@ from metric_definitions import DEFINITIONS, score_by_definition
 
 from jaxprune.language.operands import OPERANDS
 from jaxprune.language.published import library
+from jaxprune.observation.records import Operands
 from jaxprune.pruning.observation import observe
 from jaxprune.pruning.planning import plan
 from jaxprune.pruning.slimming import slim
 from jaxprune.scoring.metric_functions import chip, fpgm, hrank, lamp, random_numbers
 from jaxprune.scoring.metrics import layer_scores, metrics, name_of, random
 from jaxprune.scoring.ranking import score
-from jaxprune.scoring.records import Operands
 
 LABELS = np.array([0, 0, 1, 2, 1, 0, 1, 2, 2, 0])
 DEAD = 1

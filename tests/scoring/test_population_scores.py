@@ -9,11 +9,12 @@ from jaxprune.language.operators import OPERATORS, register_operator
 from jaxprune.language.parsing import parse
 from jaxprune.language.published import library
 from jaxprune.language.sampling import random_expression
+from jaxprune.observation.gradients import Gradients
+from jaxprune.observation.observed import Observed
+from jaxprune.observation.records import Operands, sample_moments
 from jaxprune.scoring.compiled import compile
-from jaxprune.scoring.evaluator import Scorer, score_population, score_with_status
-from jaxprune.scoring.gradients import Gradients
-from jaxprune.scoring.observed import Observed
-from jaxprune.scoring.records import Operands, sample_moments
+from jaxprune.scoring.populations import score_population, score_with_status
+from jaxprune.scoring.scorer import Scorer
 
 MIXED = [
     parse(text)
@@ -153,33 +154,34 @@ def test_no_functions_give_no_rows():
     assert score_with_status([], Operands.stack([make(0), make(1)]))[0].shape == (0, 2, 5)
 
 
-@pytest.mark.parametrize("column_entries", [1, 250])
-def test_columns_change_no_score(functions, population, column_entries):
+@pytest.mark.parametrize("block_entries", [1, 250])
+def test_blocks_change_no_score(block_entries):
     members = [make(0), make(1)]
     whole = score_population(MIXED, Operands.stack(members))
-    found = Scorer(Operands.stack(members), column_entries=column_entries).run(MIXED)[""]
+    found = Scorer(Operands.stack(members), block_entries=block_entries).run(MIXED)[""]
     assert found.is_sound.all()
     for row, expected in zip(found.scores, whole, strict=True):
         assert_close(row, expected)
 
 
-def test_a_second_population_of_known_shapes_compiles_nothing(functions):
-    score_population(functions, make(0))
+def test_a_cpu_compiles_nothing(functions):
+    drawn = [random_expression(jax.random.key(seed), DEFAULT_VOCABULARY) for seed in range(100, 120)]
+    ops = make(2)
     before = LOWERINGS[0]
-    score_population(functions[::-1], make(2))
+    score_population([*functions, *drawn], ops)
     assert LOWERINGS[0] == before
+    jax.jit(lambda x: x + len(functions))(1.0)
+    assert LOWERINGS[0] > before  # the counter counts
 
 
-def test_one_more_formula_compiles_no_program_of_its_own():
-    ops = make()
-    score_population([parse("sum(abs(WI)) + 1"), parse("sum(abs(WI)) * var(P)")], ops)
-    before = LOWERINGS[0]
-    score_population([parse("(sum(abs(WI)) + 0.25) * var(Q) + var(P)*7 + sum(abs(WI))")], ops)
-    assert LOWERINGS[0] == before
-    score_population([parse("mean(rbf(P, 1.5))")], ops)
-    before = LOWERINGS[0]
-    score_population([parse("mean(rbf(P, 2.5))")], ops)
-    assert LOWERINGS[0] == before
+def test_one_more_formula_compiles_no_program_of_its_own_on_a_device():
+    scorer = Scorer(make(), backend="device")
+    texts = ("sum(abs(WI)) + 1", "sum(abs(WI)) * var(P)", "var(Q)*3 + 4", "mean(rbf(P, 1.5))")
+    scorer.run([parse(text) for text in texts])
+    compiled = scorer._evaluator.programs.compiled
+    before = {spec._replace(size=1) for spec in compiled}
+    scorer.run([parse("(sum(abs(WI)) + 0.25)*var(Q) + var(P)"), parse("mean(rbf(P, 2.5))")])
+    assert {spec._replace(size=1) for spec in compiled} == before
 
 
 def test_functions_of_samples_read_everything_from_the_sample():
@@ -246,8 +248,8 @@ def test_intermediate_values_that_are_not_finite_are_found():
     features[:, 1] = [1, 2, 3, 5]
     ops = Operands.from_arrays(features=features, labels=[0, 1, 0, 1], kernel=np.ones((2, 2)))
     hidden, shown, sound = parse("1 / (1 / var(X))"), parse("var(P) / var(X)"), parse("var(P) / (var(X) + 1)")
-    for column_entries in (None, 1):
-        scorer = Scorer(ops, column_entries=column_entries)
+    for block_entries in (None, 1):
+        scorer = Scorer(ops, block_entries=block_entries)
         found = scorer.run([hidden, shown, sound])[""]
         assert np.isfinite(found.scores[0]).all()  # plain IEEE: 1 / inf is 0
         np.testing.assert_array_equal(found.is_sound[:, 0], [[False, True], [False, True], [True, True]])
@@ -255,11 +257,11 @@ def test_intermediate_values_that_are_not_finite_are_found():
         assert scorer.first_offending(shown, 0, 0) is shown
 
 
-def test_offending_samples_are_found_within_columns():
+def test_offending_samples_are_found_within_blocks():
     ops = make()
     f = parse("mean(sqrt(abs(X) - 100)) + sum(mX)")
     stacked = Operands.stack([ops, ops])
-    scorer = Scorer(stacked, column_entries=64)
+    scorer = Scorer(stacked, block_entries=64)
     assert not scorer.run([f])[""].is_sound.any()
     assert str(scorer.first_offending(f, 1, 4)) == "sqrt(abs(X) - 100)"
 

@@ -5,12 +5,12 @@ import pytest
 from jaxprune.language.operands import OPERANDS, register_operand
 from jaxprune.language.parsing import parse
 from jaxprune.language.published import library
+from jaxprune.observation.observed import Observed
+from jaxprune.observation.records import Operands
 from jaxprune.scoring.compiled import compile
-from jaxprune.scoring.evaluator import Scorer
 from jaxprune.scoring.metrics import Metric, metrics
-from jaxprune.scoring.observed import Observed
 from jaxprune.scoring.ranking import Ranking, aggregate, is_constant, pruning_order, rank_population, score
-from jaxprune.scoring.records import Operands
+from jaxprune.scoring.scorer import Scorer
 from jaxprune.types import Invalid
 
 LABELS = np.arange(12) % 3
@@ -225,7 +225,7 @@ def test_ones_own_operand_is_read_for_the_whole_layer():
         members = [make(seed) for seed in range(2)]
         stacked = Observed.stack([Observed({"a": ops}, {"a": ("a",)}) for ops in members])
         place, given, both = (score(f, stacked, aggregation="mean")["a"] for f in functions)
-        in_blocks = Scorer(Operands.stack(members), column_entries=1).run([parse("place + mean(abs(X))*0")])[
+        in_blocks = Scorer(Operands.stack(members), block_entries=1).run([parse("place + mean(abs(X))*0")])[
             ""
         ]
     finally:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.scoring.positions import flat_positions, pool_positions
+from jaxprune.observation.positions import flat_positions, pool_positions
 from jaxprune.types import Array
 
 

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from jaxprune.language.operands import OPERANDS, register_operand
 from jaxprune.language.parsing import parse
+from jaxprune.observation import streaming
+from jaxprune.observation.moments import class_sets
+from jaxprune.observation.positions import pool_positions
+from jaxprune.observation.records import Operands
 from jaxprune.pruning.observation import observe
-from jaxprune.scoring import streaming
 from jaxprune.scoring.compiled import compile
-from jaxprune.scoring.evaluator import score_population
-from jaxprune.scoring.moments import class_sets
-from jaxprune.scoring.positions import pool_positions
-from jaxprune.scoring.records import Operands
+from jaxprune.scoring.populations import score_population
 
 CHANNELS = 3
 KERNEL = np.random.default_rng(5).standard_normal((3, 3, 2, CHANNELS)).astype(np.float32)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.scoring.checks import (
+from jaxprune.observation.checks import (
     CheckedArrays,
     check_arrays,
     check_channel_indices,
@@ -24,10 +24,10 @@ from jaxprune.scoring.checks import (
     check_space,
     sort_examples,
 )
-from jaxprune.scoring.gradients import Gradients, sort_gradients, take_channels
-from jaxprune.scoring.moments import Moments, add_examples, zero_moments
-from jaxprune.scoring.stacking import stack_pytrees
-from jaxprune.scoring.streaming import Batch, gather_batches
+from jaxprune.observation.gradients import Gradients, sort_gradients, take_channels
+from jaxprune.observation.moments import Moments, add_examples, zero_moments
+from jaxprune.observation.stacking import stack_pytrees
+from jaxprune.observation.streaming import Batch, gather_batches
 from jaxprune.types import Array
 
 

@@ -9,10 +9,14 @@ classes, never the total minus one class.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.types import Array
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -36,56 +40,68 @@ class Moments(NamedTuple):
 
 
 class SetMoments(NamedTuple):
-    """Moments of L sets of examples, each all of them, one class, or the other classes."""
+    """Moments of L sets of examples, each all of them, one class, or the other classes; NumPy or JAX arrays."""
 
-    num_examples: jax.Array
-    """[L] number of examples."""
-    pivot: jax.Array
-    """[D, C] as in `Moments`."""
-    offset: jax.Array
-    """[L, D, C] mean minus pivot."""
-    m2: jax.Array
-    """[L, D, C] sum of squared deviations from the mean."""
-
-    @property
-    def mean(self) -> jax.Array:
-        """[L, D, C] mean over examples at each position."""
-        return self.pivot[None] + self.offset
+    num_examples: Array
+    """[..., L] number of examples."""
+    pivot: Array
+    """[..., D, C] as in `Moments`."""
+    offset: Array
+    """[..., L, D, C] mean minus pivot."""
+    m2: Array | None
+    """[..., L, D, C] sum of squared deviations from the mean; None where only means are wanted."""
+    is_position: Array | None = None
+    """[..., 1, D, 1] which positions are real, the first among them; None means all."""
 
     @property
-    def num_entries(self) -> jax.Array:
-        """[L] examples times positions."""
-        return self.num_examples * self.pivot.shape[0]
+    def mean(self) -> Array:
+        """[..., L, D, C] mean over examples at each position."""
+        return self.pivot[..., None, :, :] + self.offset
 
     @property
-    def entry_mean(self) -> jax.Array:
-        """[L, C] mean over all examples and positions."""
+    def num_entries(self) -> Array:
+        """[..., L] examples times positions."""
+        if self.is_position is None:
+            return self.num_examples * self.pivot.shape[-2]
+        return self.num_examples * self.is_position.sum(axis=(-2, -1))
+
+    @property
+    def entry_mean(self) -> Array:
+        """[..., L, C] mean over all examples and positions."""
         mean, lost = self.exact_mean
-        return mean[:, 0] + (lost[:, 0] + jnp.mean(self.shifted, axis=1))
+        return mean[..., 0, :] + (lost[..., 0, :] + self._over_positions(self.shifted))
 
     @property
-    def entry_variance(self) -> jax.Array:
-        """[L, C] variance over all examples and positions (dividing by their number)."""
+    def entry_variance(self) -> Array:
+        """[..., L, C] variance over all examples and positions (dividing by their number)."""
+        assert self.m2 is not None
         shifted = self.shifted
-        between = jnp.mean((shifted - jnp.mean(shifted, axis=1, keepdims=True)) ** 2, axis=1)
-        return jnp.mean(self.m2, axis=1) / self.num_examples[:, None] + between
+        between = self._over_positions((shifted - self._over_positions(shifted)[..., None, :]) ** 2)
+        return self._over_positions(self.m2) / self.num_examples[..., None] + between
+
+    def _over_positions(self, values: Array) -> Array:
+        """[..., L, C] the mean of [..., L, D, C]."""
+        if self.is_position is None:
+            return values.mean(axis=-2)
+        total = jnp.where(self.is_position, values, 0).sum(axis=-2)
+        return total / self.is_position.sum(axis=-2)
 
     @property
-    def shifted(self) -> jax.Array:
-        """[L, D, C] means relative to that of the first position: no large mean enters a square."""
+    def shifted(self) -> Array:
+        """[..., L, D, C] means relative to that of the first position: no large mean enters a square."""
         mean, lost = self.exact_mean
-        return (mean - mean[:, :1]) + (lost - lost[:, :1])
+        return (mean - mean[..., :1, :]) + (lost - lost[..., :1, :])
 
     @property
-    def exact_mean(self) -> tuple[jax.Array, jax.Array]:
+    def exact_mean(self) -> tuple[Array, Array]:
         """`mean` and what it lost in rounding, so that positions of equal means do not differ at all.
 
         Source:
           Knuth, The Art of Computer Programming, vol. 2, sec. 4.2.2, theorem B.
         """
-        mean = self.mean
-        rest = mean - self.pivot[None]
-        return mean, (self.pivot[None] - (mean - rest)) + (self.offset - rest)
+        mean, pivot = self.mean, self.pivot[..., None, :, :]
+        rest = mean - pivot
+        return mean, (pivot - (mean - rest)) + (self.offset - rest)
 
 
 def zero_moments(pivot: jax.Array, num_classes: int) -> Moments:
@@ -163,8 +179,12 @@ def merge_moments(first: Moments, second: Moments) -> Moments:
     return Moments(count, first.pivot, first.offset + difference * share, m2, active)
 
 
+SETS = ("X", "P", "Q")
+"""The sets of examples a formula may speak of: all (L = 1), those of class k, those of the other classes (L = K)."""
+
+
 def class_sets(moments: Moments) -> dict[str, SetMoments]:
-    """The sets a formula may speak of: `X` all examples (L = 1), `P` class k, `Q` the other classes (L = K).
+    """The moments of all `SETS`.
 
     Example:
       >>> moments = zero_moments(jnp.zeros((1, 1)), 2)
@@ -172,27 +192,83 @@ def class_sets(moments: Moments) -> dict[str, SetMoments]:
       >>> {name: found.num_examples.tolist() for name, found in class_sets(moments).items()}
       {'X': [3.0], 'P': [2.0, 1.0], 'Q': [1.0, 2.0]}
     """
-    num_classes = moments.count.shape[0]
-    own = jnp.eye(num_classes, dtype=moments.count.dtype)
-    return {
-        "X": _merge_classes(moments, jnp.ones((1, num_classes), moments.count.dtype)),
-        "P": SetMoments(moments.count, moments.pivot, moments.offset, moments.m2),
-        "Q": _merge_classes(moments, 1 - own),
-    }
+    return {name: set_moments(moments, name) for name in SETS}
 
 
-def _merge_classes(moments: Moments, members: jax.Array) -> SetMoments:
-    """Merges the classes that each row of `members` [L, K] marks with 1 into one set; rows make L sets."""
-    weights = members * moments.count[None]  # [L, K]
-    count = jnp.sum(weights, axis=1)
-    first = moments.offset[
-        jnp.argmax(members, axis=1)
-    ]  # [L, D, C] of one class; classes of equal means add nothing
-    rest = (moments.offset[None] - first[:, None]) * weights[:, :, None, None]
-    offset = first + jnp.sum(rest, axis=1) / count[:, None, None]
-    spread = (moments.offset[None] - offset[:, None]) ** 2 * weights[:, :, None, None]  # [L, K, D, C]
-    m2 = jnp.sum(spread + members[:, :, None, None] * moments.m2[None], axis=1)
-    return SetMoments(count, moments.pivot, offset, m2)
+def set_moments(
+    moments: Moments, name: str, is_position: Array | None = None, *, has_spread: bool = True
+) -> SetMoments:
+    """The moments of one of `SETS`.
+
+    The other classes are merged from those before and those after k, which takes K steps for all k together.
+
+    Args:
+      moments: NumPy or JAX arrays, of one network or with a leading member axis.
+      name: `X`, `P` or `Q`.
+      is_position: as in `SetMoments`.
+      has_spread: whether `m2` is wanted.
+    """
+    missing = moments.offset.ndim - moments.count.ndim - 2
+    count = moments.count.reshape(*(1,) * missing, *moments.count.shape, 1, 1)
+    part = _Part(count, moments.offset, moments.m2 if has_spread else None)
+    if name == "X":
+        part = jax.tree.map(lambda one: one[..., -1:, :, :], _running(part))
+    elif name == "Q":
+        part = _merge(_shifted(_running(part), 1), _shifted(_running(part, reverse=True), -1))
+    return SetMoments(part.count[..., 0, 0], moments.pivot, part.offset, part.m2, is_position)
+
+
+class _Part(NamedTuple):
+    """Moments of sets of examples along axis -3."""
+
+    count: Array  # type: ignore[assignment]  # as in `Moments`
+    """[..., L, 1, 1]."""
+    offset: Array
+    m2: Array | None
+
+
+def _merge(first: _Part, second: _Part) -> _Part:
+    """Disjoint sets together: sets of equal means lose nothing, and an empty one changes nothing."""
+    count = first.count + second.count
+    share = second.count / (count + (count == 0))
+    difference = second.offset - first.offset
+    m2 = None
+    if first.m2 is not None and second.m2 is not None:
+        m2 = first.m2 + second.m2 + difference**2 * (first.count * share)
+    return _Part(count, first.offset + difference * share, m2)
+
+
+def _running(classes: _Part, *, reverse: bool = False) -> _Part:
+    """Set i is classes 0 to i together, or i to the last."""
+    if not isinstance(classes.offset, np.ndarray):
+        return jax.lax.associative_scan(_merge, classes, axis=classes.offset.ndim - 3, reverse=reverse)
+    order = range(classes.offset.shape[-3])[:: -1 if reverse else 1]
+    count = np.flip(np.flip(classes.count, -3).cumsum(-3), -3) if reverse else classes.count.cumsum(-3)
+    share = classes.count / np.maximum(count, 1)
+    weight = (count - classes.count) * share  # what a squared difference of means counts
+    offset = classes.offset.copy()
+    m2 = None if classes.m2 is None else classes.m2.copy()
+    for last, k in pairwise(order):
+        difference = classes.offset[..., k, :, :] - offset[..., last, :, :]
+        offset[..., k, :, :] = offset[..., last, :, :] + difference * share[..., k, :, :]
+        if m2 is not None:
+            np.square(difference, out=difference)
+            difference *= weight[..., k, :, :]
+            m2[..., k, :, :] += m2[..., last, :, :]
+            m2[..., k, :, :] += difference
+    return _Part(count, offset, m2)
+
+
+def _shifted(part: _Part, by: int) -> _Part:
+    """Set i becomes set i + by, and an empty one comes in at the end."""
+    xp = np if isinstance(part.offset, np.ndarray) else jnp
+
+    def shift(one: Array) -> Array:
+        empty = xp.zeros_like(one[..., :1, :, :])
+        parts = [empty, one[..., :-1, :, :]] if by > 0 else [one[..., 1:, :, :], empty]
+        return xp.concatenate(parts, axis=-3)
+
+    return jax.tree.map(shift, part)
 
 
 def _sum_by_class(weights: jax.Array, values: jax.Array) -> jax.Array:

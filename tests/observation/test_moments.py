@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.scoring.moments import add_examples, class_sets, merge_moments, zero_moments
-from jaxprune.scoring.records import sample_moments
+from jaxprune.observation.moments import add_examples, class_sets, merge_moments, zero_moments
+from jaxprune.observation.records import sample_moments
 
 
 def in_float64(features, labels, num_classes):

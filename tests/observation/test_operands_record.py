@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.scoring.moments import zero_moments
-from jaxprune.scoring.observed import Observed
-from jaxprune.scoring.records import Operands, sample_moments
+from jaxprune.observation.moments import zero_moments
+from jaxprune.observation.observed import Observed
+from jaxprune.observation.records import Operands, sample_moments
 
 
 def make(seed=0, channels=3, **changes):

@@ -15,17 +15,17 @@ import numpy as np
 
 from jaxprune.language.axes import SAMPLE_AXES
 from jaxprune.language.operands import OPERANDS
-from jaxprune.scoring.checks import (
+from jaxprune.observation.checks import (
     FlatWeights,
     check_labels,
     check_numbers,
     check_several_classes,
     flat_weights,
 )
-from jaxprune.scoring.class_sample import ClassSample
-from jaxprune.scoring.gradients import Contributions, Gradients, contributions
-from jaxprune.scoring.moments import Moments, add_examples, zero_moments
-from jaxprune.scoring.positions import flat_positions
+from jaxprune.observation.class_sample import ClassSample
+from jaxprune.observation.gradients import Contributions, Gradients, contributions
+from jaxprune.observation.moments import Moments, add_examples, zero_moments
+from jaxprune.observation.positions import flat_positions
 from jaxprune.types import Array
 
 Batch = tuple[Array, Array] | tuple[Array, Array, Array]

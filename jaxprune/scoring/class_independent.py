@@ -1,8 +1,8 @@
-"""Values that have no class turn but for the rows they keep: computed once for all examples, then split by class.
+"""Values that depend on the class only through which rows they select: computed once on all rows, then split by class.
 
-`abs(P - mX)` is `abs(X - mX)` on the rows of class k, so all classes' means of it follow from one pass over its *twin*
-`abs(X - mX)`; and `rbf(P, Q, 1)` is a block of `rbf(X, X, 1)`. This is where most of the time of a naive evaluation,
-which takes every class apart again for every formula, is saved.
+`abs(P - mX)` is `abs(X - mX)` on the rows of class k, so all classes' means of it follow from one pass over its
+*class-independent form* `abs(X - mX)`; and `rbf(P, Q, 1)` is a block of `rbf(X, 1)`. This is where most of the time
+of a naive evaluation, which takes every class apart again for every formula, is saved.
 """
 
 from __future__ import annotations
@@ -14,31 +14,33 @@ from jaxprune.language.axes import SAMPLE_AXES
 from jaxprune.language.operands import OPERANDS
 from jaxprune.language.tree import Expression, apply, operand
 from jaxprune.scoring.analysis import moment_answer
-from jaxprune.scoring.kernels import BINARY, UNARY
 
 _SET_OF = {"NX": "X", "N": "P", "NQ": "Q"}
 _ROW_ANSWERS = frozenset({"mean", "var", "std", "sum", "count", "mean_samples"})
 _PAIR_ANSWERS = frozenset({"mean", "sum"})
-_ROWWISE = {*BINARY, *UNARY} | {"slice", "transpose", "outer", "rbf"}
+_ROWWISE = {"+", "-", "*", "/", "abs", "square", "sqrt", "slice", "transpose", "outer", "rbf"}
 
 
 class SetAnswer(NamedTuple):
-    """A reduction that follows from the statistics of a twin."""
+    """A reduction that follows from the statistics of a class-independent form."""
 
-    twin: Expression
+    form: Expression
     name: str
     """Its key in the statistics, such as `mean(P)` or `sum(P,Q)`."""
     is_pair: bool
 
 
 @lru_cache(maxsize=1 << 16)
-def twin_of(node: Expression) -> Expression | None:
+def class_independent_form(node: Expression) -> Expression | None:
     """The value over all examples of which this one keeps some rows, or None if it differs between classes otherwise.
 
     Example:
       >>> from jaxprune.language.parsing import parse
-      >>> print(twin_of(parse("abs(P - mX)")), twin_of(parse("P - mP")), twin_of(parse("rbf(P, Q, 1)")))
-      abs(X - mX) None rbf(X, X, 1)
+      >>> for text in ("abs(P - mX)", "P - mP", "rbf(P, Q, 1)"):
+      ...     print(class_independent_form(parse(text)))
+      abs(X - mX)
+      None
+      rbf(X, 1)
     """
     if node.name in ("P", "Q"):
         return operand("X")
@@ -49,21 +51,23 @@ def twin_of(node: Expression) -> Expression | None:
     is_rowwise = node.operator in _ROWWISE
     if node.operator == "matmul":  # rows stay apart unless they are what is summed over
         is_rowwise = node.children[0].type[-1] not in SAMPLE_AXES
-    twins = [twin_of(child) for child in node.children] if is_rowwise else [None]
-    if any(twin is None for twin in twins):
+    forms = [class_independent_form(child) for child in node.children] if is_rowwise else [None]
+    if any(form is None for form in forms):
         return None
-    found = [twin for twin in twins if twin is not None]
+    found = [form for form in forms if form is not None]
+    if node.operator == "rbf" and found[0] is found[-1]:
+        found = found[:1]
     return apply(node.operator, *found, params=node.params)
 
 
 @lru_cache(maxsize=1 << 16)
 def set_answer(node: Expression) -> SetAnswer | None:
-    """How a reduction over rows of some classes follows from its argument's twin, or None.
+    """How a reduction over rows of some classes follows from its argument's class-independent form, or None.
 
     Example:
       >>> from jaxprune.language.parsing import parse
       >>> found = set_answer(parse("var(abs(Q))"))
-      >>> print(found.twin, found.name)
+      >>> print(found.form, found.name)
       abs(X) var(Q)
     """
     if node.operator not in _ROW_ANSWERS or moment_answer(node) is not None:
@@ -72,12 +76,12 @@ def set_answer(node: Expression) -> SetAnswer | None:
     sets = [_SET_OF[axis] for axis in child.type if axis in SAMPLE_AXES]
     if not sets or set(sets) == {"X"}:
         return None
-    twin = twin_of(child)
-    if twin is None:
+    form = class_independent_form(child)
+    if form is None:
         return None
     if len(sets) == 2:
         is_answered = node.operator in _PAIR_ANSWERS
-        return SetAnswer(twin, f"{node.operator}({','.join(sets)})", True) if is_answered else None
+        return SetAnswer(form, f"{node.operator}({','.join(sets)})", True) if is_answered else None
     if len(child.type) == 2 and child.type[1] in SAMPLE_AXES:
-        twin = apply("transpose", twin)
-    return SetAnswer(twin, f"{node.operator}({sets[0]})", False)
+        form = apply("transpose", form)
+    return SetAnswer(form, f"{node.operator}({sets[0]})", False)

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.scoring.gradients import Gradients, given_gradients
-from jaxprune.scoring.moments import Moments
+from jaxprune.observation.gradients import Gradients, given_gradients
+from jaxprune.observation.moments import Moments
 from jaxprune.types import Array
 
 

@@ -1,0 +1,138 @@
+"""Layers of equal shapes side by side, as the evaluators read them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import jax
+import numpy as np
+
+from jaxprune.language.axes import Type
+from jaxprune.observation.records import Operands
+from jaxprune.scoring.analysis import View
+from jaxprune.scoring.graph import Step
+from jaxprune.scoring.leaves import CLASS_SIZES, axis_size, axis_sizes, moment_values, operand_value
+from jaxprune.scoring.set_statistics import ClassRows, class_rows
+from jaxprune.types import Array, Namespace
+
+MOST_CHANNELS = 1024
+"""So many channels stand side by side at most, unless one layer alone has more: threads share the work by groups."""
+
+
+@dataclass(frozen=True)
+class GroupShape:
+    """What is known of a group of layers without its arrays; equal for networks that are alike."""
+
+    start: int
+    """Number of the first channel among those of all groups."""
+    num_members: int
+    num_channels: int
+    """Of each member."""
+    class_counts: tuple[int, ...]
+    full: tuple[tuple[str, int], ...]
+    """(axis, size) pairs where functions read all calibration examples."""
+    sample: tuple[tuple[str, int], ...]
+    """The same where they read the sample."""
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_counts)
+
+    @property
+    def width(self) -> int:
+        """Channels of all members together."""
+        return self.num_members * self.num_channels
+
+    @property
+    def rows(self) -> ClassRows:
+        """Which rows of the sample are of which class."""
+        return class_rows(self.class_counts)
+
+    def axes(self, type: Type, view: View) -> tuple[int, ...]:
+        """The true sizes of the axes of a type."""
+        sizes = dict(self.full if view == "full" else self.sample)
+        return tuple(axis_size(axis, sizes) for axis in type)
+
+    def entries(self, step: Step) -> int:
+        """Of a step's value for one member, class and channel."""
+        return math.prod(self.axes(step.type, step.view))
+
+
+class LayerGroup:
+    """Members of equal shapes: one layer, several alike, or stacked networks.
+
+    Args:
+      xp: `numpy` or `jax.numpy`.
+      members: operands, none of them stacked.
+      start: as in `GroupShape`.
+    """
+
+    def __init__(self, xp: Namespace, members: Sequence[Operands], start: int) -> None:
+        first = members[0]
+        sizes = (tuple(axis_sizes(first, view).items()) for view in get_args(View))
+        self.shape = GroupShape(start, len(members), first.num_channels, first.class_counts, *sizes)
+        self.dtype = first.dtype
+        self.members = tuple(members)
+        self._xp = xp
+        self._found: dict[Hashable, Array] = {}
+        self._moments: dict[View, Mapping[str, Array]] = {}
+
+    def leaf(self, step: Step) -> Array:
+        """[M, K or 1, C or 1, *axes] the value of a step without inputs."""
+        if step.kind == "literal":
+            return self._xp.full((1, 1, 1), step.key[0].value, self.dtype)
+        if step.kind == "moment" or step.name in CLASS_SIZES:
+            if step.view not in self._moments:
+                self._moments[step.view] = moment_values(self._xp, self.members, step.view)
+            return self._contiguous((step.view, step.name), self._moments[step.view][step.name])
+        if step.name not in self._found:
+            with jax.enable_x64(self.dtype == np.float64):  # a thread does not know what its caller enabled
+                value = operand_value(self._xp, self.members, step.name)
+            assert value is not None  # functions whose operands are missing have been refused
+            return self._contiguous(step.name, value)
+        return self._found[step.name]
+
+    def _contiguous(self, key: Hashable, value: Array) -> Array:
+        if key not in self._found:
+            self._found[key] = self._xp.ascontiguousarray(value)
+        return self._found[key]
+
+
+def group_layers(
+    xp: Namespace, layers: Sequence[Operands], most_channels: int = MOST_CHANNELS
+) -> tuple[list[LayerGroup], list[list[int]], int]:
+    """All members of all layers in groups of equal shapes.
+
+    Returns:
+      (groups, for each layer the number of the first channel of each of its members, the number of channels).
+    """
+    alike: dict[Hashable, list[tuple[int, Operands]]] = {}
+    for number, one in enumerate(layers):
+        for index in range(one.num_members):
+            member = one.member(index) if one.is_stacked else one
+            alike.setdefault(_signature(member), []).append((number, member))
+    groups: list[LayerGroup] = []
+    starts: list[list[int]] = [[] for _ in layers]
+    channel = 0
+    for own in alike.values():
+        at_once = max(1, most_channels // own[0][1].num_channels)
+        for first in range(0, len(own), at_once):
+            part = own[first : first + at_once]
+            groups.append(LayerGroup(xp, [one for _, one in part], channel))
+            for number, one in part:
+                starts[number].append(channel)
+                channel += one.num_channels
+    return groups, starts, channel
+
+
+def _signature(one: Operands) -> Hashable:
+    """Equal for operands that can stand side by side."""
+    gradients = one.gradients
+    present = [one.outgoing is None, one.gamma is None, one.beta is None, *sorted(one.extras)]
+    present += [None] if gradients is None else [each is None for each in gradients]
+    sizes = [*axis_sizes(one, "full").items(), *axis_sizes(one, "sample").items()]
+    return (one.class_counts, one.num_channels, one.sample_is_full, *present, *sizes)

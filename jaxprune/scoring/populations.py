@@ -1,0 +1,105 @@
+"""Scores of many functions on the operands of one layer: the public functions around `Scorer`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxprune.language.tree import Expression
+from jaxprune.observation.records import Operands
+from jaxprune.scoring.compiled import check_operands
+from jaxprune.scoring.scorer import Backend, Scorer
+
+
+def score_population(
+    functions: Sequence[Expression],
+    operands: Operands,
+    *,
+    paired: bool = False,
+    budget_bytes: int | None = None,
+    backend: Backend | None = None,
+) -> np.ndarray:
+    """Scores many functions on one layer; row i equals `compile(functions[i])(operands)`.
+
+    Nothing is compiled per formula, and what formulas share is computed once. On a CPU nothing is compiled at all; on
+    an accelerator one jitted call computes an operator for many formulas and all channels.
+
+    Args:
+      functions: P expressions of type (); one that comes twice is computed once.
+      operands: of one producer, stacked or not.
+      paired: score function i on member i alone, for networks that each function has pruned already.
+      budget_bytes: memory for values besides the operands, by default what suits the device.
+      backend: where to compute, see `Scorer`.
+
+    Returns:
+      [P, C] scores, [P, B, C] for stacked operands ([P, C] if paired); not finite where the arithmetic is not.
+
+    Raises:
+      ValueError: if a function reads an operand the layer does not have, or would exceed the budget; use
+        `score_with_status` to get the others. If paired, and there is not one function for each stacked member.
+
+    Example:
+      >>> from jaxprune.language.parsing import parse
+      >>> ops = Operands.from_arrays(features=np.eye(2), labels=[0, 1], kernel=[[1.0, -2.0], [3.0, 4.0]])
+      >>> functions = [parse("sum(abs(WI))"), parse("mean(X)")]
+      >>> score_population(functions, ops).tolist()
+      [[4.0, 6.0], [0.5, 0.5]]
+      >>> score_population(functions, Operands.stack([ops, ops]), paired=True).tolist()
+      [[4.0, 6.0], [0.5, 0.5]]
+    """
+    if paired:
+        return _score_pairs(functions, operands, budget_bytes, backend)
+    scores, reasons = score_with_status(functions, operands, budget_bytes=budget_bytes, backend=backend)
+    _check_evaluated(functions, reasons)
+    return scores
+
+
+def _score_pairs(
+    functions: Sequence[Expression], operands: Operands, budget_bytes: int | None, backend: Backend | None
+) -> np.ndarray:
+    check_operands(operands)
+    if not operands.is_stacked or len(functions) != operands.num_members:
+        members = operands.num_members if operands.is_stacked else "no"
+        raise ValueError(
+            f"paired scoring needs one function for each stacked member, got {len(functions)} functions and "
+            f"{members} stacked members. Stack them with Operands.stack, or leave out paired=True."
+        )
+    scorer = Scorer(operands, budget_bytes=budget_bytes, backend=backend)
+    found = scorer.run(functions, networks=range(operands.num_members))[""]
+    _check_evaluated(functions, found.reasons)
+    return found.scores[:, 0]
+
+
+def _check_evaluated(functions: Sequence[Expression], reasons: Sequence[str | None]) -> None:
+    failed = [f"{f}: {reason}" for f, reason in zip(functions, reasons, strict=True) if reason is not None]
+    if failed:
+        raise ValueError(
+            "score_population needs functions that it can evaluate on this layer, got "
+            + "; ".join(failed)
+            + ". Leave them out, or use score_with_status."
+        )
+
+
+def score_with_status(
+    functions: Sequence[Expression],
+    operands: Operands,
+    *,
+    budget_bytes: int | None = None,
+    backend: Backend | None = None,
+) -> tuple[np.ndarray, list[str | None]]:
+    """Like `score_population`, but a function that cannot be evaluated gives a NaN row and a reason.
+
+    Returns:
+      ([P, C] or [P, B, C] scores, P reasons: None, or why the function was not evaluated).
+
+    Example:
+      >>> from jaxprune.language.parsing import parse
+      >>> ops = Operands.from_arrays(features=np.eye(2), labels=[0, 1], kernel=np.eye(2))
+      >>> score_with_status([parse("gamma")], ops)[1]
+      ['operand gamma is missing: this layer does not have it']
+    """
+    check_operands(operands)
+    found = Scorer(operands, budget_bytes=budget_bytes, backend=backend).run(functions)[""]
+    scores = found.scores if operands.is_stacked else found.scores[:, 0]
+    return scores, found.reasons
