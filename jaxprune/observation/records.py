@@ -325,6 +325,16 @@ class Operands:
             raise ValueError("member(i) needs stacked operands, got one member. Use them as they are.")
         return jax.tree.map(lambda leaf: leaf[index], self)
 
+    def members(self) -> list[Operands]:
+        """The stacked members one by one, or the only one.
+
+        Example:
+          >>> ops = Operands.from_arrays(features=np.eye(2), labels=[0, 1], kernel=np.eye(2))
+          >>> len(ops.members()), len(Operands.stack([ops, ops]).members())
+          (1, 2)
+        """
+        return [self.member(index) for index in range(self.num_members)] if self.is_stacked else [self]
+
     @staticmethod
     def stack(members: Sequence[Operands]) -> Operands:
         """Joins operands of equal shapes and class counts along a new leading member axis.

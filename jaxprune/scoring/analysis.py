@@ -12,17 +12,17 @@ from typing import Literal, NamedTuple
 from jaxprune.language.axes import SAMPLE_AXES
 from jaxprune.language.operands import OPERANDS
 from jaxprune.language.tree import Expression
+from jaxprune.observation.moments import SETS
 
 View = Literal["full", "sample"]
 """Whether a function reads all calibration examples (by their moments) or the sample."""
 
-SETS = ("X", "P", "Q")
-"""Operands whose moments are kept."""
-
 MOMENT_NAMES = {"mX": "mean_samples(X)", "mP": "mean_samples(P)", "mQ": "mean_samples(Q)"}
-_ANSWERED = frozenset({"mean", "var", "std", "sum", "count", "mean_samples"})
-_CLASS_SIZES = frozenset({"N", "NQ", "NX"})
-_CHANNEL_FREE = _CLASS_SIZES | {"W"}
+STATISTICS = ("mean", "var", "std", "sum", "count", "mean_samples")
+"""Operators that moments answer."""
+CLASS_SIZES = frozenset({"N", "NQ", "NX"})
+"""Operands that come with the moments."""
+_CHANNEL_FREE = CLASS_SIZES | {"W"}
 
 # x / inf, exp(-inf), an entry cut away: here a non-finite value can turn into a finite one.
 _SWALLOWS: Mapping[str, tuple[int, ...]] = {
@@ -61,7 +61,7 @@ def moment_answer(node: Expression) -> str | None:
     """
     if node.is_operand:
         return MOMENT_NAMES.get(node.name)
-    if node.operator in _ANSWERED and node.children[0].is_operand and node.children[0].name in SETS:
+    if node.operator in STATISTICS and node.children[0].is_operand and node.children[0].name in SETS:
         return f"{node.operator}({node.children[0].name})"
     return None
 
@@ -86,7 +86,7 @@ def needs_samples(f: Expression) -> bool:
 def reads_activations(f: Expression) -> bool:
     """Whether the value depends on the view: whether it reads class sizes, or anything by example or position."""
     return any(
-        name in _CLASS_SIZES or any(axis not in ("F", "O", "C") for axis in OPERANDS[name].type)
+        name in CLASS_SIZES or any(axis not in ("F", "O", "C") for axis in OPERANDS[name].type)
         for name in f.operands
     )
 

@@ -13,10 +13,9 @@ from typing import NamedTuple
 from jaxprune.language.axes import SAMPLE_AXES
 from jaxprune.language.operands import OPERANDS
 from jaxprune.language.tree import Expression, apply, operand
-from jaxprune.scoring.analysis import moment_answer
+from jaxprune.scoring.analysis import STATISTICS, moment_answer
 
 _SET_OF = {"NX": "X", "N": "P", "NQ": "Q"}
-_ROW_ANSWERS = frozenset({"mean", "var", "std", "sum", "count", "mean_samples"})
 _PAIR_ANSWERS = frozenset({"mean", "sum"})
 _ROWWISE = {"+", "-", "*", "/", "abs", "square", "sqrt", "slice", "transpose", "outer", "rbf"}
 
@@ -70,7 +69,7 @@ def set_answer(node: Expression) -> SetAnswer | None:
       >>> print(found.form, found.name)
       abs(X) var(Q)
     """
-    if node.operator not in _ROW_ANSWERS or moment_answer(node) is not None:
+    if node.operator not in STATISTICS or moment_answer(node) is not None:
         return None
     child = node.children[0]
     sets = [_SET_OF[axis] for axis in child.type if axis in SAMPLE_AXES]

@@ -108,7 +108,7 @@ def missing_operands(f: Reader, operands: Operands) -> tuple[str, ...]:
 
 def _is_unread(operands: Operands, name: str) -> bool:
     """Whether a registered operand gives nothing for these operands."""
-    return OPERANDS[name].read is not None and registered_value(jnp, members_of(operands), name) is None
+    return OPERANDS[name].read is not None and registered_value(jnp, operands.members(), name) is None
 
 
 def explain_missing(names: tuple[str, ...]) -> str:
@@ -117,11 +117,6 @@ def explain_missing(names: tuple[str, ...]) -> str:
     hint = "; for gradients use observe(...).with_gradients(), or weight_gradient= and feature_gradient= of from_arrays"
     squared = "; use observe(...).with_squared_gradients(), or squared_weight_gradient= of from_arrays"
     return sentence + (hint if {"GW", "GX"} & set(names) else squared if "GW2" in names else "")
-
-
-def members_of(operands: Operands) -> list[Operands]:
-    """The stacked members one by one, or the only one."""
-    return [operands.member(i) for i in range(operands.num_members)] if operands.is_stacked else [operands]
 
 
 def view_of(f: Expression, operands: Operands) -> View:
@@ -145,7 +140,7 @@ def _compiled(f: Expression) -> CompiledFunction:
 
 def _evaluate(f: Expression, operands: Operands) -> jax.Array:
     """[C] or [B, C] scores; every value as large as what it depends on."""
-    members, view = members_of(operands), view_of(f, operands)
+    members, view = operands.members(), view_of(f, operands)
     graph, rows = Graph(), class_rows(operands.class_counts)
     graph.add(f, view)
     moments = moment_values(jnp, members, view)

@@ -17,13 +17,13 @@ import numpy as np
 from jaxprune.language.axes import slice_bounds, slice_range
 from jaxprune.language.operands import OPERANDS
 from jaxprune.observation.records import Operands
-from jaxprune.scoring.analysis import View
+from jaxprune.scoring.analysis import CLASS_SIZES, View
 from jaxprune.scoring.compute import Value
 from jaxprune.scoring.device_plan import SCALAR, Job, Launch, Planner, Task
 from jaxprune.scoring.device_programs import STACK_SIZES, Spec, is_traced, masked_axes, programs_for
 from jaxprune.scoring.graph import Graph, Step, is_large, is_reduction
 from jaxprune.scoring.groups import group_layers
-from jaxprune.scoring.leaves import CLASS_SIZES, operand_value
+from jaxprune.scoring.leaves import operand_value
 from jaxprune.scoring.remembered import Remembered
 from jaxprune.types import Array
 
@@ -46,10 +46,7 @@ class DeviceEvaluator:
 
     def __init__(self, layers: Sequence[Operands], budget_bytes: int) -> None:
         self.num_networks = layers[0].num_members
-        members = [
-            [one.member(index) if one.is_stacked else one for one in layers]
-            for index in range(self.num_networks)
-        ]
+        members = zip(*(one.members() for one in layers), strict=True)
         grouped = [group_layers(jnp, own, _NO_LIMIT) for own in members]
         self.groups, starts, self.network_channels = grouped[0]
         self._networks = [groups for groups, _, _ in grouped]

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
-from jaxprune.language.axes import Type
 from jaxprune.language.operators import OPERATORS
 from jaxprune.language.tree import Expression
 from jaxprune.scoring.analysis import dependence_of, moment_answer
 from jaxprune.scoring.class_independent import class_independent_form, set_answer
-from jaxprune.scoring.leaves import axis_size
+from jaxprune.scoring.leaves import value_shape
 
 _PRODUCTS = 3
 """Matrix products with class membership that split a class-independent form by class."""
@@ -29,16 +28,6 @@ class Cost(NamedTuple):
     """The sub-expression with the largest value."""
     costliest: Expression
     """The sub-expression that takes most operations, its arguments apart."""
-
-
-def value_shape(type: Type, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape of a value for one channel and one class.
-
-    Example:
-      >>> value_shape(("N", "D[0:4]"), {"N": 5, "D": 16})
-      (5, 8)
-    """
-    return tuple(axis_size(axis, sizes) for axis in type)
 
 
 def estimate_cost(f: Expression, sizes: Mapping[str, int], itemsize: int) -> Cost:

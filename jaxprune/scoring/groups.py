@@ -12,9 +12,9 @@ import numpy as np
 
 from jaxprune.language.axes import Type
 from jaxprune.observation.records import Operands
-from jaxprune.scoring.analysis import View
+from jaxprune.scoring.analysis import CLASS_SIZES, View
 from jaxprune.scoring.graph import Step
-from jaxprune.scoring.leaves import CLASS_SIZES, axis_size, axis_sizes, moment_values, operand_value
+from jaxprune.scoring.leaves import axis_sizes, moment_values, operand_value, value_shape
 from jaxprune.scoring.set_statistics import ClassRows, class_rows
 from jaxprune.types import Array, Namespace
 
@@ -55,7 +55,7 @@ class GroupShape:
     def axes(self, type: Type, view: View) -> tuple[int, ...]:
         """The true sizes of the axes of a type."""
         sizes = dict(self.full if view == "full" else self.sample)
-        return tuple(axis_size(axis, sizes) for axis in type)
+        return value_shape(type, sizes)
 
     def entries(self, step: Step) -> int:
         """Of a step's value for one member, class and channel."""
@@ -112,8 +112,7 @@ def group_layers(
     """
     alike: dict[Hashable, list[tuple[int, Operands]]] = {}
     for number, one in enumerate(layers):
-        for index in range(one.num_members):
-            member = one.member(index) if one.is_stacked else one
+        for member in one.members():
             alike.setdefault(_signature(member), []).append((number, member))
     groups: list[LayerGroup] = []
     starts: list[list[int]] = [[] for _ in layers]

@@ -12,7 +12,7 @@ from typing import cast, get_args
 import jax
 import numpy as np
 
-from jaxprune.language.axes import slice_bounds, slice_range
+from jaxprune.language.axes import Type, slice_bounds, slice_range
 from jaxprune.language.operands import OPERANDS, Operand
 from jaxprune.observation.gradients import Gradients
 from jaxprune.observation.moments import Moments
@@ -20,9 +20,6 @@ from jaxprune.observation.records import Operands
 from jaxprune.scoring.analysis import View
 from jaxprune.scoring.set_statistics import SetStatistics
 from jaxprune.types import Array, Namespace
-
-CLASS_SIZES = ("N", "NQ", "NX")
-"""Operands that come with the moments."""
 
 
 def moment_values(xp: Namespace, members: Sequence[Operands], view: View) -> Mapping[str, Array]:
@@ -95,7 +92,7 @@ def registered_value(xp: Namespace, members: Sequence[Operands], name: str) -> A
 def _suits(shape: tuple[int, ...], record: Operand, operands: Operands) -> bool:
     """Whether axes have the sizes that the type of a registered operand promises, in one of the views."""
     sizes = (axis_sizes(operands, view) for view in get_args(View))
-    return any(shape == tuple(axis_size(axis, own) for axis in record.type) for own in sizes)
+    return any(shape == value_shape(record.type, own) for own in sizes)
 
 
 def stacked_moments(xp: Namespace, members: Sequence[Operands], view: View) -> Moments:
@@ -125,13 +122,17 @@ def axis_sizes(operands: Operands, view: View) -> dict[str, int]:
     return sizes | {"O": 0 if operands.outgoing is None else operands.outgoing.shape[-2]}
 
 
-def axis_size(axis: str, sizes: Mapping[str, int]) -> int:
-    """The size of an axis, which may be a slice of the positions.
+def value_shape(type: Type, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of a value for one channel and one class.
 
     Example:
-      >>> axis_size("F", {"F": 9, "D": 16}), axis_size("D[0:4]", {"F": 9, "D": 16})
-      (9, 8)
+      >>> value_shape(("N", "D[0:4]"), {"N": 5, "D": 16})
+      (5, 8)
     """
+    return tuple(_axis_size(axis, sizes) for axis in type)
+
+
+def _axis_size(axis: str, sizes: Mapping[str, int]) -> int:
     part = slice_range(axis)
     if part is None:
         return sizes[axis]

@@ -109,8 +109,7 @@ def layer_scores(f: Metric | Callable[[Operands], Array], operands: Operands) ->
     if isinstance(f, Metric):
         found = np.asarray(f(operands))
         return found if operands.is_stacked else found[None]
-    members = [operands.member(i) for i in range(operands.num_members)] if operands.is_stacked else [operands]
-    rows = [np.asarray(f(member)) for member in members]
+    rows = [np.asarray(f(member)) for member in operands.members()]
     for row in rows:
         if row.shape != (operands.num_channels,) or not np.issubdtype(row.dtype, np.number):
             raise ValueError(

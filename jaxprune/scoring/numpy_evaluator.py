@@ -7,6 +7,7 @@ and dropped as soon as nobody needs them. Scalars are computed for all channels 
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -61,7 +62,7 @@ class NumpyEvaluator:
         self.groups, self.starts, self.num_channels = group_layers(np, layers)
         self.num_classes, self.dtype = layers[0].num_classes, self.groups[0].dtype
         self.network_channels = self.num_channels // layers[0].num_members
-        alone = [one.member(0) if one.is_stacked else one for one in layers]
+        alone = [one.members()[0] for one in layers]
         self.network_starts = [own[0] for own in group_layers(np, alone)[1]]
         self._layers, self._budget_bytes = tuple(layers), budget_bytes
         most = max(1, budget_bytes // (32 * self.dtype.itemsize))
@@ -89,7 +90,9 @@ class NumpyEvaluator:
             for level in range(max(levels.values(), default=0) + 1):
                 scalars = [n for n in needed if levels[n] == level and not is_large(graph.steps[n])]
                 reductions = [number for number in scalars if is_reduction(graph, number)]
-                list(pool.map(_call, [task for run in runs for task in run.tasks(reductions, *limits)]))
+                list(
+                    pool.map(operator.call, [task for run in runs for task in run.tasks(reductions, *limits)])
+                )
                 for number in reductions:
                     self._remembered.add(graph.steps[number].key, [run.values[number] for run in runs])
                 for run in runs:
@@ -209,7 +212,7 @@ class _GroupRun:
                 step = steps[number]
                 inputs = [self._read(each, values, region) for each in step.inputs]
                 masks = [rows.masks(steps[each].type) for each in step.inputs]
-                found = compute_step(np, step, inputs, rows, masks=masks if _any_mask(masks) else None)
+                found = compute_step(np, step, inputs, rows, masks=masks)
                 if is_large(step):
                     values[number] = found
                 else:
@@ -245,19 +248,11 @@ def _is_shared(step: Step) -> bool:
     return is_large(step) and bool(step.inputs) and not step.per_channel
 
 
-def _any_mask(masks: Sequence[Sequence[object]]) -> bool:
-    return any(mask is not None for own in masks for mask in own)
-
-
 def _part(value: Value, region: Region) -> Value:
     """The region of a value; an axis of size 1 is the same for all."""
     return value[
         tuple(own if size > 1 else slice(None) for own, size in zip(region, value.shape, strict=False))
     ]
-
-
-def _call(task: Callable[[], None]) -> None:
-    task()
 
 
 def _num_cores() -> int:

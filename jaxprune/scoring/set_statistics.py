@@ -14,14 +14,10 @@ import numpy as np
 
 from jaxprune.language.axes import Type
 from jaxprune.observation.moments import SETS, Moments, SetMoments, set_moments
+from jaxprune.scoring.analysis import STATISTICS
 from jaxprune.types import Array, Namespace
 
-_STATISTICS = dict.fromkeys(
-    f"{operator}({name})"
-    for operator in ("mean", "var", "std", "sum", "count", "mean_samples")
-    for name in SETS
-)
-_SETS = {"N": "P", "NQ": "Q"}
+_NAMES = dict.fromkeys(f"{operator}({name})" for operator in STATISTICS for name in SETS)
 
 
 class ClassRows:
@@ -44,6 +40,7 @@ class ClassRows:
         self.class_ids = np.repeat(np.arange(len(class_counts), dtype=np.int32), class_counts)
         self.starts = np.concatenate([[0], np.cumsum(class_counts)[:-1]]).astype(np.int32)
         self.is_balanced = len(set(class_counts)) == 1
+        self._belongs: dict[np.dtype, np.ndarray] = {}
         self.index: dict[str, np.ndarray] = {}
         """Axis -> [K, size] rows, those of small classes filled up with the class's first one."""
         self.is_real: dict[str, np.ndarray | None] = {}
@@ -62,7 +59,11 @@ class ClassRows:
 
     def belongs(self, dtype: np.dtype) -> np.ndarray:
         """[K, n] 1 where a row is of a class."""
-        return (self.class_ids[None] == np.arange(len(self.counts))[:, None]).astype(dtype)
+        if dtype not in self._belongs:
+            self._belongs[dtype] = (self.class_ids[None] == np.arange(len(self.counts))[:, None]).astype(
+                dtype
+            )
+        return self._belongs[dtype]
 
     def masks(self, type: Type) -> tuple[np.ndarray | None, ...]:
         """The mask of each axis of a value, [1, K, 1, size]."""
@@ -80,7 +81,7 @@ class ClassRows:
           value: on all rows.
           type: of the result: axes `N` and `NQ` are those whose rows are selected.
         """
-        selected = [number for number, axis in enumerate(type) if axis in _SETS]
+        selected = [number for number, axis in enumerate(type) if axis in self.index]
         first, *others = selected
         one_class = value[:, 0]
         axis = 2 + first
@@ -126,7 +127,7 @@ class SetStatistics(Mapping[str, Array]):
         self._found: dict[str, Array] = {}
 
     def __getitem__(self, name: str) -> Array:
-        if name not in _STATISTICS:
+        if name not in _NAMES:
             raise KeyError(name)
         if name not in self._found:
             operator, of = name[:-1].split("(")
@@ -134,10 +135,10 @@ class SetStatistics(Mapping[str, Array]):
         return self._found[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_STATISTICS)
+        return iter(_NAMES)
 
     def __len__(self) -> int:
-        return len(_STATISTICS)
+        return len(_NAMES)
 
     def _compute(self, operator: str, of: str) -> Array:
         if operator == "mean":
