@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
-from jaxprune.language.axes import SAMPLE_AXES
+from jaxprune.language.axes import SAMPLE_AXES, Type
 from jaxprune.language.operators import OPERATORS, AxisMasks, Params
 from jaxprune.language.reductions import real_entries
-from jaxprune.scoring.graph import Step
 from jaxprune.scoring.set_statistics import ClassRows, pair_statistics, row_statistics
 from jaxprune.types import Array, Namespace
+
+
+class Computation(Protocol):
+    """What to compute: a step of a graph, or the specification of a program."""
+
+    @property
+    def kind(self) -> str:
+        """As in `Step`."""
+
+    @property
+    def name(self) -> str:
+        """Of the operator or the statistic."""
+
+    @property
+    def params(self) -> Params:
+        """Of the operator."""
+
+    @property
+    def type(self) -> Type:
+        """Axes of the result; for statistics those of what they are of."""
+
 
 Value = Any
 """An array [M, K or 1, C or 1, *axes], or a mapping of them for a step of kind `statistics`."""
@@ -18,7 +38,7 @@ Value = Any
 
 def compute_step(
     xp: Namespace,
-    step: Step,
+    step: Computation,
     values: Sequence[Value],
     rows: ClassRows,
     *,

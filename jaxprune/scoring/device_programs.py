@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from threading import Lock
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from jaxprune.language.operators import AxisMasks, Implementation, Params
 from jaxprune.observation.records import Operands
 from jaxprune.scoring.analysis import View
 from jaxprune.scoring.compute import Value, compute_step
-from jaxprune.scoring.graph import Key, Kind, Step
+from jaxprune.scoring.graph import Kind
 from jaxprune.scoring.groups import GroupShape
 from jaxprune.scoring.leaves import moment_values, operand_value
 from jaxprune.types import Array
@@ -215,12 +215,11 @@ class Programs:
 
     def _scalars(self, spec: Spec, stacks: Sequence[Sequence[Array]], params: Sequence[Array]) -> list[Array]:
         """Scalars from scalars: all groups are one row of channels."""
-        step = _step(spec)
         shape = (self.num_classes, self.num_channels)
         if spec.kind == "literal":
             return [jnp.full(shape, number) for number in params]
         values = [jnp.stack(stack)[:, None] for stack in stacks]  # [S, 1, K, channels]
-        found = jax.vmap(lambda *own: compute_step(jnp, step, own, self.groups[0].rows))(*values)
+        found = jax.vmap(lambda *own: compute_step(jnp, spec, own, self.groups[0].rows))(*values)
         return [jnp.broadcast_to(each[0], shape) for each in found]
 
     def _of_group(
@@ -233,7 +232,7 @@ class Programs:
         offsets: Array,
     ) -> Value:
         """Results of one group, stacked over members."""
-        group, step = self.groups[number], _step(spec)
+        group = self.groups[number]
         values = [
             jnp.stack([self._read(value, argument, spec, number, offsets) for value in stack])
             for stack, argument in zip(stacks, spec.arguments, strict=True)
@@ -251,7 +250,7 @@ class Programs:
                 return jnp.roll(values[0], -jnp.argmax(positions[0]), axis=-1)
             masks = self._masks(spec, group, positions)
             own = (number,) if has_params else None
-            found = compute_step(jnp, step, values, group.rows, masks=masks, params=own)
+            found = compute_step(jnp, spec, values, group.rows, masks=masks, params=own)
             if spec.kind == "statistics":
                 return {name: self._for_all_classes(value) for name, value in found.items()}
             return self._whole(found, spec, group)
@@ -355,9 +354,3 @@ def masked_axes(spec: Spec) -> list[tuple[int, int]]:
 def is_traced(kind: str, name: str) -> bool:
     """Whether a program takes its numbers as arrays."""
     return kind == "literal" or (kind == "operator" and name in TRACED_PARAMS)
-
-
-def _step(spec: Spec) -> Step:
-    """What `compute` needs to know."""
-    kind = cast(Kind, spec.kind)
-    return Step(kind, spec.name, spec.params, (), spec.type, True, True, cast(Key, None))

@@ -167,12 +167,10 @@ class Scorer:
         self, functions: Sequence[Expression], networks: Sequence[int] | None
     ) -> dict[str, PopulationScores]:
         reasons = self._reasons(functions)
-        is_refused = [any(reasons[path][row] for path in reasons) for row in range(len(functions))]
         evaluator = self._evaluator
         shape = (len(functions), evaluator.num_channels if networks is None else evaluator.network_channels)
         scores, is_sound = np.full(shape, np.nan, evaluator.dtype), np.zeros(shape, bool)
-        rows = [row for row in range(len(functions)) if not is_refused[row]]
-        for batch in self._batches(functions, rows):
+        for batch in self._batches(functions, _rows_without(reasons)):
             own = None if networks is None else [networks[row] for row in batch]
             scores[batch], is_sound[batch] = self._evaluate([functions[row] for row in batch], own)
         channels = self._channels if networks is None else self._network_channels
@@ -189,12 +187,7 @@ class Scorer:
         self, functions: Sequence[Expression], networks: Sequence[int] | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """[P, channels] scores, and whether they and everything that vanished on the way to them are finite."""
-        graph = Graph()
-        wanted, looked_at = [], []
-        for f in functions:
-            form, view = shared_form(f), self._view(f)
-            wanted.append(graph.add(form, view))
-            looked_at.append(graph.add_soundness(form, view))
+        graph, wanted, looked_at = self._graph(functions)
         if networks is None:
             finite = {number: None for own in looked_at for number in own}
             found = self._evaluator.evaluate(graph, [*wanted, *finite])
@@ -214,6 +207,16 @@ class Scorer:
             is_sound[row] &= is_finite[own].all(axis=0)
         return scores, is_sound
 
+    def _graph(self, functions: Sequence[Expression]) -> tuple[Graph, list[int], list[tuple[int, ...]]]:
+        """A graph, and for each function the step of its value and those that tell whether it is sound."""
+        graph = Graph()
+        wanted, looked_at = [], []
+        for f in functions:
+            form, view = shared_form(f), self._view(f)
+            wanted.append(graph.add(form, view))
+            looked_at.append(graph.add_soundness(form, view))
+        return graph, wanted, looked_at
+
     def warm_up(self, functions: Sequence[Expression]) -> int:
         """Compiles the operators that these functions would call, several at a time; on a CPU there are none.
 
@@ -224,13 +227,8 @@ class Scorer:
         """
         if isinstance(self._evaluator, NumpyEvaluator):
             return 0
-        reasons = self._reasons(functions)
-        rows = [row for row in range(len(functions)) if not any(own[row] for own in reasons.values())]
-        for batch in self._batches(functions, rows):
-            graph = Graph()
-            for f in (functions[row] for row in batch):
-                graph.add(shared_form(f), self._view(f))
-                graph.add_soundness(shared_form(f), self._view(f))
+        for batch in self._batches(functions, _rows_without(self._reasons(functions))):
+            graph, _, _ = self._graph([functions[row] for row in batch])
             with self._lock:
                 self._evaluator.warm_up(graph)
         return self.num_programs
@@ -320,9 +318,8 @@ class Scorer:
         ):
             return refusal
         # Large values: how many of them there are at once tells the graph alone.
-        graph = Graph()
-        wanted = [graph.add(shared_form(f), view), *graph.add_soundness(shared_form(f), view)]
-        held = self._evaluator.least_bytes(graph, wanted, self._channels[path][0].start)
+        graph, wanted, looked_at = self._graph([f])
+        held = self._evaluator.least_bytes(graph, [*wanted, *looked_at[0]], self._channels[path][0].start)
         is_small = LEAST_SHARE * held <= LEAST_BYTES
         return None if is_small else explain_plan(cost, held, self._budget_bytes)
 
@@ -331,6 +328,11 @@ class _Names(NamedTuple):
     """Names of operands, as something that reads them."""
 
     operands: frozenset[str]
+
+
+def _rows_without(reasons: Mapping[str, Sequence[str | None]]) -> list[int]:
+    """Numbers of the functions that no layer refuses."""
+    return [row for row, own in enumerate(zip(*reasons.values(), strict=True)) if not any(own)]
 
 
 def _registered() -> list[object]:
