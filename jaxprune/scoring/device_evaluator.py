@@ -27,8 +27,6 @@ from jaxprune.scoring.leaves import operand_value
 from jaxprune.scoring.remembered import Remembered
 from jaxprune.types import Array
 
-_NO_LIMIT = 1 << 30
-"""Of channels side by side: one call computes all of them."""
 _MOST_NUMBERS = 1 << 12
 """So many numbers are kept on the device for later calls."""
 Ranges = tuple[Array, ...]
@@ -47,9 +45,9 @@ class DeviceEvaluator:
     def __init__(self, layers: Sequence[Operands], budget_bytes: int) -> None:
         self.num_networks = layers[0].num_members
         members = zip(*(one.members() for one in layers), strict=True)
-        grouped = [group_layers(jnp, own, _NO_LIMIT) for own in members]
-        self.groups, starts, self.network_channels = grouped[0]
-        self._networks = [groups for groups, _, _ in grouped]
+        grouped = [group_layers(own) for own in members]
+        groups, starts, self.network_channels = grouped[0]
+        self._networks = [tuple(own for _, own in groups) for groups, _, _ in grouped]
         self.num_channels = self.num_networks * self.network_channels
         self.network_starts = [own[0] for own in starts]
         self.starts = [
@@ -57,7 +55,7 @@ class DeviceEvaluator:
             for own in self.network_starts
         ]
         self.num_classes, self.dtype = layers[0].num_classes, layers[0].dtype
-        self.programs = programs_for(tuple(group.shape for group in self.groups), self.dtype)
+        self.programs = programs_for(tuple(shape for shape, _ in groups), self.dtype)
         self.num_calls = 0
         with jax.enable_x64(self.dtype == np.float64):
             # a scalar that no block has filled yet
@@ -93,7 +91,7 @@ class DeviceEvaluator:
 
     def leaf(self, step: Step, network: int) -> Value:
         """The value of an operand or a moment, on the device."""
-        members = tuple(group.members for group in self._networks[network])
+        members = self._networks[network]
         if step.kind == "moment" or step.name in CLASS_SIZES:
             key = (step.view, network)
             if key not in self._moments:
@@ -113,8 +111,8 @@ class DeviceEvaluator:
         key = (axis, view, is_front)
         if key not in self._ranges:
             own = []
-            for group in self.groups:
-                size = group.shape.axes(("D",), view)[0]
+            for group in self.programs.groups:
+                size = group.axes(("D",), view)[0]
                 start, stop = slice_bounds(size, *(slice_range(axis) or (0, 8)))
                 start, stop = (0, stop - start) if is_front else (start, stop)
                 positions = np.arange(size)

@@ -16,10 +16,7 @@ from jaxprune.scoring.analysis import CLASS_SIZES, View
 from jaxprune.scoring.graph import Step
 from jaxprune.scoring.leaves import axis_sizes, moment_values, operand_value, value_shape
 from jaxprune.scoring.set_statistics import ClassRows, class_rows
-from jaxprune.types import Array, Namespace
-
-MOST_CHANNELS = 1024
-"""So many channels stand side by side at most, unless one layer alone has more: threads share the work by groups."""
+from jaxprune.types import Array
 
 
 @dataclass(frozen=True)
@@ -63,65 +60,68 @@ class GroupShape:
 
 
 class LayerGroup:
-    """Members of equal shapes: one layer, several alike, or stacked networks.
+    """Members of equal shapes, one layer, several alike, or stacked networks, and their values in NumPy.
 
     Args:
-      xp: `numpy` or `jax.numpy`.
+      shape: of the group.
       members: operands, none of them stacked.
-      start: as in `GroupShape`.
     """
 
-    def __init__(self, xp: Namespace, members: Sequence[Operands], start: int) -> None:
-        first = members[0]
-        sizes = (tuple(axis_sizes(first, view).items()) for view in get_args(View))
-        self.shape = GroupShape(start, len(members), first.num_channels, first.class_counts, *sizes)
-        self.dtype = first.dtype
-        self.members = tuple(members)
-        self._xp = xp
-        self._found: dict[Hashable, Array] = {}
+    def __init__(self, shape: GroupShape, members: tuple[Operands, ...]) -> None:
+        self.shape, self.dtype = shape, members[0].dtype
+        self._members = members
+        self._found: dict[Hashable, np.ndarray] = {}
         self._moments: dict[View, Mapping[str, Array]] = {}
 
-    def leaf(self, step: Step) -> Array:
+    def leaf(self, step: Step) -> np.ndarray:
         """[M, K or 1, C or 1, *axes] the value of a step without inputs."""
         if step.kind == "literal":
-            return self._xp.full((1, 1, 1), step.key[0].value, self.dtype)
+            return np.full((1, 1, 1), step.key[0].value, self.dtype)
         if step.kind == "moment" or step.name in CLASS_SIZES:
             if step.view not in self._moments:
-                self._moments[step.view] = moment_values(self._xp, self.members, step.view)
+                self._moments[step.view] = moment_values(np, self._members, step.view)
             return self._contiguous((step.view, step.name), self._moments[step.view][step.name])
         if step.name not in self._found:
             with jax.enable_x64(self.dtype == np.float64):  # a thread does not know what its caller enabled
-                value = operand_value(self._xp, self.members, step.name)
+                value = operand_value(np, self._members, step.name)
             assert value is not None  # functions whose operands are missing have been refused
             return self._contiguous(step.name, value)
         return self._found[step.name]
 
-    def _contiguous(self, key: Hashable, value: Array) -> Array:
+    def _contiguous(self, key: Hashable, value: Array) -> np.ndarray:
         if key not in self._found:
-            self._found[key] = self._xp.ascontiguousarray(value)
+            self._found[key] = np.ascontiguousarray(value)
         return self._found[key]
 
 
 def group_layers(
-    xp: Namespace, layers: Sequence[Operands], most_channels: int = MOST_CHANNELS
-) -> tuple[list[LayerGroup], list[list[int]], int]:
+    layers: Sequence[Operands], most_channels: int | None = None
+) -> tuple[list[tuple[GroupShape, tuple[Operands, ...]]], list[list[int]], int]:
     """All members of all layers in groups of equal shapes.
 
+    Args:
+      layers: operands, stacked or not.
+      most_channels: of a group, unless one layer alone has more; None means any number.
+
     Returns:
-      (groups, for each layer the number of the first channel of each of its members, the number of channels).
+      (shape and members of each group, for each layer the number of the first channel of each of its members, the
+      number of channels).
     """
     alike: dict[Hashable, list[tuple[int, Operands]]] = {}
     for number, one in enumerate(layers):
         for member in one.members():
             alike.setdefault(_signature(member), []).append((number, member))
-    groups: list[LayerGroup] = []
+    groups: list[tuple[GroupShape, tuple[Operands, ...]]] = []
     starts: list[list[int]] = [[] for _ in layers]
     channel = 0
     for own in alike.values():
-        at_once = max(1, most_channels // own[0][1].num_channels)
-        for first in range(0, len(own), at_once):
-            part = own[first : first + at_once]
-            groups.append(LayerGroup(xp, [one for _, one in part], channel))
+        first = own[0][1]
+        sizes = [tuple(axis_sizes(first, view).items()) for view in get_args(View)]
+        at_once = len(own) if most_channels is None else max(1, most_channels // first.num_channels)
+        for begin in range(0, len(own), at_once):
+            part = own[begin : begin + at_once]
+            shape = GroupShape(channel, len(part), first.num_channels, first.class_counts, *sizes)
+            groups.append((shape, tuple(one for _, one in part)))
             for number, one in part:
                 starts[number].append(channel)
                 channel += one.num_channels

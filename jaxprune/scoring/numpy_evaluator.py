@@ -39,6 +39,8 @@ from jaxprune.types import Array
 
 BLOCK_ENTRIES = 1 << 18
 """Entries of the largest value of a block, as measured: smaller blocks take more calls, larger ones leave the cache."""
+_MOST_CHANNELS = 1024
+"""So many channels stand side by side at most, unless one layer alone has more: threads share the work by groups."""
 _ALIKE = 8
 """Reductions whose largest values differ by less than that factor share blocks."""
 
@@ -59,11 +61,10 @@ class NumpyEvaluator:
     def __init__(
         self, layers: Sequence[Operands], budget_bytes: int, block_entries: int | None = None
     ) -> None:
-        self.groups, self.starts, self.num_channels = group_layers(np, layers)
+        groups, self.starts, self.num_channels = group_layers(layers, _MOST_CHANNELS)
+        self.groups = [LayerGroup(*each) for each in groups]
         self.num_classes, self.dtype = layers[0].num_classes, self.groups[0].dtype
         self.network_channels = self.num_channels // layers[0].num_members
-        alone = [one.members()[0] for one in layers]
-        self.network_starts = [own[0] for own in group_layers(np, alone)[1]]
         self._layers, self._budget_bytes = tuple(layers), budget_bytes
         most = max(1, budget_bytes // (32 * self.dtype.itemsize))
         self._block_entries = min(block_entries or BLOCK_ENTRIES, most)
@@ -106,6 +107,11 @@ class NumpyEvaluator:
                     own = found[row, run.shape.start : run.shape.start + run.shape.width]
                     own.reshape(run.shape.num_members, -1)[...] = run.values[number].mean(axis=1)
         return found
+
+    @property
+    def network_starts(self) -> list[int]:
+        """For each layer the number of its first channel among those of one network."""
+        return [own[0] for own in group_layers([one.members()[0] for one in self._layers], _MOST_CHANNELS)[1]]
 
     def evaluate_tasks(self, graph: Graph, wanted: Sequence[tuple[int, int]]) -> np.ndarray:
         """[len(wanted), channels of a network] means over classes of scalars, each of one stacked network."""

@@ -120,16 +120,8 @@ class Scorer:
             path: {view: axis_sizes(one, view) for view in get_args(View)}
             for path, one in self._layers.items()
         }
-        self._channels = {
-            path: [slice(start, start + one.num_channels) for start in own]
-            for (path, one), own in zip(self._layers.items(), self._evaluator.starts, strict=True)
-        }
-        """Producer path -> the channels of each of its members among all."""
-        self._network_channels = {
-            path: [slice(start, start + one.num_channels)]
-            for (path, one), start in zip(self._layers.items(), self._evaluator.network_starts, strict=True)
-        }
-        """The same among those of one network."""
+        self._starts = dict(zip(self._layers, self._evaluator.starts, strict=True))
+        """Producer path -> the first channel of each of its members among all."""
 
     def _make_evaluator(self) -> NumpyEvaluator | DeviceEvaluator:
         layers, budget_bytes = list(self._layers.values()), max(self._budget_bytes, LEAST_BYTES)
@@ -173,14 +165,14 @@ class Scorer:
         for batch in self._batches(functions, _rows_without(reasons)):
             own = None if networks is None else [networks[row] for row in batch]
             scores[batch], is_sound[batch] = self._evaluate([functions[row] for row in batch], own)
-        channels = self._channels if networks is None else self._network_channels
+        starts = evaluator.starts if networks is None else [[start] for start in evaluator.network_starts]
         return {
             path: PopulationScores(
-                np.stack([scores[:, each] for each in own], axis=1),
+                np.stack([scores[:, start : start + one.num_channels] for start in own], axis=1),
                 reasons[path],
-                np.stack([is_sound[:, each] for each in own], axis=1),
+                np.stack([is_sound[:, start : start + one.num_channels] for start in own], axis=1),
             )
-            for path, own in channels.items()
+            for (path, one), own in zip(self._layers.items(), starts, strict=True)
         }
 
     def _evaluate(
@@ -266,7 +258,7 @@ class Scorer:
             with self._lock:
                 is_finite = dict(zip(order, self._evaluator.evaluate(graph, order) > 0, strict=True))
             for f, path, member, channel in own:
-                number = self._channels[path][member].start + channel
+                number = self._starts[path][member] + channel
                 bad = (node for node in evaluated_nodes(f) if not is_finite[steps[node, f]][number])
                 found.append(next(bad, f))
         return found
@@ -319,7 +311,7 @@ class Scorer:
             return refusal
         # Large values: how many of them there are at once tells the graph alone.
         graph, wanted, looked_at = self._graph([f])
-        held = self._evaluator.least_bytes(graph, [*wanted, *looked_at[0]], self._channels[path][0].start)
+        held = self._evaluator.least_bytes(graph, [*wanted, *looked_at[0]], self._starts[path][0])
         is_small = LEAST_SHARE * held <= LEAST_BYTES
         return None if is_small else explain_plan(cost, held, self._budget_bytes)
 

@@ -274,12 +274,18 @@ def test_a_registered_operand_has_the_axes_it_promises(network):
         del OPERANDS["short_test"]
 
 
+def shapes_of(scorer):
+    evaluator = scorer._evaluator
+    is_on_host = isinstance(evaluator, numpy_evaluator.NumpyEvaluator)
+    return [group.shape for group in evaluator.groups] if is_on_host else list(evaluator.programs.groups)
+
+
 def test_layers_alike_stand_side_by_side():
     members = {f"conv{i}": layer(i, channels=4, positions=4, entries=5, outgoing=3) for i in range(3)}
     members["other"] = layer(3, channels=4, positions=4, entries=6, outgoing=3)
     for backend in ("numpy", "device"):
         scorer = Scorer(members, backend=backend)
-        assert [group.shape.num_members for group in scorer._evaluator.groups] == [3, 1]
+        assert [group.num_members for group in shapes_of(scorer)] == [3, 1]
         together = scorer.run(CLASSED)
         for path, ops in members.items():
             alone = Scorer(ops, backend="numpy").run(CLASSED)[""]
@@ -425,6 +431,6 @@ def test_random_populations_stay_equal_on_a_network(network):
 
 def test_channels_of_all_layers_have_a_place_each(network):
     scorer = Scorer(network, backend="numpy")
-    shapes = [group.shape for group in scorer._evaluator.groups]
+    shapes = shapes_of(scorer)
     assert [(one.start, one.num_channels) for one in shapes] == [(0, 3), (3, 17), (20, 6)]
     assert scorer._evaluator.starts == [[0], [3], [20]] and scorer._evaluator.num_channels == 26
