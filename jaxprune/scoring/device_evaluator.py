@@ -20,7 +20,7 @@ from jaxprune.observation.records import Operands
 from jaxprune.scoring.analysis import CLASS_SIZES, View
 from jaxprune.scoring.compute import Value
 from jaxprune.scoring.device_plan import SCALAR, Job, Launch, Planner, Task
-from jaxprune.scoring.device_programs import STACK_SIZES, Spec, is_traced, masked_axes, programs_for
+from jaxprune.scoring.device_programs import STACK_SIZES, Inputs, Spec, is_traced, masked_axes, programs_for
 from jaxprune.scoring.graph import Graph, Step, is_large, is_reduction
 from jaxprune.scoring.groups import group_layers
 from jaxprune.scoring.leaves import operand_value
@@ -259,7 +259,7 @@ class _Run:
         if spec.result.is_scalar and spec.num_blocks > 1:
             bases = [self._scalars.get(task, self._evaluator.zeros) for task in filled]
         self._evaluator.num_calls += 1
-        return self._programs(spec, stacks, masks, params, offsets, bases)
+        return self._programs(spec, Inputs(stacks, masks, params, offsets, bases))
 
     def _value(
         self,
@@ -281,20 +281,14 @@ class _Run:
         return self._evaluator.leaf(step, network)
 
     def _means(self, wanted: Sequence[Task]) -> np.ndarray:
+        offsets, largest = self._evaluator.offsets(1)[0], STACK_SIZES[-1]
         found = []
-        for first in range(0, len(wanted), STACK_SIZES[-1]):
-            own = wanted[first : first + STACK_SIZES[-1]]
+        for own in (wanted[first : first + largest] for first in range(0, len(wanted), largest)):
             size = next(size for size in STACK_SIZES if size >= len(own))
-            spec = Spec("mean", "", None, (), (), (SCALAR,), SCALAR, size, 1)
             stack = [self._scalars[task] for task in own]
+            stack += stack[-1:] * (size - len(own))
             self._evaluator.num_calls += 1
-            offsets = self._evaluator.offsets(1)[0]
-            found.append(
-                (
-                    self._programs(spec, [stack + stack[-1:] * (size - len(own))], [], [], offsets, []),
-                    len(own),
-                )
-            )
-        rows = jax.device_get([rows for rows, _ in found])
-        kept = [own[:number] for own, (_, number) in zip(rows, found, strict=True)]
-        return np.concatenate(kept) if kept else np.zeros((0, self._evaluator.network_channels))
+            spec = Spec("mean", "", None, (), (), (SCALAR,), SCALAR, size, 1)
+            found.append(self._programs(spec, Inputs([stack], [], [], offsets, [])))
+        nothing = np.zeros((0, self._evaluator.network_channels), self._evaluator.dtype)
+        return np.concatenate([nothing, *jax.device_get(found)])[: len(wanted)]

@@ -76,6 +76,21 @@ class Spec(NamedTuple):
     """A block has one part in so many of the channels of every group."""
 
 
+class Inputs(NamedTuple):
+    """What a program takes, or the shapes of it."""
+
+    stacks: Sequence[Sequence[Value]]
+    """For each argument the values of all members."""
+    masks: Sequence[Sequence[Value]]
+    """For each pair of `masked_axes` and each member which positions are real, by group."""
+    params: Sequence[Value]
+    """Numbers of each member, of operators that trace them."""
+    offsets: Value
+    """[groups] the first channel of the block in each."""
+    bases: Sequence[Value]
+    """For each member the scalar that blocks before have filled; empty where there is one block."""
+
+
 class Programs:
     """The programs for some groups of layers, compiled when they are first asked for.
 
@@ -88,56 +103,30 @@ class Programs:
         self.groups, self.dtype = groups, dtype
         self.num_classes = groups[0].num_classes
         self.num_channels = sum(group.width for group in groups)
-        self.compiled: dict[Spec, Callable[..., Value]] = {}
+        self.compiled: dict[Spec, Callable[[Inputs], Value]] = {}
         self.moments = jax.jit(self._moments, static_argnums=1)
         self.operand = jax.jit(self._operand, static_argnums=(1, 2))
         self._lock = Lock()
 
-    def __call__(
-        self,
-        spec: Spec,
-        stacks: Sequence[Sequence[Value]],
-        masks: Sequence[Sequence[Value]],
-        params: Sequence[Array],
-        offsets: Array,
-        bases: Sequence[Array],
-    ) -> Value:
-        """The results of the members of a stack; of kind `mean` one array of them.
-
-        Args:
-          spec: of the program.
-          stacks: for each argument the values of all members.
-          masks: likewise which positions are real, for each group.
-          params: numbers of each member, of operators that trace them.
-          offsets: [groups] the first channel of the block in each.
-          bases: scalars that blocks before have filled.
-        """
+    def __call__(self, spec: Spec, inputs: Inputs) -> Value:
+        """The results of the members of a stack; of kind `mean` one array of them."""
         program = self.compiled.get(spec)
         if program is None:
             program = self._compile(spec)
-        return program(stacks, masks, params, offsets, bases)
+        return program(inputs)
 
-    def function(self, spec: Spec) -> Callable[..., Value]:
+    def function(self, spec: Spec) -> Callable[[Inputs], Value]:
         """What is compiled, as a function of arrays."""
 
-        def program(
-            stacks: Sequence[Sequence[Value]],
-            masks: Sequence[Sequence[Value]],
-            params: Sequence[Array],
-            offsets: Array,
-            bases: Sequence[Array],
-        ) -> Value:
+        def program(inputs: Inputs) -> Value:
             if spec.kind == "mean":
-                return jnp.stack(list(stacks[0])).mean(axis=1)
+                return jnp.stack(list(inputs.stacks[0])).mean(axis=1)
             if all(argument.is_scalar for argument in spec.arguments):
-                return self._scalars(spec, stacks, params)
-            found = [
-                self._of_group(spec, number, stacks, masks, params, offsets)
-                for number in range(len(self.groups))
-            ]
+                return self._scalars(spec, inputs)
+            found = [self._of_group(spec, number, inputs) for number in range(len(self.groups))]
             if spec.result.is_scalar:
                 return [
-                    self._joined([each[member] for each in found], spec, offsets, bases, member)
+                    self._joined([each[member] for each in found], inputs, member)
                     for member in range(spec.size)
                 ]
             return [
@@ -147,13 +136,13 @@ class Programs:
 
         return program
 
-    def arguments(self, spec: Spec) -> tuple[Value, ...]:
+    def inputs(self, spec: Spec) -> Inputs:
         """Shapes of what the program takes."""
         values = [self._shapes(argument, spec) for argument in spec.arguments]
         masks = [self._mask_shapes(spec.arguments[index]) for index, _ in masked_axes(spec)]
         scalar = self._struct((self.num_classes, self.num_channels))
         has_bases = spec.result.is_scalar and spec.num_blocks > 1
-        return (
+        return Inputs(
             [[value] * spec.size for value in values],
             [[mask] * spec.size for mask in masks],
             [self._struct(())] * (spec.size if is_traced(spec.kind, spec.name) else 0),
@@ -206,40 +195,32 @@ class Programs:
                 pass
         return len(self.compiled)
 
-    def _compile(self, spec: Spec) -> Callable[..., Value]:
+    def _compile(self, spec: Spec) -> Callable[[Inputs], Value]:
         with jax.enable_x64(self.dtype == np.float64):  # a thread does not know what its caller enabled
             options = _ON_CPU if jax.default_backend() == "cpu" else None
-            program = jax.jit(self.function(spec)).lower(*self.arguments(spec)).compile(options)
+            program = jax.jit(self.function(spec)).lower(self.inputs(spec)).compile(options)
         with self._lock:
             return self.compiled.setdefault(spec, program)
 
-    def _scalars(self, spec: Spec, stacks: Sequence[Sequence[Array]], params: Sequence[Array]) -> list[Array]:
+    def _scalars(self, spec: Spec, inputs: Inputs) -> list[Array]:
         """Scalars from scalars: all groups are one row of channels."""
         shape = (self.num_classes, self.num_channels)
         if spec.kind == "literal":
-            return [jnp.full(shape, number) for number in params]
-        values = [jnp.stack(stack)[:, None] for stack in stacks]  # [S, 1, K, channels]
+            return [jnp.full(shape, number) for number in inputs.params]
+        values = [jnp.stack(list(stack))[:, None] for stack in inputs.stacks]  # [S, 1, K, channels]
         found = jax.vmap(lambda *own: compute_step(jnp, spec, own, self.groups[0].rows))(*values)
         return [jnp.broadcast_to(each[0], shape) for each in found]
 
-    def _of_group(
-        self,
-        spec: Spec,
-        number: int,
-        stacks: Sequence[Sequence[Value]],
-        masks: Sequence[Sequence[Value]],
-        params: Sequence[Array],
-        offsets: Array,
-    ) -> Value:
+    def _of_group(self, spec: Spec, number: int, inputs: Inputs) -> Value:
         """Results of one group, stacked over members."""
         group = self.groups[number]
         values = [
-            jnp.stack([self._read(value, argument, spec, number, offsets) for value in stack])
-            for stack, argument in zip(stacks, spec.arguments, strict=True)
+            jnp.stack([self._read(value, argument, spec, number, inputs.offsets) for value in stack])
+            for stack, argument in zip(inputs.stacks, spec.arguments, strict=True)
         ]
-        positions = [jnp.stack([mask[number] for mask in stack]) for stack in masks]
-        has_params = bool(params)
-        numbers = jnp.stack(list(params)) if has_params else jnp.zeros(spec.size, self.dtype)
+        positions = [jnp.stack([mask[number] for mask in stack]) for stack in inputs.masks]
+        has_params = bool(inputs.params)
+        numbers = jnp.stack(list(inputs.params)) if has_params else jnp.zeros(spec.size, self.dtype)
 
         def one(values: Sequence[Array], positions: Sequence[Array], number: Array) -> Value:
             if spec.kind == "statistic":
@@ -285,17 +266,15 @@ class Programs:
         own = own[:, :1] if argument.one_class else own
         return own if spec.result.per_channel else own[:, :, :1]  # the same for all channels
 
-    def _joined(
-        self, parts: Sequence[Array], spec: Spec, offsets: Array, bases: Sequence[Array], member: int
-    ) -> Array:
+    def _joined(self, parts: Sequence[Array], inputs: Inputs, member: int) -> Array:
         """[K, channels] a scalar from what each group gave for a block."""
         found = []
         for number, (part, group) in enumerate(zip(parts, self.groups, strict=True)):
             own = jnp.swapaxes(part, 0, 1)  # [K, M, C of the block]
-            if bases:
-                whole = bases[member][:, group.start : group.start + group.width]
+            if inputs.bases:
+                whole = inputs.bases[member][:, group.start : group.start + group.width]
                 whole = whole.reshape(self.num_classes, group.num_members, group.num_channels)
-                own = jax.lax.dynamic_update_slice_in_dim(whole, own, offsets[number], 2)
+                own = jax.lax.dynamic_update_slice_in_dim(whole, own, inputs.offsets[number], 2)
             found.append(own.reshape(self.num_classes, group.width))
         return jnp.concatenate(found, axis=1)
 

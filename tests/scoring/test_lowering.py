@@ -59,7 +59,7 @@ def test_every_program_of_a_population_lowers(operands, monkeypatch):
     assert {spec.kind for spec in programs.compiled} == set(get_args(Kind)) - {"operand", "moment"} | {"mean"}
     assert max(spec.num_blocks for spec in programs.compiled) > 1
     for spec in programs.compiled:
-        lower(programs.function(spec), *programs.arguments(spec))
+        lower(programs.function(spec), programs.inputs(spec))
     members = ((operands,),)
     lower(lambda given: programs.moments(given, "full"), members)
     lower(lambda given: programs.operand(given, "X", ("NX", "D")), members)
