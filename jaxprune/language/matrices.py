@@ -17,6 +17,7 @@ from scipy.spatial.distance import cdist
 from jaxprune.language.axes import NUM_SLICE_PARTS, slice_bounds
 from jaxprune.language.operators import (
     ATOM_LEVEL,
+    NUM_BATCH_AXES,
     PRODUCT_LEVEL,
     AxisMasks,
     Fragment,
@@ -45,7 +46,7 @@ def _transpose(xp: Namespace, *values: Array, masks: Masks = None, params: Param
 def _matmul(xp: Namespace, *values: Array, masks: Masks = None, params: Params = ()) -> Array:
     # Only the contracted axis must be clean: padded rows and columns of the result stay padding.
     left, right = values
-    ranks = (left.ndim - 3, right.ndim - 3)
+    ranks = (left.ndim - NUM_BATCH_AXES, right.ndim - NUM_BATCH_AXES)
     left = zero_padding(xp, left, (*(None,) * (ranks[0] - 1), _axis_mask(masks, 0, -1)))
     right = zero_padding(xp, right, (_axis_mask(masks, 1, 0), *(None,) * (ranks[1] - 1)))
     if ranks == (1, 1):
@@ -107,9 +108,8 @@ def _inverse(xp: Namespace, *values: Array, masks: Masks = None, params: Params 
 def _inverted(xp: Namespace, matrices: Array) -> Array:
     try:
         return xp.linalg.inv(matrices)
-    except (
-        np.linalg.LinAlgError
-    ):  # NumPy refuses all where one is singular; what cannot be inverted is not finite
+    except np.linalg.LinAlgError:
+        # NumPy refuses all where one is singular: that one has no inverse that is finite.
         if matrices.ndim == 2:
             return np.full_like(matrices, np.nan)
         return np.stack([_inverted(np, each) for each in matrices])
@@ -144,21 +144,22 @@ def _numpy_distances(rows: Array, others: Array) -> Array:
     found = np.empty((*batch, rows.shape[-2], others.shape[-2]), rows.dtype)
     is_same = rows is others
     rows, others = (np.broadcast_to(each, batch + each.shape[-2:]) for each in (rows, others))
-    pair = cdist_squares if rows.dtype == np.float64 or rows.shape[-1] < _COORDINATES else product_squares
+    pair = _cdist_squares if rows.dtype == np.float64 or rows.shape[-1] < _COORDINATES else _product_squares
     for index in np.ndindex(batch):
-        found[index] = pair(rows[index], rows[index] if is_same else others[index])
+        own = rows[index]
+        found[index] = pair(own, own if is_same else others[index])
     return found
 
 
-def cdist_squares(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+def _cdist_squares(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
     """[n, m] squared distances by differences."""
     return cdist(rows, others, "sqeuclidean")
 
 
-def product_squares(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+def _product_squares(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
     """[n, m] squared distances of float32 rows by a product in float64, relative to the first row.
 
-    A row is at 0 from itself, and at equal distances from equal ones.
+    Given the same array twice, a row is exactly at 0 from itself.
     """
     start = rows[0].astype(np.float64)
     left = rows - start

@@ -105,3 +105,10 @@ def test_distances_are_exact_where_rows_are_equal_or_small_numbers():
     )
     found = np.asarray(squared_distances(XP, XP.asarray(rows), XP.asarray(rows)))
     np.testing.assert_array_equal(found, [[0, 1, 0], [1, 0, 1], [0, 1, 0]])
+
+
+def test_a_row_is_exactly_at_0_from_itself_and_distances_are_symmetric():
+    rows = XP.asarray(np.random.default_rng(0).normal(50, 50, (256, 33)).astype(np.float32))
+    found = np.asarray(squared_distances(XP, rows, rows))
+    assert not np.diagonal(found).any()
+    np.testing.assert_array_equal(found, found.T)
