@@ -82,12 +82,11 @@ class Planner:
             by_blocks: dict[int, list[Task]] = {1: []}
             scalars: list[Task] = []
             for number in own:
-                place = (
-                    by_blocks.setdefault(self._num_blocks(number), [])
-                    if is_reduction(graph, number)
-                    else scalars
-                )
-                place += [(number, network) for network in networks[number]]
+                own_tasks = [(number, network) for network in networks[number]]
+                if is_reduction(graph, number):
+                    by_blocks.setdefault(self._num_blocks(number), []).extend(own_tasks)
+                else:
+                    scalars += own_tasks
             for num_blocks, reductions in by_blocks.items():
                 most = self._budget_bytes // JOB_SHARE
                 for part, size in fitting(reductions, num_blocks, self._peak_bytes, most, self._more_blocks):
