@@ -36,9 +36,9 @@ from jax import monitoring
 
 import jaxprune as jp
 from jaxprune.keys import derive
-from jaxprune.language.operands import DEFAULT_VOCABULARY
+from jaxprune.language.expression import Expression
 from jaxprune.language.sampling import random_expression
-from jaxprune.language.tree import Expression
+from jaxprune.language.vocabulary import DEFAULT_VOCABULARY
 from jaxprune.observation.moments import Moments
 from jaxprune.observation.observed import Observed
 from jaxprune.observation.records import Operands

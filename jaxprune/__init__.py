@@ -31,11 +31,10 @@ if (
     from jaxprune.evolution.tasks import Schedule, Task
     from jaxprune.evolution.telling import tell
     from jaxprune.group_figures import groups_figure
-    from jaxprune.language.operands import register_operand
-    from jaxprune.language.operators import register_operator
+    from jaxprune.language.expression import Expression
+    from jaxprune.language.library import library, own_seeds
     from jaxprune.language.parsing import ParseError, parse
-    from jaxprune.language.published import library, own_seeds
-    from jaxprune.language.tree import Expression
+    from jaxprune.language.registration import register_operand, register_operator
     from jaxprune.nets.conv_nets import PlainConvNet
     from jaxprune.nets.cost import count_macs, count_parameters
     from jaxprune.nets.factories import find_network
@@ -115,11 +114,10 @@ _NAMES = {
     "evolution.tasks": "Schedule Task",
     "evolution.telling": "tell",
     "group_figures": "groups_figure",
-    "language.operands": "register_operand",
-    "language.operators": "register_operator",
+    "language.registration": "register_operand register_operator",
     "language.parsing": "ParseError parse",
-    "language.published": "library own_seeds",
-    "language.tree": "Expression",
+    "language.library": "library own_seeds",
+    "language.expression": "Expression",
     "nets.conv_nets": "PlainConvNet",
     "nets.cost": "count_macs count_parameters",
     "nets.factories": "find_network",

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxprune.language.operands import OPERANDS
+from jaxprune.language.expression import Expression
 from jaxprune.language.printing import number_text
-from jaxprune.language.tree import Expression
+from jaxprune.language.vocabulary import OPERANDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,9 +18,9 @@ from jaxprune.evolution.population import Member, SearchState
 from jaxprune.evolution.problem import TaskProblem
 from jaxprune.evolution.search import evolve_problem
 from jaxprune.figures import origin_name, start_formulas
+from jaxprune.language.expression import Expression
+from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import library, own_seeds
-from jaxprune.language.tree import Expression
 
 Controls = Literal["standard", "full"]
 

@@ -18,8 +18,8 @@ from jaxprune.charts import (
 from jaxprune.drawing import LOOKS, looks_of, new_figure, save_figure, tree_figure
 from jaxprune.evolution.comparison import LayerView
 from jaxprune.figures import fitness_figure, pareto_figure
+from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import library, own_seeds
 from jaxprune.layer_figures import correlation_figure, overlap_figure, overlaps, scores_figure
 from jaxprune.scoring.correlation import Correlations
 

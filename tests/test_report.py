@@ -20,7 +20,7 @@ from jaxprune.evolution.settings import EvolveConfig
 from jaxprune.evolution.tasks import Schedule, Task
 from jaxprune.figures import start_formulas
 from jaxprune.finals import Finals, choose_rows, load_finals
-from jaxprune.language.published import library, own_seeds
+from jaxprune.language.library import library, own_seeds
 from jaxprune.report import render_report, write_report
 from jaxprune.search_sections import formula_section, search_section
 from jaxprune.sections import Run, optimism_section, results_section, verdict_section

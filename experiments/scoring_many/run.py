@@ -21,8 +21,8 @@ from flax import nnx
 from jax import monitoring
 
 import jaxprune as jp
-from jaxprune.language.operands import DEFAULT_VOCABULARY
 from jaxprune.language.sampling import random_expression
+from jaxprune.language.vocabulary import DEFAULT_VOCABULARY
 from jaxprune.scoring.metrics import metrics
 from jaxprune.scoring.ranking import score_functions
 

@@ -20,7 +20,7 @@ from jaxprune.commands.common import (
     write_file,
     write_text,
 )
-from jaxprune.language.tree import Expression
+from jaxprune.language.expression import Expression
 
 if TYPE_CHECKING:
     from jaxprune.evolution.measurements import Comparison, Measurement

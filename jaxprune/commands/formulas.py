@@ -23,11 +23,11 @@ from jaxprune.commands.observing import (
 from jaxprune.commands.structures import add_structure_options, check_no_structure_options, run_structure
 from jaxprune.config import closest
 from jaxprune.language.axes import type_name
-from jaxprune.language.operands import OPERANDS
+from jaxprune.language.expression import Expression
+from jaxprune.language.library import own_seeds, sources
 from jaxprune.language.operators import OPERATORS, Backend
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import own_seeds, sources
-from jaxprune.language.tree import Expression
+from jaxprune.language.vocabulary import OPERANDS
 
 Row = dict[str, object]
 

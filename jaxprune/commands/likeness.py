@@ -11,7 +11,7 @@ from jaxprune.commands.common import columns
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from jaxprune.language.tree import Expression
+    from jaxprune.language.expression import Expression
     from jaxprune.observation.observed import Observed
     from jaxprune.scoring.correlation import Correlations
     from jaxprune.scoring.costs import LayerCost
@@ -50,7 +50,7 @@ def find_likeness(f: Expression, network: str, observed: Observed) -> Likeness:
 
 def named_metrics() -> Mapping[str, PruningFunction]:
     """Everything that a formula is compared with: the zoo and our own seeds."""
-    from jaxprune.language.published import own_seeds
+    from jaxprune.language.library import own_seeds
     from jaxprune.scoring.metrics import metrics
 
     return {**metrics, **{name: f for name, f in own_seeds.items() if name not in metrics}}

@@ -20,12 +20,12 @@ from jaxprune.evolution.records import Behaviour, TaskInfo, plan_distance
 from jaxprune.evolution.summary import Tally
 from jaxprune.keys import derive, generator
 from jaxprune.language.canonical import canonical_form
-from jaxprune.language.operands import PAPER_VOCABULARY, Vocabulary
+from jaxprune.language.expression import Expression
+from jaxprune.language.library import PAPER_SEEDS, library, own_seeds
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import PAPER_SEEDS, library, own_seeds
 from jaxprune.language.sampling import Limits, random_expression
-from jaxprune.language.tree import Expression
 from jaxprune.language.variation import VariationSettings, vary
+from jaxprune.language.vocabulary import PAPER_VOCABULARY, Vocabulary
 from jaxprune.types import Invalid
 
 ROUNDS = 4

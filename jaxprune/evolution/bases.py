@@ -21,7 +21,7 @@ from flax import nnx
 from jaxprune.evolution.files import explained
 from jaxprune.evolution.programs import TaskPrograms
 from jaxprune.keys import derive, generator
-from jaxprune.language.published import library
+from jaxprune.language.library import library
 from jaxprune.observation.observed import Observed
 from jaxprune.pruning.planning import select
 from jaxprune.pruning.states import FlatState

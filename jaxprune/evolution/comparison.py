@@ -16,7 +16,7 @@ from jaxprune.evolution.naming import Function, named_functions
 from jaxprune.evolution.problem import kept_digest
 from jaxprune.evolution.programs import TaskPrograms
 from jaxprune.evolution.tasks import Task, check_unique
-from jaxprune.language.tree import Expression
+from jaxprune.language.expression import Expression
 from jaxprune.scoring.metrics import PruningFunction, name_of
 from jaxprune.training.loop import Examples
 from jaxprune.types import Invalid, Kept

@@ -12,7 +12,7 @@ from jaxprune.evolution.problem import TaskProblem
 from jaxprune.evolution.search import SearchResult, evolve_problem
 from jaxprune.evolution.settings import EvolveConfig
 from jaxprune.evolution.tasks import Task
-from jaxprune.language.tree import Expression
+from jaxprune.language.expression import Expression
 from jaxprune.training.trainer import Strategy
 
 

@@ -6,10 +6,10 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 from jaxprune.evolution.measurements import REFERENCE
-from jaxprune.language.operands import OPERANDS
+from jaxprune.language.expression import Expression
+from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import library, own_seeds
-from jaxprune.language.tree import Expression
+from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.scoring.metrics import Metric, PruningFunction, metrics, name_of
 
 CONTROLS = ("random", "scratch", "oracle")

@@ -18,7 +18,7 @@ from jaxprune.evolution.settings import EvolveConfig
 from jaxprune.evolution.summary import GenerationSummary
 
 if TYPE_CHECKING:
-    from jaxprune.language.tree import Expression
+    from jaxprune.language.expression import Expression
 
 REFERENCE_ID = 0
 """The candidate id of l2, which every run starts with: all differences are to it."""

@@ -15,8 +15,8 @@ from jaxprune.evolution.programs import TaskPrograms
 from jaxprune.evolution.records import SEARCH_POOL, Behaviour, Outcome, TaskInfo, Trial, pack_kept
 from jaxprune.evolution.tasks import Task, check_unique
 from jaxprune.language.canonical import canonical_form
-from jaxprune.language.operands import DEFAULT_VOCABULARY, OPERANDS, Vocabulary
-from jaxprune.language.tree import Expression
+from jaxprune.language.expression import Expression
+from jaxprune.language.vocabulary import DEFAULT_VOCABULARY, OPERANDS, Vocabulary
 from jaxprune.observation.observed import Observed
 from jaxprune.training.threads import map_in_order
 from jaxprune.training.trainer import Strategy

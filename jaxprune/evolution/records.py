@@ -18,8 +18,8 @@ import numpy as np
 from jaxprune.types import Invalid
 
 if TYPE_CHECKING:
-    from jaxprune.language.operands import Vocabulary
-    from jaxprune.language.tree import Expression
+    from jaxprune.language.expression import Expression
+    from jaxprune.language.vocabulary import Vocabulary
 
 TrialKey = tuple[str, str, int, int, str]
 """(task, pool, base, repeat, digest): what a fine-tuning is a function of, and so the key of its cache."""

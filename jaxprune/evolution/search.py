@@ -29,8 +29,8 @@ from jaxprune.evolution.rundir import RunDirectory
 from jaxprune.evolution.settings import EvolveConfig
 from jaxprune.evolution.summary import GenerationSummary
 from jaxprune.evolution.telling import tell
+from jaxprune.language.expression import Expression
 from jaxprune.language.parsing import parse
-from jaxprune.language.tree import Expression
 
 if TYPE_CHECKING:
     import pandas

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, get_args
 
 from jaxprune.language.axes import Type
-from jaxprune.language.operands import OPERANDS
+from jaxprune.language.expression import Expression
 from jaxprune.language.operators import (
     ATOM_LEVEL,
     MODULES,
@@ -24,7 +24,7 @@ from jaxprune.language.operators import (
     for_backend,
 )
 from jaxprune.language.printing import number_text
-from jaxprune.language.tree import Expression
+from jaxprune.language.vocabulary import OPERANDS
 
 _LONGEST = 88
 _CALL = re.compile(r"[\w.]+\(.*\)", re.DOTALL)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import jax
 
-from jaxprune.language.operands import Vocabulary
+from jaxprune.language.expression import Expression
+from jaxprune.language.grammar import Grammar, Stage, grammar_of
+from jaxprune.language.mutation import all_sites, require_within, transplant
 from jaxprune.language.productions import Goal
-from jaxprune.language.reachability import Grammar, Stage, grammar_of
 from jaxprune.language.sampling import Draws, Limits, assemble
-from jaxprune.language.sites import all_sites, require_within, transplant
-from jaxprune.language.tree import Expression
+from jaxprune.language.vocabulary import Vocabulary
 
 MAX_HEIGHT = 4
 
@@ -37,7 +37,7 @@ def paper_mutation(
       ValueError: if `f` is beyond the limits.
 
     Example:
-      >>> from jaxprune.language.operands import PAPER_VOCABULARY
+      >>> from jaxprune.language.vocabulary import PAPER_VOCABULARY
       >>> from jaxprune.language.parsing import parse
       >>> paper_mutation(jax.random.key(0), parse("sum(abs(WI))"), PAPER_VOCABULARY).type
       ()

@@ -9,13 +9,16 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
-from jaxprune.language.operands import OPERANDS, Vocabulary
+from jaxprune.language.expression import Expression, apply, literal, operand
 from jaxprune.language.operators import OPERATORS, IllTypedError
-from jaxprune.language.tree import Expression, apply, literal, operand
+from jaxprune.language.vocabulary import OPERANDS, Vocabulary
 
 MAX_CHARACTERS = 4_000
 MAX_DEPTH = 64
 MAX_NODES = 1_000
+
+NAMED_FUNCTIONS: dict[str, str] = {}
+"""Name of a known function -> the mapping that holds it; filled by `language.library`, for error messages."""
 
 _BINARY: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 
@@ -235,8 +238,6 @@ class _Reader:
             self.fail(f"A formula has at most {MAX_NODES} nodes, got more here. Write a shorter one.", node)
 
     def fail_unknown(self, kind: str, name: str, known: Iterable[str], node: ast.expr) -> NoReturn:
-        from jaxprune.language.published import library, own_seeds  # which are parsed by this module
-
         names = list(known)
         close = [other for other in names if other.lower() == name.lower()]
         close = close or difflib.get_close_matches(name, names, 1, 0.5)
@@ -246,10 +247,8 @@ class _Reader:
             hint = f"{name} is an operator: write {name}(...)."
         elif kind == "operator" and name in OPERANDS:
             hint = f"{name} is an operand: it takes no arguments."
-        elif name in library or name in own_seeds:
-            hint = (
-                f"{name} is a named function: take it from {'library' if name in library else 'own_seeds'}."
-            )
+        elif name in NAMED_FUNCTIONS:
+            hint = f"{name} is a named function: take it from {NAMED_FUNCTIONS[name]}."
         elif registered:
             hint = "It exists but this vocabulary leaves it out."
         self.fail(f"The {kind} must be one of {' '.join(names)}, got {name!r}. {hint}", node)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from jaxprune.language.axes import Type, is_position_axis, is_sample_axis, slice_range
-from jaxprune.language.operands import OPERANDS, Vocabulary
 from jaxprune.language.operators import OPERATORS, Operator, Params
+from jaxprune.language.vocabulary import OPERANDS, Vocabulary
 
 Style = Literal["useful", "uniform"]
 """`useful` favours what published metrics are made of; `uniform` draws operators evenly and uses no idioms."""

@@ -15,11 +15,11 @@ import numpy as np
 
 from jaxprune.keys import generator
 from jaxprune.language.axes import Type, type_name
-from jaxprune.language.operands import Vocabulary
+from jaxprune.language.expression import Expression, apply, literal, operand, replace_children
+from jaxprune.language.grammar import Grammar, Stage, grammar_of
 from jaxprune.language.operators import IllTypedError
 from jaxprune.language.productions import Goal, Production
-from jaxprune.language.reachability import Grammar, Stage, grammar_of
-from jaxprune.language.tree import Expression, apply, literal, operand, replace_children
+from jaxprune.language.vocabulary import Vocabulary
 
 _SMALLEST_TARGET, _LARGEST_TARGET = 7, 32
 _SCALAR_COMFORT = 2  # a moment of an operand; one node would often leave nothing but a literal
@@ -116,7 +116,7 @@ def random_expression(
       ValueError: if the vocabulary has no formula of that type within the limits.
 
     Example:
-      >>> from jaxprune.language.operands import PAPER_VOCABULARY
+      >>> from jaxprune.language.vocabulary import PAPER_VOCABULARY
       >>> f = random_expression(jax.random.key(0), PAPER_VOCABULARY)
       >>> f.type, f.size <= 40, f is random_expression(jax.random.key(0), PAPER_VOCABULARY)
       ((), True, True)

@@ -11,12 +11,20 @@ from typing import Literal
 
 import jax
 
-from jaxprune.language.mutation import jitter_constants, mutate_hoist, mutate_point, mutate_subtree
-from jaxprune.language.operands import Vocabulary
+from jaxprune.language.expression import Expression
+from jaxprune.language.mutation import (
+    all_sites,
+    jitter_constants,
+    mutate_hoist,
+    mutate_point,
+    mutate_subtree,
+    node_weight,
+    require_within,
+    transplant,
+)
 from jaxprune.language.paper_variation import paper_crossover, paper_mutation
 from jaxprune.language.sampling import Draws, Limits, is_constant, random_expression
-from jaxprune.language.sites import all_sites, node_weight, require_within, transplant
-from jaxprune.language.tree import Expression
+from jaxprune.language.vocabulary import Vocabulary
 
 __all__ = [
     "Origin",
@@ -106,7 +114,7 @@ def vary(
       ValueError: if the vocabulary has no formula of type () within the limits.
 
     Example:
-      >>> from jaxprune.language.operands import PAPER_VOCABULARY
+      >>> from jaxprune.language.vocabulary import PAPER_VOCABULARY
       >>> from jaxprune.language.parsing import parse
       >>> parents = [parse("sum(abs(WI))"), parse("var(P)/(var(Q) + 0.05)")]
       >>> child, origin = vary(jax.random.key(0), parents, PAPER_VOCABULARY)

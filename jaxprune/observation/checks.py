@@ -237,7 +237,7 @@ def sort_examples(name: str, value: jax.Array, order: np.ndarray) -> jax.Array:
     Raises:
       ValueError: if no operand of that name was registered.
     """
-    from jaxprune.language.operands import OPERANDS
+    from jaxprune.language.vocabulary import OPERANDS
 
     if name not in OPERANDS:
         raise ValueError(f"extras must be registered operands, got {name!r}. Call register_operand first.")

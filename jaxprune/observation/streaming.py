@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.language.axes import SAMPLE_AXES
-from jaxprune.language.operands import OPERANDS
+from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.observation.checks import (
     FlatWeights,
     check_labels,

@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from jaxprune.language.axes import SAMPLE_AXES
-from jaxprune.language.operands import OPERANDS
-from jaxprune.language.tree import Expression
+from jaxprune.language.expression import Expression
+from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.observation.moments import SETS
 
 View = Literal["full", "sample"]

@@ -11,8 +11,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from jaxprune.language.axes import SAMPLE_AXES
-from jaxprune.language.operands import OPERANDS
-from jaxprune.language.tree import Expression, apply, operand
+from jaxprune.language.expression import Expression, apply, operand
+from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.scoring.analysis import STATISTICS, moment_answer
 
 _SET_OF = {"NX": "X", "N": "P", "NQ": "Q"}

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.language.axes import type_name
-from jaxprune.language.operands import OPERANDS
-from jaxprune.language.tree import Expression
+from jaxprune.language.expression import Expression
+from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.observation.gradients import Gradients
 from jaxprune.observation.records import Operands
 from jaxprune.scoring.analysis import View, needs_samples

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from jaxprune.language.axes import SAMPLE_AXES, Type
+from jaxprune.language.basic_operators import real_entries
 from jaxprune.language.operators import OPERATORS, AxisMasks, Params
-from jaxprune.language.reductions import real_entries
 from jaxprune.scoring.set_statistics import ClassRows, pair_statistics, row_statistics
 from jaxprune.types import Array, Namespace
 

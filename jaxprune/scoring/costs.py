@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jaxprune.language.tree import Expression
+from jaxprune.language.expression import Expression
 from jaxprune.observation.observed import Observed
 from jaxprune.scoring.compiled import explain_missing, missing_operands, view_of
 from jaxprune.scoring.estimates import estimate_cost, explain_refusal

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.language.axes import slice_bounds, slice_range
-from jaxprune.language.operands import OPERANDS
+from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.observation.records import Operands
 from jaxprune.scoring.analysis import CLASS_SIZES, View
 from jaxprune.scoring.compute import Value

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
+from jaxprune.language.expression import Expression
 from jaxprune.language.operators import OPERATORS
-from jaxprune.language.tree import Expression
 from jaxprune.scoring.analysis import dependence_of, moment_answer
 from jaxprune.scoring.class_independent import class_independent_form, set_answer
 from jaxprune.scoring.leaves import value_shape

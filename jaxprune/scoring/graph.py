@@ -10,8 +10,8 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from typing import Literal, NamedTuple, TypeVar
 
 from jaxprune.language.axes import SAMPLE_AXES, Type
+from jaxprune.language.expression import Expression
 from jaxprune.language.operators import Params
-from jaxprune.language.tree import Expression
 from jaxprune.scoring.analysis import (
     View,
     dependence_of,

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxprune.language.axes import Type, slice_bounds, slice_range
-from jaxprune.language.operands import OPERANDS, Operand
+from jaxprune.language.vocabulary import OPERANDS, Operand
 from jaxprune.observation.gradients import Gradients
 from jaxprune.observation.moments import Moments
 from jaxprune.observation.records import Operands

@@ -15,9 +15,9 @@ from types import MappingProxyType
 import jax
 import numpy as np
 
+from jaxprune.language.expression import Expression
+from jaxprune.language.library import library, own_seeds, sources
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import library, own_seeds, sources
-from jaxprune.language.tree import Expression
 from jaxprune.observation.records import Operands
 from jaxprune.scoring import metric_functions
 from jaxprune.scoring.compiled import check_operands, compile, explain_missing, missing_operands

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxprune.language.tree import Expression
+from jaxprune.language.expression import Expression
 from jaxprune.observation.records import Operands
 from jaxprune.scoring.compiled import check_operands
 from jaxprune.scoring.scorer import Backend, Scorer

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeGuard, cast
 
 import numpy as np
 
-from jaxprune.language.tree import Expression
+from jaxprune.language.expression import Expression
 from jaxprune.observation.observed import Observed
 from jaxprune.observation.records import Operands
 from jaxprune.scoring.compiled import explain_missing, missing_operands

@@ -12,8 +12,8 @@ from typing import Literal, cast
 
 import numpy as np
 
-from jaxprune.language.published import library
-from jaxprune.language.tree import Expression
+from jaxprune.language.expression import Expression
+from jaxprune.language.library import library
 from jaxprune.observation.observed import Observed
 from jaxprune.scoring.compiled import Reader, missing_operands
 from jaxprune.scoring.metrics import Metric, PruningFunction

@@ -10,9 +10,10 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
-from jaxprune.language.operands import OPERANDS
+from jaxprune.language.canonical import shared_form
+from jaxprune.language.expression import Expression
 from jaxprune.language.operators import OPERATORS
-from jaxprune.language.tree import Expression
+from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.observation.records import Operands
 from jaxprune.scoring.analysis import View, evaluated_nodes, needs_samples
 from jaxprune.scoring.compiled import (
@@ -26,7 +27,6 @@ from jaxprune.scoring.estimates import LEAST_SHARE, estimate_cost, explain_plan,
 from jaxprune.scoring.graph import Graph
 from jaxprune.scoring.leaves import axis_sizes
 from jaxprune.scoring.numpy_evaluator import NumpyEvaluator
-from jaxprune.scoring.sharing import shared_form
 
 Backend = Literal["numpy", "device"]
 """`numpy` computes on the host, `device` by jitted calls on the devices of JAX's default backend."""

@@ -10,7 +10,7 @@ import pytest
 from jaxprune.cli import main
 from jaxprune.commands.common import columns, split_formulas
 from jaxprune.commands.comparing import functions_named
-from jaxprune.language.published import library, own_seeds
+from jaxprune.language.library import library, own_seeds
 
 TASK = ["--task", "cli_tasks:small"]
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxprune.cli import main
-from jaxprune.language.operands import OPERANDS
+from jaxprune.language.library import library, own_seeds
 from jaxprune.language.operators import OPERATORS
-from jaxprune.language.published import library, own_seeds
+from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.scoring.metrics import metrics
 
 

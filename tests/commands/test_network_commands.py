@@ -10,7 +10,7 @@ from jaxprune.cli import main
 from jaxprune.commands.networks import prune_base
 from jaxprune.evolution.bases import BasePool
 from jaxprune.evolution.programs import TaskPrograms
-from jaxprune.language.published import library
+from jaxprune.language.library import library
 from jaxprune.pruning.planning import Plan
 
 

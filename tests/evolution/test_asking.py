@@ -15,9 +15,9 @@ from jaxprune.evolution.population import SearchState
 from jaxprune.evolution.records import Behaviour
 from jaxprune.evolution.search import init_search
 from jaxprune.evolution.telling import tell
+from jaxprune.language.expression import Expression
+from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import library, own_seeds
-from jaxprune.language.tree import Expression
 from jaxprune.types import Invalid
 
 

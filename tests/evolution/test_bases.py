@@ -20,9 +20,10 @@ from jaxprune.evolution.problem import TaskProblem, available_operands, kept_dig
 from jaxprune.evolution.programs import TaskPrograms, calibration_rows
 from jaxprune.evolution.records import Behaviour, Trial
 from jaxprune.evolution.tasks import Schedule
-from jaxprune.language.operands import OPERANDS, register_operand
+from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import library, own_seeds
+from jaxprune.language.registration import register_operand
+from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.training.loop import Examples, split_network
 from jaxprune.training.recipes import RECIPES
 from jaxprune.types import Invalid

@@ -13,8 +13,8 @@ from jaxprune.evolution.bases import BasePool, Plan0
 from jaxprune.evolution.comparison import compare, layer_views
 from jaxprune.evolution.measurements import Comparison
 from jaxprune.evolution.problem import _behaviour
+from jaxprune.language.library import library
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import library
 from jaxprune.scoring.metrics import metrics
 from jaxprune.scoring.ranking import Ranking
 from jaxprune.training.guard import AlreadyOpenedError

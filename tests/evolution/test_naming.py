@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from jaxprune.evolution.naming import find_function, known_functions, named_functions
+from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import ParseError, parse
-from jaxprune.language.published import library, own_seeds
 from jaxprune.scoring.metrics import metrics
 
 

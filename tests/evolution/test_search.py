@@ -30,8 +30,8 @@ from jaxprune.evolution.search import (
     TrialRecord,
     evolve_problem,
 )
-from jaxprune.language.published import library
-from jaxprune.language.tree import Expression
+from jaxprune.language.expression import Expression
+from jaxprune.language.library import library
 from jaxprune.types import Invalid
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxprune.evolution.records import Behaviour, InfrastructureError, Outcome, TaskInfo, Trial, pack_kept
 from jaxprune.evolution.settings import EvolveConfig
-from jaxprune.language.operands import DEFAULT_VOCABULARY, Vocabulary
-from jaxprune.language.tree import Expression
+from jaxprune.language.expression import Expression
+from jaxprune.language.vocabulary import DEFAULT_VOCABULARY, Vocabulary
 from jaxprune.types import Invalid
 
 NUM_CHANNELS = 16

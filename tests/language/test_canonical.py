@@ -8,8 +8,8 @@ from hypothesis import given
 from toy_formulas import evaluate, expressions, values
 
 from jaxprune.language.canonical import canonical_form
+from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import library, own_seeds
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from toy_formulas import evaluate, expressions
 
-from jaxprune.language.operands import OPERANDS, register_operand
+from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import library, own_seeds
+from jaxprune.language.registration import register_operand
+from jaxprune.language.vocabulary import OPERANDS
 
 EVERYTHING = {**library, **own_seeds}
 SHAPE, NUM_CLASSES = (12, 2, 2, 3), 3

@@ -10,7 +10,7 @@ import pytest
 import toy_formulas
 
 from jaxprune.language.axes import slice_bounds
-from jaxprune.language.matrices import squared_distances
+from jaxprune.language.matrix_operators import squared_distances
 from jaxprune.language.operators import OPERATORS
 
 

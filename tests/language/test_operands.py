@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from jaxprune.language.operands import (
-    DEFAULT_VOCABULARY,
-    OPERANDS,
-    PAPER_VOCABULARY,
-    Vocabulary,
-    register_operand,
-)
 from jaxprune.language.parsing import parse
+from jaxprune.language.registration import register_operand
+from jaxprune.language.vocabulary import DEFAULT_VOCABULARY, OPERANDS, PAPER_VOCABULARY, Vocabulary
 
 
 @pytest.fixture

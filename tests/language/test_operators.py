@@ -8,15 +8,9 @@ import numpy as np
 import pytest
 from toy_formulas import applications, evaluate, real_part, values
 
-from jaxprune.language.operators import (
-    BROADCAST,
-    OPERATORS,
-    IllTypedError,
-    Signature,
-    infer_type,
-    register_operator,
-)
+from jaxprune.language.operators import BROADCAST, OPERATORS, IllTypedError, Signature, infer_type
 from jaxprune.language.parsing import parse
+from jaxprune.language.registration import register_operator
 
 DESIGNED = (
     "+ - * / transpose matmul inner outer trace inverse abs square sqrt sum product mean std var count "

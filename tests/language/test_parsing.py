@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxprune.language.operands import PAPER_VOCABULARY, Vocabulary
 from jaxprune.language.parsing import MAX_CHARACTERS, ParseError, parse
+from jaxprune.language.vocabulary import PAPER_VOCABULARY, Vocabulary
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from jaxprune.language.operands import OPERANDS
+from jaxprune.language.library import PAPER_SEEDS, PUBLISHED, library, own_seeds, sources
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import PAPER_SEEDS, PUBLISHED, library, own_seeds, sources
+from jaxprune.language.vocabulary import OPERANDS
 
 EVERYTHING = {**library, **own_seeds}
 

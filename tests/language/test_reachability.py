@@ -7,12 +7,13 @@ import itertools
 import jax
 import pytest
 
-from jaxprune.language.operands import DEFAULT_VOCABULARY, PAPER_VOCABULARY, Vocabulary
-from jaxprune.language.operators import OPERATORS, infer_type, register_operator
+from jaxprune.language.expression import apply, operand
+from jaxprune.language.grammar import continues_chain, grammar_of
+from jaxprune.language.operators import OPERATORS, infer_type
 from jaxprune.language.productions import Goal, all_applications, all_productions
-from jaxprune.language.reachability import continues_chain, grammar_of
+from jaxprune.language.registration import register_operator
 from jaxprune.language.sampling import Draws, grow
-from jaxprune.language.tree import apply, operand
+from jaxprune.language.vocabulary import DEFAULT_VOCABULARY, PAPER_VOCABULARY, Vocabulary
 
 TINY = Vocabulary(operands=("WI",), operators=("abs", "sum"), literals=(2.0,))
 

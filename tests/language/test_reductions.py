@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import toy_formulas
 
-from jaxprune.language.reductions import real_entries, zero_padding
+from jaxprune.language.basic_operators import real_entries, zero_padding
 
 
 @pytest.fixture(autouse=True, params=[np, jnp], ids=["numpy", "jax"])

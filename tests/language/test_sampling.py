@@ -13,15 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxprune.language.operands import (
-    DEFAULT_VOCABULARY,
-    OPERANDS,
-    PAPER_VOCABULARY,
-    Vocabulary,
-    register_operand,
-)
-from jaxprune.language.operators import OPERATORS, register_operator
+from jaxprune.language.expression import operand
+from jaxprune.language.operators import OPERATORS
 from jaxprune.language.parsing import parse
+from jaxprune.language.registration import register_operand, register_operator
 from jaxprune.language.sampling import (
     Draws,
     Limits,
@@ -31,7 +26,7 @@ from jaxprune.language.sampling import (
     random_expression,
     target_size,
 )
-from jaxprune.language.tree import operand
+from jaxprune.language.vocabulary import DEFAULT_VOCABULARY, OPERANDS, PAPER_VOCABULARY, Vocabulary
 
 SEEDS = st.integers(0, 2**31 - 1)
 TYPES = [
@@ -101,7 +96,7 @@ def test_the_same_key_gives_the_same_formula(seed):
 @pytest.mark.slow
 def test_another_process_gives_the_same_formulas():
     program = (
-        "import jax; from jaxprune.language.operands import DEFAULT_VOCABULARY as v\n"
+        "import jax; from jaxprune.language.vocabulary import DEFAULT_VOCABULARY as v\n"
         "from jaxprune.language.sampling import random_expression as r\n"
         "print([str(r(jax.random.key(s), v)) for s in range(50)])"
     )

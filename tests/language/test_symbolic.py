@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from toy_formulas import expressions
 
+from jaxprune.language.library import library
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import library
 
 
 @pytest.mark.parametrize(

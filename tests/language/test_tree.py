@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from toy_formulas import expressions
 
-from jaxprune.language import tree
+from jaxprune.language import expression as tree
+from jaxprune.language.expression import Expression, apply, literal, operand, replace_children
 from jaxprune.language.operators import IllTypedError
 from jaxprune.language.parsing import parse
-from jaxprune.language.tree import Expression, apply, literal, operand, replace_children
 
 
 def test_size_depth_and_operands_by_hand():

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxprune.language.operands import DEFAULT_VOCABULARY, PAPER_VOCABULARY, Vocabulary
-from jaxprune.language.operators import OPERATORS, register_operator
+from jaxprune.language.expression import apply, literal, operand
+from jaxprune.language.library import library, own_seeds
+from jaxprune.language.mutation import all_sites, subtree_at, transplant
+from jaxprune.language.operators import OPERATORS
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import library, own_seeds
+from jaxprune.language.registration import register_operator
 from jaxprune.language.sampling import Limits, is_constant, random_expression
-from jaxprune.language.sites import all_sites, subtree_at, transplant
-from jaxprune.language.tree import apply, literal, operand
 from jaxprune.language.variation import (
     VariationSettings,
     crossover,
@@ -29,6 +29,7 @@ from jaxprune.language.variation import (
     paper_mutation,
     vary,
 )
+from jaxprune.language.vocabulary import DEFAULT_VOCABULARY, PAPER_VOCABULARY, Vocabulary
 
 SEEDS = st.integers(0, 2**31 - 1)
 KNOWN = [*library.values(), *own_seeds.values()]

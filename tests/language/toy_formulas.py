@@ -10,10 +10,10 @@ import numpy as np
 from hypothesis import strategies as st
 
 from jaxprune.language.axes import slice_bounds, slice_range
-from jaxprune.language.operands import DEFAULT_VOCABULARY, OPERANDS
+from jaxprune.language.expression import Expression, apply, literal, operand
 from jaxprune.language.operators import OPERATORS, IllTypedError
 from jaxprune.language.parsing import parse
-from jaxprune.language.tree import Expression, apply, literal, operand
+from jaxprune.language.vocabulary import DEFAULT_VOCABULARY, OPERANDS
 
 SIZES = {"D": 4, "NX": 7, "N": 3, "NQ": 4, "F": 6, "O": 5, "C": 3}
 PADDED = {"D": 8, "NX": 8, "N": 8, "NQ": 6, "F": 8, "O": 8, "C": 4}

@@ -8,8 +8,9 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxprune.language.operands import OPERANDS, register_operand
 from jaxprune.language.parsing import parse
+from jaxprune.language.registration import register_operand
+from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.observation import streaming
 from jaxprune.observation.moments import class_sets
 from jaxprune.observation.positions import pool_positions

@@ -9,8 +9,8 @@ from flax import nnx
 from jax import export
 from small_nets import IMAGES, LABELS, NETWORKS, Net, conv, flat, linear, plain, residual, sigmoid_net
 
+from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import library, own_seeds
 from jaxprune.nets import PlainConvNet, SmallConvNet
 from jaxprune.observation.observed import Observed
 from jaxprune.observation.positions import pool_positions

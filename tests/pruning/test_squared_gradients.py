@@ -9,8 +9,8 @@ from flax import nnx
 from jax import export
 from small_nets import IMAGES, LABELS, NETWORKS, Net, conv, flat, linear, plain
 
+from jaxprune.language.library import library
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import library
 from jaxprune.observation.observed import Observed
 from jaxprune.pruning import squared_gradients
 from jaxprune.pruning.observation import make_observer, observe

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxprune.language.operands import DEFAULT_VOCABULARY
 from jaxprune.language.sampling import Limits, random_expression
+from jaxprune.language.vocabulary import DEFAULT_VOCABULARY
 from jaxprune.observation.records import Operands
 from jaxprune.scoring.compiled import compile
 from jaxprune.scoring.populations import score_population

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxprune.language.library import library
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import library
 from jaxprune.observation.moments import class_sets
 from jaxprune.observation.records import Operands, sample_moments
 from jaxprune.pruning.observation import observe

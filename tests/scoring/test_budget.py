@@ -9,9 +9,9 @@ import pytest
 from test_population_scores import assert_close
 from test_scorer import layer
 
-from jaxprune.language.operands import DEFAULT_VOCABULARY
 from jaxprune.language.parsing import parse
 from jaxprune.language.sampling import random_expression
+from jaxprune.language.vocabulary import DEFAULT_VOCABULARY
 from jaxprune.scoring.device_programs import Programs
 from jaxprune.scoring.scorer import BUDGET_BYTES, LEAST_BYTES, Scorer, default_budget
 

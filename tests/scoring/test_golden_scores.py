@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 
+from jaxprune.language.library import library
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import library
 from jaxprune.observation.records import Operands
 from jaxprune.scoring.compiled import compile
 from jaxprune.scoring.populations import score_population

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxprune.language.library import own_seeds
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import own_seeds
 from jaxprune.observation.gradients import Gradients, GradientSource
 from jaxprune.observation.observed import Observed
 from jaxprune.observation.records import Operands

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from jax import export
 
-from jaxprune.language.operands import DEFAULT_VOCABULARY
+from jaxprune.language.library import library
 from jaxprune.language.operators import OPERATORS
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import library
 from jaxprune.language.sampling import random_expression
+from jaxprune.language.vocabulary import DEFAULT_VOCABULARY
 from jaxprune.observation.moments import add_examples, zero_moments
 from jaxprune.observation.records import Operands, sample_moments
 from jaxprune.scoring import device_plan

@@ -10,8 +10,8 @@ from flax import nnx
 from jax import export
 from metric_definitions import DEFINITIONS, score_by_definition
 
-from jaxprune.language.operands import OPERANDS
-from jaxprune.language.published import library
+from jaxprune.language.library import library
+from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.observation.records import Operands
 from jaxprune.pruning.observation import observe
 from jaxprune.pruning.planning import plan

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from jax import monitoring
 
-from jaxprune.language.operands import DEFAULT_VOCABULARY, OPERANDS, register_operand
-from jaxprune.language.operators import OPERATORS, register_operator
+from jaxprune.language.library import library
+from jaxprune.language.operators import OPERATORS
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import library
+from jaxprune.language.registration import register_operand, register_operator
 from jaxprune.language.sampling import random_expression
+from jaxprune.language.vocabulary import DEFAULT_VOCABULARY, OPERANDS
 from jaxprune.observation.gradients import Gradients
 from jaxprune.observation.observed import Observed
 from jaxprune.observation.records import Operands, sample_moments

@@ -2,9 +2,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.language.operands import OPERANDS, register_operand
+from jaxprune.language.library import library
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import library
+from jaxprune.language.registration import register_operand
+from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.observation.observed import Observed
 from jaxprune.observation.records import Operands
 from jaxprune.scoring.compiled import compile

@@ -7,11 +7,12 @@ import pytest
 from oracle import oracle
 from test_population_scores import MIXED, assert_close
 
-from jaxprune.language.operands import DEFAULT_VOCABULARY, OPERANDS, register_operand
-from jaxprune.language.operators import OPERATORS, register_operator
+from jaxprune.language.library import library, own_seeds
+from jaxprune.language.operators import OPERATORS
 from jaxprune.language.parsing import parse
-from jaxprune.language.published import library, own_seeds
+from jaxprune.language.registration import register_operand, register_operator
 from jaxprune.language.sampling import random_expression
+from jaxprune.language.vocabulary import DEFAULT_VOCABULARY, OPERANDS
 from jaxprune.observation.records import Operands
 from jaxprune.scoring import device_plan, numpy_evaluator
 from jaxprune.scoring import scorer as scorer_module

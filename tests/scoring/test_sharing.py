@@ -8,13 +8,13 @@ import pytest
 from oracle import oracle
 from test_against_oracle import FEW, functions_for
 
+from jaxprune.language.canonical import shared_form
 from jaxprune.language.parsing import parse
 from jaxprune.observation.observed import Observed
 from jaxprune.observation.records import Operands
 from jaxprune.scoring import producers
 from jaxprune.scoring.ranking import rank_population, score_functions
 from jaxprune.scoring.scorer import Scorer
-from jaxprune.scoring.sharing import shared_form
 
 
 @pytest.mark.parametrize(

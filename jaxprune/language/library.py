@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from jaxprune.language.parsing import parse
-from jaxprune.language.tree import Expression
+from jaxprune.language.expression import Expression
+from jaxprune.language.parsing import NAMED_FUNCTIONS, parse
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,8 @@ own_seeds: Mapping[str, Expression] = MappingProxyType(
     {name: parse(text) for name, (text, _) in _OWN_SEEDS.items()}
 )
 """Name -> formula, our own but for `taylor`, that a population also starts from."""
+
+NAMED_FUNCTIONS.update({**dict.fromkeys(own_seeds, "own_seeds"), **dict.fromkeys(library, "library")})
 
 sources: Mapping[str, str] = MappingProxyType(
     {name: source for name, (_, source) in (_LIBRARY | _OWN_SEEDS).items()}

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakValueDictionary
 
 from jaxprune.language.axes import Type
-from jaxprune.language.operands import OPERANDS
 from jaxprune.language.operators import OPERATORS, Backend, IllTypedError, Params, infer_type
+from jaxprune.language.vocabulary import OPERANDS
 
 if TYPE_CHECKING:
     from sympy import Expr
@@ -160,13 +160,13 @@ class Expression:
 
     def latex(self) -> str:
         """The formula as LaTeX math, without dollar signs; never fails."""
-        from jaxprune.language.symbolic import to_latex
+        from jaxprune.language.printing import to_latex
 
         return to_latex(self)
 
     def sympy(self) -> Expr:
         """The formula in SymPy, operators that SymPy lacks as functions; never fails."""
-        from jaxprune.language.symbolic import to_sympy
+        from jaxprune.language.printing import to_sympy
 
         return to_sympy(self)
 

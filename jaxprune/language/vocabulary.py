@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import keyword
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxprune.language.axes import AXES, Type, is_axis
+from jaxprune.language.axes import Type
 from jaxprune.types import Array
 
 Reader = Callable[[Any], Array | None]
@@ -38,84 +36,8 @@ class Operand:
     read: Reader | None = None
 
 
-_CODE_NAMES = frozenset(
-    "features labels kernel outgoing weight_gradient feature_gradient is_class c k index dtype scores num_channels "
-    "np jnp jax torch".split()
-)
 OPERANDS: dict[str, Operand] = {}
 """Name -> operand, in the order of the design; grows by `register_operand`."""
-
-
-def register_operand(
-    name: str,
-    *,
-    type: Type,
-    read: Reader,
-    description: str = "",
-    latex: str | None = None,
-    per_class: bool = False,
-) -> Operand:
-    """Makes one's own quantity readable by formulas; parsing, printing, scoring and evolution then know it.
-
-    Args:
-      name: a new identifier, as formulas will spell it.
-      type: its axes for one channel, out of `D NX N NQ F O C`; `()` for one number a channel.
-      read: takes scoring's `Operands`, returns a [C, *axes] array ([C, K, *axes] if `per_class`), or None
-        where the layer has none.
-      description: one phrase for lists and generated code.
-      latex: its symbol; the name upright by default.
-      per_class: whether its value depends on the class.
-
-    Returns:
-      The registered operand.
-
-    Raises:
-      ValueError: if the name is taken (by an operator or within generated code too) or no identifier, or the
-        type has an unknown axis.
-
-    Example:
-      >>> entropy = register_operand("entropy", type=(), read=lambda operands: operands.extras.get("entropy"))
-      >>> entropy.type
-      ()
-      >>> del OPERANDS["entropy"]
-    """
-    if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name):
-        raise ValueError(
-            f"An operand's name must be an ASCII identifier, got {name!r}. Use letters, digits, '_'."
-        )
-    if name in OPERANDS:
-        raise ValueError(
-            f"An operand's name must be new, got {name!r}, which is {OPERANDS[name].description or 'registered'}. "
-            "Choose another name."
-        )
-    if name in _names_in_use():
-        raise ValueError(
-            f"An operand's name must be new, got {name!r}, which operators or generated code use. "
-            "Choose another name."
-        )
-    unknown = [axis for axis in type if not is_axis(axis)]
-    if unknown:
-        raise ValueError(
-            f"The type of operand {name!r} must be made of the axes {' '.join(AXES)}, got {unknown}. "
-            "Use () for one number a channel."
-        )
-    if {"N", "NQ"} & set(type) and not per_class:
-        raise ValueError(
-            f"Operand {name!r} has rows of one class, so it depends on the class, got per_class=False. "
-            "Pass per_class=True, or use NX for all examples."
-        )
-    symbol = latex if latex is not None else rf"\mathrm{{{name}}}".replace("_", r"\_")
-    operand = Operand(name, tuple(type), description, symbol, per_class, read=read)
-    OPERANDS[name] = operand
-    return operand
-
-
-def _names_in_use() -> frozenset[str]:
-    """Names that an operand of one's own would hide in formulas or in generated code."""
-    from jaxprune.language.operators import OPERATORS  # which builds on this module
-
-    helpers = "\n".join(source for operator in OPERATORS.values() for source in operator.helper.values())
-    return _CODE_NAMES.union(OPERATORS, re.findall(r"^def (\w+)", helpers, re.MULTILINE))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from jaxprune.language.axes import NUM_SLICE_PARTS, slice_bounds
+from jaxprune.language.basic_operators import sum_rows, zero_padding
 from jaxprune.language.operators import (
     ATOM_LEVEL,
     NUM_BATCH_AXES,
@@ -23,9 +24,8 @@ from jaxprune.language.operators import (
     Fragment,
     Params,
     Shape,
-    register_operator,
 )
-from jaxprune.language.reductions import sum_rows, zero_padding
+from jaxprune.language.registration import register_operator
 from jaxprune.types import Array, Namespace
 
 INVERSE_RIDGE = 1e-4

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from jaxprune.language.axes import Type
-from jaxprune.language.operands import OPERANDS, Operand, Vocabulary
 from jaxprune.language.operators import OPERATORS, Operator, Params
 from jaxprune.language.productions import Goal, Part, Production, Style, all_productions
+from jaxprune.language.vocabulary import OPERANDS, Operand, Vocabulary
 
 CHAINS = {"+": "sum", "-": "sum", "*": "product"}
 """Operators whose nested applications count as one level -> the chain they belong to."""
@@ -43,7 +43,7 @@ class Grammar:
     """The productions of a vocabulary, and for every goal and depth the fewest nodes that reach it.
 
     Example:
-      >>> from jaxprune.language.operands import PAPER_VOCABULARY
+      >>> from jaxprune.language.vocabulary import PAPER_VOCABULARY
       >>> grammar = grammar_of(PAPER_VOCABULARY)  # its only scalar operands are class sizes, the same for all channels
       >>> [grammar.least_nodes(Goal(()), depth) for depth in (1, 2, 8)]
       [None, 2, 2]
