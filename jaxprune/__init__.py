@@ -35,10 +35,9 @@ if (
     from jaxprune.language.library import library, own_seeds
     from jaxprune.language.parsing import ParseError, parse
     from jaxprune.language.registration import register_operand, register_operator
-    from jaxprune.nets.conv_nets import PlainConvNet
     from jaxprune.nets.cost import count_macs, count_parameters
     from jaxprune.nets.factories import find_network
-    from jaxprune.nets.lenet import LeNet5
+    from jaxprune.nets.small_nets import LeNet5, PlainConvNet
     from jaxprune.observation.records import Operands
     from jaxprune.pruning.groups import Structure
     from jaxprune.pruning.masking import mask
@@ -118,10 +117,10 @@ _NAMES = {
     "language.parsing": "ParseError parse",
     "language.library": "library own_seeds",
     "language.expression": "Expression",
-    "nets.conv_nets": "PlainConvNet",
+    "nets.small_nets": "PlainConvNet",
     "nets.cost": "count_macs count_parameters",
     "nets.factories": "find_network",
-    "nets.lenet": "LeNet5",
+    "nets.small_nets": "LeNet5",
     "pruning.groups": "Structure",
     "pruning.masking": "mask",
     "pruning.observation": "observe",

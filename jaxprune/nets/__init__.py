@@ -6,14 +6,12 @@ from types import MappingProxyType
 
 from flax import nnx
 
-from jaxprune.nets.abstract import without_weights
 from jaxprune.nets.blocks import convolve_by_patches, with_patch_convolutions
-from jaxprune.nets.cifar_resnets import CifarResNet, PreActResNet
-from jaxprune.nets.conv_nets import PlainConvNet, SmallConvNet
 from jaxprune.nets.cost import count_macs, count_parameters
-from jaxprune.nets.imagenet_resnets import ImageNetResNet
-from jaxprune.nets.lenet import LeNet5
+from jaxprune.nets.factories import without_weights
 from jaxprune.nets.mobilenet import MOBILENET_V2_WIDTHS, MobileNetV2
+from jaxprune.nets.resnets import CifarResNet, ImageNetResNet, PreActResNet
+from jaxprune.nets.small_nets import LeNet5, PlainConvNet, SmallConvNet
 from jaxprune.nets.vgg import VGG16, VGG16_WIDTHS, VGG19, VGG19_WIDTHS
 
 NETWORKS: Mapping[str, Callable[..., nnx.Module]] = MappingProxyType(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxprune.nets.blocks import check_input, check_sizes, check_widths
-from jaxprune.nets.residual_blocks import ConvNorm
+from jaxprune.nets.resnets import ConvNorm
 
 MOBILENET_V2_WIDTHS = (32, 16, 24, 32, 64, 96, 160, 320, 1280)
 """Channels of the stem, the seven stages and the head."""

@@ -24,7 +24,7 @@ from jaxprune.nets import (
 )
 from jaxprune.nets.cost import parameter_sizes
 from jaxprune.nets.factories import find_network
-from jaxprune.nets.residual_blocks import BasicBlock, pad_channels
+from jaxprune.nets.resnets import BasicBlock, pad_channels
 
 # By hand: convolutions with biases, their norms, the dense layer with bias and norm, the output.
 VGG19_PARAMETERS = 20_024_384 + 2 * 5_504 + 512 * 512 + 512 + 2 * 512 + 512 * 10 + 10

@@ -20,8 +20,7 @@ from small_nets import (
     scores_of,
 )
 
-from jaxprune.nets.conv_nets import PlainConvNet, SmallConvNet
-from jaxprune.nets.lenet import LeNet5
+from jaxprune.nets.small_nets import LeNet5, PlainConvNet, SmallConvNet
 from jaxprune.nets.vgg import VGG16
 from jaxprune.pruning.masking import mask
 from jaxprune.pruning.planning import make_plan, plan

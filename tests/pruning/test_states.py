@@ -3,7 +3,7 @@ import numpy as np
 from flax import nnx
 from small_nets import IMAGES, NETWORKS, conv_relu_norm
 
-from jaxprune.nets.conv_nets import PlainConvNet
+from jaxprune.nets.small_nets import PlainConvNet
 from jaxprune.pruning.states import (
     dotted,
     fingerprint,

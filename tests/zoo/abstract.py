@@ -8,7 +8,7 @@ from functools import partial
 import jax
 from flax import nnx
 
-from jaxprune.nets.abstract import without_weights
+from jaxprune.nets.factories import without_weights
 
 
 def abstract(make: Callable[..., nnx.Module], **settings: object) -> nnx.Module:

@@ -120,3 +120,62 @@ class SmallConvNet(nnx.Module):
         x = max_pool(jax.nn.relu(self.norm4(self.conv4(x))))
         x = jax.nn.relu(self.dense(flatten(x)))
         return self.output(x)
+
+
+# === merged: """LeNet-5: two 5x5 convolutions, each with pooling, and one dense layer."""
+
+
+class LeNet5(nnx.Module):
+    """Images [N, H, W, C] to logits: 5x5 convolution, ReLU, 2x2 max pooling, twice; dense, ReLU; output.
+
+    With the default widths the kernels hold 500, 25,000, 400,000 and 5,000 weights. Pruned groups are named
+    `conv1.kernel`, `conv2.kernel` and `dense.kernel`.
+
+    Args:
+      rngs: random streams for the parameters.
+      widths: channels of conv1, conv2 and the dense layer, each >= 1.
+      num_classes: number of logits, >= 2.
+      image_shape: (H, W, C) of one image, at least 16x16.
+
+    Raises:
+      ValueError: if a width, the number of widths, the image shape or the number of classes does not fit, or if
+        the network is called on a batch of another shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> nnx.eval_shape(lambda: LeNet5(nnx.Rngs(0), widths=(8, 20, 100))(jnp.zeros((2, 28, 28, 1)))).shape
+      (2, 10)
+
+    Source:
+      LeCun et al. 1998, in the 20-50-500 form that Liu, Kung, Wentzlaff 2022 prune.
+    """
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        *,
+        widths: Sequence[int] = (20, 50, 500),
+        num_classes: int = 10,
+        image_shape: Sequence[int] = (28, 28, 1),
+    ) -> None:
+        conv1, conv2, hidden = check_widths("LeNet5", widths, ("conv1", "conv2", "dense"))
+        self.image_shape = check_sizes("LeNet5", image_shape, num_classes, smallest=16)
+        height, width, channels = self.image_shape
+        positions = _side_after_pooling(height) * _side_after_pooling(width)
+        self.conv1 = convolution(channels, conv1, 5, "VALID", rngs)
+        self.conv2 = convolution(conv1, conv2, 5, "VALID", rngs)
+        self.dense = dense(positions * conv2, hidden, rngs)
+        self.output = nnx.Linear(hidden, num_classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, num_classes] logits of images [N, H, W, C]."""
+        check_input("LeNet5", x, self.image_shape)
+        x = max_pool(jax.nn.relu(self.conv1(x)))
+        x = max_pool(jax.nn.relu(self.conv2(x)))
+        x = jax.nn.relu(self.dense(flatten(x)))
+        return self.output(x)
+
+
+def _side_after_pooling(side: int) -> int:
+    """Positions along one side after both unpadded 5x5 convolutions and poolings."""
+    return ((side - 4) // 2 - 4) // 2
