@@ -43,12 +43,12 @@ from jaxprune.observation.moments import Moments
 from jaxprune.observation.observed import Observed
 from jaxprune.observation.records import Operands
 from jaxprune.pruning.observation import make_observer
-from jaxprune.pruning.states import split_model
 from jaxprune.scoring.analysis import needs_samples
 from jaxprune.scoring.device_programs import programs_for
 from jaxprune.scoring.estimates import estimate_cost
 from jaxprune.scoring.leaves import axis_sizes
 from jaxprune.scoring.scorer import Scorer
+from jaxprune.structure.model_state import split_model
 
 MATRIX = {"matmul", "inverse", "rbf", "outer", "transpose", "trace"}
 SHARES = {"moments": 0.7, "samples": 0.2, "matrix": 0.1}

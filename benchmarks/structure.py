@@ -36,12 +36,12 @@ from zoo import ZOO
 
 from jaxprune.nets import without_weights
 from jaxprune.pruning.budgets import budget_counts
-from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.planning import Plan, make_plan, plan, select
-from jaxprune.pruning.retracing import find_misfit, slim_graph
 from jaxprune.pruning.slimming import slim, slim_state
-from jaxprune.pruning.states import FlatState, merge_model, split_model, take_apart
-from jaxprune.pruning.structure import forget_structures, structure_of_parts, trace_structure
+from jaxprune.structure.groups import Structure
+from jaxprune.structure.model_state import FlatState, merge_model, split_model, take_apart
+from jaxprune.structure.tracing import forget_structures, structure_of_parts, trace_structure
+from jaxprune.structure.verification import find_misfit, slim_graph
 
 RECORDED = {
     "lenet5": 0.012, "resnet56": 0.10, "vgg16": 0.21, "resnet18": 0.21, "mobilenet_v2": 0.14,

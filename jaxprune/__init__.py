@@ -39,17 +39,17 @@ if (
     from jaxprune.nets.factories import find_network
     from jaxprune.nets.small_nets import LeNet5, PlainConvNet
     from jaxprune.observation.records import Operands
-    from jaxprune.pruning.groups import Structure
     from jaxprune.pruning.masking import mask
     from jaxprune.pruning.observation import observe
     from jaxprune.pruning.planning import Plan, plan
     from jaxprune.pruning.slimming import slim
-    from jaxprune.pruning.structure import trace_structure
     from jaxprune.report import write_report
     from jaxprune.scoring.compiled import compile
     from jaxprune.scoring.metrics import metrics
     from jaxprune.scoring.populations import score_population
     from jaxprune.scoring.ranking import score
+    from jaxprune.structure.groups import Structure
+    from jaxprune.structure.tracing import trace_structure
     from jaxprune.training.data import Dataset, load_dataset
     from jaxprune.training.recipes import Recipe
     from jaxprune.types import Invalid
@@ -117,16 +117,15 @@ _NAMES = {
     "language.parsing": "ParseError parse",
     "language.library": "library own_seeds",
     "language.expression": "Expression",
-    "nets.small_nets": "PlainConvNet",
     "nets.cost": "count_macs count_parameters",
     "nets.factories": "find_network",
-    "nets.small_nets": "LeNet5",
-    "pruning.groups": "Structure",
+    "nets.small_nets": "LeNet5 PlainConvNet",
+    "structure.groups": "Structure",
     "pruning.masking": "mask",
     "pruning.observation": "observe",
     "pruning.planning": "Plan plan",
     "pruning.slimming": "slim",
-    "pruning.structure": "trace_structure",
+    "structure.tracing": "trace_structure",
     "report": "write_report",
     "scoring.compiled": "compile",
     "scoring.populations": "score_population",

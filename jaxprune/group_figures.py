@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from jaxprune.display import shortened
 from jaxprune.drawing import DARK, GREY, LIGHT, new_figure
 from jaxprune.group_layout import INPUT, OUTPUT, Diagram, Line, Rail, diagram_of
-from jaxprune.pruning.states import dotted
+from jaxprune.structure.model_state import dotted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from jaxprune.pruning.groups import Structure
+    from jaxprune.structure.groups import Structure
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7a5195", "#a07800")
 """Of groups, in their order, again and again."""

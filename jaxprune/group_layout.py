@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from jaxprune.pruning.groups import Structure
-from jaxprune.pruning.overview import kernels_of, layer_of
-from jaxprune.pruning.states import Path, dotted
+from jaxprune.structure.groups import Structure
+from jaxprune.structure.model_state import Path, dotted
+from jaxprune.structure.overview import kernels_of, layer_of
 
 _LEAST_REPEATS = 4
 _SHOWN_REPEATS = 2

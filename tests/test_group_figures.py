@@ -18,7 +18,7 @@ from jaxprune import groups_figure, trace_structure
 from jaxprune.drawing import save_figure
 from jaxprune.group_layout import INPUT, OUTPUT, diagram_of
 from jaxprune.nets import CifarResNet, LeNet5, without_weights
-from jaxprune.pruning.overview import kernels_of
+from jaxprune.structure.overview import kernels_of
 
 
 def traced(make, *shape, dtype="float32"):

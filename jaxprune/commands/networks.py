@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from jaxprune.evolution.bases import BasePool
     from jaxprune.pruning.planning import Plan
-    from jaxprune.pruning.states import FlatState
     from jaxprune.scoring.metrics import PruningFunction
+    from jaxprune.structure.model_state import FlatState
 
 BUDGETS = ("kept_fraction", "macs_fraction", "params_fraction", "kept_counts")
 """Ways to say how much is kept; one of them, or the task's own schedule."""
@@ -193,7 +193,7 @@ def prune_base(pool: BasePool, base: int, f: PruningFunction, **budget: object) 
 
 
 def _with_weights(model: nnx.Module, weights: FlatState) -> nnx.Module:
-    from jaxprune.pruning.states import merge_model, split_model
+    from jaxprune.structure.model_state import merge_model, split_model
 
     graphdef, _, rest = split_model(model)
     return merge_model(graphdef, weights, rest)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import jax
     from rich.console import Console
 
-    from jaxprune.pruning.groups import Structure
-    from jaxprune.pruning.overview import Overview
+    from jaxprune.structure.groups import Structure
+    from jaxprune.structure.overview import Overview
 
 OWN = ("input", "why", "every")
 """Options that go without a formula alone."""
@@ -61,7 +61,7 @@ def check_no_structure_options(arguments: argparse.Namespace) -> None:
 
 def run_structure(arguments: argparse.Namespace) -> int:
     """Prints the groups of a network; 1 if there are none."""
-    from jaxprune.pruning.overview import axes_of, overview_of
+    from jaxprune.structure.overview import axes_of, overview_of
 
     name, structure = _structure_of(arguments)
     if arguments.figure is not None:
@@ -114,7 +114,7 @@ def _structure_of(arguments: argparse.Namespace) -> tuple[str, Structure]:
       ValueError: for options that make no sense, a network that is not there, or an input that it does not take.
     """
     from jaxprune.nets.factories import find_network, look_in_working_directory
-    from jaxprune.pruning.structure import trace_structure
+    from jaxprune.structure.tracing import trace_structure
 
     if arguments.network is None:
         raise ValueError(
@@ -196,7 +196,7 @@ def _shape(example: jax.ShapeDtypeStruct) -> str:
 
 
 def _check_path(structure: Structure, path: str) -> None:
-    from jaxprune.pruning.states import dotted
+    from jaxprune.structure.model_state import dotted
 
     arrays = [dotted(known) for known in structure.layouts]
     layers = [name.rpartition(".")[0] for name in arrays]
@@ -216,7 +216,7 @@ def _prefixes(name: str) -> list[str]:
 def _print(overview: Overview, name: str) -> None:
     from rich.console import Console
 
-    from jaxprune.pruning.overview import shortened
+    from jaxprune.structure.overview import shortened
 
     console = Console(file=sys.stdout, highlight=False, markup=False)
     if not console.is_terminal:
@@ -246,7 +246,7 @@ def _print_groups(console: Console, overview: Overview) -> None:
     from rich import box
     from rich.table import Table
 
-    from jaxprune.pruning.overview import shortened
+    from jaxprune.structure.overview import shortened
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("group", overflow="fold", min_width=24)

@@ -24,9 +24,9 @@ from jaxprune.keys import derive, generator
 from jaxprune.language.library import library
 from jaxprune.observation.observed import Observed
 from jaxprune.pruning.planning import select
-from jaxprune.pruning.states import FlatState
 from jaxprune.scoring.metrics import PruningFunction, name_of
 from jaxprune.scoring.ranking import Ranking, rank_population
+from jaxprune.structure.model_state import FlatState
 from jaxprune.training.checkpoint import load_network, save_network
 from jaxprune.training.loop import batch_order, split_network
 from jaxprune.training.threads import map_in_order

@@ -18,13 +18,13 @@ import numpy as np
 from flax import nnx
 
 from jaxprune.evolution.tasks import Task
-from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.masking import channel_masks
 from jaxprune.pruning.observation import Observer, make_observer
 from jaxprune.pruning.planning import make_plan
 from jaxprune.pruning.slimming import slim, slim_state
-from jaxprune.pruning.states import FlatState
-from jaxprune.pruning.structure import trace_structure
+from jaxprune.structure.groups import Structure
+from jaxprune.structure.model_state import FlatState
+from jaxprune.structure.tracing import trace_structure
 from jaxprune.training.loop import Examples, count_correct, split_network
 from jaxprune.training.recipes import Recipe
 from jaxprune.training.trainer import Strategy, Trainer

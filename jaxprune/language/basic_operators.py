@@ -183,7 +183,7 @@ register_operator(
 )
 
 
-# === merged: """Operators that summarise the entries of a value: `sum product mean std var count mean_samples`.
+# === merged: """Operators that summarise the entries of a value: `sum product mean std var count mean_s
 
 _PART = 1024
 """NumPy's `einsum` sums 1.5 to 4 times as fast as its `sum` (measured); it adds one entry after the other, so that

@@ -256,7 +256,7 @@ _RULES: Mapping[str, Callable[[Expression], Expression]] = MappingProxyType(
 )
 
 
-# === merged: """Formulas written so that more of them share values and cost less, with the same meaning.
+# === merged: """Formulas written so that more of them share values and cost less, with the same meaning
 
 _OF_ONE = frozenset({"sum", "product", "mean"})
 _NEVER_NEGATIVE = frozenset({"abs", "square", "std", "var", "count"})  # a root may be -0.0

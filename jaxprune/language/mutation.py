@@ -223,7 +223,7 @@ def _jitter(draws: Draws, value: float) -> float:
     return math.copysign(float(f"{size:.3g}"), value) if value else 0.0
 
 
-# === merged: """Sites: the places in a formula where another subtree may stand, and how much room each has."""
+# === merged: """Sites: the places in a formula where another subtree may stand, and how much room each
 
 Path = tuple[int, ...]
 """Which child to follow at each node from the root; () is the root."""

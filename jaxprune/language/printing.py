@@ -62,7 +62,7 @@ def _combine(node: Expression, children: Sequence[_Piece]) -> _Piece:
     return _Piece(operator.text(arguments, [number_text(param) for param in node.params]), operator.level)
 
 
-# === merged: """LaTeX and SymPy forms of expressions. Neither fails for any expression, so a report never does."""
+# === merged: """LaTeX and SymPy forms of expressions. Neither fails for any expression, so a report nev
 
 
 def to_latex(f: Expression) -> str:

@@ -6,15 +6,38 @@ import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
 from flax import nnx
 
-from jaxprune.nets import NETWORKS
+from jaxprune.nets.mobilenet import MobileNetV2
+from jaxprune.nets.resnets import CifarResNet, ImageNetResNet, PreActResNet
+from jaxprune.nets.small_nets import LeNet5, PlainConvNet, SmallConvNet
+from jaxprune.nets.vgg import VGG16, VGG19
+
+NETWORKS: Mapping[str, Callable[..., nnx.Module]] = MappingProxyType(
+    {
+        "plain_conv_net": PlainConvNet,
+        "small_conv_net": SmallConvNet,
+        "lenet5": LeNet5,
+        "vgg16": VGG16,
+        "vgg19": VGG19,
+        "resnet20": partial(CifarResNet, depth=20),
+        "resnet56": partial(CifarResNet, depth=56),
+        "resnet110": partial(CifarResNet, depth=110),
+        "resnet164": partial(PreActResNet, depth=164),
+        "resnet18": partial(ImageNetResNet, depth=18),
+        "resnet34": partial(ImageNetResNet, depth=34),
+        "resnet50": partial(ImageNetResNet, depth=50),
+        "mobilenet_v2": MobileNetV2,
+    }
+)
+"""Every network by name; each takes `rngs` and the keywords `widths`, `num_classes`, `image_shape`."""
 
 
 def find_network(
@@ -149,7 +172,7 @@ def _plain(name: str) -> str:
     return name.replace("_", "").replace("-", "").lower()
 
 
-# === merged: """Networks without weights: shapes and dtypes in place of arrays, made in seconds at any size."""
+# === merged: """Networks without weights: shapes and dtypes in place of arrays, made in seconds at any
 
 
 class StillStream(nnx.RngStream):

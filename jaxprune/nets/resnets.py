@@ -161,7 +161,7 @@ def _blocks_per_stage(owner: str, depth: int, *, layers_per_block: int) -> int:
     return count
 
 
-# === merged: """The blocks of residual networks: two or three convolutions, and a shortcut past them."""
+# === merged: """The blocks of residual networks: two or three convolutions, and a shortcut past them.""
 
 Shortcut = Literal["A", "B"]
 """Where sizes change: "A" subsamples and pads channels with zeros, "B" projects by a 1x1 convolution and norm."""
@@ -277,7 +277,6 @@ BOTTLENECK_DEPTHS: Mapping[int, tuple[int, ...]] = MappingProxyType(
 """Bottlenecks in each stage, by depth."""
 
 _LAYERS = ("stem", "stage1", "stage2", "stage3", "stage4")
-_EXPANSION = 4
 
 
 class ImageNetResNet(nnx.Module):

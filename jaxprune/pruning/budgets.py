@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from jaxprune.pruning.groups import Structure
+from jaxprune.structure.groups import Structure
 from jaxprune.types import Array
 
 Scope = Literal["group", "global"]

@@ -17,10 +17,10 @@ import optax
 
 from jaxprune.observation.gradients import Contributions, Gradients, contributions
 from jaxprune.observation.positions import flat_positions, pool_positions
-from jaxprune.pruning.groups import Structure
-from jaxprune.pruning.program import Program, evaluate
-from jaxprune.pruning.shapes import channels_last, filter_columns
-from jaxprune.pruning.states import FlatState, Path
+from jaxprune.structure.groups import Structure
+from jaxprune.structure.model_state import FlatState, Path
+from jaxprune.structure.producer_sites import channels_last, filter_columns
+from jaxprune.structure.program import Program, evaluate
 from jaxprune.types import Array
 
 Loss = Callable[[Any, jax.Array], jax.Array]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import jax
 import numpy as np
 
-from jaxprune.pruning.groups import Structure
+from jaxprune.structure.groups import Structure
 from jaxprune.types import Array, Kept
 
 KeptIndices = Mapping[str, Sequence[int] | Array] | Kept

@@ -11,11 +11,11 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.indices import KeptIndices, index_arrays
-from jaxprune.pruning.layouts import keep_mask
 from jaxprune.pruning.planning import Plan, check_plan
-from jaxprune.pruning.states import FlatState, Path, merge_model, take_apart
+from jaxprune.structure.groups import Structure
+from jaxprune.structure.layouts import keep_mask
+from jaxprune.structure.model_state import FlatState, Path, merge_model, take_apart
 from jaxprune.types import Array
 
 

@@ -22,13 +22,12 @@ from jaxprune.observation.observed import Observed
 from jaxprune.observation.positions import flat_positions, pool_positions
 from jaxprune.observation.records import Operands, sample_moments
 from jaxprune.pruning.gradients import Loss, Sample, make_gradients
-from jaxprune.pruning.groups import Structure
-from jaxprune.pruning.program import evaluate, trace_program
-from jaxprune.pruning.shapes import channel_columns, channels_last, filter_columns
-from jaxprune.pruning.sites import Place, Site
 from jaxprune.pruning.squared_gradients import make_squared_gradients
-from jaxprune.pruning.states import FlatState, Path, fingerprint, split_model
-from jaxprune.pruning.structure import structure_of, trace_structure
+from jaxprune.structure.groups import Structure
+from jaxprune.structure.model_state import FlatState, Path, fingerprint, split_model
+from jaxprune.structure.producer_sites import Place, Site, channel_columns, channels_last, filter_columns
+from jaxprune.structure.program import evaluate, trace_program
+from jaxprune.structure.tracing import structure_of, trace_structure
 from jaxprune.types import Array
 
 

@@ -14,10 +14,10 @@ import numpy as np
 from flax import nnx
 
 from jaxprune.pruning.budgets import Factor, Scope, check_scores, counts_within
-from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.indices import index_arrays
-from jaxprune.pruning.states import Parts, fingerprint
-from jaxprune.pruning.structure import structure_of_parts, trace_structure
+from jaxprune.structure.groups import Structure
+from jaxprune.structure.model_state import Parts, fingerprint
+from jaxprune.structure.tracing import structure_of_parts, trace_structure
 from jaxprune.types import Array, Kept
 
 _FORMAT = 1

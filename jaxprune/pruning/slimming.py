@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.indices import KeptIndices, index_arrays
-from jaxprune.pruning.layouts import gather
 from jaxprune.pruning.planning import Plan, check_plan
-from jaxprune.pruning.retracing import Attributes, find_misfit, remembered_sizes, slim_graph
-from jaxprune.pruning.states import FlatState, Parts, Path, merge_model, take_apart
+from jaxprune.structure.groups import Structure
+from jaxprune.structure.layouts import gather
+from jaxprune.structure.model_state import FlatState, Parts, Path, merge_model, take_apart
+from jaxprune.structure.verification import Attributes, find_misfit, remembered_sizes, slim_graph
 from jaxprune.types import Array
 
 

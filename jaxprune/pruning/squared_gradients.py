@@ -15,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.pruning.gradients import NOT_DIFFERENTIABLE, Loss, check_loss, cross_entropy, explain_failure
-from jaxprune.pruning.program import Program, evaluate
-from jaxprune.pruning.shapes import filter_columns
-from jaxprune.pruning.sites import Site
-from jaxprune.pruning.states import FlatState, Path
+from jaxprune.structure.model_state import FlatState, Path
+from jaxprune.structure.producer_sites import Site, filter_columns
+from jaxprune.structure.program import Program, evaluate
 from jaxprune.types import Array
 
 _MAX_TOGETHER = 32

@@ -12,7 +12,7 @@ from pathlib import Path as FilePath
 import jax
 import numpy as np
 
-from jaxprune.pruning.states import FlatState, dotted
+from jaxprune.structure.model_state import FlatState, dotted
 
 
 def save_network(path: str | os.PathLike[str], weights: FlatState, numbers: Mapping[str, float]) -> None:

@@ -18,7 +18,7 @@ from flax import nnx
 
 from jaxprune.keys import derive, generator
 from jaxprune.pruning.masking import apply_masks
-from jaxprune.pruning.states import FlatState, Path, merge_model, parameter_paths, split_model
+from jaxprune.structure.model_state import FlatState, Path, merge_model, parameter_paths, split_model
 from jaxprune.training.augmentation import augment
 from jaxprune.training.recipes import Recipe
 

@@ -28,7 +28,7 @@ from flax import nnx
 
 from jaxprune.nets.blocks import with_patch_convolutions
 from jaxprune.pruning.masking import apply_masks
-from jaxprune.pruning.states import FlatState
+from jaxprune.structure.model_state import FlatState
 from jaxprune.training.loop import (
     Examples,
     Network,

@@ -174,7 +174,7 @@ def test_named_networks_fit_the_data():
 
 @pytest.mark.parametrize("form", ["state", "pure", "ours", "manager"])
 def test_weights_come_from_a_checkpoint(form, score_own, tmp_path, capsys):
-    from jaxprune.pruning.states import split_model
+    from jaxprune.structure.model_state import split_model
     from jaxprune.training.checkpoint import save_network
 
     model, folder = SmallNet(nnx.Rngs(11)), tmp_path / "weights"

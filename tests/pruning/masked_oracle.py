@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxprune.pruning.groups import Structure
-from jaxprune.pruning.layouts import axis_keep, keep_mask
-from jaxprune.pruning.states import Path, merge_model, split_model
+from jaxprune.structure.groups import Structure
+from jaxprune.structure.layouts import axis_keep, keep_mask
+from jaxprune.structure.model_state import Path, merge_model, split_model
 
 NORMS = (nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm)
 

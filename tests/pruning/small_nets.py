@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxprune.pruning.states import merge_model, split_model
+from jaxprune.structure.model_state import merge_model, split_model
 
 
 class Net(nnx.Module):

@@ -16,14 +16,14 @@ from zoo import ZOO
 from zoo.abstract import abstract
 from zoo_cases import QUICK, case_of, known_structure, quick_comparison, relative_error, run, scores_of
 
-from jaxprune.pruning import retracing
-from jaxprune.pruning import structure as structure_module
 from jaxprune.pruning.budgets import budget_counts
 from jaxprune.pruning.masking import mask
 from jaxprune.pruning.planning import plan
-from jaxprune.pruning.program import trace_program
 from jaxprune.pruning.slimming import slim
-from jaxprune.pruning.structure import trace_structure
+from jaxprune.structure import tracing as structure_module
+from jaxprune.structure import verification as retracing
+from jaxprune.structure.program import trace_program
+from jaxprune.structure.tracing import trace_structure
 
 
 def concatenated():

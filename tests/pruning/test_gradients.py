@@ -17,10 +17,10 @@ from jaxprune.observation.positions import pool_positions
 from jaxprune.pruning import observation
 from jaxprune.pruning.gradients import add_gradients, cross_entropy, sample_gradients
 from jaxprune.pruning.observation import make_observer, observe
-from jaxprune.pruning.shapes import channel_columns
-from jaxprune.pruning.states import merge_model, parameter_paths, split_model
-from jaxprune.pruning.structure import trace_structure
 from jaxprune.scoring.ranking import rank_population, score
+from jaxprune.structure.model_state import merge_model, parameter_paths, split_model
+from jaxprune.structure.producer_sites import channel_columns
+from jaxprune.structure.tracing import trace_structure
 
 ORDER = np.argsort(LABELS, kind="stable")
 

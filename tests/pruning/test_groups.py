@@ -6,7 +6,7 @@ from flax import nnx
 from small_nets import IMAGES, NETWORKS, Net, conv, conv_relu_norm, flat, linear, plain, residual
 
 from jaxprune.nets.cost import count_macs, count_parameters
-from jaxprune.pruning.structure import trace_structure
+from jaxprune.structure.tracing import trace_structure
 
 
 def groups_of(net, images=IMAGES):

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxprune.pruning.labels import FREE, Labels
+from jaxprune.structure.labels import FREE, Labels
 
 
 def find(labels, *ids):

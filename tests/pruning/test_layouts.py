@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxprune.pruning.layouts import Field, axis_keep, axis_terms, count_kept, gather, keep_mask
+from jaxprune.structure.layouts import Field, axis_keep, axis_terms, count_kept, gather, keep_mask
 
 
 def field(group, channels):

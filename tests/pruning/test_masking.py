@@ -8,8 +8,8 @@ from small_nets import IMAGES, LABELS, NETWORKS, plain, run, scores_of
 
 from jaxprune.pruning.masking import apply_masks, channel_masks, keep_masked, mask
 from jaxprune.pruning.planning import plan
-from jaxprune.pruning.states import merge_model, parameter_paths, split_model
-from jaxprune.pruning.structure import trace_structure
+from jaxprune.structure.model_state import merge_model, parameter_paths, split_model
+from jaxprune.structure.tracing import trace_structure
 
 OPTIMIZERS = {
     "adam": lambda: optax.adam(1e-2),

@@ -23,7 +23,7 @@ from jaxprune.observation.positions import pool_positions
 from jaxprune.pruning.observation import balanced_sample, make_observer, observe
 from jaxprune.pruning.planning import plan
 from jaxprune.pruning.slimming import slim
-from jaxprune.pruning.states import split_model
+from jaxprune.structure.model_state import split_model
 
 
 def as_samples(features, order):

@@ -13,8 +13,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "commands"))
 from own_networks import Gated, Heads, Stack
 
 from jaxprune.nets import without_weights
-from jaxprune.pruning.overview import axes_of, folded, overview_of
-from jaxprune.pruning.structure import trace_structure
+from jaxprune.structure.overview import axes_of, folded, overview_of
+from jaxprune.structure.tracing import trace_structure
 
 TOKENS = jax.ShapeDtypeStruct((1, 4), "int32")
 

@@ -9,7 +9,7 @@ from jaxprune.nets.cost import count_macs, count_parameters
 from jaxprune.pruning.budgets import budget_counts
 from jaxprune.pruning.planning import Plan, make_plan, plan, select
 from jaxprune.pruning.slimming import slim
-from jaxprune.pruning.structure import trace_structure
+from jaxprune.structure.tracing import trace_structure
 
 STRUCTURE = trace_structure(plain(), IMAGES)
 SCORES = scores_of(STRUCTURE)

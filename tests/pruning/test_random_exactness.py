@@ -13,12 +13,12 @@ from flax import nnx
 from random_networks import build, describe, inputs_of, random_spec, reference
 from zoo_cases import QUICK, attributes_of, known_structure, run, scores_of
 
-from jaxprune.pruning.groups import Structure
-from jaxprune.pruning.layouts import axis_keep
 from jaxprune.pruning.planning import Plan, make_plan, plan
 from jaxprune.pruning.slimming import slim
-from jaxprune.pruning.states import split_model
-from jaxprune.pruning.structure import trace_structure
+from jaxprune.structure.groups import Structure
+from jaxprune.structure.layouts import axis_keep
+from jaxprune.structure.model_state import split_model
+from jaxprune.structure.tracing import trace_structure
 
 
 class Outcome(NamedTuple):

@@ -29,7 +29,7 @@ from random_networks import (
 )
 from random_reference import OPS
 
-from jaxprune.pruning.resizing import resize_layers
+from jaxprune.structure.layer_sizes import resize_layers
 
 
 def parts(model):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxprune.pruning.resizing import resize_layers
-from jaxprune.pruning.states import dotted, merge_model
+from jaxprune.structure.layer_sizes import resize_layers
+from jaxprune.structure.model_state import dotted, merge_model
 
 
 def rngs():

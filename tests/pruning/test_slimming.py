@@ -24,10 +24,10 @@ from jaxprune.nets.small_nets import LeNet5, PlainConvNet, SmallConvNet
 from jaxprune.nets.vgg import VGG16
 from jaxprune.pruning.masking import mask
 from jaxprune.pruning.planning import make_plan, plan
-from jaxprune.pruning.retracing import slim_graph
 from jaxprune.pruning.slimming import slim, slim_state
-from jaxprune.pruning.states import merge_model, split_model, switch, take_apart
-from jaxprune.pruning.structure import trace_structure
+from jaxprune.structure.model_state import merge_model, split_model, switch, take_apart
+from jaxprune.structure.tracing import trace_structure
+from jaxprune.structure.verification import slim_graph
 
 
 @pytest.mark.parametrize("fraction", [0.25, 0.75])

@@ -14,13 +14,13 @@ from jaxprune.language.parsing import parse
 from jaxprune.observation.observed import Observed
 from jaxprune.pruning import squared_gradients
 from jaxprune.pruning.observation import make_observer, observe
-from jaxprune.pruning.program import trace_program
 from jaxprune.pruning.squared_gradients import add_squares, num_together
-from jaxprune.pruning.states import merge_model, parameter_paths, split_model
-from jaxprune.pruning.structure import trace_structure
 from jaxprune.scoring.costs import layer_costs
 from jaxprune.scoring.metrics import metrics
 from jaxprune.scoring.ranking import rank_population, score
+from jaxprune.structure.model_state import merge_model, parameter_paths, split_model
+from jaxprune.structure.program import trace_program
+from jaxprune.structure.tracing import trace_structure
 
 OBD = metrics["obd"]
 

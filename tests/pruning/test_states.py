@@ -4,7 +4,7 @@ from flax import nnx
 from small_nets import IMAGES, NETWORKS, conv_relu_norm
 
 from jaxprune.nets.small_nets import PlainConvNet
-from jaxprune.pruning.states import (
+from jaxprune.structure.model_state import (
     dotted,
     fingerprint,
     merge_model,

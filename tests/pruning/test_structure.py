@@ -12,10 +12,10 @@ from small_nets import IMAGES, Net, conv, flat, linear, relative_error, run, sco
 from jaxprune.nets.cost import count_macs, count_parameters
 from jaxprune.pruning.masking import mask
 from jaxprune.pruning.planning import make_plan, plan
-from jaxprune.pruning.retracing import find_misfit
 from jaxprune.pruning.slimming import slim
-from jaxprune.pruning.states import split_model, take_apart
-from jaxprune.pruning.structure import structure_of, trace_structure
+from jaxprune.structure.model_state import split_model, take_apart
+from jaxprune.structure.tracing import structure_of, trace_structure
+from jaxprune.structure.verification import find_misfit
 
 TOKENS = IMAGES[..., 0]
 

@@ -27,8 +27,8 @@ from jaxprune.nets.cost import count_macs, count_parameters
 from jaxprune.pruning.budgets import budget_counts
 from jaxprune.pruning.masking import mask
 from jaxprune.pruning.planning import select
-from jaxprune.pruning.retracing import find_misfit
-from jaxprune.pruning.states import merge_model, split_model, take_apart
+from jaxprune.structure.model_state import merge_model, split_model, take_apart
+from jaxprune.structure.verification import find_misfit
 
 FACTORED = (
     "resnext50",

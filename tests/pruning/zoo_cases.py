@@ -19,10 +19,10 @@ from zoo.abstract import abstract
 from zoo.randomise import randomise
 
 from jaxprune.pruning import planning
-from jaxprune.pruning.groups import Structure
 from jaxprune.pruning.slimming import slim
-from jaxprune.pruning.states import Path, merge_model, modules_of, split_model, take_apart
-from jaxprune.pruning.structure import trace_structure
+from jaxprune.structure.groups import Structure
+from jaxprune.structure.model_state import Path, merge_model, modules_of, split_model, take_apart
+from jaxprune.structure.tracing import trace_structure
 
 FRACTIONS = (0.1, 0.25, 0.5, 0.75)
 TOLERANCE = 1e-5

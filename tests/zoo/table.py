@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxprune.pruning.groups import Structure
+from jaxprune.structure.groups import Structure
 from zoo import ZOO
 
 TARGET = Path(__file__).resolve().parents[2] / "docs" / "zoo.md"

@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.pruning.combining import combine, drop_axes
-from jaxprune.pruning.contractions import convolution, dot_general, frozen_outputs
-from jaxprune.pruning.labels import FREE, distinct
-from jaxprune.pruning.movements import MOVEMENTS, NO_ORIGIN, Rule
-from jaxprune.pruning.program import Step
-from jaxprune.pruning.records import Trace, output_shapes
-from jaxprune.pruning.values import LabelField, Value, free_axes
+from jaxprune.structure.contraction_rules import convolution, dot_general, frozen_outputs
+from jaxprune.structure.elementwise_rules import combine, drop_axes
+from jaxprune.structure.labels import FREE, distinct
+from jaxprune.structure.movement_rules import MOVEMENTS, NO_ORIGIN, Rule
+from jaxprune.structure.program import Step
+from jaxprune.structure.trace import LabelField, Trace, Value, free_axes, output_shapes
 
 _ELEMENTWISE = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clip

@@ -8,11 +8,21 @@ from types import MappingProxyType
 
 import numpy as np
 
-from jaxprune.pruning.combining import combine
-from jaxprune.pruning.labels import FREE
-from jaxprune.pruning.program import Step
-from jaxprune.pruning.records import Delicate, Trace, output_shapes
-from jaxprune.pruning.values import LabelField, Value, free_axes, moved, spread, stretched, tidied
+from jaxprune.structure.elementwise_rules import combine
+from jaxprune.structure.labels import FREE
+from jaxprune.structure.program import Step
+from jaxprune.structure.trace import (
+    Delicate,
+    LabelField,
+    Trace,
+    Value,
+    free_axes,
+    moved,
+    output_shapes,
+    spread,
+    stretched,
+    tidied,
+)
 
 Rule = Callable[[Trace, Step, Sequence[Value]], list[Value]]
 NO_ORIGIN: frozenset[int] = frozenset()

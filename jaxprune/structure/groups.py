@@ -15,14 +15,14 @@ from typing import Literal
 import jax
 import numpy as np
 
-from jaxprune.pruning.families import Families, find_families, names_of
-from jaxprune.pruning.labels import Labels, distinct
-from jaxprune.pruning.layouts import Field, Layout, count_kept
-from jaxprune.pruning.program import Body, Program
-from jaxprune.pruning.records import Cost, Trace
-from jaxprune.pruning.sites import Site, sites_of
-from jaxprune.pruning.states import Path, dotted
-from jaxprune.pruning.tracing import walk
+from jaxprune.structure.channel_classes import Families, find_families, names_of
+from jaxprune.structure.labels import Labels, distinct
+from jaxprune.structure.layouts import Field, Layout, count_kept
+from jaxprune.structure.model_state import Path, dotted
+from jaxprune.structure.producer_sites import Site, sites_of
+from jaxprune.structure.program import Body, Program
+from jaxprune.structure.propagation import walk
+from jaxprune.structure.trace import Cost, Trace
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxprune.pruning.labels import distinct
-from jaxprune.pruning.records import Trace
-from jaxprune.pruning.states import Path, dotted
+from jaxprune.structure.labels import distinct
+from jaxprune.structure.model_state import Path, dotted
+from jaxprune.structure.trace import Trace
 
 _NOT_MADE = "no layer makes these indices"
 _NOT_READ = "no layer with weights reads these channels"

@@ -20,7 +20,7 @@ import jaxlib
 import optax
 from flax import nnx
 
-from jaxprune.pruning.states import FlatState, Path, Running, merge_model, switch
+from jaxprune.structure.model_state import FlatState, Path, Running, merge_model, switch
 from jaxprune.types import Array
 
 _LIBRARIES = (

@@ -9,11 +9,11 @@ from typing import cast
 import jax
 from flax import nnx
 
-from jaxprune.pruning.factoring import first_state, settled_trace, tied_state
-from jaxprune.pruning.groups import Structure, structure_from
-from jaxprune.pruning.program import trace_program
-from jaxprune.pruning.states import FlatState, Parts, Path, fingerprint, modules_of, take_apart
-from jaxprune.pruning.trials import tried
+from jaxprune.structure.groups import Structure, structure_from
+from jaxprune.structure.model_state import FlatState, Parts, Path, fingerprint, modules_of, take_apart
+from jaxprune.structure.program import trace_program
+from jaxprune.structure.propagation import first_state, settled_trace, tied_state
+from jaxprune.structure.trial_pruning import tried
 from jaxprune.types import Array
 
 _KNOWN: dict[object, Structure] = {}

@@ -16,12 +16,12 @@ from itertools import combinations, islice, takewhile
 
 import numpy as np
 
-from jaxprune.pruning.factoring import settled_trace, tied_state
-from jaxprune.pruning.groups import Structure, structure_from
-from jaxprune.pruning.labels import distinct
-from jaxprune.pruning.records import Trace
-from jaxprune.pruning.retracing import Misfit, find_misfit, remembered_sizes
-from jaxprune.pruning.states import Parts, Path, dotted
+from jaxprune.structure.groups import Structure, structure_from
+from jaxprune.structure.labels import distinct
+from jaxprune.structure.model_state import Parts, Path, dotted
+from jaxprune.structure.propagation import settled_trace, tied_state
+from jaxprune.structure.trace import Trace
+from jaxprune.structure.verification import Misfit, find_misfit, remembered_sizes
 
 Kept = dict[str, np.ndarray]
 """Which channels to keep of some groups; the others stay whole."""

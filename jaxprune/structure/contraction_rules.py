@@ -13,13 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune.pruning.combining import combine, drop_axes
-from jaxprune.pruning.labels import FREE, distinct
-from jaxprune.pruning.movements import NO_ORIGIN, regrouped
-from jaxprune.pruning.program import Step
-from jaxprune.pruning.records import Cost, Trace, output_shapes
-from jaxprune.pruning.states import Path
-from jaxprune.pruning.values import LabelField, Value, moved, spread
+from jaxprune.structure.elementwise_rules import combine, drop_axes
+from jaxprune.structure.labels import FREE, distinct
+from jaxprune.structure.model_state import Path
+from jaxprune.structure.movement_rules import NO_ORIGIN, regrouped
+from jaxprune.structure.program import Step
+from jaxprune.structure.trace import Cost, LabelField, Trace, Value, moved, output_shapes, spread
 
 _IMAGE_AXIS = "an image axis of a convolution"
 

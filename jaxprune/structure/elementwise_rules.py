@@ -14,10 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune.pruning.labels import FREE, distinct
-from jaxprune.pruning.program import Step
-from jaxprune.pruning.records import Request, Trace
-from jaxprune.pruning.values import LabelField, Value, stretched
+from jaxprune.structure.labels import FREE, distinct
+from jaxprune.structure.program import Step
+from jaxprune.structure.trace import LabelField, Request, Trace, Value, stretched
 
 Fields = tuple[LabelField, ...]
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from jaxprune.pruning.groups import Group, Member, Structure
-from jaxprune.pruning.states import dotted
+from jaxprune.structure.groups import Group, Member, Structure
+from jaxprune.structure.model_state import dotted
 
 _PART = re.compile(r" \(\d+ of \d+ indices\)$")
 
@@ -220,7 +220,7 @@ def axes_of(structure: Structure, path: str) -> list[str]:
 
     Example:
       >>> from jaxprune.nets import LeNet5, without_weights
-      >>> from jaxprune.pruning.structure import trace_structure
+      >>> from jaxprune.structure.tracing import trace_structure
       >>> import jax
       >>> structure = trace_structure(without_weights(LeNet5), jax.ShapeDtypeStruct((1, 28, 28, 1), "float32"))
       >>> axes_of(structure, "output.kernel")

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune.pruning.groups import Structure
-from jaxprune.pruning.labels import FREE
-from jaxprune.pruning.layouts import axis_keep
-from jaxprune.pruning.states import Path
+from jaxprune.structure.groups import Structure
+from jaxprune.structure.labels import FREE
+from jaxprune.structure.layouts import axis_keep
+from jaxprune.structure.model_state import Path
 
 
 class AxisCut(NamedTuple):

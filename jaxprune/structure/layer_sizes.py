@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from flax import nnx
 
-from jaxprune.pruning.states import Path, modules_of
+from jaxprune.structure.model_state import Path, modules_of
 
 Shape: TypeAlias = tuple[int, ...]
 
