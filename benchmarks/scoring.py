@@ -41,11 +41,11 @@ from jaxprune.language.sampling import random_expression
 from jaxprune.language.vocabulary import DEFAULT_VOCABULARY
 from jaxprune.observation.moments import Moments
 from jaxprune.observation.observed import Observed
-from jaxprune.observation.records import Operands
-from jaxprune.pruning.observation import make_observer
+from jaxprune.observation.observer import make_observer
+from jaxprune.observation.operands import Operands
 from jaxprune.scoring.analysis import needs_samples
 from jaxprune.scoring.device_programs import programs_for
-from jaxprune.scoring.estimates import estimate_cost
+from jaxprune.scoring.formula_cost import estimate_cost
 from jaxprune.scoring.leaves import axis_sizes
 from jaxprune.scoring.scorer import Scorer
 from jaxprune.structure.model_state import split_model

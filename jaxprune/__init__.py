@@ -38,9 +38,9 @@ if (
     from jaxprune.nets.cost import count_macs, count_parameters
     from jaxprune.nets.factories import find_network
     from jaxprune.nets.small_nets import LeNet5, PlainConvNet
-    from jaxprune.observation.records import Operands
+    from jaxprune.observation.observer import observe
+    from jaxprune.observation.operands import Operands
     from jaxprune.pruning.masking import mask
-    from jaxprune.pruning.observation import observe
     from jaxprune.pruning.planning import Plan, plan
     from jaxprune.pruning.slimming import slim
     from jaxprune.report import write_report
@@ -122,7 +122,7 @@ _NAMES = {
     "nets.small_nets": "LeNet5 PlainConvNet",
     "structure.groups": "Structure",
     "pruning.masking": "mask",
-    "pruning.observation": "observe",
+    "observation.observer": "observe",
     "pruning.planning": "Plan plan",
     "pruning.slimming": "slim",
     "structure.tracing": "trace_structure",
@@ -131,7 +131,7 @@ _NAMES = {
     "scoring.populations": "score_population",
     "scoring.metrics": "metrics",
     "scoring.ranking": "score",
-    "observation.records": "Operands",
+    "observation.operands": "Operands",
     "training.data": "Dataset load_dataset",
     "training.recipes": "Recipe",
     "types": "Invalid",

@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 from jaxprune.evolution.bases import Base
 from jaxprune.evolution.comparison import LayerView, compare, layer_views
-from jaxprune.evolution.files import RunDirectoryError, read_json, to_text, write_atomically
 from jaxprune.evolution.measurements import Comparison, Measurement
 from jaxprune.evolution.population import Member, SearchState
 from jaxprune.evolution.problem import TaskProblem
 from jaxprune.evolution.search import evolve_problem
 from jaxprune.figures import origin_name, start_formulas
+from jaxprune.files import RunDirectoryError, read_json, to_text, write_atomically
 from jaxprune.language.expression import Expression
 from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse

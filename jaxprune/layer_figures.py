@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
     from jaxprune.evolution.comparison import LayerView
-    from jaxprune.scoring.correlation import Correlations
+    from jaxprune.scoring.rank_correlation import Correlations
 
 
 def overlap_figure(views: Sequence[LayerView], title: str = "") -> Figure:

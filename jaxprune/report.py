@@ -9,7 +9,6 @@ from typing import cast
 
 from jaxprune.charts import curves_figure, ranks_figure
 from jaxprune.drawing import new_figure, save_figure, tree_figure
-from jaxprune.evolution.files import read_json, write_atomically
 from jaxprune.evolution.journal import read_journal
 from jaxprune.evolution.population import Member, SearchState
 from jaxprune.evolution.problem import TaskProblem
@@ -17,6 +16,7 @@ from jaxprune.evolution.records import Problem
 from jaxprune.evolution.rundir import load_run
 from jaxprune.evolution.search import SearchResult
 from jaxprune.figures import fitness_figure, pareto_figure
+from jaxprune.files import read_json, write_atomically
 from jaxprune.finals import Controls, Finals, load_finals, run_finals
 from jaxprune.layer_figures import overlap_figure, scores_figure
 from jaxprune.search_sections import behaviour_section, formula_section, search_section

@@ -10,8 +10,8 @@ import pytest
 
 from jaxprune import cli
 from jaxprune._version import __version__
-from jaxprune.evolution.files import RunDirectoryError
 from jaxprune.evolution.records import InfrastructureError
+from jaxprune.files import RunDirectoryError
 from jaxprune.training.guard import AlreadyOpenedError
 
 

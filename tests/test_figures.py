@@ -21,7 +21,7 @@ from jaxprune.figures import fitness_figure, pareto_figure
 from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse
 from jaxprune.layer_figures import correlation_figure, overlap_figure, overlaps, scores_figure
-from jaxprune.scoring.correlation import Correlations
+from jaxprune.scoring.rank_correlation import Correlations
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from made_up_runs import LEVELS, compared, layers, made_up_finals, searched
 
-from jaxprune.evolution.files import RunDirectoryError
 from jaxprune.evolution.fitness import TaskScale
 from jaxprune.evolution.records import TaskInfo
 from jaxprune.evolution.settings import EvolveConfig
 from jaxprune.evolution.tasks import Schedule, Task
 from jaxprune.figures import start_formulas
+from jaxprune.files import RunDirectoryError
 from jaxprune.finals import Finals, choose_rows, load_finals
 from jaxprune.language.library import library, own_seeds
 from jaxprune.report import render_report, write_report

@@ -11,7 +11,7 @@ from scipy.spatial.distance import squareform
 
 import jaxprune as jp
 from jaxprune.drawing import DARK, new_figure, save_figure
-from jaxprune.scoring.correlation import rank_correlations
+from jaxprune.scoring.rank_correlation import rank_correlations
 from jaxprune.scoring.ranking import Scored
 
 

@@ -151,7 +151,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
       ValueError: if it cannot be written.
     """
-    from jaxprune.evolution.files import write_atomically
+    from jaxprune.files import write_atomically
 
     write_file(path, lambda target: write_atomically(target, text))
 

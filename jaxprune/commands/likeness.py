@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     from jaxprune.language.expression import Expression
     from jaxprune.observation.observed import Observed
-    from jaxprune.scoring.correlation import Correlations
-    from jaxprune.scoring.costs import LayerCost
+    from jaxprune.scoring.formula_cost import LayerCost
     from jaxprune.scoring.metrics import PruningFunction
+    from jaxprune.scoring.rank_correlation import Correlations
     from jaxprune.scoring.ranking import Scored
 
 
@@ -38,8 +38,8 @@ def find_likeness(f: Expression, network: str, observed: Observed) -> Likeness:
       network: what to call the network.
       observed: what `observe` returns.
     """
-    from jaxprune.scoring.correlation import correlate
-    from jaxprune.scoring.costs import layer_costs
+    from jaxprune.scoring.formula_cost import layer_costs
+    from jaxprune.scoring.rank_correlation import correlate
     from jaxprune.scoring.ranking import score_functions
 
     others = named_metrics()

@@ -129,7 +129,7 @@ def base_pool(arguments: argparse.Namespace, skipped: tuple[str, ...] = ()) -> B
 
 def _observe_own(arguments: argparse.Namespace) -> Observed:
     from jaxprune.nets.factories import find_network, look_in_working_directory
-    from jaxprune.pruning.observation import observe
+    from jaxprune.observation.observer import observe
     from jaxprune.structure.model_state import merge_model, split_model
     from jaxprune.training.checkpoint import read_weights
     from jaxprune.training.examples import balanced, load_examples

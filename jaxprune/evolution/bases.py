@@ -18,8 +18,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxprune.evolution.files import explained
 from jaxprune.evolution.programs import TaskPrograms
+from jaxprune.files import explained
 from jaxprune.keys import derive, generator
 from jaxprune.language.library import library
 from jaxprune.observation.observed import Observed

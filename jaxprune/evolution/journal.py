@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxprune.evolution.files import RunDirectoryError, explained, to_text
 from jaxprune.evolution.records import Outcome, TrialKey
+from jaxprune.files import RunDirectoryError, explained, to_text
 
 TIMES = ("seconds", "eta_seconds")
 """The fields that differ between two runs of the same seed."""

@@ -18,8 +18,8 @@ import numpy as np
 from flax import nnx
 
 from jaxprune.evolution.tasks import Task
+from jaxprune.observation.observer import Observer, make_observer
 from jaxprune.pruning.masking import channel_masks
-from jaxprune.pruning.observation import Observer, make_observer
 from jaxprune.pruning.planning import make_plan
 from jaxprune.pruning.slimming import slim, slim_state
 from jaxprune.structure.groups import Structure

@@ -23,12 +23,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxprune.evolution.files import RunDirectoryError, explained, read_json, to_text, write_atomically
 from jaxprune.evolution.journal import Journal
 from jaxprune.evolution.plain import member_to_json, state_from_json, state_to_json
 from jaxprune.evolution.population import Member, SearchState, one_per_behaviour
 from jaxprune.evolution.records import Problem
 from jaxprune.evolution.settings import STOPS
+from jaxprune.files import RunDirectoryError, explained, read_json, to_text, write_atomically
 
 FORMAT = 1
 """Of config.json, state.json and the journal; a directory of a newer one is refused."""

@@ -10,8 +10,8 @@ from typing import TypeVar, cast
 import jax
 
 from jaxprune.observation.gradients import Gradients, GradientSource
-from jaxprune.observation.records import Operands
-from jaxprune.observation.stacking import stack_pytrees
+from jaxprune.observation.operands import Operands
+from jaxprune.types import stack_pytrees
 
 _Record = TypeVar("_Record")
 _ObservedStatic = tuple[tuple[str, ...], tuple[tuple[str, tuple[str, ...]], ...]]

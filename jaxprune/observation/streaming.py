@@ -22,10 +22,9 @@ from jaxprune.observation.checks import (
     check_several_classes,
     flat_weights,
 )
-from jaxprune.observation.class_sample import ClassSample
 from jaxprune.observation.gradients import Contributions, Gradients, contributions
 from jaxprune.observation.moments import Moments, add_examples, zero_moments
-from jaxprune.observation.positions import flat_positions
+from jaxprune.observation.sample import ClassSample, flat_positions
 from jaxprune.types import Array
 
 Batch = tuple[Array, Array] | tuple[Array, Array, Array]

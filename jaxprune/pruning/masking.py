@@ -11,8 +11,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxprune.pruning.indices import KeptIndices, index_arrays
-from jaxprune.pruning.planning import Plan, check_plan
+from jaxprune.pruning.planning import KeptIndices, Plan, check_plan, index_arrays
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.layouts import keep_mask
 from jaxprune.structure.model_state import FlatState, Path, merge_model, take_apart

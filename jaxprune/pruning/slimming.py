@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxprune.pruning.indices import KeptIndices, index_arrays
-from jaxprune.pruning.planning import Plan, check_plan
+from jaxprune.pruning.planning import KeptIndices, Plan, check_plan, index_arrays
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.layouts import gather
 from jaxprune.structure.model_state import FlatState, Parts, Path, merge_model, take_apart

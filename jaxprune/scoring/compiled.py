@@ -13,7 +13,7 @@ from jaxprune.language.axes import type_name
 from jaxprune.language.expression import Expression
 from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.observation.gradients import Gradients
-from jaxprune.observation.records import Operands
+from jaxprune.observation.operands import Operands
 from jaxprune.scoring.analysis import View, needs_samples
 from jaxprune.scoring.compute import compute_step
 from jaxprune.scoring.graph import Graph

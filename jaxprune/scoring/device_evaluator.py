@@ -16,15 +16,15 @@ import numpy as np
 
 from jaxprune.language.axes import slice_bounds, slice_range
 from jaxprune.language.vocabulary import OPERANDS
-from jaxprune.observation.records import Operands
+from jaxprune.observation.operands import Operands
 from jaxprune.scoring.analysis import CLASS_SIZES, View
 from jaxprune.scoring.compute import Value
 from jaxprune.scoring.device_plan import SCALAR, Job, Launch, Planner, Task
 from jaxprune.scoring.device_programs import STACK_SIZES, Inputs, Spec, is_traced, masked_axes, programs_for
 from jaxprune.scoring.graph import Graph, Step, is_large, is_reduction
-from jaxprune.scoring.groups import group_layers
+from jaxprune.scoring.layer_batches import batch_layers
 from jaxprune.scoring.leaves import operand_value
-from jaxprune.scoring.remembered import Remembered
+from jaxprune.scoring.value_cache import ValueCache
 from jaxprune.types import Array
 
 _MOST_NUMBERS = 1 << 12
@@ -45,7 +45,7 @@ class DeviceEvaluator:
     def __init__(self, layers: Sequence[Operands], budget_bytes: int) -> None:
         self.num_networks = layers[0].num_members
         members = zip(*(one.members() for one in layers), strict=True)
-        grouped = [group_layers(own) for own in members]
+        grouped = [batch_layers(own) for own in members]
         groups, starts, self.network_channels = grouped[0]
         self._networks = [tuple(own for _, own in groups) for groups, _, _ in grouped]
         self.num_channels = self.num_networks * self.network_channels
@@ -61,7 +61,7 @@ class DeviceEvaluator:
             # a scalar that no block has filled yet
             self.zeros = jax.device_put(np.zeros((self.num_classes, self.network_channels), self.dtype))
         self.budget_bytes = budget_bytes
-        self.remembered = Remembered(budget_bytes // 4)
+        self.remembered = ValueCache(budget_bytes // 4)
         self._leaves: dict[tuple[object, int], Value] = {}
         self._moments: dict[tuple[View, int], Mapping[str, Value]] = {}
         self._ranges: dict[tuple[str, View, bool], Ranges] = {}

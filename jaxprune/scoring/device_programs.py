@@ -21,11 +21,11 @@ import numpy as np
 
 from jaxprune.language.axes import Type, is_position_axis
 from jaxprune.language.operators import AxisMasks, Implementation, Params
-from jaxprune.observation.records import Operands
+from jaxprune.observation.operands import Operands
 from jaxprune.scoring.analysis import View
 from jaxprune.scoring.compute import Value, compute_step
 from jaxprune.scoring.graph import Kind
-from jaxprune.scoring.groups import GroupShape
+from jaxprune.scoring.layer_batches import LayerBatchShape
 from jaxprune.scoring.leaves import moment_values, operand_value
 from jaxprune.types import Array
 
@@ -99,7 +99,7 @@ class Programs:
       dtype: of values.
     """
 
-    def __init__(self, groups: tuple[GroupShape, ...], dtype: np.dtype) -> None:
+    def __init__(self, groups: tuple[LayerBatchShape, ...], dtype: np.dtype) -> None:
         self.groups, self.dtype = groups, dtype
         self.num_classes = groups[0].num_classes
         self.num_channels = sum(group.width for group in groups)
@@ -176,7 +176,7 @@ class Programs:
         joined = [jnp.swapaxes(value, 0, 1).reshape(self.num_classes, -1) for value in of_all]
         return jnp.concatenate(joined, axis=1)
 
-    def channels(self, group: GroupShape, num_blocks: int) -> int:
+    def channels(self, group: LayerBatchShape, num_blocks: int) -> int:
         """Channels of a block of a group."""
         return -(-group.num_channels // num_blocks)
 
@@ -242,7 +242,7 @@ class Programs:
     def _for_all_classes(self, value: Array) -> Array:
         return jnp.broadcast_to(value, (value.shape[0], self.num_classes, *value.shape[2:]))
 
-    def _whole(self, found: Array, spec: Spec, group: GroupShape) -> Array:
+    def _whole(self, found: Array, spec: Spec, group: LayerBatchShape) -> Array:
         """The result with all classes and channels that its values are stored with."""
         shape = self._shape(group, spec.result, spec.num_blocks)
         if spec.result.is_scalar:
@@ -278,7 +278,7 @@ class Programs:
             found.append(own.reshape(self.num_classes, group.width))
         return jnp.concatenate(found, axis=1)
 
-    def _masks(self, spec: Spec, group: GroupShape, positions: Sequence[Array]) -> list[AxisMasks]:
+    def _masks(self, spec: Spec, group: LayerBatchShape, positions: Sequence[Array]) -> list[AxisMasks]:
         """For each argument and axis what is real."""
         own = iter(positions)
         found: list[AxisMasks] = []
@@ -302,7 +302,7 @@ class Programs:
             return self._struct((self.num_classes, self.num_channels))
         return tuple(self._struct(self._shape(group, argument, spec.num_blocks)) for group in self.groups)
 
-    def _shape(self, group: GroupShape, spec: ValueSpec, num_blocks: int) -> tuple[int, ...]:
+    def _shape(self, group: LayerBatchShape, spec: ValueSpec, num_blocks: int) -> tuple[int, ...]:
         return (
             group.num_members,
             self.num_classes if spec.per_class else 1,

@@ -16,7 +16,7 @@ from jaxprune.language.axes import Type, slice_bounds, slice_range
 from jaxprune.language.vocabulary import OPERANDS, Operand
 from jaxprune.observation.gradients import Gradients
 from jaxprune.observation.moments import Moments
-from jaxprune.observation.records import Operands
+from jaxprune.observation.operands import Operands
 from jaxprune.scoring.analysis import View
 from jaxprune.scoring.set_statistics import SetStatistics
 from jaxprune.types import Array, Namespace

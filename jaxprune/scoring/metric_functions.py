@@ -18,7 +18,7 @@ import numpy as np
 from jaxprune.keys import derive
 from jaxprune.observation.gradients import Gradients
 from jaxprune.observation.moments import HIGHEST
-from jaxprune.observation.records import Operands
+from jaxprune.observation.operands import Operands
 
 MetricFunction = Callable[[Operands], jax.Array]
 """From the operands of one layer to [C] scores."""

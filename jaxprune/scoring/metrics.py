@@ -18,7 +18,7 @@ import numpy as np
 from jaxprune.language.expression import Expression
 from jaxprune.language.library import library, own_seeds, sources
 from jaxprune.language.parsing import parse
-from jaxprune.observation.records import Operands
+from jaxprune.observation.operands import Operands
 from jaxprune.scoring import metric_functions
 from jaxprune.scoring.compiled import check_operands, compile, explain_missing, missing_operands
 from jaxprune.scoring.metric_functions import MetricFunction

@@ -18,7 +18,7 @@ from threading import Lock
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from jaxprune.observation.records import Operands
+from jaxprune.observation.operands import Operands
 from jaxprune.scoring.compute import Value, compute_step
 from jaxprune.scoring.graph import (
     Graph,
@@ -33,8 +33,8 @@ from jaxprune.scoring.graph import (
     needed_steps,
     peak_size,
 )
-from jaxprune.scoring.groups import LayerGroup, group_layers
-from jaxprune.scoring.remembered import Remembered
+from jaxprune.scoring.layer_batches import LayerBatch, batch_layers
+from jaxprune.scoring.value_cache import ValueCache
 from jaxprune.types import Array
 
 BLOCK_ENTRIES = 1 << 18
@@ -61,14 +61,14 @@ class NumpyEvaluator:
     def __init__(
         self, layers: Sequence[Operands], budget_bytes: int, block_entries: int | None = None
     ) -> None:
-        groups, self.starts, self.num_channels = group_layers(layers, _MOST_CHANNELS)
-        self.groups = [LayerGroup(*each) for each in groups]
+        groups, self.starts, self.num_channels = batch_layers(layers, _MOST_CHANNELS)
+        self.groups = [LayerBatch(*each) for each in groups]
         self.num_classes, self.dtype = layers[0].num_classes, self.groups[0].dtype
         self.network_channels = self.num_channels // layers[0].num_members
         self._layers, self._budget_bytes = tuple(layers), budget_bytes
         most = max(1, budget_bytes // (32 * self.dtype.itemsize))
         self._block_entries = min(block_entries or BLOCK_ENTRIES, most)
-        self._remembered = Remembered(budget_bytes // 4)
+        self._remembered = ValueCache(budget_bytes // 4)
 
     def evaluate(self, graph: Graph, wanted: Sequence[int]) -> np.ndarray:
         """[len(wanted), channels] means over classes of scalars, in the order of the groups' channels."""
@@ -111,7 +111,7 @@ class NumpyEvaluator:
     @property
     def network_starts(self) -> list[int]:
         """For each layer the number of its first channel among those of one network."""
-        return [own[0] for own in group_layers([one.members()[0] for one in self._layers], _MOST_CHANNELS)[1]]
+        return [own[0] for own in batch_layers([one.members()[0] for one in self._layers], _MOST_CHANNELS)[1]]
 
     def evaluate_tasks(self, graph: Graph, wanted: Sequence[tuple[int, int]]) -> np.ndarray:
         """[len(wanted), channels of a network] means over classes of scalars, each of one stacked network."""
@@ -135,7 +135,7 @@ class NumpyEvaluator:
 class _GroupRun:
     """One group of layers while a graph is evaluated."""
 
-    def __init__(self, group: LayerGroup, graph: Graph, known: dict[int, Array]) -> None:
+    def __init__(self, group: LayerBatch, graph: Graph, known: dict[int, Array]) -> None:
         self.group, self.shape, self.graph = group, group.shape, graph
         self.values = known
         """Scalars, [M or 1, K or 1, C or 1]."""

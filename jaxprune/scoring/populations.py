@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxprune.language.expression import Expression
-from jaxprune.observation.records import Operands
+from jaxprune.observation.operands import Operands
 from jaxprune.scoring.compiled import check_operands
 from jaxprune.scoring.scorer import Backend, Scorer
 

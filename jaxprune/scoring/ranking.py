@@ -17,8 +17,16 @@ from jaxprune.language.library import library
 from jaxprune.observation.observed import Observed
 from jaxprune.scoring.compiled import Reader, missing_operands
 from jaxprune.scoring.metrics import Metric, PruningFunction
-from jaxprune.scoring.producers import Found, plainest, problems_of, score_producers, with_what_is_read
-from jaxprune.scoring.refusals import say_absent, say_refused, some_of
+from jaxprune.scoring.status import (
+    Found,
+    plainest,
+    problems_of,
+    say_absent,
+    say_refused,
+    score_producers,
+    some_of,
+    with_what_is_read,
+)
 from jaxprune.types import Invalid
 
 Aggregation = Literal["relative", "mean", "max", "first"]
@@ -78,7 +86,7 @@ def score(
 
     Example:
       >>> from jaxprune.language.parsing import parse
-      >>> from jaxprune.observation.records import Operands
+      >>> from jaxprune.observation.operands import Operands
       >>> ops = Operands.from_arrays(features=np.eye(2), labels=[0, 1], kernel=[[1.0, -2.0], [3.0, 4.0]])
       >>> observed = Observed({"dense.kernel": ops}, {"dense.kernel": ("dense.kernel",)})
       >>> score(parse("sum(abs(WI))"), observed)
@@ -125,7 +133,7 @@ def rank_population(
 
     Example:
       >>> from jaxprune.language.parsing import parse
-      >>> from jaxprune.observation.records import Operands
+      >>> from jaxprune.observation.operands import Operands
       >>> ops = Operands.from_arrays(features=np.eye(2), labels=[0, 1], kernel=[[1.0, -2.0], [3.0, 4.0]])
       >>> observed = Observed({"dense.kernel": ops}, {"dense.kernel": ("dense.kernel",)})
       >>> print(rank_population([parse("N / (NX - NX)")], observed)[0])
@@ -168,7 +176,7 @@ def score_functions(
 
     Example:
       >>> from jaxprune.language.parsing import parse
-      >>> from jaxprune.observation.records import Operands
+      >>> from jaxprune.observation.operands import Operands
       >>> ops = Operands.from_arrays(features=np.eye(2), labels=[0, 1], kernel=[[1.0, -2.0], [3.0, 4.0]])
       >>> observed = Observed({"dense.kernel": ops}, {"dense.kernel": ("dense.kernel",)})
       >>> found = score_functions([parse("sum(abs(WI))"), parse("gamma"), parse("NX")], observed)

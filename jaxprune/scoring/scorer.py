@@ -14,7 +14,7 @@ from jaxprune.language.canonical import shared_form
 from jaxprune.language.expression import Expression
 from jaxprune.language.operators import OPERATORS
 from jaxprune.language.vocabulary import OPERANDS
-from jaxprune.observation.records import Operands
+from jaxprune.observation.operands import Operands
 from jaxprune.scoring.analysis import View, evaluated_nodes, needs_samples
 from jaxprune.scoring.compiled import (
     check_operands,
@@ -23,7 +23,14 @@ from jaxprune.scoring.compiled import (
     missing_operands,
 )
 from jaxprune.scoring.device_evaluator import DeviceEvaluator
-from jaxprune.scoring.estimates import LEAST_SHARE, estimate_cost, explain_plan, explain_refusal
+from jaxprune.scoring.formula_cost import (
+    BUDGET_BYTES,
+    LEAST_SHARE,
+    MAX_FLOPS,
+    estimate_cost,
+    explain_plan,
+    explain_refusal,
+)
 from jaxprune.scoring.graph import Graph
 from jaxprune.scoring.leaves import axis_sizes
 from jaxprune.scoring.numpy_evaluator import NumpyEvaluator
@@ -31,14 +38,10 @@ from jaxprune.scoring.numpy_evaluator import NumpyEvaluator
 Backend = Literal["numpy", "device"]
 """`numpy` computes on the host, `device` by jitted calls on the devices of JAX's default backend."""
 
-BUDGET_BYTES = 512 << 20
-"""How much memory values may take at most, besides the operands themselves, where nobody says otherwise."""
 LEAST_BYTES = 16 << 20
 """A smaller budget counts as that for values that are computed together."""
 _ROOM = 64
 """Functions whose largest value takes less than a sixty-fourth of the budget are not looked at more closely."""
-MAX_FLOPS = 5e10
-"""Operations that one function may cost on one member of one layer; costlier ones are refused."""
 
 
 def default_budget(backend: Backend = "numpy") -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxprune.pruning.observation import balanced_sample
+from jaxprune.observation.observer import balanced_sample
 from jaxprune.training.data import DATASETS, load_dataset
 from jaxprune.training.guard import Split
 

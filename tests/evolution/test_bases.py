@@ -15,11 +15,11 @@ from tiny_tasks import tiny_programs, tiny_task
 from jaxprune.evolution import bases
 from jaxprune.evolution.asking import seeds
 from jaxprune.evolution.bases import BasePool, Entry, Plan0
-from jaxprune.evolution.files import RunDirectoryError
 from jaxprune.evolution.problem import TaskProblem, available_operands, kept_digest
 from jaxprune.evolution.programs import TaskPrograms, calibration_rows
 from jaxprune.evolution.records import Behaviour, Trial
 from jaxprune.evolution.tasks import Schedule
+from jaxprune.files import RunDirectoryError
 from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse
 from jaxprune.language.registration import register_operand

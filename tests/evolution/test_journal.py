@@ -13,12 +13,12 @@ import pytest
 from test_asking import after
 from toy_problem import SMALL, ToyProblem
 
-from jaxprune.evolution import files
-from jaxprune.evolution.files import RunDirectoryError, read_json, write_atomically
+from jaxprune import files
 from jaxprune.evolution.journal import Journal, read_journal
 from jaxprune.evolution.records import Outcome
 from jaxprune.evolution.rundir import RunDirectory, load_run
 from jaxprune.evolution.search import init_search
+from jaxprune.files import RunDirectoryError, read_json, write_atomically
 
 TRIAL = {
     "kind": "trial",

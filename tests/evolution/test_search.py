@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 from toy_problem import SMALL, TASKS, ToyProblem
 
-from jaxprune.evolution import files
-from jaxprune.evolution.files import RunDirectoryError
+from jaxprune import files
 from jaxprune.evolution.interrupts import SearchInterrupted
 from jaxprune.evolution.journal import read_journal, without_times
 from jaxprune.evolution.records import Behaviour, InfrastructureError, Outcome, TaskInfo, Trial
@@ -30,6 +29,7 @@ from jaxprune.evolution.search import (
     TrialRecord,
     evolve_problem,
 )
+from jaxprune.files import RunDirectoryError
 from jaxprune.language.expression import Expression
 from jaxprune.language.library import library
 from jaxprune.types import Invalid

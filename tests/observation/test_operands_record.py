@@ -5,7 +5,7 @@ import pytest
 
 from jaxprune.observation.moments import zero_moments
 from jaxprune.observation.observed import Observed
-from jaxprune.observation.records import Operands, sample_moments
+from jaxprune.observation.operands import Operands, sample_moments
 
 
 def make(seed=0, channels=3, **changes):

@@ -13,9 +13,9 @@ from jaxprune.language.registration import register_operand
 from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.observation import streaming
 from jaxprune.observation.moments import class_sets
-from jaxprune.observation.positions import pool_positions
-from jaxprune.observation.records import Operands
-from jaxprune.pruning.observation import observe
+from jaxprune.observation.observer import observe
+from jaxprune.observation.operands import Operands
+from jaxprune.observation.sample import pool_positions
 from jaxprune.scoring.compiled import compile
 from jaxprune.scoring.populations import score_population
 

@@ -12,11 +12,11 @@ from small_nets import IMAGES, LABELS, NETWORKS, Net, conv, flat, linear, plain,
 from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse
 from jaxprune.nets import PlainConvNet, SmallConvNet
+from jaxprune.observation import observer as observation
+from jaxprune.observation.loss_gradients import add_gradients, cross_entropy, sample_gradients
 from jaxprune.observation.observed import Observed
-from jaxprune.observation.positions import pool_positions
-from jaxprune.pruning import observation
-from jaxprune.pruning.gradients import add_gradients, cross_entropy, sample_gradients
-from jaxprune.pruning.observation import make_observer, observe
+from jaxprune.observation.observer import make_observer, observe
+from jaxprune.observation.sample import pool_positions
 from jaxprune.scoring.ranking import rank_population, score
 from jaxprune.structure.model_state import merge_model, parameter_paths, split_model
 from jaxprune.structure.producer_sites import channel_columns

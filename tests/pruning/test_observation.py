@@ -19,8 +19,8 @@ from small_nets import (
 
 from jaxprune.observation.moments import class_sets
 from jaxprune.observation.observed import Observed
-from jaxprune.observation.positions import pool_positions
-from jaxprune.pruning.observation import balanced_sample, make_observer, observe
+from jaxprune.observation.observer import balanced_sample, make_observer, observe
+from jaxprune.observation.sample import pool_positions
 from jaxprune.pruning.planning import plan
 from jaxprune.pruning.slimming import slim
 from jaxprune.structure.model_state import split_model

@@ -11,11 +11,11 @@ from small_nets import IMAGES, LABELS, NETWORKS, Net, conv, flat, linear, plain
 
 from jaxprune.language.library import library
 from jaxprune.language.parsing import parse
+from jaxprune.observation import loss_gradients as squared_gradients
+from jaxprune.observation.loss_gradients import add_squares, num_together
 from jaxprune.observation.observed import Observed
-from jaxprune.pruning import squared_gradients
-from jaxprune.pruning.observation import make_observer, observe
-from jaxprune.pruning.squared_gradients import add_squares, num_together
-from jaxprune.scoring.costs import layer_costs
+from jaxprune.observation.observer import make_observer, observe
+from jaxprune.scoring.formula_cost import layer_costs
 from jaxprune.scoring.metrics import metrics
 from jaxprune.scoring.ranking import rank_population, score
 from jaxprune.structure.model_state import merge_model, parameter_paths, split_model
@@ -146,7 +146,7 @@ def runs(monkeypatch):
         compute = make(*args)
         return lambda arrays: done.append(1) or compute(arrays)
 
-    monkeypatch.setattr("jaxprune.pruning.observation.make_squared_gradients", counted)
+    monkeypatch.setattr("jaxprune.observation.observer.make_squared_gradients", counted)
     return done
 
 

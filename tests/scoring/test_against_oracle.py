@@ -20,7 +20,7 @@ from oracle import OPERATIONS, operands, oracle
 from jaxprune.language.parsing import parse
 from jaxprune.language.sampling import random_expression
 from jaxprune.language.vocabulary import DEFAULT_VOCABULARY
-from jaxprune.observation.records import Operands
+from jaxprune.observation.operands import Operands
 from jaxprune.scoring.compiled import compile
 from jaxprune.scoring.populations import score_population
 

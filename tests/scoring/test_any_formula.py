@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jaxprune.language.sampling import Limits, random_expression
 from jaxprune.language.vocabulary import DEFAULT_VOCABULARY
-from jaxprune.observation.records import Operands
+from jaxprune.observation.operands import Operands
 from jaxprune.scoring.compiled import compile
 from jaxprune.scoring.populations import score_population
 

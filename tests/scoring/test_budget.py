@@ -13,7 +13,8 @@ from jaxprune.language.parsing import parse
 from jaxprune.language.sampling import random_expression
 from jaxprune.language.vocabulary import DEFAULT_VOCABULARY
 from jaxprune.scoring.device_programs import Programs
-from jaxprune.scoring.scorer import BUDGET_BYTES, LEAST_BYTES, Scorer, default_budget
+from jaxprune.scoring.formula_cost import BUDGET_BYTES
+from jaxprune.scoring.scorer import LEAST_BYTES, Scorer, default_budget
 
 BUDGET = LEAST_BYTES
 COUNTS = (43, 43, 42)

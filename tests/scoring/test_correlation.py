@@ -8,9 +8,9 @@ from scipy.stats import spearmanr
 
 from jaxprune.language.parsing import parse
 from jaxprune.observation.observed import Observed
-from jaxprune.observation.records import Operands
-from jaxprune.scoring.correlation import correlate, rank_correlation, rank_correlations
-from jaxprune.scoring.costs import layer_costs
+from jaxprune.observation.operands import Operands
+from jaxprune.scoring.formula_cost import layer_costs
+from jaxprune.scoring.rank_correlation import correlate, rank_correlation, rank_correlations
 from jaxprune.scoring.ranking import Scored, score_functions
 
 

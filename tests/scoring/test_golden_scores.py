@@ -15,7 +15,7 @@ import pytest
 
 from jaxprune.language.library import library
 from jaxprune.language.parsing import parse
-from jaxprune.observation.records import Operands
+from jaxprune.observation.operands import Operands
 from jaxprune.scoring.compiled import compile
 from jaxprune.scoring.populations import score_population
 

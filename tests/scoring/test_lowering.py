@@ -14,7 +14,7 @@ from jaxprune.language.parsing import parse
 from jaxprune.language.sampling import random_expression
 from jaxprune.language.vocabulary import DEFAULT_VOCABULARY
 from jaxprune.observation.moments import add_examples, zero_moments
-from jaxprune.observation.records import Operands, sample_moments
+from jaxprune.observation.operands import Operands, sample_moments
 from jaxprune.scoring import device_plan
 from jaxprune.scoring.compiled import compile
 from jaxprune.scoring.graph import Kind

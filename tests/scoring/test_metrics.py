@@ -12,8 +12,8 @@ from metric_definitions import DEFINITIONS, score_by_definition
 
 from jaxprune.language.library import library
 from jaxprune.language.vocabulary import OPERANDS
-from jaxprune.observation.records import Operands
-from jaxprune.pruning.observation import observe
+from jaxprune.observation.observer import observe
+from jaxprune.observation.operands import Operands
 from jaxprune.pruning.planning import plan
 from jaxprune.pruning.slimming import slim
 from jaxprune.scoring.metric_functions import chip, fpgm, hrank, lamp, random_numbers

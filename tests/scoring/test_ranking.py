@@ -7,7 +7,7 @@ from jaxprune.language.parsing import parse
 from jaxprune.language.registration import register_operand
 from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.observation.observed import Observed
-from jaxprune.observation.records import Operands
+from jaxprune.observation.operands import Operands
 from jaxprune.scoring.compiled import compile
 from jaxprune.scoring.metrics import Metric, metrics
 from jaxprune.scoring.ranking import Ranking, aggregate, is_constant, pruning_order, rank_population, score

@@ -11,8 +11,8 @@ from test_against_oracle import FEW, functions_for
 from jaxprune.language.canonical import shared_form
 from jaxprune.language.parsing import parse
 from jaxprune.observation.observed import Observed
-from jaxprune.observation.records import Operands
-from jaxprune.scoring import producers
+from jaxprune.observation.operands import Operands
+from jaxprune.scoring import status as producers
 from jaxprune.scoring.ranking import rank_population, score_functions
 from jaxprune.scoring.scorer import Scorer
 

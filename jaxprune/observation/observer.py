@@ -17,12 +17,11 @@ import numpy as np
 from flax import nnx
 
 from jaxprune.observation.gradients import GradientSource
+from jaxprune.observation.loss_gradients import Loss, Sample, make_gradients, make_squared_gradients
 from jaxprune.observation.moments import Moments, add_examples, zero_moments
 from jaxprune.observation.observed import Observed
-from jaxprune.observation.positions import flat_positions, pool_positions
-from jaxprune.observation.records import Operands, sample_moments
-from jaxprune.pruning.gradients import Loss, Sample, make_gradients
-from jaxprune.pruning.squared_gradients import make_squared_gradients
+from jaxprune.observation.operands import Operands, sample_moments
+from jaxprune.observation.sample import flat_positions, pool_positions
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState, Path, fingerprint, split_model
 from jaxprune.structure.producer_sites import Place, Site, channel_columns, channels_last, filter_columns

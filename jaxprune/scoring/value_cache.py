@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 from jaxprune.types import Array
 
 
-class Remembered:
+class ValueCache:
     """What steps computed, by what they compute.
 
     Args:
@@ -16,7 +16,7 @@ class Remembered:
 
     Example:
       >>> import numpy as np
-      >>> remembered = Remembered(most_bytes=100)
+      >>> remembered = ValueCache(most_bytes=100)
       >>> remembered.add("a", [np.ones(8)]), remembered.add("b", [np.ones(8)])
       (None, None)
       >>> remembered.get("a") is None, remembered.get("b") is None

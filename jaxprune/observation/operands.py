@@ -26,9 +26,8 @@ from jaxprune.observation.checks import (
 )
 from jaxprune.observation.gradients import Gradients, sort_gradients, take_channels
 from jaxprune.observation.moments import Moments, add_examples, zero_moments
-from jaxprune.observation.stacking import stack_pytrees
 from jaxprune.observation.streaming import Batch, gather_batches
-from jaxprune.types import Array
+from jaxprune.types import Array, stack_pytrees
 
 
 @dataclass(frozen=True, eq=False)

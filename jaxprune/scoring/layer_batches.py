@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxprune.language.axes import Type
-from jaxprune.observation.records import Operands
+from jaxprune.observation.operands import Operands
 from jaxprune.scoring.analysis import CLASS_SIZES, View
 from jaxprune.scoring.graph import Step
 from jaxprune.scoring.leaves import axis_sizes, moment_values, operand_value, value_shape
@@ -20,7 +20,7 @@ from jaxprune.types import Array
 
 
 @dataclass(frozen=True)
-class GroupShape:
+class LayerBatchShape:
     """What is known of a group of layers without its arrays; equal for networks that are alike."""
 
     start: int
@@ -59,7 +59,7 @@ class GroupShape:
         return math.prod(self.axes(step.type, step.view))
 
 
-class LayerGroup:
+class LayerBatch:
     """Members of equal shapes, one layer, several alike, or stacked networks, and their values in NumPy.
 
     Args:
@@ -67,7 +67,7 @@ class LayerGroup:
       members: operands, none of them stacked.
     """
 
-    def __init__(self, shape: GroupShape, members: tuple[Operands, ...]) -> None:
+    def __init__(self, shape: LayerBatchShape, members: tuple[Operands, ...]) -> None:
         self.shape, self.dtype = shape, members[0].dtype
         self._members = members
         self._found: dict[Hashable, np.ndarray] = {}
@@ -94,9 +94,9 @@ class LayerGroup:
         return self._found[key]
 
 
-def group_layers(
+def batch_layers(
     layers: Sequence[Operands], most_channels: int | None = None
-) -> tuple[list[tuple[GroupShape, tuple[Operands, ...]]], list[list[int]], int]:
+) -> tuple[list[tuple[LayerBatchShape, tuple[Operands, ...]]], list[list[int]], int]:
     """All members of all layers in groups of equal shapes.
 
     Args:
@@ -111,7 +111,7 @@ def group_layers(
     for number, one in enumerate(layers):
         for member in one.members():
             alike.setdefault(_signature(member), []).append((number, member))
-    groups: list[tuple[GroupShape, tuple[Operands, ...]]] = []
+    groups: list[tuple[LayerBatchShape, tuple[Operands, ...]]] = []
     starts: list[list[int]] = [[] for _ in layers]
     channel = 0
     for own in alike.values():
@@ -120,7 +120,7 @@ def group_layers(
         at_once = len(own) if most_channels is None else max(1, most_channels // first.num_channels)
         for begin in range(0, len(own), at_once):
             part = own[begin : begin + at_once]
-            shape = GroupShape(channel, len(part), first.num_channels, first.class_counts, *sizes)
+            shape = LayerBatchShape(channel, len(part), first.num_channels, first.class_counts, *sizes)
             groups.append((shape, tuple(one for _, one in part)))
             for number, one in part:
                 starts[number].append(channel)
