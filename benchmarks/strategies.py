@@ -17,8 +17,7 @@ from candidates import best_seconds
 from jaxprune.evolution.bases import BasePool, Entry
 from jaxprune.evolution.presets import TASKS, find_task
 from jaxprune.evolution.programs import TaskPrograms
-from jaxprune.training.threads import default_workers, map_in_order
-from jaxprune.training.trainer import Strategy
+from jaxprune.training.trainer import Strategy, default_workers, map_in_order
 
 WAYS: tuple[tuple[str, Strategy, int], ...] = (
     ("loop, 1 thread", "loop", 1),

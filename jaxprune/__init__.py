@@ -19,6 +19,7 @@ from jaxprune._version import __version__
 if (
     TYPE_CHECKING
 ):  # for type checkers and editors; `_HOME` says the same at run time, and a test compares them
+    from jaxprune.datasets.dataset import Dataset, load_dataset
     from jaxprune.evolution.asking import ask
     from jaxprune.evolution.calibration import calibrate
     from jaxprune.evolution.comparison import compare
@@ -50,7 +51,6 @@ if (
     from jaxprune.scoring.ranking import score
     from jaxprune.structure.groups import Structure
     from jaxprune.structure.tracing import trace_structure
-    from jaxprune.training.data import Dataset, load_dataset
     from jaxprune.training.recipes import Recipe
     from jaxprune.types import Invalid
 
@@ -132,7 +132,7 @@ _NAMES = {
     "scoring.metrics": "metrics",
     "scoring.ranking": "score",
     "observation.operands": "Operands",
-    "training.data": "Dataset load_dataset",
+    "datasets.dataset": "Dataset load_dataset",
     "training.recipes": "Recipe",
     "types": "Invalid",
 }

@@ -121,9 +121,9 @@ def make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 def _is_explained(error: Exception) -> bool:
     """Whether an error says what was needed, what came and the fix, so that no traceback is called for."""
+    from jaxprune.datasets.guarded_split import AlreadyOpenedError
     from jaxprune.evolution.records import InfrastructureError
     from jaxprune.files import RunDirectoryError
-    from jaxprune.training.guard import AlreadyOpenedError
 
     ours = (RunDirectoryError, InfrastructureError, AlreadyOpenedError)
     return isinstance(error, (ValueError, OSError, ImportError, *ours))

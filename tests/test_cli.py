@@ -10,9 +10,9 @@ import pytest
 
 from jaxprune import cli
 from jaxprune._version import __version__
+from jaxprune.datasets.guarded_split import AlreadyOpenedError
 from jaxprune.evolution.records import InfrastructureError
 from jaxprune.files import RunDirectoryError
-from jaxprune.training.guard import AlreadyOpenedError
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

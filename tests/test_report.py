@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from made_up_runs import LEVELS, compared, layers, made_up_finals, searched
 
+from jaxprune.datasets.guarded_split import GuardedSplit, Split
 from jaxprune.evolution.fitness import TaskScale
 from jaxprune.evolution.records import TaskInfo
 from jaxprune.evolution.settings import EvolveConfig
@@ -24,7 +25,6 @@ from jaxprune.language.library import library, own_seeds
 from jaxprune.report import render_report, write_report
 from jaxprune.search_sections import formula_section, search_section
 from jaxprune.sections import Run, optimism_section, results_section, verdict_section
-from jaxprune.training.guard import GuardedSplit, Split
 from jaxprune.training.recipes import RECIPES
 from jaxprune.verdicts import Verdict, judged, overall_verdict, task_verdict
 

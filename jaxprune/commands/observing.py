@@ -51,8 +51,8 @@ def add_task_changes(parser: argparse.ArgumentParser, without: tuple[str, ...] =
 
 def add_own_network_options(parser: argparse.ArgumentParser) -> None:
     """Adds `--network` and its like: a network instead of a task."""
+    from jaxprune.datasets.dataset import DATASETS
     from jaxprune.nets import NETWORKS
-    from jaxprune.training.data import DATASETS
 
     group = parser.add_argument_group("a network of your own, instead of a task")
     group.add_argument(

@@ -29,8 +29,7 @@ from jaxprune.scoring.ranking import Ranking, rank_population
 from jaxprune.structure.model_state import FlatState
 from jaxprune.training.checkpoint import load_network, save_network
 from jaxprune.training.loop import batch_order, split_network
-from jaxprune.training.threads import map_in_order
-from jaxprune.training.trainer import Job, Trained
+from jaxprune.training.trainer import Job, Trained, map_in_order
 from jaxprune.types import Invalid, Kept
 
 Pool = Literal["search", "final"]

@@ -9,11 +9,11 @@ from types import MappingProxyType
 
 from flax import nnx
 
+from jaxprune.datasets.dataset import load_dataset
 from jaxprune.evolution.settings import EvolveConfig
 from jaxprune.evolution.tasks import Schedule, Task
 from jaxprune.nets import LeNet5, PlainConvNet, SmallConvNet
 from jaxprune.nets.factories import import_attribute
-from jaxprune.training.data import load_dataset
 from jaxprune.training.recipes import RECIPES
 
 

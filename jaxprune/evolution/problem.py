@@ -18,8 +18,7 @@ from jaxprune.language.canonical import canonical_form
 from jaxprune.language.expression import Expression
 from jaxprune.language.vocabulary import DEFAULT_VOCABULARY, OPERANDS, Vocabulary
 from jaxprune.observation.observed import Observed
-from jaxprune.training.threads import map_in_order
-from jaxprune.training.trainer import Strategy
+from jaxprune.training.trainer import Strategy, map_in_order
 from jaxprune.types import Invalid, Kept
 
 

@@ -14,8 +14,8 @@ from typing import Literal
 
 from flax import nnx
 
-from jaxprune.training.data import Dataset
-from jaxprune.training.guard import GuardedSplit
+from jaxprune.datasets.dataset import Dataset
+from jaxprune.datasets.guarded_split import GuardedSplit
 from jaxprune.training.recipes import Recipe, find_recipe
 from jaxprune.types import Array
 

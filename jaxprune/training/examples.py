@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxprune.datasets.dataset import DATASETS, load_dataset
+from jaxprune.datasets.guarded_split import Split
 from jaxprune.observation.observer import balanced_sample
-from jaxprune.training.data import DATASETS, load_dataset
-from jaxprune.training.guard import Split
 
 IMAGE_NAMES = ("images", "x", "x_train")
 LABEL_NAMES = ("labels", "y", "y_train")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from flax import nnx
 
+from jaxprune.datasets.dataset import Dataset
 from jaxprune.evolution.tasks import Schedule, Task
-from jaxprune.training.data import Dataset
 from jaxprune.training.recipes import RECIPES
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny_task import tiny_programs, tiny_task
 
+from jaxprune.datasets.guarded_split import AlreadyOpenedError
 from jaxprune.evolution.bases import BasePool, Plan0
 from jaxprune.evolution.comparison import compare, layer_views
 from jaxprune.evolution.measurements import Comparison
@@ -17,7 +18,6 @@ from jaxprune.language.library import library
 from jaxprune.language.parsing import parse
 from jaxprune.scoring.metrics import metrics
 from jaxprune.scoring.ranking import Ranking
-from jaxprune.training.guard import AlreadyOpenedError
 
 
 def compared(functions=("l1", "2*sum(abs(WI))", "bn_scale"), bases=2, **settings):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
+from jaxprune.datasets.dataset import load_dataset
 from jaxprune.evolution.programs import TaskPrograms
 from jaxprune.evolution.tasks import Schedule, Task
 from jaxprune.nets import PlainConvNet
-from jaxprune.training.data import load_dataset
 from jaxprune.training.recipes import RECIPES
 
 

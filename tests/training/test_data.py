@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxprune.training import guard
-from jaxprune.training.data import DATASETS, Dataset, load_dataset
-from jaxprune.training.guard import AlreadyOpenedError, GuardedSplit, Split
+from jaxprune.datasets import guarded_split as guard
+from jaxprune.datasets.dataset import DATASETS, Dataset, load_dataset
+from jaxprune.datasets.guarded_split import AlreadyOpenedError, GuardedSplit, Split
 
 SIZES = {"digits": (1097, 350, 350, (8, 8, 1)), "fashion": (6000, 2000, 2000, (28, 28, 1))}
 

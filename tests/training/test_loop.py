@@ -14,10 +14,10 @@ from flax import nnx
 from jaxprune.nets import PlainConvNet
 from jaxprune.pruning.masking import channel_masks
 from jaxprune.structure.tracing import trace_structure
-from jaxprune.training.augmentation import augment
 from jaxprune.training.loop import (
     EVALUATION_BATCH,
     Examples,
+    augment,
     batch_order,
     count_correct,
     segments,

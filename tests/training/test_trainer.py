@@ -17,8 +17,7 @@ from jaxprune.nets import PlainConvNet
 from jaxprune.training.checkpoint import load_network, save_network
 from jaxprune.training.loop import Examples, batch_order, split_network
 from jaxprune.training.recipes import Recipe
-from jaxprune.training.threads import default_workers, map_in_order
-from jaxprune.training.trainer import Job, Strategy, Trainer
+from jaxprune.training.trainer import Job, Strategy, Trainer, default_workers, map_in_order
 
 RECIPE = Recipe("test", "adam", 1e-2, epochs=2, batch_size=10)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jaxprune.training.guard import GuardedSplit, Split
+from jaxprune.datasets.guarded_split import GuardedSplit, Split
 from jaxprune.types import Array
 
 DATASETS = ("digits", "fashion")
