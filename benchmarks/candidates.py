@@ -21,9 +21,9 @@ import flax
 import jax
 import numpy as np
 
-from jaxprune.evolution.bases import BasePool, Entry
 from jaxprune.evolution.presets import TASKS, find_task
-from jaxprune.evolution.programs import TaskPrograms
+from jaxprune.tasks.base_networks import BasePool, Entry
+from jaxprune.tasks.task_programs import TaskPrograms
 
 LAYOUTS = {
     "digits": ("c3 p c3 p", 4),

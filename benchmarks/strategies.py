@@ -14,9 +14,9 @@ import os
 import jax
 from candidates import best_seconds
 
-from jaxprune.evolution.bases import BasePool, Entry
 from jaxprune.evolution.presets import TASKS, find_task
-from jaxprune.evolution.programs import TaskPrograms
+from jaxprune.tasks.base_networks import BasePool, Entry
+from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.training.trainer import Strategy, default_workers, map_in_order
 
 WAYS: tuple[tuple[str, Strategy, int], ...] = (

@@ -29,7 +29,6 @@ if (
     from jaxprune.evolution.problem import TaskProblem
     from jaxprune.evolution.search import init_search
     from jaxprune.evolution.settings import EvolveConfig
-    from jaxprune.evolution.tasks import Schedule, Task
     from jaxprune.evolution.telling import tell
     from jaxprune.group_figures import groups_figure
     from jaxprune.language.expression import Expression
@@ -51,6 +50,7 @@ if (
     from jaxprune.scoring.ranking import score
     from jaxprune.structure.groups import Structure
     from jaxprune.structure.tracing import trace_structure
+    from jaxprune.tasks.tasks import Schedule, Task
     from jaxprune.training.recipes import Recipe
     from jaxprune.types import Invalid
 
@@ -110,7 +110,7 @@ _NAMES = {
     "evolution.problem": "TaskProblem",
     "evolution.search": "init_search",
     "evolution.settings": "EvolveConfig",
-    "evolution.tasks": "Schedule Task",
+    "tasks.tasks": "Schedule Task",
     "evolution.telling": "tell",
     "group_figures": "groups_figure",
     "language.registration": "register_operand register_operator",

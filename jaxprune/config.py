@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, get_args, get_type_hints
 from jaxprune.evolution.settings import EvolveConfig
 
 if TYPE_CHECKING:
-    from jaxprune.evolution.tasks import Task
+    from jaxprune.tasks.tasks import Task
 
 Controls = Literal["standard", "full"]
 Batching = Literal["auto", "scan", "loop", "vmap"]
@@ -172,8 +172,8 @@ def make_tasks(
       [3, 2]
     """
     from jaxprune.evolution.presets import find_task
-    from jaxprune.evolution.tasks import check_unique
     from jaxprune.nets.factories import look_in_working_directory
+    from jaxprune.tasks.tasks import check_unique
 
     names, options = list(names), options or {}
     if any(":" in name for name in names):
@@ -362,7 +362,7 @@ def _of_kind(name: str, value: object) -> TaskValue:
 
 
 def _changed(task: Task, changes: dict[str, TaskValue]) -> Task:
-    from jaxprune.evolution.tasks import Schedule
+    from jaxprune.tasks.tasks import Schedule
     from jaxprune.training.recipes import Recipe
 
     plain: dict[str, object] = dict(changes)

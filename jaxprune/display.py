@@ -17,8 +17,8 @@ from jaxprune.evolution.summary import GenerationSummary
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from jaxprune.evolution.bases import Base
     from jaxprune.evolution.evaluation import TrialRecord
+    from jaxprune.tasks.base_networks import Base
 
 COLUMNS = ("gen", "best", "n", "new/unique", "total", "cached", "time", "left", "formula")
 """Headings of the live table."""

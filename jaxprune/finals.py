@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxprune.evolution.bases import Base
 from jaxprune.evolution.comparison import LayerView, compare, layer_views
 from jaxprune.evolution.measurements import Comparison, Measurement
 from jaxprune.evolution.population import Member, SearchState
@@ -21,6 +20,7 @@ from jaxprune.files import RunDirectoryError, read_json, to_text, write_atomical
 from jaxprune.language.expression import Expression
 from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse
+from jaxprune.tasks.base_networks import Base
 
 Controls = Literal["standard", "full"]
 

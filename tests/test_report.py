@@ -17,7 +17,6 @@ from jaxprune.datasets.guarded_split import GuardedSplit, Split
 from jaxprune.evolution.fitness import TaskScale
 from jaxprune.evolution.records import TaskInfo
 from jaxprune.evolution.settings import EvolveConfig
-from jaxprune.evolution.tasks import Schedule, Task
 from jaxprune.figures import start_formulas
 from jaxprune.files import RunDirectoryError
 from jaxprune.finals import Finals, choose_rows, load_finals
@@ -25,6 +24,7 @@ from jaxprune.language.library import library, own_seeds
 from jaxprune.report import render_report, write_report
 from jaxprune.search_sections import formula_section, search_section
 from jaxprune.sections import Run, optimism_section, results_section, verdict_section
+from jaxprune.tasks.tasks import Schedule, Task
 from jaxprune.training.recipes import RECIPES
 from jaxprune.verdicts import Verdict, judged, overall_verdict, task_verdict
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from jaxprune.config import TASK_OPTIONS, make_tasks, task_options
 
 if TYPE_CHECKING:
-    from jaxprune.evolution.bases import Base
-    from jaxprune.evolution.tasks import Task
+    from jaxprune.tasks.base_networks import Base
+    from jaxprune.tasks.tasks import Task
 
 BASES_DIR = "runs/bases"
 """Where base networks of single commands are kept, so that the next command finds them trained."""

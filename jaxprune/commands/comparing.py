@@ -24,8 +24,8 @@ from jaxprune.language.expression import Expression
 
 if TYPE_CHECKING:
     from jaxprune.evolution.measurements import Comparison, Measurement
-    from jaxprune.evolution.tasks import Task
     from jaxprune.scoring.metrics import PruningFunction
+    from jaxprune.tasks.tasks import Task
 
 ALL = "all"
 """What `--metrics` calls the whole library and our own seeds."""

@@ -14,10 +14,10 @@ from jaxprune.commands.observing import add_base_options, add_task_changes, base
 if TYPE_CHECKING:
     from flax import nnx
 
-    from jaxprune.evolution.bases import BasePool
     from jaxprune.pruning.planning import Plan
     from jaxprune.scoring.metrics import PruningFunction
     from jaxprune.structure.model_state import FlatState
+    from jaxprune.tasks.base_networks import BasePool
 
 BUDGETS = ("kept_fraction", "macs_fraction", "params_fraction", "kept_counts")
 """Ways to say how much is kept; one of them, or the task's own schedule."""

@@ -20,8 +20,8 @@ from jaxprune.commands.common import (
 from jaxprune.config import TASK_OPTIONS
 
 if TYPE_CHECKING:
-    from jaxprune.evolution.bases import BasePool
     from jaxprune.observation.observed import Observed
+    from jaxprune.tasks.base_networks import BasePool
 
 DEFAULT_TASK = "digits"
 OWN = ("data", "weights", "num_images")
@@ -116,8 +116,8 @@ def base_pool(arguments: argparse.Namespace, skipped: tuple[str, ...] = ()) -> B
     Raises:
       ValueError: for an unknown task, changes that do not fit it, or a negative base.
     """
-    from jaxprune.evolution.bases import BasePool
-    from jaxprune.evolution.programs import TaskPrograms
+    from jaxprune.tasks.base_networks import BasePool
+    from jaxprune.tasks.task_programs import TaskPrograms
 
     base = arguments.base or 0
     if base < 0:

@@ -12,15 +12,15 @@ from itertools import combinations
 
 import numpy as np
 
-from jaxprune.evolution.bases import Base, BasePool
 from jaxprune.evolution.comparison import Planned, complexities, measure_jobs, planned_jobs, task_facts
 from jaxprune.evolution.measurements import FORMAT, Comparison
 from jaxprune.evolution.naming import Function, known_functions, named_functions
 from jaxprune.evolution.oracle import Climb, Start, climb, oracle_entry
-from jaxprune.evolution.programs import TaskPrograms
-from jaxprune.evolution.tasks import Task
 from jaxprune.evolution.variance import VarianceComponents, rank_correlation, variance_components
 from jaxprune.scoring.metrics import PruningFunction
+from jaxprune.tasks.base_networks import Base, BasePool
+from jaxprune.tasks.task_programs import TaskPrograms
+from jaxprune.tasks.tasks import Task
 
 LOW_RELIABILITY = 0.5
 """Below this, a search on the task mostly selects luck."""

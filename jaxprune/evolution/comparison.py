@@ -10,14 +10,14 @@ from pathlib import Path as FilePath
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.evolution.bases import Base, BasePool, Entry, Pool
 from jaxprune.evolution.measurements import Comparison, Kind, Measurement, Refused, TaskFacts
 from jaxprune.evolution.naming import Function, named_functions
 from jaxprune.evolution.problem import kept_digest
-from jaxprune.evolution.programs import TaskPrograms
-from jaxprune.evolution.tasks import Task, check_unique
 from jaxprune.language.expression import Expression
 from jaxprune.scoring.metrics import PruningFunction, name_of
+from jaxprune.tasks.base_networks import Base, BasePool, Entry, Pool
+from jaxprune.tasks.task_programs import TaskPrograms
+from jaxprune.tasks.tasks import Task, check_unique
 from jaxprune.training.loop import Examples
 from jaxprune.types import Invalid, Kept
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxprune.evolution.bases import Base
 from jaxprune.evolution.problem import TaskProblem
 from jaxprune.evolution.search import SearchResult, evolve_problem
 from jaxprune.evolution.settings import EvolveConfig
-from jaxprune.evolution.tasks import Task
 from jaxprune.language.expression import Expression
+from jaxprune.tasks.base_networks import Base
+from jaxprune.tasks.tasks import Task
 from jaxprune.training.trainer import Strategy
 
 

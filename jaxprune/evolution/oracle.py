@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxprune.evolution.bases import BasePool, Entry
 from jaxprune.keys import derive, generator
 from jaxprune.scoring.metrics import PruningFunction
+from jaxprune.tasks.base_networks import BasePool, Entry
 from jaxprune.types import Kept
 
 

@@ -11,9 +11,9 @@ from flax import nnx
 
 from jaxprune.datasets.dataset import load_dataset
 from jaxprune.evolution.settings import EvolveConfig
-from jaxprune.evolution.tasks import Schedule, Task
 from jaxprune.nets import LeNet5, PlainConvNet, SmallConvNet
 from jaxprune.nets.factories import import_attribute
+from jaxprune.tasks.tasks import Schedule, Task
 from jaxprune.training.recipes import RECIPES
 
 

@@ -10,14 +10,14 @@ from functools import cached_property
 
 import numpy as np
 
-from jaxprune.evolution.bases import Base, BasePool, Entry, Plan0
-from jaxprune.evolution.programs import TaskPrograms
 from jaxprune.evolution.records import SEARCH_POOL, Behaviour, Outcome, TaskInfo, Trial, pack_kept
-from jaxprune.evolution.tasks import Task, check_unique
 from jaxprune.language.canonical import canonical_form
 from jaxprune.language.expression import Expression
 from jaxprune.language.vocabulary import DEFAULT_VOCABULARY, OPERANDS, Vocabulary
 from jaxprune.observation.observed import Observed
+from jaxprune.tasks.base_networks import Base, BasePool, Entry, Plan0
+from jaxprune.tasks.task_programs import TaskPrograms
+from jaxprune.tasks.tasks import Task, check_unique
 from jaxprune.training.trainer import Strategy, map_in_order
 from jaxprune.types import Invalid, Kept
 

@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from jaxprune.datasets.dataset import Dataset
-from jaxprune.evolution.tasks import Schedule, Task
+from jaxprune.tasks.tasks import Schedule, Task
 from jaxprune.training.recipes import RECIPES
 
 

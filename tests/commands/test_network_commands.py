@@ -8,10 +8,10 @@ import pytest
 
 from jaxprune.cli import main
 from jaxprune.commands.networks import prune_base
-from jaxprune.evolution.bases import BasePool
-from jaxprune.evolution.programs import TaskPrograms
 from jaxprune.language.library import library
 from jaxprune.pruning.planning import Plan
+from jaxprune.tasks.base_networks import BasePool
+from jaxprune.tasks.task_programs import TaskPrograms
 
 
 @pytest.fixture(scope="module")

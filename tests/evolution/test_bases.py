@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from tiny_tasks import tiny_programs, tiny_task
 
-from jaxprune.evolution import bases
 from jaxprune.evolution.asking import seeds
-from jaxprune.evolution.bases import BasePool, Entry, Plan0
 from jaxprune.evolution.problem import TaskProblem, available_operands, kept_digest
-from jaxprune.evolution.programs import TaskPrograms, calibration_rows
 from jaxprune.evolution.records import Behaviour, Trial
-from jaxprune.evolution.tasks import Schedule
 from jaxprune.files import RunDirectoryError
 from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse
 from jaxprune.language.registration import register_operand
 from jaxprune.language.vocabulary import OPERANDS
+from jaxprune.tasks import base_networks as bases
+from jaxprune.tasks.base_networks import BasePool, Entry, Plan0
+from jaxprune.tasks.task_programs import TaskPrograms, calibration_rows
+from jaxprune.tasks.tasks import Schedule
 from jaxprune.training.loop import Examples, split_network
 from jaxprune.training.recipes import RECIPES
 from jaxprune.types import Invalid

@@ -10,7 +10,6 @@ import pytest
 from tiny_task import tiny_programs, tiny_task
 
 from jaxprune.datasets.guarded_split import AlreadyOpenedError
-from jaxprune.evolution.bases import BasePool, Plan0
 from jaxprune.evolution.comparison import compare, layer_views
 from jaxprune.evolution.measurements import Comparison
 from jaxprune.evolution.problem import _behaviour
@@ -18,6 +17,7 @@ from jaxprune.language.library import library
 from jaxprune.language.parsing import parse
 from jaxprune.scoring.metrics import metrics
 from jaxprune.scoring.ranking import Ranking
+from jaxprune.tasks.base_networks import BasePool, Plan0
 
 
 def compared(functions=("l1", "2*sum(abs(WI))", "bn_scale"), bases=2, **settings):

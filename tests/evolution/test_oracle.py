@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxprune.evolution.bases import Entry
 from jaxprune.evolution.oracle import Start, climb, oracle_entry
 from jaxprune.language.library import library
+from jaxprune.tasks.base_networks import Entry
 
 WIDTHS = {"a": 6, "b": 4, "whole": 2}
 VALUES = {"a": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "b": [8.0, 1.0, 1.0, 7.0], "whole": [0.0, 0.0]}

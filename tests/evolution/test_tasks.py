@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from jaxprune.evolution.presets import PRESETS, TASKS, PresetUnavailableError, find_preset, find_task
-from jaxprune.evolution.tasks import Schedule, Task, check_unique
 from jaxprune.nets import PlainConvNet
+from jaxprune.tasks.tasks import Schedule, Task, check_unique
 from jaxprune.training.recipes import RECIPES
 
 SIZES = {"conv1.kernel": 16, "conv2.kernel": 32}

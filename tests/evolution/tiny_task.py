@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache
 
 from jaxprune.datasets.dataset import load_dataset
-from jaxprune.evolution.programs import TaskPrograms
-from jaxprune.evolution.tasks import Schedule, Task
 from jaxprune.nets import PlainConvNet
+from jaxprune.tasks.task_programs import TaskPrograms
+from jaxprune.tasks.tasks import Schedule, Task
 from jaxprune.training.recipes import RECIPES
 
 

@@ -7,9 +7,9 @@ import functools
 from flax import nnx
 
 from jaxprune.datasets.dataset import load_dataset
-from jaxprune.evolution.programs import TaskPrograms
-from jaxprune.evolution.tasks import Schedule, Task
 from jaxprune.nets import PlainConvNet
+from jaxprune.tasks.task_programs import TaskPrograms
+from jaxprune.tasks.tasks import Schedule, Task
 from jaxprune.training.recipes import RECIPES
 
 DATA = load_dataset("digits").limited(num_train=200, num_validation=100)

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxprune.evolution.tasks import Task
 from jaxprune.observation.observer import Observer, make_observer
 from jaxprune.pruning.masking import channel_masks
 from jaxprune.pruning.planning import make_plan
@@ -25,6 +24,7 @@ from jaxprune.pruning.slimming import slim, slim_state
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState
 from jaxprune.structure.tracing import trace_structure
+from jaxprune.tasks.tasks import Task
 from jaxprune.training.loop import Examples, count_correct, split_network
 from jaxprune.training.recipes import Recipe
 from jaxprune.training.trainer import Strategy, Trainer

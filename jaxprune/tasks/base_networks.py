@@ -18,7 +18,6 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxprune.evolution.programs import TaskPrograms
 from jaxprune.files import explained
 from jaxprune.keys import derive, generator
 from jaxprune.language.library import library
@@ -27,6 +26,7 @@ from jaxprune.pruning.planning import select
 from jaxprune.scoring.metrics import PruningFunction, name_of
 from jaxprune.scoring.ranking import Ranking, rank_population
 from jaxprune.structure.model_state import FlatState
+from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.training.checkpoint import load_network, save_network
 from jaxprune.training.loop import batch_order, split_network
 from jaxprune.training.trainer import Job, Trained, map_in_order
