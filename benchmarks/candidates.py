@@ -21,8 +21,8 @@ import flax
 import jax
 import numpy as np
 
-from jaxprune.evolution.presets import TASKS, find_task
 from jaxprune.tasks.base_networks import BasePool, Entry
+from jaxprune.tasks.named_tasks import TASKS, find_task
 from jaxprune.tasks.task_programs import TaskPrograms
 
 LAYOUTS = {

@@ -14,8 +14,8 @@ import os
 import jax
 from candidates import best_seconds
 
-from jaxprune.evolution.presets import TASKS, find_task
 from jaxprune.tasks.base_networks import BasePool, Entry
+from jaxprune.tasks.named_tasks import TASKS, find_task
 from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.training.trainer import Strategy, default_workers, map_in_order
 

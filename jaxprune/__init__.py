@@ -19,18 +19,10 @@ from jaxprune._version import __version__
 if (
     TYPE_CHECKING
 ):  # for type checkers and editors; `_HOME` says the same at run time, and a test compares them
+    from jaxprune.comparison.calibration import calibrate
+    from jaxprune.comparison.protocol import compare
     from jaxprune.datasets.dataset import Dataset, load_dataset
-    from jaxprune.evolution.asking import ask
-    from jaxprune.evolution.calibration import calibrate
-    from jaxprune.evolution.comparison import compare
-    from jaxprune.evolution.evaluation import evaluate
-    from jaxprune.evolution.evolving import evolve
-    from jaxprune.evolution.presets import find_task
-    from jaxprune.evolution.problem import TaskProblem
-    from jaxprune.evolution.search import init_search
-    from jaxprune.evolution.settings import EvolveConfig
-    from jaxprune.evolution.telling import tell
-    from jaxprune.group_figures import groups_figure
+    from jaxprune.figures.network_diagram import groups_figure
     from jaxprune.language.expression import Expression
     from jaxprune.language.library import library, own_seeds
     from jaxprune.language.parsing import ParseError, parse
@@ -43,13 +35,20 @@ if (
     from jaxprune.pruning.masking import mask
     from jaxprune.pruning.planning import Plan, plan
     from jaxprune.pruning.slimming import slim
-    from jaxprune.report import write_report
+    from jaxprune.report.writing import write_report
     from jaxprune.scoring.compiled import compile
     from jaxprune.scoring.metrics import metrics
     from jaxprune.scoring.populations import score_population
     from jaxprune.scoring.ranking import score
+    from jaxprune.search.evaluation import evaluate
+    from jaxprune.search.proposals import ask
+    from jaxprune.search.search import evolve, init_search
+    from jaxprune.search.settings import EvolveConfig
+    from jaxprune.search.task_problem import TaskProblem
+    from jaxprune.search.update import tell
     from jaxprune.structure.groups import Structure
     from jaxprune.structure.tracing import trace_structure
+    from jaxprune.tasks.named_tasks import find_task
     from jaxprune.tasks.tasks import Schedule, Task
     from jaxprune.training.recipes import Recipe
     from jaxprune.types import Invalid
@@ -101,18 +100,17 @@ __all__ = [
 ]
 
 _NAMES = {
-    "evolution.asking": "ask",
-    "evolution.calibration": "calibrate",
-    "evolution.comparison": "compare",
-    "evolution.evaluation": "evaluate",
-    "evolution.evolving": "evolve",
-    "evolution.presets": "find_task",
-    "evolution.problem": "TaskProblem",
-    "evolution.search": "init_search",
-    "evolution.settings": "EvolveConfig",
+    "search.proposals": "ask",
+    "comparison.calibration": "calibrate",
+    "comparison.protocol": "compare",
+    "search.evaluation": "evaluate",
+    "tasks.named_tasks": "find_task",
+    "search.task_problem": "TaskProblem",
+    "search.search": "evolve init_search",
+    "search.settings": "EvolveConfig",
     "tasks.tasks": "Schedule Task",
-    "evolution.telling": "tell",
-    "group_figures": "groups_figure",
+    "search.update": "tell",
+    "figures.network_diagram": "groups_figure",
     "language.registration": "register_operand register_operator",
     "language.parsing": "ParseError parse",
     "language.library": "library own_seeds",
@@ -126,7 +124,7 @@ _NAMES = {
     "pruning.planning": "Plan plan",
     "pruning.slimming": "slim",
     "structure.tracing": "trace_structure",
-    "report": "write_report",
+    "report.writing": "write_report",
     "scoring.compiled": "compile",
     "scoring.populations": "score_population",
     "scoring.metrics": "metrics",

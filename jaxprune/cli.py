@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from jaxprune._version import __version__
-from jaxprune.config import closest
+from jaxprune.text import closest
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "evolve": ("searching", "evolve pruning functions and write a report"),
@@ -122,8 +122,8 @@ def make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 def _is_explained(error: Exception) -> bool:
     """Whether an error says what was needed, what came and the fix, so that no traceback is called for."""
     from jaxprune.datasets.guarded_split import AlreadyOpenedError
-    from jaxprune.evolution.records import InfrastructureError
     from jaxprune.files import RunDirectoryError
+    from jaxprune.search.problem import InfrastructureError
 
     ours = (RunDirectoryError, InfrastructureError, AlreadyOpenedError)
     return isinstance(error, (ValueError, OSError, ImportError, *ours))

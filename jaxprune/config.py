@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 import tomllib
@@ -15,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args, get_type_hints
 
-from jaxprune.evolution.settings import EvolveConfig
+from jaxprune.search.settings import EvolveConfig
+from jaxprune.text import closest
 
 if TYPE_CHECKING:
     from jaxprune.tasks.tasks import Task
@@ -102,7 +102,7 @@ class RunConfig:
         Raises:
           ValueError: as the class says.
         """
-        from jaxprune.evolution.presets import find_preset
+        from jaxprune.search.settings import find_preset
 
         given: dict[str, object] = {}
         for layer in layers:
@@ -171,8 +171,8 @@ def make_tasks(
       >>> [task.bases for task in make_tasks(["digits", "fashion"], {"bases": {"digits": 3}})]
       [3, 2]
     """
-    from jaxprune.evolution.presets import find_task
     from jaxprune.nets.factories import look_in_working_directory
+    from jaxprune.tasks.named_tasks import find_task
     from jaxprune.tasks.tasks import check_unique
 
     names, options = list(names), options or {}
@@ -247,7 +247,7 @@ def read_config(path: str | Path) -> dict[str, object]:
     if not isinstance(plain, dict):
         raise ValueError(f"{path} needs settings by name, got a {type(plain).__name__}.")
     if "format" in plain:
-        from jaxprune.evolution.rundir import of_known_format
+        from jaxprune.search.run_directory import of_known_format
 
         of_known_format(plain, path)  # before a setting that only a newer version knows is called a mistake
     return _run_layer(plain) if "config" in plain else plain
@@ -292,17 +292,6 @@ def setting_help() -> dict[str, str]:
         for name in names.split(", "):
             sentences[name] = sentence.strip().rstrip(".")
     return {name: sentences.get(name, "") for name in hints}
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """A sentence that suggests the known name nearest to `name`; empty if none is near.
-
-    Example:
-      >>> closest("generatoins", ["generations", "seed"])
-      " Did you mean 'generations'?"
-    """
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _known_options() -> list[str]:

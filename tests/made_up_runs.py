@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxprune.evolution.calibration import Calibration
-from jaxprune.evolution.comparison import LayerView
-from jaxprune.evolution.measurements import Comparison, Measurement, Refused, TaskFacts
-from jaxprune.evolution.search import SearchResult, SearchState, evolve_problem
-from jaxprune.finals import Finals
+from jaxprune.comparison.calibration import Calibration
+from jaxprune.comparison.final_comparison import Finals
+from jaxprune.comparison.measurements import Comparison, Measurement, Refused, TaskFacts
+from jaxprune.comparison.protocol import LayerView
+from jaxprune.search.search import SearchResult, SearchState, evolve_problem
 
 sys.path.insert(0, str(Path(__file__).parent / "evolution"))
 

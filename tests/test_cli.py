@@ -11,8 +11,8 @@ import pytest
 from jaxprune import cli
 from jaxprune._version import __version__
 from jaxprune.datasets.guarded_split import AlreadyOpenedError
-from jaxprune.evolution.records import InfrastructureError
 from jaxprune.files import RunDirectoryError
+from jaxprune.search.problem import InfrastructureError
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -87,13 +87,13 @@ def test_errors_that_explain_themselves_need_no_traceback(kind, monkeypatch, cap
     def refused(f: object) -> None:
         raise kind("needs this, got that. Do so.")
 
-    monkeypatch.setattr("jaxprune.commands.formulas.explain", refused)
+    monkeypatch.setattr("jaxprune.commands.explain.explain", refused)
     assert cli.main(["explain", "l1"]) == 2
     assert capsys.readouterr().err == "jaxprune explain: error: needs this, got that. Do so.\n"
 
 
 def test_a_mistake_of_ours_is_not_hidden(monkeypatch):
-    monkeypatch.setattr("jaxprune.commands.formulas.explain", lambda f: {}["missing"])
+    monkeypatch.setattr("jaxprune.commands.explain.explain", lambda f: {}["missing"])
     with pytest.raises(KeyError):
         cli.main(["explain", "l1"])
 
@@ -102,7 +102,7 @@ def test_ctrl_c_is_status_130(monkeypatch, capsys):
     def interrupted(f: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jaxprune.commands.formulas.explain", interrupted)
+    monkeypatch.setattr("jaxprune.commands.explain.explain", interrupted)
     assert cli.main(["explain", "l1"]) == 130
     assert capsys.readouterr().err == "stopped.\n"
 
@@ -111,7 +111,7 @@ def test_a_file_that_cannot_be_opened_is_named(monkeypatch, capsys):
     def refused(f: object) -> None:
         raise PermissionError(13, "Permission denied", "somewhere")
 
-    monkeypatch.setattr("jaxprune.commands.formulas.explain", refused)
+    monkeypatch.setattr("jaxprune.commands.explain.explain", refused)
     assert cli.main(["explain", "l1"]) == 2
     assert "somewhere needs to be readable and writable, got: Permission denied." in capsys.readouterr().err
 

@@ -14,8 +14,7 @@ from jaxprune.config import (
     setting_help,
     task_options,
 )
-from jaxprune.evolution.presets import PRESETS, PresetUnavailableError
-from jaxprune.evolution.settings import EvolveConfig
+from jaxprune.search.settings import PRESETS, EvolveConfig, PresetUnavailableError
 
 
 def test_nothing_said_is_the_quick_preset():

@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from jaxprune.display import LiveTable, duration, shortened
-from jaxprune.evolution.evaluation import TrialRecord
-from jaxprune.evolution.settings import EvolveConfig
-from jaxprune.evolution.summary import GenerationSummary
+from jaxprune.report.live_table import LiveTable
+from jaxprune.search.evaluation import TrialRecord
+from jaxprune.search.settings import EvolveConfig
+from jaxprune.search.state import GenerationSummary
+from jaxprune.text import duration, shortened
 
 FIRST = GenerationSummary(
     generation=0, num_generations=2, best_id=0, best_mean=0.0, best_se=0.0, best_text="sum(abs(WI[0]))", best_bases=10,
@@ -120,7 +121,7 @@ def test_a_search_tells_it_everything(tmp_path, monkeypatch, root):
     monkeypatch.syspath_prepend(str(root / "tests" / "evolution"))
     from toy_problem import SMALL, ToyProblem
 
-    from jaxprune.evolution.search import evolve_problem
+    from jaxprune.search.search import evolve_problem
 
     text = written(
         lambda table: evolve_problem(ToyProblem(), SMALL.replace(generations=1), tmp_path, callbacks=[table])

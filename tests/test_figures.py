@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from made_up_runs import LEVELS, calibrated, compared, layers, searched
 
-from jaxprune.charts import (
+from jaxprune.comparison.protocol import LayerView
+from jaxprune.figures.comparison_figures import (
     base_curves,
     calibration_figure,
     curves_figure,
     ranks_figure,
 )
-from jaxprune.drawing import LOOKS, looks_of, new_figure, save_figure, tree_figure
-from jaxprune.evolution.comparison import LayerView
-from jaxprune.figures import fitness_figure, pareto_figure
+from jaxprune.figures.layer_figures import correlation_figure, overlap_figure, overlaps, scores_figure
+from jaxprune.figures.search_figures import fitness_figure, pareto_figure
+from jaxprune.figures.style import LOOKS, looks_of, new_figure, save_figure, tree_figure
 from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse
-from jaxprune.layer_figures import correlation_figure, overlap_figure, overlaps, scores_figure
 from jaxprune.scoring.rank_correlation import Correlations
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -15,8 +15,8 @@ sys.path.append(str(Path(__file__).resolve().parent / "commands"))
 from own_networks import Heads, Stack, one_layer
 
 from jaxprune import groups_figure, trace_structure
-from jaxprune.drawing import save_figure
-from jaxprune.group_layout import INPUT, OUTPUT, diagram_of
+from jaxprune.figures.network_layout import INPUT, OUTPUT, diagram_of
+from jaxprune.figures.style import save_figure
 from jaxprune.nets import CifarResNet, LeNet5, without_weights
 from jaxprune.structure.overview import kernels_of
 
@@ -97,7 +97,7 @@ def test_blocks_like_the_first_two_are_a_gap_that_the_stream_runs_through(struct
 
 
 def test_neighbouring_groups_have_different_colours(structures):
-    from jaxprune.group_figures import _colors
+    from jaxprune.figures.network_diagram import _colors
 
     diagram = diagram_of(structures["residual"], is_folded=False)
     colors = _colors(diagram)

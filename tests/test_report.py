@@ -13,20 +13,20 @@ import numpy as np
 import pytest
 from made_up_runs import LEVELS, compared, layers, made_up_finals, searched
 
+from jaxprune.comparison.final_comparison import Finals, choose_rows, load_finals
+from jaxprune.comparison.verdicts import Verdict, judged, overall_verdict, task_verdict
 from jaxprune.datasets.guarded_split import GuardedSplit, Split
-from jaxprune.evolution.fitness import TaskScale
-from jaxprune.evolution.records import TaskInfo
-from jaxprune.evolution.settings import EvolveConfig
-from jaxprune.figures import start_formulas
+from jaxprune.figures.search_figures import start_formulas
 from jaxprune.files import RunDirectoryError
-from jaxprune.finals import Finals, choose_rows, load_finals
 from jaxprune.language.library import library, own_seeds
-from jaxprune.report import render_report, write_report
-from jaxprune.search_sections import formula_section, search_section
-from jaxprune.sections import Run, optimism_section, results_section, verdict_section
+from jaxprune.report.result_sections import Run, optimism_section, results_section, verdict_section
+from jaxprune.report.search_sections import formula_section, search_section
+from jaxprune.report.writing import render_report, write_report
+from jaxprune.search.fitness import TaskScale
+from jaxprune.search.problem import TaskInfo
+from jaxprune.search.settings import EvolveConfig
 from jaxprune.tasks.tasks import Schedule, Task
 from jaxprune.training.recipes import RECIPES
-from jaxprune.verdicts import Verdict, judged, overall_verdict, task_verdict
 
 
 def run_of(comparison=None, **changes):
@@ -325,8 +325,7 @@ def tiny_task(name):
 
 @pytest.mark.parametrize("controls", ["standard", pytest.param("full", marks=pytest.mark.slow)])
 def test_a_report_is_written_at_the_end_of_a_real_search(tmp_path, controls):
-    from jaxprune.evolution.evolving import make_problem
-    from jaxprune.evolution.search import evolve_problem
+    from jaxprune.search.search import evolve_problem, make_problem
 
     config = EvolveConfig(generations=1, population=3, proposals_per_slot=3)
     problem = make_problem([tiny_task("tiny")], config, tmp_path)

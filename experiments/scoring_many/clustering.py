@@ -10,7 +10,7 @@ from scipy.cluster.hierarchy import fcluster, leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 import jaxprune as jp
-from jaxprune.drawing import DARK, new_figure, save_figure
+from jaxprune.figures.style import DARK, new_figure, save_figure
 from jaxprune.scoring.rank_correlation import rank_correlations
 from jaxprune.scoring.ranking import Scored
 

@@ -104,31 +104,6 @@ def split_formulas(text: str) -> list[str]:
     return [part for part in bare if part]
 
 
-def columns(rows: Iterable[Sequence[object]], *, indent: int = 0) -> str:
-    """Rows of text in aligned columns; columns of numbers are aligned to the right.
-
-    Example:
-      >>> print(columns([("l1", 3), ("l2", 14)]))
-      l1   3
-      l2  14
-    """
-    cells = [[str(cell) for cell in row] for row in rows]
-    if not cells:
-        return ""
-    numeric = [
-        all(_is_number(row[at]) for row in cells[-1:] + cells[1:] if row[at]) for at in range(len(cells[0]))
-    ]
-    widths = [max(len(row[at]) for row in cells) for at in range(len(cells[0]))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
-        )
-        for row in cells
-    ]
-    return "\n".join(" " * indent + line.rstrip() for line in lines)
-
-
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Makes the folder of `path`, writes the file, and says where it is.
 
@@ -154,11 +129,3 @@ def write_text(path: Path, text: str) -> None:
     from jaxprune.files import write_atomically
 
     write_file(path, lambda target: write_atomically(target, text))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text.rstrip("%"))
-    except ValueError:
-        return False
-    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import sys
@@ -19,6 +18,7 @@ from jaxprune.nets.mobilenet import MobileNetV2
 from jaxprune.nets.resnets import CifarResNet, ImageNetResNet, PreActResNet
 from jaxprune.nets.small_nets import LeNet5, PlainConvNet, SmallConvNet
 from jaxprune.nets.vgg import VGG16, VGG19
+from jaxprune.text import closest
 
 NETWORKS: Mapping[str, Callable[..., nnx.Module]] = MappingProxyType(
     {
@@ -80,10 +80,9 @@ def find_network(
         return make(nnx.Rngs(seed)) if has_weights else without_weights(make)
     module_name, separator, attribute = name.partition(":")
     if not (separator and module_name and attribute):
-        near = difflib.get_close_matches(name, NETWORKS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"a network needs to be one of {', '.join(NETWORKS)}, or module:factory, got {name!r}.{hint}"
+            f"a network needs to be one of {', '.join(NETWORKS)}, or module:factory, got {name!r}."
+            f"{closest(name, NETWORKS)}"
         )
     if settings:
         raise ValueError(

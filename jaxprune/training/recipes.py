@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from typing import Literal, get_args
 
 import jax
 import optax
+
+from jaxprune.text import closest
 
 Optimizer = Literal["adam", "sgd"]
 LearningRateSchedule = Literal["constant", "cosine", "steps"]
@@ -195,8 +196,7 @@ def find_recipe(recipe: str | Recipe) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
     if recipe not in RECIPES:
-        close = difflib.get_close_matches(recipe, RECIPES, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else " Pass a Recipe for settings of your own."
+        hint = closest(recipe, RECIPES) or " Pass a Recipe for settings of your own."
         raise ValueError(f"A recipe needs to be one of {', '.join(RECIPES)}, got {recipe!r}.{hint}")
     return RECIPES[recipe]
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from jaxprune.cli import main
-from jaxprune.commands.networks import prune_base
+from jaxprune.commands.prune import prune_base
 from jaxprune.language.library import library
 from jaxprune.pruning.planning import Plan
 from jaxprune.tasks.base_networks import BasePool

@@ -13,7 +13,7 @@ from flax import nnx
 from own_networks import SmallNet
 
 from jaxprune.cli import main
-from jaxprune.commands.scoring import read_formulas
+from jaxprune.commands.score import read_formulas
 from jaxprune.nets.factories import find_network
 from jaxprune.scoring import ranking, scorer
 
@@ -207,7 +207,7 @@ def test_a_checkpoint_of_another_network_is_refused_and_kept(score_own, tmp_path
 
 
 def test_the_number_of_images_is_balanced(data):
-    from jaxprune.training.examples import balanced
+    from jaxprune.datasets.example_files import balanced
 
     with np.load(data) as arrays:
         found = balanced(arrays["images"], arrays["labels"], 6)

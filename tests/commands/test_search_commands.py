@@ -14,10 +14,10 @@ import cli_tasks
 import pytest
 
 from jaxprune.cli import main
-from jaxprune.commands.searching import default_run_dir, evolve_config
+from jaxprune.commands.evolve import default_run_dir, evolve_config
 from jaxprune.config import RunConfig
-from jaxprune.evolution.interrupts import SearchInterrupted
-from jaxprune.evolution.rundir import RunDirectory
+from jaxprune.search.interrupts import SearchInterrupted
+from jaxprune.search.run_directory import RunDirectory
 
 SMALL = ["--generations", "2", "--population", "4", "--proposals-per-slot", "3", "--no-report"]
 
@@ -28,12 +28,12 @@ def toy(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "evolution"))
     from toy_problem import ToyProblem
 
-    from jaxprune.evolution.records import TaskInfo
+    from jaxprune.search.problem import TaskInfo
 
     def make_problem(tasks, config, run_dir, **_):
         return ToyProblem([TaskInfo(task.name, bases=task.bases, fingerprint="toy") for task in tasks])
 
-    monkeypatch.setattr("jaxprune.evolution.evolving.make_problem", make_problem)
+    monkeypatch.setattr("jaxprune.search.search.make_problem", make_problem)
 
 
 def evolve(run_dir: Path, *more: str) -> int:
@@ -41,7 +41,7 @@ def evolve(run_dir: Path, *more: str) -> int:
 
 
 def lines_without_times(run_dir: Path) -> list[dict]:
-    from jaxprune.evolution.journal import read_journal, without_times
+    from jaxprune.search.journal import read_journal, without_times
 
     return [without_times(line) for line in read_journal(run_dir / "journal.jsonl")]
 
@@ -193,7 +193,7 @@ def test_a_stopped_search_says_how_to_go_on(toy, tmp_path, monkeypatch, capsys, 
     def stopped(*_, **__):
         raise SearchInterrupted("stopped by a signal.", number)
 
-    monkeypatch.setattr("jaxprune.evolution.search.evolve_problem", stopped)
+    monkeypatch.setattr("jaxprune.search.search.evolve_problem", stopped)
     assert evolve(tmp_path / "my run") == status
     shown = capsys.readouterr().err
     assert f"Go on with: jaxprune evolve --run-dir '{tmp_path / 'my run'}' --resume" in shown
@@ -207,7 +207,7 @@ def test_a_report_that_is_stopped_says_how_to_go_on(toy, tmp_path, monkeypatch, 
         os.kill(os.getpid(), number)
         time.sleep(10)
 
-    monkeypatch.setattr("jaxprune.report.write_report", stopped)
+    monkeypatch.setattr("jaxprune.report.writing.write_report", stopped)
     arguments = [argument for argument in SMALL if argument != "--no-report"]
     assert main(["evolve", "--task", "digits", "--run-dir", str(tmp_path), *arguments]) == 128 + number
     assert "stopped in the final comparison. Go on with: jaxprune evolve --run-dir" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 
 from jaxprune import count_parameters, find_network
 from jaxprune.cli import main
-from jaxprune.commands.structures import parse_input
+from jaxprune.commands.explain_network import parse_input
 
 
 @pytest.fixture

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 import pytest
 from toy_problem import SMALL, TASKS, ToyProblem
 
-from jaxprune.evolution.asking import ask, canonical_text, propose
-from jaxprune.evolution.evaluation import evaluate, largest_cost
-from jaxprune.evolution.plain import state_to_json
-from jaxprune.evolution.population import SearchState
-from jaxprune.evolution.records import Behaviour
-from jaxprune.evolution.search import init_search
-from jaxprune.evolution.telling import tell
 from jaxprune.language.expression import Expression
 from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse
+from jaxprune.search.evaluation import evaluate, largest_cost
+from jaxprune.search.problem import Behaviour
+from jaxprune.search.proposals import ask, canonical_text, propose
+from jaxprune.search.search import init_search
+from jaxprune.search.serialization import state_to_json
+from jaxprune.search.state import SearchState
+from jaxprune.search.update import tell
 from jaxprune.types import Invalid
 
 

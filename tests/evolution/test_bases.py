@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from tiny_tasks import tiny_programs, tiny_task
 
-from jaxprune.evolution.asking import seeds
-from jaxprune.evolution.problem import TaskProblem, available_operands, kept_digest
-from jaxprune.evolution.records import Behaviour, Trial
 from jaxprune.files import RunDirectoryError
 from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse
 from jaxprune.language.registration import register_operand
 from jaxprune.language.vocabulary import OPERANDS
+from jaxprune.search.problem import Behaviour, Trial
+from jaxprune.search.proposals import seeds
+from jaxprune.search.task_problem import TaskProblem, available_operands, kept_digest
 from jaxprune.tasks import base_networks as bases
 from jaxprune.tasks.base_networks import BasePool, Entry, Plan0
 from jaxprune.tasks.task_programs import TaskPrograms, calibration_rows

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from tiny_task import tiny_programs
 
-from jaxprune.evolution.calibration import Calibration, calibrate, task_rank_correlations
-from jaxprune.evolution.measurements import Comparison, Measurement, Refused, TaskFacts
-from jaxprune.evolution.oracle import Climb
+from jaxprune.comparison.calibration import Calibration, calibrate, task_rank_correlations
+from jaxprune.comparison.measurements import Comparison, Measurement, Refused, TaskFacts
+from jaxprune.comparison.oracle import Climb
 
 
 def calibration(table, *, task="t", bases=2, repeats=1, search_bases=4, digests=None, climbs=()):

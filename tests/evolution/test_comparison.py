@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from tiny_task import tiny_programs, tiny_task
 
+from jaxprune.comparison.measurements import Comparison
+from jaxprune.comparison.protocol import compare, layer_views
 from jaxprune.datasets.guarded_split import AlreadyOpenedError
-from jaxprune.evolution.comparison import compare, layer_views
-from jaxprune.evolution.measurements import Comparison
-from jaxprune.evolution.problem import _behaviour
 from jaxprune.language.library import library
 from jaxprune.language.parsing import parse
 from jaxprune.scoring.metrics import metrics
 from jaxprune.scoring.ranking import Ranking
+from jaxprune.search.task_problem import _behaviour
 from jaxprune.tasks.base_networks import BasePool, Plan0
 
 

@@ -8,8 +8,7 @@ import pytest
 from test_asking import after
 from toy_problem import SMALL, TASKS, ToyBatchProblem, ToyProblem
 
-from jaxprune.evolution.asking import ask
-from jaxprune.evolution.evaluation import (
+from jaxprune.search.evaluation import (
     RETRIES,
     SearchStopped,
     TrialRecord,
@@ -18,10 +17,11 @@ from jaxprune.evolution.evaluation import (
     num_promoted,
     outcomes_of,
 )
-from jaxprune.evolution.population import Candidate
-from jaxprune.evolution.records import InfrastructureError, Outcome, Trial
-from jaxprune.evolution.search import init_search
-from jaxprune.evolution.telling import tell
+from jaxprune.search.problem import InfrastructureError, Outcome, Trial
+from jaxprune.search.proposals import ask
+from jaxprune.search.search import init_search
+from jaxprune.search.state import Candidate
+from jaxprune.search.update import tell
 
 
 def trials_of(records: tuple[object, ...]) -> list[TrialRecord]:

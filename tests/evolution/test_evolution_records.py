@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxprune.evolution.records import Behaviour, Outcome, TaskInfo, pack_kept, plan_distance
-from jaxprune.evolution.settings import EvolveConfig
+from jaxprune.search.problem import Behaviour, Outcome, TaskInfo, pack_kept, plan_distance
+from jaxprune.search.settings import EvolveConfig
 
 
 def test_behaviour_digest_tells_tasks_and_bases_apart() -> None:

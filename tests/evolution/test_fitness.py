@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from jaxprune.evolution.fitness import TaskScale, fitness_of, paired_differences, task_scale
-from jaxprune.evolution.records import TaskInfo
+from jaxprune.search.fitness import TaskScale, fitness_of, paired_differences, task_scale
+from jaxprune.search.problem import TaskInfo
 
 TASK = TaskInfo("t", bases=2, extra_bases=1)
 L2 = {"t": ("l", "l", "l")}

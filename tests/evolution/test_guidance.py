@@ -9,10 +9,10 @@ import pytest
 from test_asking import after
 from toy_problem import SMALL, ToyProblem
 
-from jaxprune.evolution.asking import ask
-from jaxprune.evolution.guidance import most_promising, plan_distances
-from jaxprune.evolution.records import pack_kept, plan_distance
-from jaxprune.evolution.search import init_search
+from jaxprune.search.problem import pack_kept, plan_distance
+from jaxprune.search.proposals import ask
+from jaxprune.search.search import init_search
+from jaxprune.search.surrogate import most_promising, plan_distances
 
 
 def random_plans(count: int, seed: int = 0) -> list[str]:

@@ -14,11 +14,11 @@ from test_asking import after
 from toy_problem import SMALL, ToyProblem
 
 from jaxprune import files
-from jaxprune.evolution.journal import Journal, read_journal
-from jaxprune.evolution.records import Outcome
-from jaxprune.evolution.rundir import RunDirectory, load_run
-from jaxprune.evolution.search import init_search
 from jaxprune.files import RunDirectoryError, read_json, write_atomically
+from jaxprune.search.journal import Journal, read_journal
+from jaxprune.search.problem import Outcome
+from jaxprune.search.run_directory import RunDirectory, load_run
+from jaxprune.search.search import init_search
 
 TRIAL = {
     "kind": "trial",
@@ -146,7 +146,7 @@ def test_damaged_json_is_named(tmp_path: Path) -> None:
 
 def test_a_second_process_is_refused_and_a_dead_one_is_not(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from jaxprune.evolution.rundir import RunDirectory\n"
+        "import sys, time; from jaxprune.search.run_directory import RunDirectory\n"
         f"run = RunDirectory({str(tmp_path)!r}); print('locked', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

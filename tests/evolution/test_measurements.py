@@ -10,7 +10,7 @@ import math
 
 import pytest
 
-from jaxprune.evolution.measurements import (
+from jaxprune.comparison.measurements import (
     Comparison,
     Measurement,
     Refused,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jaxprune.evolution.naming import find_function, known_functions, named_functions
+from jaxprune.comparison.functions import find_function, known_functions, named_functions
 from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import ParseError, parse
 from jaxprune.scoring.metrics import metrics

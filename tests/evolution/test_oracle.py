@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxprune.evolution.oracle import Start, climb, oracle_entry
+from jaxprune.comparison.oracle import Start, climb, oracle_entry
 from jaxprune.language.library import library
 from jaxprune.tasks.base_networks import Entry
 

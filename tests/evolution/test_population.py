@@ -9,9 +9,11 @@ import pytest
 from test_asking import after
 from toy_problem import SMALL, ToyProblem
 
-from jaxprune.evolution.fitness import Fitness
-from jaxprune.evolution.plain import state_from_json, state_to_json
-from jaxprune.evolution.population import (
+from jaxprune.search.fitness import Fitness
+from jaxprune.search.problem import Behaviour
+from jaxprune.search.search import init_search
+from jaxprune.search.serialization import state_from_json, state_to_json
+from jaxprune.search.state import (
     Candidate,
     Member,
     SearchState,
@@ -20,8 +22,6 @@ from jaxprune.evolution.population import (
     pareto_front,
     survivors,
 )
-from jaxprune.evolution.records import Behaviour
-from jaxprune.evolution.search import init_search
 
 
 def member(id_: int, lower: float, complexity: int, plan: str = "") -> Member:

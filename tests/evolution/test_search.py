@@ -18,10 +18,13 @@ import pytest
 from toy_problem import SMALL, TASKS, ToyProblem
 
 from jaxprune import files
-from jaxprune.evolution.interrupts import SearchInterrupted
-from jaxprune.evolution.journal import read_journal, without_times
-from jaxprune.evolution.records import Behaviour, InfrastructureError, Outcome, TaskInfo, Trial
-from jaxprune.evolution.search import (
+from jaxprune.files import RunDirectoryError
+from jaxprune.language.expression import Expression
+from jaxprune.language.library import library
+from jaxprune.search.interrupts import SearchInterrupted
+from jaxprune.search.journal import read_journal, without_times
+from jaxprune.search.problem import Behaviour, InfrastructureError, Outcome, TaskInfo, Trial
+from jaxprune.search.search import (
     Callback,
     GenerationSummary,
     SearchResult,
@@ -29,9 +32,6 @@ from jaxprune.evolution.search import (
     TrialRecord,
     evolve_problem,
 )
-from jaxprune.files import RunDirectoryError
-from jaxprune.language.expression import Expression
-from jaxprune.language.library import library
 from jaxprune.types import Invalid
 
 

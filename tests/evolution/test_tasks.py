@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxprune.evolution.presets import PRESETS, TASKS, PresetUnavailableError, find_preset, find_task
 from jaxprune.nets import PlainConvNet
+from jaxprune.search.settings import PRESETS, PresetUnavailableError, find_preset
+from jaxprune.tasks.named_tasks import TASKS, find_task
 from jaxprune.tasks.tasks import Schedule, Task, check_unique
 from jaxprune.training.recipes import RECIPES
 

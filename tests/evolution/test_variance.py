@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxprune.evolution.variance import VarianceComponents, rank_correlation, variance_components
+from jaxprune.comparison.variance import VarianceComponents, rank_correlation, variance_components
 
 
 def test_two_functions_on_two_bases_by_hand():

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxprune.evolution.records import Behaviour, InfrastructureError, Outcome, TaskInfo, Trial, pack_kept
-from jaxprune.evolution.settings import EvolveConfig
 from jaxprune.language.expression import Expression
 from jaxprune.language.vocabulary import DEFAULT_VOCABULARY, Vocabulary
+from jaxprune.search.problem import Behaviour, InfrastructureError, Outcome, TaskInfo, Trial, pack_kept
+from jaxprune.search.settings import EvolveConfig
 from jaxprune.types import Invalid
 
 NUM_CHANNELS = 16
@@ -99,6 +99,6 @@ def toy_scores(function: Expression, task: str, base: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    from jaxprune.evolution.search import evolve_problem
+    from jaxprune.search.search import evolve_problem
 
     evolve_problem(ToyProblem(delay_seconds=float(sys.argv[2])), SMALL, sys.argv[1], resume=True)

@@ -1,0 +1,230 @@
+"""`jaxprune evolve` and `jaxprune report`: a whole search with its report, and the report once more."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shlex
+import signal
+import time
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from jaxprune.commands.common import add_task_options, flag, say
+from jaxprune.config import (
+    TASK_OPTIONS,
+    Batching,
+    Controls,
+    RunConfig,
+    parse_seconds,
+    read_config,
+    setting_help,
+)
+from jaxprune.search.settings import PRESETS, EvolveConfig
+from jaxprune.tasks.named_tasks import TASKS
+
+_SHORTER = {"max_evaluations": "--evaluations", "time_limit_seconds": "--time"}
+"""Settings that go by a shorter flag as well."""
+
+
+def add_evolve(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `jaxprune evolve`: those of the run and one for each setting of the search."""
+    quick = PRESETS["quick"]
+    parser.epilog = (
+        "A flag wins over --config, and --config over the preset; defaults are those of the preset quick.\n"
+        "Ctrl-C saves everything and says how to go on; a second one stops at once."
+    )
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--preset",
+        default=argparse.SUPPRESS,
+        metavar="NAME",
+        help=f"{' or '.join(PRESETS)} (default: quick: {quick.about})",
+    )
+    run.add_argument(
+        "--task",
+        dest="tasks",
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="NAME",
+        help=f"{', '.join(TASKS)}, or module:factory of your own; may be repeated (default: {', '.join(quick.tasks)})",
+    )
+    run.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="settings from a TOML file, or config.json of an earlier run",
+    )
+    run.add_argument(
+        "--run-dir", type=Path, metavar="DIR", help="where to write (default: runs/PRESET-seedN-TIME)"
+    )
+    run.add_argument(
+        "--resume", action="store_true", help="go on with the run in --run-dir, with its settings"
+    )
+    run.add_argument(
+        "--guess",
+        dest="guesses",
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="FORMULA",
+        help="a formula of yours that joins generation 0; may be repeated",
+    )
+    run.add_argument(
+        "--controls",
+        choices=get_args(Controls),
+        default=argparse.SUPPRESS,
+        help="rows of the final comparison; full adds the whole library and a random search of equal budget "
+        "(default: standard)",
+    )
+    run.add_argument(
+        "--batching",
+        choices=get_args(Batching),
+        default=argparse.SUPPRESS,
+        help="how networks share a compiled program (default: auto, by backend and network)",
+    )
+    run.add_argument("--no-report", action="store_true", help="skip the final comparison and report")
+    run.add_argument("--quiet", action="store_true", help="show no table")
+    add_task_options(parser)
+    search, told = parser.add_argument_group("search"), setting_help()
+    for name, hint in get_type_hints(EvolveConfig).items():
+        default = getattr(quick.config, name)
+        search.add_argument(
+            *([_SHORTER[name]] if name in _SHORTER else []),
+            flag(name),
+            dest=name,
+            default=argparse.SUPPRESS,
+            help=f"{told[name]} (default: {_shown(default)})".replace("%", "%%"),
+            **_reading(name, hint),
+        )
+
+
+def run_evolve(arguments: argparse.Namespace) -> int:
+    """Evolves, then writes the report."""
+    from jaxprune.report.live_table import LiveTable
+    from jaxprune.search.interrupts import Interrupts, SearchInterrupted
+    from jaxprune.search.search import evolve_problem, make_problem
+
+    if not arguments.no_report:
+        require_report()
+    config = evolve_config(arguments)
+    run_dir = arguments.run_dir or default_run_dir(config)
+    again = f"jaxprune evolve --run-dir {shlex.quote(str(run_dir))} --resume"
+    tasks = config.make_tasks()
+    with LiveTable() as table:
+        callbacks = [] if arguments.quiet else [table]
+        try:
+            table.console.print(f"Run directory: {run_dir}", markup=False, highlight=False, soft_wrap=True)
+            problem = make_problem(
+                tasks, config.search, run_dir, callbacks=callbacks, strategy=config.batching
+            )
+            result = evolve_problem(
+                problem,
+                config.search,
+                run_dir,
+                callbacks=callbacks,
+                resume=arguments.resume,
+                guesses=config.guesses,
+                settings=config.settings(),
+            )
+        except SearchInterrupted as stop:
+            raise SearchInterrupted(f"{stop}\nGo on with: {again}", stop.signal_number) from stop
+        say(f"Best function: {result.best}")
+        if arguments.no_report:
+            return 0
+        from jaxprune.report.writing import write_report
+
+        interrupts = Interrupts()
+        try:
+            with interrupts, interrupts.at_once():
+                path = write_report(run_dir, problem, result, controls=config.controls, callbacks=callbacks)
+        except KeyboardInterrupt as stop:
+            # the random search of full controls stops by a SearchInterrupted of its own
+            number = stop.signal_number if isinstance(stop, SearchInterrupted) else interrupts.received
+            raise SearchInterrupted(
+                f"stopped in the final comparison. Go on with: {again}", number or signal.SIGINT
+            ) from stop
+    say(f"Report: {path}")
+    return 0
+
+
+def evolve_config(arguments: argparse.Namespace) -> RunConfig:
+    """The settings that the command line asks for: flags, then the file or the run that is resumed, then the preset.
+
+    Raises:
+      ValueError: for unknown or wrong settings, or `--resume` without a run directory.
+    """
+    names = {*RunConfig.__dataclass_fields__, *get_type_hints(EvolveConfig), *TASK_OPTIONS}
+    flags = {name: value for name, value in vars(arguments).items() if name in names}
+    if arguments.resume and arguments.run_dir is None:
+        raise ValueError(
+            "--resume needs the directory of the run to go on with, got none. Add --run-dir DIR."
+        )
+    layers = [flags]
+    if arguments.config is not None:
+        layers.append(read_config(arguments.config))
+    elif arguments.resume and (arguments.run_dir / "config.json").exists():
+        layers.append(read_config(arguments.run_dir))
+    return RunConfig.of(*layers)
+
+
+def default_run_dir(config: RunConfig) -> Path:
+    """A new directory below `runs`, named by preset (or its tasks, where those were chosen), seed and time."""
+    is_preset = config.tasks == PRESETS[config.preset].tasks
+    what = config.preset if is_preset else "-".join(name.replace(":", ".") for name in config.tasks)
+    return Path("runs") / f"{what}-seed{config.search.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def require_report() -> None:
+    """Raises before the work where the libraries that draw a report are missing, rather than after it.
+
+    Raises:
+      ImportError: if matplotlib is missing.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError(
+            "the report needs matplotlib, got none installed. "
+            'Run pip install "jaxprune[report]", or skip the report with --no-report.'
+        )
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `jaxprune report`."""
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="directory of a run")
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """Writes the report of a run again, from its files; trains nothing."""
+    from jaxprune.report.writing import render_report
+
+    say(f"Report: {render_report(arguments.run_dir)}")
+    return 0
+
+
+def _reading(name: str, hint: object) -> dict[str, Any]:
+    """How argparse reads a setting of the search."""
+    kinds = get_args(hint) or (hint,)
+    if all(isinstance(kind, str) for kind in kinds):
+        return {"choices": kinds}
+    if name == "time_limit_seconds":
+        return {"type": _duration, "metavar": "TIME"}
+    if type(None) in kinds:
+        return {"type": _whole_or_none, "metavar": "N"}
+    return {"type": hint, "metavar": "N" if hint is int else "X"}
+
+
+def _shown(default: object) -> str:
+    return "no limit" if default is None else f"{default:.3g}" if isinstance(default, float) else str(default)
+
+
+def _duration(text: str) -> float | None:
+    try:
+        return parse_seconds(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _whole_or_none(text: str) -> int | None:
+    try:
+        return None if text == "none" else int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f'needs a whole number, or "none", got {text!r}') from error

@@ -1,1 +1,0 @@
-"""Tasks and fitness, population, search and journal."""

@@ -1,0 +1,205 @@
+"""What a running search shows: a live table in a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import atexit
+import time
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from jaxprune.search.search import Callback, SearchState
+from jaxprune.search.state import GenerationSummary
+from jaxprune.text import duration, shortened
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from jaxprune.search.evaluation import TrialRecord
+    from jaxprune.tasks.base_networks import Base
+
+COLUMNS = ("gen", "best", "n", "new/unique", "total", "cached", "time", "left", "formula")
+"""Headings of the live table."""
+
+MAX_FORMULA = 100
+"""Characters of a formula that a plain line shows."""
+
+STATUS_SECONDS = 10.0
+"""Time between two plain lines on what is going on."""
+
+
+class LiveTable(Callback):
+    """A callback that shows one row per generation, and in a terminal what is going on right now.
+
+    Use it as a context manager, so that the terminal is given back whatever happens. The columns: generation,
+    the leader's mean +- standard error and the number n of bases behind it, candidates evaluated of the unique
+    ones proposed, evaluated in all, results known from equal plans, time of the generation, estimated time left,
+    and the leader's formula.
+
+    Args:
+      console: where to write; by default the standard output.
+      is_live: redraw one table rather than write lines; by default only where the console is a terminal.
+
+    Example:
+      >>> from jaxprune.search.state import GenerationSummary
+      >>> with LiveTable(Console(width=200, force_terminal=False)) as table:
+      ...     table.on_generation(GenerationSummary(1, 10, 7, 1.25, 0.5, "mean(X)", 10, 160, 120, 30, 10, 16, 36, 50,
+      ...                                           90, 4, 8, 3, 5, 12.34, 108.0))
+      gen  1/10  best +1.25 +- 0.50 (n=10)  16 new of 120 unique  36 in all  3 cached  12 s  left 1:48  mean(X)
+    """
+
+    def __init__(self, console: Console | None = None, *, is_live: bool | None = None) -> None:
+        self.console = console or Console()
+        is_terminal = self.console.is_terminal and not self.console.is_dumb_terminal
+        self.is_live = is_terminal if is_live is None else is_live
+        self._rows: list[GenerationSummary] = []
+        self._unit = ""
+        self._status = ""
+        self._started = time.monotonic()
+        self._ran = self._cached = 0
+        self._bases: dict[str, list[float]] = {}
+        self._live: Live | None = None
+        self._next_status = 0.0
+
+    def __enter__(self) -> LiveTable:
+        if self.is_live and self._live is None:
+            self._live = Live(self, console=self.console, refresh_per_second=4)
+            self._live.start()
+            atexit.register(self.close)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the table as it stands and gives the terminal back; may be called again."""
+        if self._live is not None:
+            live, self._live, self._status = self._live, None, ""
+            live.stop()
+            atexit.unregister(self.close)
+
+    def __rich__(self) -> Group:
+        """The table with as many of the last rows as fit, and a line on what is going on."""
+        space = len(self._rows) if self._live is None else max(3, self.console.height - 8)
+        table = self._table(self._rows[-space:])
+        return Group(table, Text(self._now(), style="dim")) if self._status else Group(table)
+
+    def on_start(self, state: SearchState) -> None:
+        """Shows what will be searched on, and the generations that a resumed run has behind it."""
+        self.__enter__()
+        if (
+            self._rows and self.is_live
+        ):  # an earlier search, such as the one that a random search is a control of
+            self.console.print(self._table(self._rows))
+        self._unit = " sd" if state.config.fitness == "paired" else " %"
+        self._rows = list(state.summaries)
+        tasks = ", ".join(f"{task.name} ({_count(task.bases, 'base')})" for task in state.tasks)
+        meaning = (
+            "difference to l2 in standard deviations of the library (sd)"
+            if state.config.fitness == "paired"
+            else f"{state.config.fitness} mean of accuracies (%)"
+        )
+        self._say(
+            f"Searching on {tasks}; fitness: {meaning}, mean +- standard error over bases (n, all tasks)."
+        )
+        if state.summaries:
+            last = state.summaries[-1].generation
+            self._say(f"Going on after generation {last} of {state.config.generations}.")
+        self._next(f"generation {state.generation} of {state.config.generations}: preparing")
+
+    def on_base(self, task: str, base: Base) -> None:
+        """Shows that a base network is ready."""
+        self._bases.setdefault(task, []).append(base.accuracy)
+        found = self._bases[task]
+        if self.is_live:
+            self._status = f"base networks of {task}: {len(found)} ready, the last at {base.accuracy:.1f} %"
+        else:
+            self._say(f"base network {base.index} of {task}: {base.accuracy:.1f} % validation accuracy")
+
+    def on_evaluation(self, record: TrialRecord) -> None:
+        """Counts a fine-tuning, and shows it in a terminal."""
+        self._ran += not record.is_cached
+        self._cached += record.is_cached
+        self._status = (
+            f"generation {record.generation}: {_count(self._ran, 'fine-tuning')}, {self._cached} cached; "
+            f"{record.purpose} on {record.task}, base {record.base}: {record.accuracy:.1f} %"
+        )
+
+    def on_generation(self, summary: GenerationSummary) -> None:
+        """Adds the generation's row."""
+        self._rows.append(summary)
+        if not self.is_live:
+            self._say(self._line(summary))
+        is_last = summary.generation >= summary.num_generations
+        following = f"generation {summary.generation + 1} of {summary.num_generations}: proposing"
+        self._next("" if is_last else following)
+
+    def on_message(self, message: str) -> None:
+        """Shows the message above the table."""
+        self._say(message)
+
+    def on_status(self, message: str) -> None:
+        """Shows what is going on in the line under the table; where there is none, a plain line now and then."""
+        if self.is_live:
+            self._status = message
+        elif time.monotonic() >= self._next_status:
+            self._next_status = time.monotonic() + STATUS_SECONDS
+            self._say(message)
+
+    def _next(self, status: str) -> None:
+        self._status, self._started = status, time.monotonic()
+        self._ran = self._cached = 0
+        self._bases = {}
+
+    def _now(self) -> str:
+        return f"{self._status} ({duration(time.monotonic() - self._started)})"
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _table(self, rows: list[GenerationSummary]) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in COLUMNS[:-1]:
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(COLUMNS[-1], no_wrap=True, overflow="ellipsis", ratio=1)
+        best: str | None = None
+        for row in rows:
+            table.add_row(
+                f"{row.generation}/{row.num_generations}",
+                f"{row.best_mean:+.2f} ± {row.best_se:.2f}{self._unit}",
+                str(row.best_bases),
+                f"{row.evaluated}/{row.unique}",
+                str(row.evaluated_total),
+                str(row.cache_hits),
+                duration(row.seconds),
+                duration(row.eta_seconds) if row.eta_seconds else "",
+                Text(row.best_text),  # brackets are no markup
+                style="" if row.best_text != best else "dim",
+            )
+            best = row.best_text
+        return table
+
+    def _line(self, row: GenerationSummary) -> str:
+        generation = f"{row.generation}/{row.num_generations}"
+        formula = shortened(row.best_text, MAX_FORMULA)
+        left = f"left {duration(row.eta_seconds)}" if row.eta_seconds else ""
+        parts = [
+            f"gen {generation:>5}",
+            f"best {row.best_mean:+.2f} +- {row.best_se:.2f}{self._unit} (n={row.best_bases})",
+            f"{row.evaluated} new of {row.unique} unique",
+            f"{row.evaluated_total} in all",
+            f"{row.cache_hits} cached",
+            duration(row.seconds),
+            left,
+            formula,
+        ]
+        return "  ".join(part for part in parts if part)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

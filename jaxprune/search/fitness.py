@@ -1,0 +1,223 @@
+"""From accuracies to a fitness: paired differences to l2, averaged over bases and tasks.
+
+Which base network a function is tried on changes its accuracy more than the fine-tuning seed does, so n,
+means and standard errors count bases, and every accuracy is compared with that of l2 on the same base with
+the same keys. Everything here is a pure function of a table of accuracies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from jaxprune.search.problem import SEARCH_POOL, TaskInfo, TrialKey
+
+Results = Mapping[TrialKey, float]
+"""What has been fine-tuned so far: trial key -> validation accuracy in percent."""
+
+Digests = Mapping[str, Sequence[str]]
+"""Task name -> one plan digest per search base."""
+
+FitnessKind = Literal["paired", "geometric", "arithmetic"]
+
+
+@dataclass(frozen=True)
+class TaskScale:
+    """How much results on one task vary, measured on the library in generation 0.
+
+    Args:
+      spread: standard deviation of the library functions' mean paired differences to l2, in points.
+      base_sd: base-to-base standard deviation of one function's paired difference, pooled over the library.
+      reference: mean accuracy of l2 over the normal bases, in percent.
+    """
+
+    spread: float
+    base_sd: float
+    reference: float
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What is known of one candidate on one task.
+
+    Args:
+      difference: mean over bases of the paired difference to l2, in points of accuracy.
+      se: its standard error over bases, in points; 0 for l2 itself.
+      bases: number of bases it was tried on (n).
+      trials: number of fine-tunings behind it.
+      accuracy: mean validation accuracy over bases, in percent.
+    """
+
+    difference: float
+    se: float
+    bases: int
+    trials: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Fitness:
+    """A mean and its standard error over bases, with the task results behind it."""
+
+    mean: float
+    se: float
+    tasks: Mapping[str, TaskResult]
+
+    @property
+    def lower(self) -> float:
+        """Mean minus standard error: what selection goes by, so that luck on few bases does not lead."""
+        return self.mean - self.se
+
+
+def paired_differences(
+    results: Results, task: TaskInfo, digests: Digests, reference: Digests
+) -> dict[int, tuple[float, float, int]]:
+    """Averages a candidate's differences to l2 over the repeats of each base.
+
+    Args:
+      results: accuracies in percent by trial key.
+      task: which task to look at; normal and extra bases count alike.
+      digests: the candidate's plans.
+      reference: the plans of l2.
+
+    Returns:
+      base -> (mean difference in points, mean accuracy in percent, number of repeats) for every base on
+      which both were tried with the same keys.
+
+    Example:
+      >>> task = TaskInfo("t", bases=1)
+      >>> results = {("t", "search", 0, 0, "f"): 81.0, ("t", "search", 0, 0, "l2"): 80.0}
+      >>> paired_differences(results, task, {"t": ["f"]}, {"t": ["l2"]})
+      {0: (1.0, 81.0, 1)}
+    """
+    by_base: dict[int, tuple[float, float, int]] = {}
+    for base, digest in enumerate(digests[task.name]):
+        differences, accuracies = [], []
+        repeat = 0
+        while (found := results.get((task.name, SEARCH_POOL, base, repeat, digest))) is not None:
+            paired = results.get((task.name, SEARCH_POOL, base, repeat, reference[task.name][base]))
+            if paired is not None:
+                differences.append(found - paired)
+                accuracies.append(found)
+            repeat += 1
+        if differences:
+            by_base[base] = (_mean(differences), _mean(accuracies), len(differences))
+    return by_base
+
+
+def task_scale(results: Results, task: TaskInfo, library: Sequence[Digests], reference: Digests) -> TaskScale:
+    """Measures on the library how much functions, and bases, differ on a task.
+
+    Functions with the same plans count once, and l2 counts as a function of difference 0. Where the spread
+    cannot be told (fewer than two different functions, or no difference at all) it is 1 point, so that
+    fitness stays in points; where the base-to-base variation cannot (one base), it is the spread: as
+    unsure as it can be.
+
+    Args:
+      results: accuracies of generation 0, in percent.
+      task: the task; only its normal bases count.
+      library: plans of the valid library functions.
+      reference: plans of l2.
+
+    Returns:
+      The scale, in points of accuracy.
+    """
+    distinct = {tuple(digests[task.name][: task.bases]): digests for digests in library}
+    means, variances = [], []
+    for digests in distinct.values():
+        by_base = paired_differences(results, task, digests, reference)
+        differences = [by_base[base][0] for base in sorted(by_base) if base < task.bases]
+        if differences:
+            means.append(_mean(differences))
+        if len(differences) > 1 and tuple(digests[task.name]) != tuple(reference[task.name]):
+            variances.append(float(np.var(differences, ddof=1)))
+    spread = float(np.std(means, ddof=1)) if len(means) > 1 else 0.0
+    spread = spread if spread > 0 else 1.0
+    base_sd = math.sqrt(_mean(variances)) if variances else spread
+    of_l2 = paired_differences(results, task, reference, reference)
+    accuracy = _mean([of_l2[base][1] for base in of_l2 if base < task.bases]) if of_l2 else 0.0
+    return TaskScale(spread=spread, base_sd=base_sd, reference=accuracy)
+
+
+def fitness_of(
+    results: Results,
+    tasks: Sequence[TaskInfo],
+    scales: Mapping[str, TaskScale],
+    digests: Digests,
+    reference: Digests,
+    kind: FitnessKind = "paired",
+) -> Fitness | None:
+    """Combines what is known of a candidate into one number.
+
+    "paired": per task the mean difference to l2 divided by the library's spread; weighted mean over tasks.
+    "geometric", "arithmetic": weighted mean over tasks of accuracies in percent, where a candidate tried on
+    few bases is given the accuracy that its paired difference adds to l2's mean (equal to the plain mean
+    once it was tried on all), because otherwise an easy base would win.
+
+    Args:
+      results: accuracies by trial key, in percent.
+      tasks: the tasks with their weights.
+      scales: task name -> its scale.
+      digests: the candidate's plans.
+      reference: the plans of l2.
+      kind: how tasks are combined.
+
+    Returns:
+      The fitness with its standard error, or None where a task has no result yet.
+
+    Example:
+      >>> task = TaskInfo("t", bases=1)
+      >>> results = {("t", "search", 0, 0, "f"): 83.0, ("t", "search", 0, 0, "l2"): 80.0}
+      >>> scales = {"t": TaskScale(spread=2.0, base_sd=1.0, reference=80.0)}
+      >>> found = fitness_of(results, [task], scales, {"t": ["f"]}, {"t": ["l2"]})
+      >>> found.mean, found.se
+      (1.5, 0.5)
+
+    Source:
+      The geometric mean is the paper's joint fitness (arXiv 2110.10876, sec. 4); the paired one is ours.
+    """
+    by_task: dict[str, TaskResult] = {}
+    for task in tasks:
+        by_base = paired_differences(results, task, digests, reference)
+        if not by_base:
+            return None
+        # A base where the plan is l2's own has no noise: its difference is exactly 0.
+        num_noisy = sum(digests[task.name][base] != reference[task.name][base] for base in by_base)
+        by_task[task.name] = TaskResult(
+            difference=_mean([found[0] for found in by_base.values()]),
+            se=scales[task.name].base_sd * math.sqrt(num_noisy) / len(by_base),
+            bases=len(by_base),
+            trials=sum(found[2] for found in by_base.values()),
+            accuracy=_mean([found[1] for found in by_base.values()]),
+        )
+    total = sum(task.weight for task in tasks)
+    shares = {task.name: task.weight / total for task in tasks}
+    mean, slopes = _combined(by_task, scales, shares, kind)
+    se = math.sqrt(sum((slopes[name] * by_task[name].se) ** 2 for name in by_task))
+    return Fitness(mean=mean, se=se, tasks=by_task)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean of a few numbers, without the cost of an array."""
+    return sum(values) / len(values)
+
+
+def _combined(
+    by_task: Mapping[str, TaskResult],
+    scales: Mapping[str, TaskScale],
+    shares: Mapping[str, float],
+    kind: FitnessKind,
+) -> tuple[float, dict[str, float]]:
+    """The combined value, and its derivative by each task's difference."""
+    if kind == "paired":
+        slopes = {name: shares[name] / scales[name].spread for name in by_task}
+        return sum(slopes[name] * by_task[name].difference for name in by_task), slopes
+    accuracies = {name: max(scales[name].reference + by_task[name].difference, 1e-6) for name in by_task}
+    if kind == "arithmetic":
+        return sum(shares[name] * accuracies[name] for name in by_task), dict(shares)
+    mean = math.exp(sum(shares[name] * math.log(accuracies[name]) for name in by_task))
+    return mean, {name: mean * shares[name] / accuracies[name] for name in by_task}

@@ -1,0 +1,256 @@
+"""A run directory: one process at a time, one config, and files that survive a kill at any moment.
+
+config.json        settings, tasks with fingerprints, guesses, what was measured in generation 0
+journal.jsonl      append-only: every candidate, fine-tuning and generation (see `journal.py`)
+state.json         the search's state after the last complete generation
+archive.json       the Pareto archive
+hall_of_fame.csv   the best candidates, for a spreadsheet
+events.jsonl       when the run was started, stopped, repaired; not part of its results
+lock               held while a process is at work
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import fcntl
+import io
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxprune.files import RunDirectoryError, explained, read_json, to_text, write_atomically
+from jaxprune.search.journal import Journal
+from jaxprune.search.problem import Problem
+from jaxprune.search.serialization import member_to_json, state_from_json, state_to_json
+from jaxprune.search.settings import STOPS
+from jaxprune.search.state import Member, SearchState, one_per_behaviour
+
+FORMAT = 1
+"""Of config.json, state.json and the journal; a directory of a newer one is refused."""
+
+HALL_OF_FAME_SIZE = 20
+
+
+class RunDirectory:
+    """An open, locked run directory. Use it as a context manager."""
+
+    def __init__(self, path: Path | str, notice: Callable[[str], None] = lambda message: None) -> None:
+        """Creates the directory if needed and locks it.
+
+        Args:
+          path: the directory.
+          notice: is told of repairs; events are also appended to `events.jsonl`.
+
+        Raises:
+          RunDirectoryError: if another process holds it, or it cannot be written.
+        """
+        self.path = Path(path)
+        self._notice = notice
+        with explained(f"create the run directory {self.path}"):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self.path)
+        self.journal: Journal | None = None
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.journal is not None:
+            self.journal.close()
+        os.close(self._lock)  # releases the lock; the file stays, so that no one locks a deleted one
+
+    def open_run(self, start: SearchState, settings: Mapping[str, Any], resume: bool) -> SearchState:
+        """Starts a run here, or goes on with the one that is here.
+
+        Args:
+          start: the state a fresh run begins with; it says the config, tasks and guesses.
+          settings: further plain settings of the caller, which a resume must repeat.
+          resume: go on if there is a run; a directory without one is started either way.
+
+        Returns:
+          `start`, or the state of the last complete generation with `start`'s stops.
+
+        Raises:
+          RunDirectoryError: if there is a run and `resume` is false, if it has other settings or a newer
+            format, or if a file is damaged.
+        """
+        document = _document(start, settings)
+        config_path, state_path = self.path / "config.json", self.path / "state.json"
+        state, num_lines = start, 0
+        if not config_path.exists():
+            if (self.path / "journal.jsonl").exists():
+                raise RunDirectoryError(
+                    f"{self.path} needs a config.json beside its journal, got none. Restore it, or start in "
+                    "another directory."
+                )
+            write_atomically(config_path, to_text(document, indent=2) + "\n")
+        else:
+            found = of_known_format(read_json(config_path), config_path)
+            if not resume:
+                raise RunDirectoryError(
+                    f"{self.path} already holds a run. Go on with it by resume=True (--resume), or choose "
+                    "another directory for a new one."
+                )
+            _refuse_changes(found, document, self.path)
+            if "measured" in found:
+                document["measured"] = found["measured"]
+            if found != document:
+                write_atomically(config_path, to_text(document, indent=2) + "\n")
+        if state_path.exists():
+            saved = of_known_format(read_json(state_path), state_path)
+            num_lines = saved["journal_lines"]
+            state = state_from_json(saved["state"], start.problem)
+            state = dataclasses.replace(state, config=start.config)
+        self.journal = Journal(self.path / "journal.jsonl", num_lines, self.notice)
+        if num_lines == 0:
+            self.journal.write({"kind": "header", "format": FORMAT, "seed": start.config.seed})
+        return state
+
+    def checkpoint(self, state: SearchState) -> None:
+        """Saves the state after a complete generation, and the archive and hall of fame with it.
+
+        Raises:
+          RunDirectoryError: if a file cannot be written; each then still has its last content.
+        """
+        assert self.journal is not None, "open_run comes first"
+        archive = [member_to_json(state.member(id_)) for id_ in state.archive]
+        document = {"format": FORMAT, "generation": state.generation - 1, "members": archive}
+        write_atomically(self.path / "archive.json", to_text(document, indent=2) + "\n")
+        best = one_per_behaviour(state.ranked())[:HALL_OF_FAME_SIZE]
+        write_atomically(self.path / "hall_of_fame.csv", _hall_of_fame(best))
+        if state.generation == 1:
+            config = read_json(self.path / "config.json")
+            config["measured"] = {name: dataclasses.asdict(state.scales[name]) for name in state.scales}
+            write_atomically(self.path / "config.json", to_text(config, indent=2) + "\n")
+        saved = {
+            "format": FORMAT,
+            "journal_lines": self.journal.num_lines,
+            "state": state_to_json(state),
+        }
+        write_atomically(self.path / "state.json", to_text(saved) + "\n")
+
+    def notice(self, message: str) -> None:
+        """Tells of something worth knowing, and keeps it in `events.jsonl`."""
+        self.event("notice", message)
+        self._notice(message)
+
+    def event(self, kind: str, message: str = "") -> None:
+        """Appends to `events.jsonl` what happened when; results do not depend on it."""
+        line = to_text({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": kind, "message": message})
+        path = self.path / "events.jsonl"
+        with explained(f"append to {path}"), path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def load_run(path: Path | str, problem: Problem) -> SearchState:
+    """Reads the state of a run without locking or changing anything, for reports.
+
+    Raises:
+      RunDirectoryError: if there is no complete generation, or the state is damaged or of a newer format.
+    """
+    state_path = Path(path) / "state.json"
+    if not state_path.exists():
+        raise RunDirectoryError(
+            f"{path} needs a run with at least one complete generation, got no state.json."
+        )
+    return state_from_json(of_known_format(read_json(state_path), state_path)["state"], problem)
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor holding the lock, which the system releases when the process ends, however it ends."""
+    path = folder / "lock"
+    with explained(f"lock the run directory {folder}"):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
+            os.close(descriptor)
+            raise RunDirectoryError(
+                f"{folder} is in use by {holder}. Wait for it to end, stop it, or choose another directory."
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return descriptor
+
+
+def _document(state: SearchState, settings: Mapping[str, Any]) -> dict[str, Any]:
+    document = {
+        "format": FORMAT,
+        "config": state.config.to_json(),
+        "tasks": {task.name: dataclasses.asdict(task) for task in state.tasks},
+        "guesses": list(state.guesses),
+        "settings": dict(settings),
+    }
+    plain: dict[str, Any] = json.loads(to_text(document))  # tuples become lists, as they will be when read
+    return plain
+
+
+def of_known_format(plain: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The content of a run's file, as it is.
+
+    Raises:
+      RunDirectoryError: if a newer version wrote it.
+    """
+    found = plain.get("format")
+    if not isinstance(found, int) or found > FORMAT:
+        raise RunDirectoryError(
+            f"{path} needs format {FORMAT} or older, got {found!r}, of a newer jaxprune. Upgrade jaxprune, or "
+            "start in another directory."
+        )
+    return plain
+
+
+def _refuse_changes(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+    """Names every setting that differs, stops apart."""
+    before, now = _flat(found), _flat(wanted)
+    stops = {f"config.{name}" for name in STOPS}
+    changes = [
+        f"{name.removeprefix('config.')} was {before.get(name, 'absent')!r} and is now {now.get(name, 'absent')!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and name not in stops and not name.startswith("measured")
+    ]
+    if changes:
+        raise RunDirectoryError(
+            f"{folder} holds a run with other settings: {'; '.join(changes)}. Resume it with the settings it "
+            f"was started with (only {', '.join(STOPS)} may change), or start in another directory."
+        )
+
+
+def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as dotted names.
+
+    Example:
+      >>> _flat({"config": {"seed": 1}, "format": 1})
+      {'config.seed': 1, 'format': 1}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in plain.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _hall_of_fame(members: tuple[Member, ...]) -> str:
+    tasks = list(members[0].fitness.tasks) if members else []
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    names = ["rank", "id", "formula", "mean", "se", "lower", "complexity", "origin", "generation"]
+    per_task = [f"{task} {column}" for task in tasks for column in ("difference", "se", "bases", "accuracy")]
+    writer.writerow(names + per_task)
+    for rank, member in enumerate(members, start=1):
+        candidate, fitness = member.candidate, member.fitness
+        row: list[object] = [rank, candidate.id, candidate.text]
+        row += [f"{value:.4f}" for value in (fitness.mean, fitness.se, fitness.lower)]
+        row += [candidate.complexity, candidate.origin, candidate.generation]
+        for result in fitness.tasks.values():
+            row += [f"{result.difference:.3f}", f"{result.se:.3f}", result.bases, f"{result.accuracy:.3f}"]
+        writer.writerow(row)
+    return table.getvalue()
