@@ -66,6 +66,18 @@ def imports_when_loaded(module: str) -> set[str]:
     return walk(ast.parse(MODULES[module].read_text()).body)
 
 
+def for_type_checking(module: str) -> set[str]:
+    """What is imported under `if TYPE_CHECKING`."""
+    return {
+        name
+        for node in ast.walk(ast.parse(MODULES[module].read_text()))
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.Import | ast.ImportFrom)
+        for name in imported(inner)
+    }
+
+
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "jaxprune"])
 def test_imports_go_down_only(module):
     wrong = [
@@ -76,12 +88,35 @@ def test_imports_go_down_only(module):
     assert not wrong, "\n".join(wrong)
 
 
+PRINTS_ITSELF = {
+    "jaxprune.language.expression": {"jaxprune.language.printing", "jaxprune.language.codegen"},
+}
+"""An expression shows itself as text, LaTeX and code; what writes these reads expressions."""
+
+STARTS_FAST = ("jaxprune.cli", "jaxprune.config", "jaxprune.commands.")
+"""Modules that import what a command needs when it runs, so that `--help` and errors come at once."""
+
+
 def test_no_modules_import_each_other_in_a_circle():
-    graph = {name: imports_when_loaded(name) & MODULES.keys() - {name} for name in MODULES}
+    """Imports inside functions count too."""
+    graph = {
+        name: {found for _, found in imports(name) if found in MODULES} - PRINTS_ITSELF.get(name, set())
+        for name in MODULES
+    }
     while free := [name for name, needs in graph.items() if not needs & graph.keys()]:
         for name in free:
             del graph[name]
     assert not graph, f"import circle among {sorted(graph)}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_of_the_package_are_imported_at_the_top(module):
+    """Anywhere else needs a reason: the time of starting, or an expression that prints itself."""
+    if module.startswith(STARTS_FAST):
+        return
+    late = {found for _, found in imports(module) if found in MODULES} - imports_when_loaded(module)
+    late -= PRINTS_ITSELF.get(module, set()) | for_type_checking(module)
+    assert not late, f"{module} imports {sorted(late)} inside a function; import them at the top"
 
 
 @pytest.mark.parametrize("module", MODULES)

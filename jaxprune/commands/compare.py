@@ -23,7 +23,8 @@ from jaxprune.commands.common import (
 from jaxprune.language.expression import Expression
 
 if TYPE_CHECKING:
-    from jaxprune.comparison.measurements import Comparison, Measurement
+    from jaxprune.comparison.measurements import Measurement
+    from jaxprune.comparison.results import Comparison
     from jaxprune.scoring.metrics import PruningFunction
     from jaxprune.tasks.tasks import Task
 

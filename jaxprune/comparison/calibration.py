@@ -13,14 +13,16 @@ from itertools import combinations
 import numpy as np
 
 from jaxprune.comparison.functions import Function, known_functions, named_functions
-from jaxprune.comparison.measurements import FORMAT, Comparison
+from jaxprune.comparison.measurements import FORMAT, REFERENCE
 from jaxprune.comparison.oracle import Climb, Start, climb, oracle_entry
 from jaxprune.comparison.protocol import Planned, complexities, measure_jobs, planned_jobs, task_facts
+from jaxprune.comparison.results import Comparison, facts_line, formula_note
 from jaxprune.comparison.variance import VarianceComponents, rank_correlation, variance_components
 from jaxprune.scoring.metrics import PruningFunction
 from jaxprune.tasks.base_networks import Base, BasePool
 from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.tasks.tasks import Task
+from jaxprune.text import markdown_table, with_error
 
 LOW_RELIABILITY = 0.5
 """Below this, a search on the task mostly selects luck."""
@@ -155,8 +157,6 @@ class Calibration:
 
     def to_markdown(self) -> str:
         """All of it as Markdown."""
-        from jaxprune.comparison.results import calibration_table  # it reads this module's records
-
         return calibration_table(self)
 
     def to_json(self) -> str:
@@ -315,3 +315,67 @@ def _best_start(
     plan = kept[best]
     assert plan is not None
     return Start(best, plan, rows[best])
+
+
+def calibration_table(calibration: Calibration) -> str:
+    """Warnings, signal and noise, the accuracy table with the share of the gap each function closes, the climbs."""
+    facts = calibration.comparison.tasks[0]
+    parts = [f"## Calibration of {calibration.task}", facts_line(facts)]
+    parts += [f"**Warning:** {warning}" for warning in calibration.warnings]
+    parts.append(markdown_table(["what", "value"], _measured(calibration)))
+    header = ["function", "accuracy % ± SE", *(f"base {base}" for base in range(calibration.bases))]
+    header += [f"difference to {REFERENCE} ± SE", "share of the gap"]
+    rows = []
+    for row in calibration.comparison.summary():
+        if row.n:
+            by_base = calibration.comparison.by_base(row.name, row.task)
+            line = [f"{row.name}{formula_note(row)}", with_error(row.mean, row.se)]
+            line += [with_error(by_base.get(base), None) for base in range(calibration.bases)]
+            is_reference = row.name == REFERENCE
+            line.append("" if is_reference else with_error(row.difference, row.difference_se, signed=True))
+            share = calibration.shares.get(row.name)
+            rows.append([*line, "" if share is None else f"{100 * share:.0f} %"])
+    parts.append(markdown_table(header, rows))
+    invalid = [
+        f"- {row.name}{formula_note(row)}: invalid, {row.reason}" for row in calibration.comparison.refused
+    ]
+    parts += ["\n".join(invalid)] if invalid else []
+    if calibration.climbs:
+        climbed = "; ".join(
+            f"base {each.base}: from {each.start}, {each.trace[0][1]:.1f} to {each.trace[-1][1]:.1f} % "
+            f"in {each.evaluations} evaluations"
+            for each in calibration.climbs
+        )
+        parts.append(
+            f"Oracle climbs, under keys of their own ({climbed}). The table has the oracle's plans under the "
+            "functions' keys; it is an upper bound, chosen on the validation images."
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _measured(calibration: Calibration) -> list[list[str]]:
+    """The numbers of a calibration, one per line."""
+    found = calibration.components
+    rows = []
+    if found is not None:
+        with_seed = "" if calibration.repeats > 1 else ", seed included"
+        rows += [
+            ["SD between functions", f"{found.function_sd:.1f} points"],
+            [f"SD function x base{with_seed}", f"{found.interaction_sd:.1f} points"],
+            ["SD seed", f"{found.seed_sd:.1f} points" if calibration.repeats > 1 else "needs 2 repeats"],
+            ["SD between bases (equal for all functions)", f"{found.base_sd:.1f} points"],
+            ["SD data order (equal for all functions)", f"{found.order_sd:.1f} points"],
+            [
+                f"reliability here ({calibration.bases} bases x {calibration.repeats})",
+                f"{calibration.reliability:.2f}",
+            ],
+            [
+                f"reliability in a search ({calibration.search_bases} bases x 1)",
+                f"{calibration.search_reliability:.2f}",
+            ],
+            ["rank correlation between bases", f"{calibration.base_rank_correlation:.2f}"],
+        ]
+    if calibration.headroom is not None:
+        best = calibration.best_function
+        rows.append([f"headroom: oracle minus best function ({best})", f"{calibration.headroom:+.1f} points"])
+    return [*rows, ["seconds a candidate and base", f"{calibration.seconds_per_candidate:.2f}"]]

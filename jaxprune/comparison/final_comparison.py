@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxprune.comparison.measurements import Comparison, Measurement
+from jaxprune.comparison.measurements import Measurement
 from jaxprune.comparison.protocol import LayerView, compare, layer_views
-from jaxprune.figures.search_figures import origin_name, start_formulas
+from jaxprune.comparison.results import Comparison
 from jaxprune.files import RunDirectoryError, read_json, to_text, write_atomically
 from jaxprune.language.expression import Expression
 from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse
 from jaxprune.search.search import evolve_problem
-from jaxprune.search.state import Member, SearchState
+from jaxprune.search.state import Member, SearchState, origin_name, start_formulas
 from jaxprune.search.task_problem import TaskProblem
 from jaxprune.tasks.base_networks import Base
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.comparison.functions import Function, named_functions
-from jaxprune.comparison.measurements import Comparison, Kind, Measurement, Refused, TaskFacts
+from jaxprune.comparison.measurements import Kind, Measurement, Refused, TaskFacts
+from jaxprune.comparison.results import Comparison
 from jaxprune.language.expression import Expression
 from jaxprune.scoring.metrics import PruningFunction, name_of
 from jaxprune.search.task_problem import kept_digest

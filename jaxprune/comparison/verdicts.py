@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxprune.comparison.measurements import Comparison, Split
+from jaxprune.comparison.measurements import Split
+from jaxprune.comparison.results import Comparison
 from jaxprune.search.fitness import TaskScale
 from jaxprune.search.problem import TaskInfo
 

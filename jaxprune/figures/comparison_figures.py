@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxprune.comparison.measurements import REFERENCE, Comparison, SummaryRow
+from jaxprune.comparison.measurements import REFERENCE
+from jaxprune.comparison.results import Comparison, SummaryRow
 from jaxprune.comparison.verdicts import critical_value
 from jaxprune.figures.style import DARK, GREY, NAME_LENGTH, OTHERS, legend_below, looks_of, new_figure, panels
 from jaxprune.text import shortened

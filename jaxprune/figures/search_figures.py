@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxprune.figures.style import DARK, GREY, OTHERS, looks_of, new_figure
-from jaxprune.search.state import REFERENCE_ID, Member, SearchState
+from jaxprune.search.state import REFERENCE_ID, SearchState, origin_name, start_formulas
 from jaxprune.text import shortened
 
 if TYPE_CHECKING:
@@ -144,20 +144,6 @@ def fitness_label(state: SearchState, statistic: str = "mean") -> str:
     if state.config.fitness == "paired":
         return f"fitness, {statistic}: difference to l2\n(standard deviations of the library)"
     return f"fitness, {statistic}: {state.config.fitness}\nmean of accuracies (%)"
-
-
-def start_formulas(state: SearchState) -> list[Member]:
-    """Library functions and own seeds, the highest mean fitness first.
-
-    By the mean, not the mean minus standard error: l2 has no error by definition, so it would too often come first.
-    """
-    known = [member for member in state.ranked() if member.candidate.origin.startswith(("library:", "seed:"))]
-    return sorted(known, key=lambda member: -member.fitness.mean)
-
-
-def origin_name(member: Member) -> str:
-    """The name of a library function or own seed, else what its origin is."""
-    return member.candidate.origin.split(":")[-1]
 
 
 def _bottom(found: np.ndarray, needed: float) -> float:

@@ -1,6 +1,8 @@
 """The language of pruning functions: typed expressions over operands, written as ordinary infix text."""
 
-# Importing these registers the built-in operators and the named functions.
-from jaxprune.language import basic_operators, library, matrix_operators
+# These register the built-in operators, which the formulas of the library are made of.
+from jaxprune.language import basic_operators, matrix_operators  # isort: split
+
+from jaxprune.language import library
 
 __all__ = ["basic_operators", "library", "matrix_operators"]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.observation.gradients import Gradients, given_gradients
 from jaxprune.observation.moments import Moments
 from jaxprune.types import Array
@@ -237,8 +238,6 @@ def sort_examples(name: str, value: jax.Array, order: np.ndarray) -> jax.Array:
     Raises:
       ValueError: if no operand of that name was registered.
     """
-    from jaxprune.language.vocabulary import OPERANDS
-
     if name not in OPERANDS:
         raise ValueError(f"extras must be registered operands, got {name!r}. Call register_operand first.")
     if OPERANDS[name].read is None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jaxprune.comparison.final_comparison import DRAWS, RANDOM_SEARCH, WINNER, Finals
-from jaxprune.comparison.measurements import Comparison, Split, SummaryRow
+from jaxprune.comparison.measurements import Split
+from jaxprune.comparison.results import Comparison, SummaryRow
 from jaxprune.comparison.verdicts import Verdict, overall_verdict, task_verdict
 from jaxprune.search.state import Member, SearchState
 from jaxprune.text import markdown_table, with_error

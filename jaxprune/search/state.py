@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
+from jaxprune.language.parsing import parse
 from jaxprune.search.fitness import Fitness, TaskScale, fitness_of
 from jaxprune.search.problem import Behaviour, Problem, TaskInfo, TrialKey
 from jaxprune.search.settings import EvolveConfig
@@ -54,8 +55,6 @@ class Candidate:
     @property
     def expression(self) -> Expression:
         """The text, parsed."""
-        from jaxprune.language.parsing import parse
-
         return parse(self.text)
 
     @property
@@ -284,3 +283,17 @@ def estimate_seconds_left(seconds: list[float], generations_left: int) -> float 
     """
     recent = seconds[1:][-3:] or seconds
     return generations_left * sum(recent) / len(recent) if recent else None
+
+
+def start_formulas(state: SearchState) -> list[Member]:
+    """Library functions and own seeds, the highest mean fitness first.
+
+    By the mean, not the mean minus standard error: l2 has no error by definition, so it would too often come first.
+    """
+    known = [member for member in state.ranked() if member.candidate.origin.startswith(("library:", "seed:"))]
+    return sorted(known, key=lambda member: -member.fitness.mean)
+
+
+def origin_name(member: Member) -> str:
+    """The name of a library function or own seed, else what its origin is."""
+    return member.candidate.origin.split(":")[-1]

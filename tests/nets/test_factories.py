@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
@@ -13,8 +10,6 @@ from flax import nnx
 from jaxprune import count_parameters, trace_structure
 from jaxprune.nets import NETWORKS, LeNet5, without_weights
 from jaxprune.nets.factories import find_network
-
-sys.path.append(str(Path(__file__).resolve().parent.parent / "commands"))
 
 
 def shapes(model):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from small_nets import IMAGES, Net, conv, flat, linear, norm
+from pruned_nets import IMAGES, Net, conv, flat, linear, norm
 from zoo import ZOO
 from zoo.abstract import abstract
 from zoo_cases import QUICK, case_of, known_structure, quick_comparison, relative_error, run, scores_of

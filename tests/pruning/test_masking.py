@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from small_nets import IMAGES, LABELS, NETWORKS, plain, run, scores_of
+from pruned_nets import IMAGES, LABELS, NETWORKS, plain, run, scores_of
 
 from jaxprune.pruning.masking import apply_masks, channel_masks, keep_masked, mask
 from jaxprune.pruning.planning import plan

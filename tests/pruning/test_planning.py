@@ -3,7 +3,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from small_nets import IMAGES, conv_norm_relu, plain, scores_of
+from pruned_nets import IMAGES, conv_norm_relu, plain, scores_of
 
 from jaxprune.nets.cost import count_macs, count_parameters
 from jaxprune.pruning.budgets import budget_counts

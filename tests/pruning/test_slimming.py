@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_nets import (
+from pruned_nets import (
     IMAGES,
     NETWORKS,
     Net,

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 import test_golden_scores as golden
-from oracle import OPERATIONS, operands, oracle
+from float64_oracle import OPERATIONS, operands, oracle
 
 from jaxprune.language.parsing import parse
 from jaxprune.language.sampling import random_expression

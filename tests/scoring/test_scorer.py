@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import oracle
+from float64_oracle import oracle
 from test_population_scores import MIXED, assert_close
 
 from jaxprune.language.library import library, own_seeds

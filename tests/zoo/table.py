@@ -1,6 +1,6 @@
 """Writes docs/zoo.md: what is pruned of every network of the zoo, what is not and why, and how exact the rest is.
 
-PYTHONPATH=.:tests:tests/pruning python tests/zoo/table.py        about 10 minutes on two CPU cores
+PYTHONPATH=.:tests:tests/support python tests/zoo/table.py        about 10 minutes on two CPU cores
     ... tests/zoo/table.py lenet5 vgg16        these rows alone
 """
 
@@ -33,7 +33,7 @@ the published ones.
   nearly equal channels, one after another, magnify rounding. At 10 %, a norm over one channel or dead channels can
   leave an output that does not depend on the input (*constant*).
 
-Made by `PYTHONPATH=.:tests:tests/pruning python tests/zoo/table.py`.
+Made by `PYTHONPATH=.:tests:tests/support python tests/zoo/table.py`.
 
 | network | parameters | groups | channels | frozen | 10 % | 25 % | 50 % | 75 % |
 |---|---|---|---|---|---|---|---|---|

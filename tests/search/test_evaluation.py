@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from test_asking import after
+from test_proposals import after
 from toy_problem import SMALL, TASKS, ToyBatchProblem, ToyProblem
 
 from jaxprune.search.evaluation import (

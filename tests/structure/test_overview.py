@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import jax
 import pytest
-
-sys.path.append(str(Path(__file__).resolve().parent.parent / "commands"))
-
 from own_networks import Gated, Heads, Stack
 
 from jaxprune.nets import without_weights

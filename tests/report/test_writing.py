@@ -16,7 +16,6 @@ from made_up_runs import LEVELS, compared, layers, made_up_finals, searched
 from jaxprune.comparison.final_comparison import Finals, choose_rows, load_finals
 from jaxprune.comparison.verdicts import Verdict, judged, overall_verdict, task_verdict
 from jaxprune.datasets.guarded_split import GuardedSplit, Split
-from jaxprune.figures.search_figures import start_formulas
 from jaxprune.files import RunDirectoryError
 from jaxprune.language.library import library, own_seeds
 from jaxprune.report.result_sections import Run, optimism_section, results_section, verdict_section
@@ -25,6 +24,7 @@ from jaxprune.report.writing import render_report, write_report
 from jaxprune.search.fitness import TaskScale
 from jaxprune.search.problem import TaskInfo
 from jaxprune.search.settings import EvolveConfig
+from jaxprune.search.state import start_formulas
 from jaxprune.tasks.tasks import Schedule, Task
 from jaxprune.training.recipes import RECIPES
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 from jax import export
-from small_nets import IMAGES, LABELS, NETWORKS, Net, conv, flat, linear, plain
+from pruned_nets import IMAGES, LABELS, NETWORKS, Net, conv, flat, linear, plain
 
 from jaxprune.language.library import library
 from jaxprune.language.parsing import parse

@@ -6,7 +6,7 @@ import dataclasses
 import json
 
 import pytest
-from test_asking import after
+from test_proposals import after
 from toy_problem import SMALL, ToyProblem
 
 from jaxprune.search.fitness import Fitness

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from small_nets import IMAGES, NETWORKS, Net, conv, conv_relu_norm, flat, linear, plain, residual
+from pruned_nets import IMAGES, NETWORKS, Net, conv, conv_relu_norm, flat, linear, plain, residual
 
 from jaxprune.nets.cost import count_macs, count_parameters
 from jaxprune.structure.tracing import trace_structure

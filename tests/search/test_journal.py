@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_asking import after
+from test_proposals import after
 from toy_problem import SMALL, ToyProblem
 
 from jaxprune import files

@@ -25,7 +25,6 @@ SMALL = ["--generations", "2", "--population", "4", "--proposals-per-slot", "3",
 @pytest.fixture
 def toy(monkeypatch):
     """Searches take milliseconds: every task is a made-up one, of one base."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "evolution"))
     from toy_problem import ToyProblem
 
     from jaxprune.search.problem import TaskInfo

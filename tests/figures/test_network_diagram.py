@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from itertools import combinations
-from pathlib import Path
 
 import jax
 import pytest
-from test_figures import overlapping, texts
-
-sys.path.append(str(Path(__file__).resolve().parent / "commands"))
-
 from own_networks import Heads, Stack, one_layer
+from test_figures import overlapping, texts
 
 from jaxprune import groups_figure, trace_structure
 from jaxprune.figures.network_layout import INPUT, OUTPUT, diagram_of

@@ -6,8 +6,9 @@ import pytest
 from tiny_task import tiny_programs
 
 from jaxprune.comparison.calibration import Calibration, calibrate, task_rank_correlations
-from jaxprune.comparison.measurements import Comparison, Measurement, Refused, TaskFacts
+from jaxprune.comparison.measurements import Measurement, Refused, TaskFacts
 from jaxprune.comparison.oracle import Climb
+from jaxprune.comparison.results import Comparison
 
 
 def calibration(table, *, task="t", bases=2, repeats=1, search_bases=4, digests=None, climbs=()):

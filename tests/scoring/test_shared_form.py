@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from oracle import oracle
+from float64_oracle import oracle
 from test_against_oracle import FEW, functions_for
 
 from jaxprune.language.canonical import shared_form

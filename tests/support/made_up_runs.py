@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
 from jaxprune.comparison.calibration import Calibration
 from jaxprune.comparison.final_comparison import Finals
-from jaxprune.comparison.measurements import Comparison, Measurement, Refused, TaskFacts
+from jaxprune.comparison.measurements import Measurement, Refused, TaskFacts
 from jaxprune.comparison.protocol import LayerView
+from jaxprune.comparison.results import Comparison
 from jaxprune.search.search import SearchResult, SearchState, evolve_problem
-
-sys.path.insert(0, str(Path(__file__).parent / "evolution"))
 
 LEVELS = {"winner": 90.0, "l2": 86.0, "l1": 85.0, "mean_shift": 88.0, "random": 68.0, "scratch": 36.0}
 """Row -> accuracy in percent that a made-up comparison measures around."""

@@ -119,7 +119,7 @@ def test_killed_again_and_again_the_run_ends_the_same(
 
 def run_program(run_dir: Path, delay: float) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    program = str(Path(__file__).with_name("toy_problem.py"))
+    program = str(Path(__file__).parents[1] / "support" / "toy_problem.py")
     return subprocess.Popen(
         [sys.executable, program, str(run_dir), str(delay)], env=environment, stderr=subprocess.PIPE
     )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from small_nets import (
+from pruned_nets import (
     IMAGES,
     LABELS,
     channels_first,

@@ -1,7 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from small_nets import IMAGES, NETWORKS, conv_relu_norm
+from pruned_nets import IMAGES, NETWORKS, conv_relu_norm
 
 from jaxprune.nets.small_nets import PlainConvNet
 from jaxprune.structure.model_state import (

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from small_nets import IMAGES, Net, conv, flat, linear, relative_error, run, scores_of
+from pruned_nets import IMAGES, Net, conv, flat, linear, relative_error, run, scores_of
 
 from jaxprune.nets.cost import count_macs, count_parameters
 from jaxprune.pruning.masking import mask

@@ -10,14 +10,8 @@ import math
 
 import pytest
 
-from jaxprune.comparison.measurements import (
-    Comparison,
-    Measurement,
-    Refused,
-    TaskFacts,
-    average_ranks,
-    standard_error,
-)
+from jaxprune.comparison.measurements import Measurement, Refused, TaskFacts, average_ranks, standard_error
+from jaxprune.comparison.results import Comparison
 
 
 def measured(name, base, validation, *, kind="metric", draw=0, repeat=0, test=None, seconds=0.5, task="t"):

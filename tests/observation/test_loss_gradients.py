@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 from jax import export
-from small_nets import IMAGES, LABELS, NETWORKS, Net, conv, flat, linear, plain, residual, sigmoid_net
+from pruned_nets import IMAGES, LABELS, NETWORKS, Net, conv, flat, linear, plain, residual, sigmoid_net
 
 from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse

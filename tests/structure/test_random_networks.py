@@ -290,7 +290,7 @@ def test_describe_names_every_node():
 
 
 def test_the_reference_knows_neither_flax_nor_jaxprune():
-    tree = ast.parse((Path(__file__).parent / "random_reference.py").read_text())
+    tree = ast.parse((Path(__file__).parents[1] / "support" / "random_reference.py").read_text())
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}

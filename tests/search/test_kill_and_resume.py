@@ -26,7 +26,7 @@ COMMAND = (
 
 
 def start(run_dir: Path, *arguments: str) -> subprocess.Popen[str]:
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).parents[1] / "support"), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
         [sys.executable, "-m", "jaxprune.cli", *COMMAND, "--run-dir", str(run_dir), *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},

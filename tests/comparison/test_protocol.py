@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tiny_task import tiny_programs, tiny_task
 
-from jaxprune.comparison.measurements import Comparison
 from jaxprune.comparison.protocol import compare, layer_views
+from jaxprune.comparison.results import Comparison
 from jaxprune.datasets.guarded_split import AlreadyOpenedError
 from jaxprune.language.library import library
 from jaxprune.language.parsing import parse
