@@ -14,21 +14,18 @@ from typing import NoReturn
 from jaxprune._version import __version__
 from jaxprune.text import closest
 
-COMMANDS: Mapping[str, tuple[str, str]] = {
-    "evolve": ("searching", "evolve pruning functions and write a report"),
-    "compare": ("comparing", "compare pruning functions fairly on several base networks"),
-    "calibrate": ("comparing", "measure what a task can tell about functions, and how much there is to gain"),
-    "score": ("scoring", "score the channels of a network by one or many functions"),
-    "prune": ("networks", "prune a trained network, fine-tune it, and save plan and network"),
-    "transfer": ("comparing", "compare a frozen formula, or the winner of a run, on other tasks"),
-    "report": ("searching", "write the report of a run again, from its files"),
-    "explain": (
-        "formulas",
-        "show a formula (type, LaTeX, code, cost on a network), or what of a network can be pruned",
-    ),
-    "list": ("formulas", "list tasks, presets, functions, operands, operators and recipes"),
+COMMANDS: Mapping[str, str] = {
+    "evolve": "evolve pruning functions and write a report",
+    "compare": "compare pruning functions fairly on several base networks",
+    "calibrate": "measure what a task can tell about functions, and how much there is to gain",
+    "score": "score the channels of a network by one or many functions",
+    "prune": "prune a trained network, fine-tune it, and save plan and network",
+    "transfer": "compare a frozen formula, or the winner of a run, on other tasks",
+    "report": "write the report of a run again, from its files",
+    "explain": "show a formula (type, LaTeX, code, cost on a network), or what of a network can be pruned",
+    "list": "list tasks, presets, functions, operands, operators and recipes",
 }
-"""Command -> (its module in `jaxprune.commands`, one line of help)."""
+"""Command, which is also its module in `jaxprune.commands` -> one line of help."""
 
 EXIT_ERROR = 2
 """Exit status after an error that has been explained."""
@@ -103,7 +100,7 @@ def make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"jaxprune {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     named = next((argument for argument in arguments if not argument.startswith("-")), None)
-    for name, (module, about) in COMMANDS.items():
+    for name, about in COMMANDS.items():
         command = commands.add_parser(
             name,
             help=about,
@@ -112,7 +109,7 @@ def make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         if name == named:
-            home = importlib.import_module(f"jaxprune.commands.{module}")
+            home = importlib.import_module(f"jaxprune.commands.{name}")
             getattr(home, f"add_{name}")(command)
             command.set_defaults(run=getattr(home, f"run_{name}"), parser=command)
             command.add_argument("--debug", action="store_true", help="show the traceback of an error")

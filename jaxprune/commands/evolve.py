@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import shlex
 import signal
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from jaxprune.commands.common import add_task_options, flag, say
+from jaxprune.commands.report import require_report
 from jaxprune.config import (
     TASK_OPTIONS,
     Batching,
@@ -172,32 +172,6 @@ def default_run_dir(config: RunConfig) -> Path:
     is_preset = config.tasks == PRESETS[config.preset].tasks
     what = config.preset if is_preset else "-".join(name.replace(":", ".") for name in config.tasks)
     return Path("runs") / f"{what}-seed{config.search.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def require_report() -> None:
-    """Raises before the work where the libraries that draw a report are missing, rather than after it.
-
-    Raises:
-      ImportError: if matplotlib is missing.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError(
-            "the report needs matplotlib, got none installed. "
-            'Run pip install "jaxprune[report]", or skip the report with --no-report.'
-        )
-
-
-def add_report(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `jaxprune report`."""
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="directory of a run")
-
-
-def run_report(arguments: argparse.Namespace) -> int:
-    """Writes the report of a run again, from its files; trains nothing."""
-    from jaxprune.report.writing import render_report
-
-    say(f"Report: {render_report(arguments.run_dir)}")
-    return 0
 
 
 def _reading(name: str, hint: object) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from typing import cast
 
 from jaxprune.comparison.final_comparison import Controls, Finals, load_finals, run_finals
 from jaxprune.figures.comparison_figures import curves_figure, ranks_figure
+from jaxprune.figures.formula_tree import tree_figure
 from jaxprune.figures.layer_figures import overlap_figure, scores_figure
 from jaxprune.figures.search_figures import fitness_figure, pareto_figure
-from jaxprune.figures.style import new_figure, save_figure, tree_figure
+from jaxprune.figures.style import new_figure, save_figure
 from jaxprune.files import read_json, write_atomically
 from jaxprune.report.result_sections import Run, optimism_section, results_section, verdict_section
 from jaxprune.report.search_sections import behaviour_section, formula_section, search_section

@@ -9,7 +9,7 @@ import pytest
 
 from jaxprune.cli import main
 from jaxprune.commands.common import split_formulas
-from jaxprune.commands.compare import functions_named
+from jaxprune.commands.comparison_options import functions_named
 from jaxprune.language.library import library, own_seeds
 from jaxprune.text import columns
 
@@ -52,7 +52,7 @@ def test_transfer_compares_a_frozen_formula(bases_dir, tmp_path, capsys):
 
 
 def test_transfer_takes_the_winner_of_a_run(bases_dir, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("jaxprune.commands.compare.winner_of", lambda run_dir: (library["l1"], (TASK[1],)))
+    monkeypatch.setattr("jaxprune.commands.transfer.winner_of", lambda run_dir: (library["l1"], (TASK[1],)))
     more = [
         "--bases",
         "1",

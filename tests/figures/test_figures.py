@@ -16,9 +16,10 @@ from jaxprune.figures.comparison_figures import (
     curves_figure,
     ranks_figure,
 )
+from jaxprune.figures.formula_tree import tree_figure
 from jaxprune.figures.layer_figures import correlation_figure, overlap_figure, overlaps, scores_figure
 from jaxprune.figures.search_figures import fitness_figure, pareto_figure
-from jaxprune.figures.style import LOOKS, looks_of, new_figure, save_figure, tree_figure
+from jaxprune.figures.style import LOOKS, looks_of, new_figure, save_figure
 from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse
 from jaxprune.scoring.rank_correlation import Correlations
