@@ -18,7 +18,7 @@ from jaxprune.language.expression import Expression
 from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse
 from jaxprune.search.search import evolve_problem
-from jaxprune.search.state import Member, SearchState, origin_name, start_formulas
+from jaxprune.search.state import Individual, SearchState, origin_name, start_formulas
 from jaxprune.search.task_problem import TaskProblem
 from jaxprune.tasks.base_networks import Base
 
@@ -119,7 +119,7 @@ class Rows:
     best_start: str
 
 
-def choose_rows(state: SearchState, winner: Member, controls: Controls = "standard") -> Rows:
+def choose_rows(state: SearchState, winner: Individual, controls: Controls = "standard") -> Rows:
     """The functions of the final comparison, as the search bases chose them.
 
     Args:
@@ -166,7 +166,7 @@ def run_finals(
     run_dir: Path,
     problem: TaskProblem,
     state: SearchState,
-    winner: Member,
+    winner: Individual,
     *,
     controls: Controls = "standard",
     callbacks: Sequence[object] = (),
@@ -247,7 +247,7 @@ def run_finals(
 
 def _random_search(
     run_dir: Path, problem: TaskProblem, state: SearchState, callbacks: Sequence[object]
-) -> tuple[Member, dict[str, Any]]:
+) -> tuple[Individual, dict[str, Any]]:
     """The best of a random search that may run as many fine-tunings as the search did."""
     config = state.config.replace(
         strategy="random",

@@ -51,7 +51,7 @@ def mutate_subtree(
     """
     limits = require_within("mutate_subtree", f, limits)
     draws, grammar = Draws.of(key), grammar_of(vocabulary)
-    sites = [s for s in all_sites(f, limits) if grammar.is_reachable(goal_of(s.node), s.depth, s.size)]
+    sites = [s for s in all_subtrees(f, limits) if grammar.is_reachable(goal_of(s.node), s.depth, s.size)]
     for index in draws.order([node_weight(site.node) for site in sites])[:_ATTEMPTS]:
         site = sites[index]
         goal = goal_of(site.node)
@@ -89,7 +89,7 @@ def mutate_point(
     """
     limits = require_within("mutate_point", f, limits)
     draws, grammar = Draws.of(key), grammar_of(vocabulary)
-    sites = all_sites(f, limits)
+    sites = all_subtrees(f, limits)
     for index in draws.order([1.0] * len(sites)):
         site = sites[index]
         options = _replacements(site.node, grammar)
@@ -125,7 +125,7 @@ def mutate_hoist(key: jax.Array | Draws, f: Expression, limits: Limits | None = 
     """
     limits = require_within("mutate_hoist", f, limits)
     pairs = []
-    for site in all_sites(f, limits):
+    for site in all_subtrees(f, limits):
         inner = [node for node in site.node.walk() if node.type == site.node.type and node is not site.node]
         inner = inner if is_constant(site.node) else [node for node in inner if not is_constant(node)]
         pairs += [(site, node) for node in inner if site.fits(node)]
@@ -160,7 +160,7 @@ def jitter_constants(key: jax.Array | Draws, f: Expression, limits: Limits | Non
     """
     limits = require_within("jitter_constants", f, limits)
     draws = Draws.of(key)
-    sites = [site for site in all_sites(f, limits) if _has_constant(site.node)]
+    sites = [site for site in all_subtrees(f, limits) if _has_constant(site.node)]
     if not sites:
         return f
     certain = draws.index(len(sites))
@@ -231,7 +231,7 @@ Path = tuple[int, ...]
 _LEAF_WEIGHT = 0.4
 
 
-class Site(NamedTuple):
+class Subtree(NamedTuple):
     """A place in a formula.
 
     Attributes:
@@ -253,20 +253,20 @@ class Site(NamedTuple):
         return new.size <= self.size and new.depth - continues_chain(new.operator, self.above) <= self.depth
 
 
-def all_sites(f: Expression, limits: Limits) -> list[Site]:
+def all_subtrees(f: Expression, limits: Limits) -> list[Subtree]:
     """Every place in `f`, the root first, repeated subtrees once for each place.
 
     Example:
       >>> from jaxprune.language.parsing import parse
-      >>> [(str(site.node), site.size) for site in all_sites(parse("sum(abs(WI))"), Limits(max_size=10))]
+      >>> [(str(site.node), site.size) for site in all_subtrees(parse("sum(abs(WI))"), Limits(max_size=10))]
       [('sum(abs(WI))', 10), ('abs(WI)', 9), ('WI', 8)]
     """
     slack = limits.max_size - f.size
-    found = [Site((), f, "", limits.max_depth, limits.max_size)]
+    found = [Subtree((), f, "", limits.max_depth, limits.max_size)]
     for site in found:  # grows while it is walked
         below = site.depth + continues_chain(site.node.operator, site.above) - 1
         found.extend(
-            Site((*site.path, index), child, site.node.operator, below, slack + child.size)
+            Subtree((*site.path, index), child, site.node.operator, below, slack + child.size)
             for index, child in enumerate(site.node.children)
         )
     return found

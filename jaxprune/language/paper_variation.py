@@ -10,7 +10,7 @@ import jax
 
 from jaxprune.language.expression import Expression
 from jaxprune.language.grammar import Grammar, Stage, grammar_of
-from jaxprune.language.mutation import all_sites, require_within, transplant
+from jaxprune.language.mutation import all_subtrees, require_within, transplant
 from jaxprune.language.productions import Goal
 from jaxprune.language.sampling import Draws, Limits, assemble
 from jaxprune.language.vocabulary import Vocabulary
@@ -47,7 +47,9 @@ def paper_mutation(
     """
     limits = require_within("paper_mutation", f, limits)
     draws, grammar = Draws.of(key), grammar_of(vocabulary, "uniform")
-    goals = [(site, Goal(site.node.type, informative=bool(site.node.type))) for site in all_sites(f, limits)]
+    goals = [
+        (site, Goal(site.node.type, informative=bool(site.node.type))) for site in all_subtrees(f, limits)
+    ]
     goals = [(site, goal) for site, goal in goals if grammar.is_reachable(goal, site.depth, site.size)]
     if not goals:
         return f
@@ -85,9 +87,9 @@ def paper_crossover(
     """
     limits = require_within("paper_crossover", a, limits)
     draws = Draws.of(key)
-    donors = [site.node for site in all_sites(b, limits)[1:]]
+    donors = [site.node for site in all_subtrees(b, limits)[1:]]
     pairs = [
-        (site, node) for site in all_sites(a, limits)[1:] for node in donors if node.type == site.node.type
+        (site, node) for site in all_subtrees(a, limits)[1:] for node in donors if node.type == site.node.type
     ]
     pairs = [(site, node) for site, node in pairs if site.fits(node)]
     if not pairs:

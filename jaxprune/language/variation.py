@@ -13,7 +13,7 @@ import jax
 
 from jaxprune.language.expression import Expression
 from jaxprune.language.mutation import (
-    all_sites,
+    all_subtrees,
     jitter_constants,
     mutate_hoist,
     mutate_point,
@@ -172,7 +172,7 @@ def crossover(
     """
     limits = require_within("crossover", a, limits)
     draws = Draws.of(key)
-    sites = all_sites(a, limits)
+    sites = all_subtrees(a, limits)
     donors = list(b.walk())
     for index in draws.order([node_weight(site.node) for site in sites]):
         site = sites[index]

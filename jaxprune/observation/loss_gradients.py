@@ -19,7 +19,7 @@ from jaxprune.observation.gradients import Contributions, Gradients, contributio
 from jaxprune.observation.sample import flat_positions, pool_positions
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState, Path
-from jaxprune.structure.producer_sites import Site, channels_last, filter_columns
+from jaxprune.structure.producer_sites import ProducerSite, channels_last, filter_columns
 from jaxprune.structure.program import Program, evaluate
 from jaxprune.types import Array
 
@@ -258,7 +258,7 @@ _BYTES_TOGETHER = 1 << 28
 
 def make_squared_gradients(
     trace_one: Callable[[jax.ShapeDtypeStruct], Program],
-    sites: Mapping[str, Site],
+    sites: Mapping[str, ProducerSite],
     images: np.ndarray,
     labels: np.ndarray,
     loss: Loss | None = None,

@@ -24,7 +24,13 @@ from jaxprune.observation.operands import Operands, sample_moments
 from jaxprune.observation.sample import flat_positions, pool_positions
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState, Path, fingerprint, split_model
-from jaxprune.structure.producer_sites import Place, Site, channel_columns, channels_last, filter_columns
+from jaxprune.structure.producer_sites import (
+    ChannelIndices,
+    ProducerSite,
+    channel_columns,
+    channels_last,
+    filter_columns,
+)
 from jaxprune.structure.program import evaluate, trace_program
 from jaxprune.structure.tracing import structure_of, trace_structure
 from jaxprune.types import Array
@@ -266,7 +272,7 @@ def _sample_step(
     return operands, pivots
 
 
-def _weights(site: Site, arrays: FlatState) -> _Weights:
+def _weights(site: ProducerSite, arrays: FlatState) -> _Weights:
     """The weights that make each channel [F, C] and those that read it [O, C], if weights do."""
     kernel = filter_columns(arrays[site.kernel], site)
     if site.consumer is None or site.consumed is None:
@@ -274,11 +280,11 @@ def _weights(site: Site, arrays: FlatState) -> _Weights:
     return {"kernel": kernel, "outgoing": channel_columns(arrays[site.consumer], site.consumed)}
 
 
-def _scale_and_shift(site: Site, arrays: FlatState) -> _Norm:
+def _scale_and_shift(site: ProducerSite, arrays: FlatState) -> _Norm:
     """Gamma and beta [C] of the normalisation after the kernel, as far as there are any."""
     return {"gamma": _vector(site.gamma, arrays), "beta": _vector(site.beta, arrays)}
 
 
-def _vector(where: tuple[Path, Place] | None, arrays: FlatState) -> jax.Array | None:
+def _vector(where: tuple[Path, ChannelIndices] | None, arrays: FlatState) -> jax.Array | None:
     """One number per channel; the mean of its entries where a channel has several."""
     return None if where is None else channel_columns(arrays[where[0]], where[1]).mean(axis=0)

@@ -9,7 +9,7 @@ from jaxprune.comparison.final_comparison import DRAWS, RANDOM_SEARCH, WINNER, F
 from jaxprune.comparison.measurements import Split
 from jaxprune.comparison.results import Comparison, SummaryRow
 from jaxprune.comparison.verdicts import Verdict, overall_verdict, task_verdict
-from jaxprune.search.state import Member, SearchState
+from jaxprune.search.state import Individual, SearchState
 from jaxprune.text import markdown_table, with_error
 
 UNIT = "standard deviations of the library functions on the task (sd), as the search combines them"
@@ -34,7 +34,7 @@ class Run:
     openings: Mapping[str, tuple[str, ...]]
 
     @property
-    def winner(self) -> Member:
+    def winner(self) -> Individual:
         """The winner with its fitness on the search bases."""
         return self.state.ranked()[0] if self.finals is None else self.state.member(self.finals.winner_id)
 

@@ -20,7 +20,7 @@ from jaxprune.search.journal import read_journal
 from jaxprune.search.problem import Problem
 from jaxprune.search.run_directory import load_run
 from jaxprune.search.search import SearchResult
-from jaxprune.search.state import Member, SearchState
+from jaxprune.search.state import Individual, SearchState
 from jaxprune.search.task_problem import TaskProblem
 
 
@@ -57,7 +57,7 @@ def write_report(
     with new_figure(1, 1):
         pass
     state = result.state if isinstance(result, SearchResult) else result
-    winner: Member = result.best if isinstance(result, SearchResult) else state.ranked()[0]
+    winner: Individual = result.best if isinstance(result, SearchResult) else state.ranked()[0]
     folder = Path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     finals = run_finals(folder, problem, state, winner, controls=controls, callbacks=callbacks)

@@ -19,9 +19,9 @@ from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.observation.operands import Operands
 from jaxprune.scoring.analysis import CLASS_SIZES, View
 from jaxprune.scoring.compute import Value
-from jaxprune.scoring.device_plan import SCALAR, Job, Launch, Planner, Task
+from jaxprune.scoring.device_dispatch import SCALAR, Dispatcher, Job, Launch, Task
 from jaxprune.scoring.device_programs import STACK_SIZES, Inputs, Spec, is_traced, masked_axes, programs_for
-from jaxprune.scoring.graph import Graph, Step, is_large, is_reduction
+from jaxprune.scoring.graph import Graph, Node, is_large, is_reduction
 from jaxprune.scoring.layer_batches import batch_layers
 from jaxprune.scoring.leaves import operand_value
 from jaxprune.scoring.value_cache import ValueCache
@@ -80,16 +80,16 @@ class DeviceEvaluator:
 
     def least_bytes(self, graph: Graph, wanted: Sequence[int], channel: int) -> int:
         """What is held at once for the smallest block of all layers; nothing is run."""
-        return Planner(self.programs, graph, self.budget_bytes).least_bytes(wanted)
+        return Dispatcher(self.programs, graph, self.budget_bytes).least_bytes(wanted)
 
     def warm_up(self, graph: Graph) -> int:
         """Compiles the programs that evaluating all scalars of a graph calls; returns how many there are now."""
         scalars = [number for number, step in enumerate(graph.steps) if not is_large(step)]
         tasks = [(number, network) for number in scalars for network in range(self.num_networks)]
-        jobs, _ = Planner(self.programs, graph, self.budget_bytes).plan(tasks, frozenset())
+        jobs, _ = Dispatcher(self.programs, graph, self.budget_bytes).plan(tasks, frozenset())
         return self.programs.compile_all([launch.spec for job in jobs for launch in job.launches])
 
-    def leaf(self, step: Step, network: int) -> Value:
+    def leaf(self, step: Node, network: int) -> Value:
         """The value of an operand or a moment, on the device."""
         members = self._networks[network]
         if step.kind == "moment" or step.name in CLASS_SIZES:
@@ -153,7 +153,7 @@ class _Run:
 
     def __init__(self, evaluator: DeviceEvaluator, graph: Graph) -> None:
         self._evaluator, self._graph, self._programs = evaluator, graph, evaluator.programs
-        self._planner = Planner(evaluator.programs, graph, evaluator.budget_bytes)
+        self._planner = Dispatcher(evaluator.programs, graph, evaluator.budget_bytes)
         self._scalars: dict[Task, Array] = {}
 
     def scores(self, wanted: Sequence[Task]) -> np.ndarray:
@@ -197,13 +197,13 @@ class _Run:
                     self._scalars[task] = self._evaluator.leaf(step, task[1])
         self._evaluator.numbers(numbers)
 
-    def _traced(self, step: Step) -> list[float]:
+    def _traced(self, step: Node) -> list[float]:
         """The number that a program takes for a step, if any."""
         if not is_traced(step.kind, step.name):
             return []
         return [step.key[0].value if step.kind == "literal" else step.params[0]]
 
-    def _positions(self, spec: Spec, step: Step) -> list[Ranges]:
+    def _positions(self, spec: Spec, step: Node) -> list[Ranges]:
         """The masks that a program takes for a step."""
         found = []
         for index, axis in masked_axes(spec):
@@ -263,7 +263,7 @@ class _Run:
 
     def _value(
         self,
-        reader: Step,
+        reader: Node,
         number: int,
         network: int,
         values: dict[Task, Value],

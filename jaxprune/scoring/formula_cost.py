@@ -73,7 +73,7 @@ _PRODUCTS = 3
 """Matrix products with class membership that split a class-independent form by class."""
 
 
-class Cost(NamedTuple):
+class FormulaCost(NamedTuple):
     """What a function costs on one member of one layer, estimated from shapes."""
 
     bytes_per_channel: int
@@ -86,7 +86,7 @@ class Cost(NamedTuple):
     """The sub-expression that takes most operations, its arguments apart."""
 
 
-def estimate_cost(f: Expression, sizes: Mapping[str, int], itemsize: int) -> Cost:
+def estimate_cost(f: Expression, sizes: Mapping[str, int], itemsize: int) -> FormulaCost:
     """The cost of a function from axis sizes, `K` classes and `C` channels; nothing is run.
 
     Example:
@@ -99,7 +99,7 @@ def estimate_cost(f: Expression, sizes: Mapping[str, int], itemsize: int) -> Cos
 
 
 @lru_cache(maxsize=1 << 14)
-def _estimated(f: Expression, of_axes: tuple[tuple[str, int], ...], itemsize: int) -> Cost:
+def _estimated(f: Expression, of_axes: tuple[tuple[str, int], ...], itemsize: int) -> FormulaCost:
     sizes = dict(of_axes)
     most_bytes, largest, flops = itemsize, f, 0.0
     most_flops, costliest = 0.0, f
@@ -134,20 +134,20 @@ def _estimated(f: Expression, of_axes: tuple[tuple[str, int], ...], itemsize: in
         flops += own_flops
         if own_flops > most_flops:
             most_flops, costliest = own_flops, shown
-    return Cost(most_bytes, flops, largest, costliest)
+    return FormulaCost(most_bytes, flops, largest, costliest)
 
 
 LEAST_SHARE = 4
 """A budget must hold the largest value of one channel that many times."""
 
 
-def explain_refusal(cost: Cost, budget_bytes: int, max_flops: float) -> str | None:
+def explain_refusal(cost: FormulaCost, budget_bytes: int, max_flops: float) -> str | None:
     """Why a function of this cost is not evaluated, or None.
 
     Example:
       >>> from jaxprune.language.parsing import parse
       >>> f = parse("sum(abs(X))")
-      >>> print(explain_refusal(Cost(100, 1e3, f.children[0], f), budget_bytes=200, max_flops=1e9))
+      >>> print(explain_refusal(FormulaCost(100, 1e3, f.children[0], f), budget_bytes=200, max_flops=1e9))
       refused: abs(X) needs 100 bytes for one channel, more than a quarter of the budget of 200 bytes; the least that \
 works is 400 bytes
     """
@@ -165,13 +165,13 @@ works is 400 bytes
     return None
 
 
-def explain_plan(cost: Cost, held_bytes: int, budget_bytes: int) -> str | None:
+def explain_plan(cost: FormulaCost, held_bytes: int, budget_bytes: int) -> str | None:
     """Why a function is not evaluated that holds so much at once for one class and channel, or None.
 
     Example:
       >>> from jaxprune.language.parsing import parse
       >>> f = parse("sum(abs(X))")
-      >>> print(explain_plan(Cost(8 << 20, 1e3, f.children[0], f), held_bytes=24 << 20, budget_bytes=64 << 20))
+      >>> print(explain_plan(FormulaCost(8 << 20, 1e3, f.children[0], f), held_bytes=24 << 20, budget_bytes=64 << 20))
       refused: abs(X) and what it is made from need 25165824 bytes at once for one channel, more than a quarter of the \
 budget of 67108864 bytes; the least that works is 100663296 bytes
     """

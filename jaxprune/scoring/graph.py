@@ -31,7 +31,7 @@ Key = tuple[Expression, View | None, str]
 "finite" or "statistics"."""
 
 
-class Step(NamedTuple):
+class Node(NamedTuple):
     """One value to compute."""
 
     kind: Kind
@@ -66,7 +66,7 @@ class Graph:
     """
 
     def __init__(self) -> None:
-        self.steps: list[Step] = []
+        self.steps: list[Node] = []
         self._known: dict[Key, int] = {}
 
     def add(self, node: Expression, view: View) -> int:
@@ -117,7 +117,7 @@ class Graph:
         node = key[0]
         is_value = key[2] == "value"
         depends = dependence_of(node)
-        step = Step(
+        step = Node(
             kind,
             name,
             node.params if kind == "operator" else (),
@@ -132,12 +132,12 @@ class Graph:
         return len(self.steps) - 1
 
 
-Member = TypeVar("Member")
+Item = TypeVar("Item")
 _SCRATCH = 3
 """What a step needs besides while it sums up, in sizes of its input."""
 
 
-def is_large(step: Step) -> bool:
+def is_large(step: Node) -> bool:
     """Whether its value is no scalar, or statistics of one."""
     return step.type != () or step.kind == "statistics"
 
@@ -204,7 +204,7 @@ def last_uses(graph: Graph, order: Sequence[int], kept: Container[int] = ()) -> 
     return found
 
 
-def peak_size(graph: Graph, order: Sequence[int], size: Callable[[Step], int]) -> int:
+def peak_size(graph: Graph, order: Sequence[int], size: Callable[[Node], int]) -> int:
     """The most that is held at once while steps are computed, in the unit of `size`; operands are there anyway."""
     uses = last_uses(graph, order)
     total = peak = 0
@@ -224,12 +224,12 @@ def peak_size(graph: Graph, order: Sequence[int], size: Callable[[Step], int]) -
 
 
 def fitting(
-    reductions: Sequence[Member],
+    reductions: Sequence[Item],
     block: int,
-    holds: Callable[[Sequence[Member], int], int],
+    holds: Callable[[Sequence[Item], int], int],
     most: int,
     smaller: Callable[[int], int],
-) -> Iterator[tuple[Sequence[Member], int]]:
+) -> Iterator[tuple[Sequence[Item], int]]:
     """Reductions in parts, each with a block, for which `holds(part, block)` is at most `most`.
 
     Blocks become smaller only where a single reduction is too large; the smallest is taken as it is.

@@ -13,7 +13,7 @@ import numpy as np
 from jaxprune.language.axes import Type
 from jaxprune.observation.operands import Operands
 from jaxprune.scoring.analysis import CLASS_SIZES, View
-from jaxprune.scoring.graph import Step
+from jaxprune.scoring.graph import Node
 from jaxprune.scoring.leaves import axis_sizes, moment_values, operand_value, value_shape
 from jaxprune.scoring.set_statistics import ClassRows, class_rows
 from jaxprune.types import Array
@@ -54,7 +54,7 @@ class LayerBatchShape:
         sizes = dict(self.full if view == "full" else self.sample)
         return value_shape(type, sizes)
 
-    def entries(self, step: Step) -> int:
+    def entries(self, step: Node) -> int:
         """Of a step's value for one member, class and channel."""
         return math.prod(self.axes(step.type, step.view))
 
@@ -73,7 +73,7 @@ class LayerBatch:
         self._found: dict[Hashable, np.ndarray] = {}
         self._moments: dict[View, Mapping[str, Array]] = {}
 
-    def leaf(self, step: Step) -> np.ndarray:
+    def leaf(self, step: Node) -> np.ndarray:
         """[M, K or 1, C or 1, *axes] the value of a step without inputs."""
         if step.kind == "literal":
             return np.full((1, 1, 1), step.key[0].value, self.dtype)

@@ -22,7 +22,7 @@ from jaxprune.observation.operands import Operands
 from jaxprune.scoring.compute import Value, compute_step
 from jaxprune.scoring.graph import (
     Graph,
-    Step,
+    Node,
     cone_of,
     fitting,
     is_large,
@@ -179,7 +179,7 @@ class _GroupRun:
         cone = (self.graph.steps[each] for each in cone_of(self.graph, reductions))
         return max((self._entries(step, 1) for step in cone if step.per_channel), default=1)
 
-    def _batch(self, step: Step, block: int) -> tuple[int, int, int]:
+    def _batch(self, step: Node, block: int) -> tuple[int, int, int]:
         """Members, classes and channels of a value for so many channels."""
         return (
             max(1, block // self.shape.num_channels),
@@ -187,7 +187,7 @@ class _GroupRun:
             min(block, self.shape.num_channels) if step.per_channel else 1,
         )
 
-    def _entries(self, step: Step, block: int) -> int:
+    def _entries(self, step: Node, block: int) -> int:
         return math.prod(self._batch(step, block)) * self.shape.entries(step)
 
     def _split(self, reductions: Sequence[int], block: int) -> Iterator[Callable[[], None]]:
@@ -249,7 +249,7 @@ class _Once:
             return self._found
 
 
-def _is_shared(step: Step) -> bool:
+def _is_shared(step: Node) -> bool:
     """Whether it is a larger value, computed from others, that all channels of a member have in common."""
     return is_large(step) and bool(step.inputs) and not step.per_channel
 

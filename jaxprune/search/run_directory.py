@@ -28,7 +28,7 @@ from jaxprune.search.journal import Journal
 from jaxprune.search.problem import Problem
 from jaxprune.search.serialization import member_to_json, state_from_json, state_to_json
 from jaxprune.search.settings import STOPS
-from jaxprune.search.state import Member, SearchState, one_per_behaviour
+from jaxprune.search.state import Individual, SearchState, one_per_behaviour
 
 FORMAT = 1
 """Of config.json, state.json and the journal; a directory of a newer one is refused."""
@@ -238,7 +238,7 @@ def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _hall_of_fame(members: tuple[Member, ...]) -> str:
+def _hall_of_fame(members: tuple[Individual, ...]) -> str:
     tasks = list(members[0].fitness.tasks) if members else []
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")

@@ -29,7 +29,7 @@ from jaxprune.search.proposals import Asked, ask, propose
 from jaxprune.search.run_directory import RunDirectory
 from jaxprune.search.serialization import candidate_to_json
 from jaxprune.search.settings import EvolveConfig
-from jaxprune.search.state import Candidate, GenerationSummary, Member, SearchState, ancestry
+from jaxprune.search.state import Candidate, GenerationSummary, Individual, SearchState, ancestry
 from jaxprune.search.task_problem import TaskProblem
 from jaxprune.search.update import tell
 from jaxprune.tasks.base_networks import Base
@@ -85,8 +85,8 @@ class SearchResult:
       stopped: why it ended: "generations", "evaluations", "time" or "exhausted" (nothing new was found).
     """
 
-    best: Member
-    archive: tuple[Member, ...]
+    best: Individual
+    archive: tuple[Individual, ...]
     journal: Path
     state: SearchState
     stopped: str

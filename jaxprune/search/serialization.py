@@ -9,7 +9,7 @@ from typing import Any
 from jaxprune.search.fitness import TaskScale
 from jaxprune.search.problem import Behaviour, Problem, TaskInfo
 from jaxprune.search.settings import EvolveConfig
-from jaxprune.search.state import Candidate, GenerationSummary, Member, SearchState
+from jaxprune.search.state import Candidate, GenerationSummary, Individual, SearchState
 
 Plain = dict[str, Any]
 """What `json.loads` gives for an object."""
@@ -56,7 +56,7 @@ def candidate_from_json(plain: Mapping[str, Any]) -> Candidate:
     )
 
 
-def member_to_json(member: Member) -> Plain:
+def member_to_json(member: Individual) -> Plain:
     """A member of the archive as plain data: formula, fitness, per-task results and where it is from."""
     candidate, fitness = member.candidate, member.fitness
     return {

@@ -64,7 +64,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Member:
+class Individual:
     """A candidate with its fitness, as it stands in a population or archive."""
 
     candidate: Candidate
@@ -126,7 +126,7 @@ class SearchState:
         }
         return {id_: fitness for id_, fitness in found.items() if fitness is not None}
 
-    def member(self, candidate_id: int) -> Member:
+    def member(self, candidate_id: int) -> Individual:
         """The candidate with its fitness.
 
         Raises:
@@ -136,22 +136,22 @@ class SearchState:
             raise ValueError(
                 f"candidate {candidate_id} has no fitness: it is unknown, invalid, or not tried on every task."
             )
-        return Member(self.candidates[candidate_id], self.fitnesses[candidate_id])
+        return Individual(self.candidates[candidate_id], self.fitnesses[candidate_id])
 
-    def ranked(self, ids: Iterable[int] | None = None) -> tuple[Member, ...]:
+    def ranked(self, ids: Iterable[int] | None = None) -> tuple[Individual, ...]:
         """Members with a fitness, best first: by mean minus standard error, then simpler, then older."""
         chosen = self.fitnesses if ids is None else [id_ for id_ in ids if id_ in self.fitnesses]
         members = [self.member(id_) for id_ in chosen]
         return tuple(sorted(members, key=_rank))
 
 
-def _rank(member: Member) -> tuple[float, int, int]:
+def _rank(member: Individual) -> tuple[float, int, int]:
     return (-member.fitness.lower, member.candidate.complexity, member.candidate.id)
 
 
-def one_per_behaviour(members: Sequence[Member]) -> tuple[Member, ...]:
+def one_per_behaviour(members: Sequence[Individual]) -> tuple[Individual, ...]:
     """Of members with equal behaviour keeps the first, which is the better or simpler one when ranked."""
-    first: dict[str, Member] = {}
+    first: dict[str, Individual] = {}
     for member in members:
         assert member.candidate.behaviour is not None
         first.setdefault(member.candidate.behaviour.digest, member)
@@ -171,13 +171,13 @@ def survivors(state: SearchState) -> tuple[int, ...]:
     return tuple(member.candidate.id for member in one_per_behaviour(young)[: state.config.population])
 
 
-def pareto_front(members: Iterable[Member]) -> tuple[Member, ...]:
+def pareto_front(members: Iterable[Individual]) -> tuple[Individual, ...]:
     """The members that no other beats in both fitness (mean minus standard error) and complexity.
 
     Returns:
       Simplest first, each better than all simpler ones; of equals the older one.
     """
-    front: list[Member] = []
+    front: list[Individual] = []
     best = -math.inf
     by_complexity = sorted(
         members, key=lambda member: (member.candidate.complexity, -member.fitness.lower, member.candidate.id)
@@ -285,7 +285,7 @@ def estimate_seconds_left(seconds: list[float], generations_left: int) -> float 
     return generations_left * sum(recent) / len(recent) if recent else None
 
 
-def start_formulas(state: SearchState) -> list[Member]:
+def start_formulas(state: SearchState) -> list[Individual]:
     """Library functions and own seeds, the highest mean fitness first.
 
     By the mean, not the mean minus standard error: l2 has no error by definition, so it would too often come first.
@@ -294,6 +294,6 @@ def start_formulas(state: SearchState) -> list[Member]:
     return sorted(known, key=lambda member: -member.fitness.mean)
 
 
-def origin_name(member: Member) -> str:
+def origin_name(member: Individual) -> str:
     """The name of a library function or own seed, else what its origin is."""
     return member.candidate.origin.split(":")[-1]

@@ -15,7 +15,7 @@ from jaxprune.language.expression import Expression
 from jaxprune.language.vocabulary import DEFAULT_VOCABULARY, OPERANDS, Vocabulary
 from jaxprune.observation.observed import Observed
 from jaxprune.search.problem import SEARCH_POOL, Behaviour, Outcome, TaskInfo, Trial, pack_kept
-from jaxprune.tasks.base_networks import Base, BasePool, Entry, Plan0
+from jaxprune.tasks.base_networks import Base, BasePool, Entry, FirstRoundPlan
 from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.tasks.tasks import Task, check_unique
 from jaxprune.training.trainer import Strategy, map_in_order
@@ -89,7 +89,7 @@ class TaskProblem:
                 (name, base, _digest(function, plan, self.programs[name])): plan.kept
                 for function, by_base in zip(functions, plans, strict=True)
                 for base, plan in enumerate(by_base)
-                if isinstance(plan, Plan0)
+                if isinstance(plan, FirstRoundPlan)
             }
         return [
             _behaviour(function, {name: plans[i] for name, plans in by_task.items()}, self.programs)
@@ -154,13 +154,13 @@ def kept_digest(kept: Kept) -> str:
 
 
 def _behaviour(
-    function: Expression, plans: dict[str, list[Plan0 | Invalid]], programs: dict[str, TaskPrograms]
+    function: Expression, plans: dict[str, list[FirstRoundPlan | Invalid]], programs: dict[str, TaskPrograms]
 ) -> Behaviour | Invalid:
     digests: dict[str, tuple[str, ...]] = {}
     packed: list[np.ndarray] = []
     fallbacks = ties = 0
     for name, by_base in plans.items():
-        good: list[Plan0] = []
+        good: list[FirstRoundPlan] = []
         for index, plan in enumerate(by_base):
             if isinstance(plan, Invalid):
                 return Invalid(f"task {name}, base {index}: {plan.reason}")
@@ -175,7 +175,7 @@ def _behaviour(
     return Behaviour(digests, fallbacks, ties, pack_kept(packed))
 
 
-def _digest(function: Expression, plan: Plan0, programs: TaskPrograms) -> str:
+def _digest(function: Expression, plan: FirstRoundPlan, programs: TaskPrograms) -> str:
     """Equal plans of the first round say nothing about those of later ones: there only equal functions are equal."""
     later: Kept = ((str(canonical_form(function)), ()),) if len(programs.rounds) > 1 else ()
     return kept_digest(plan.kept + later)

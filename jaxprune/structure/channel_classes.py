@@ -20,7 +20,7 @@ _NOT_READ = "no layer with weights reads these channels"
 
 
 @dataclass
-class Families:
+class ChannelClasses:
     """Families of a trace.
 
     `members[f]` lists the representatives of family f, one for each channel; `family_of` and `channel_of` go back, by
@@ -56,7 +56,7 @@ class Families:
         return np.where(is_label, self.family_of[places], -1), np.where(is_label, self.channel_of[places], -1)
 
 
-def find_families(trace: Trace, never: Mapping[int, str] | None = None) -> Families:
+def find_families(trace: Trace, never: Mapping[int, str] | None = None) -> ChannelClasses:
     """The families of a finished walk, in program order.
 
     Args:
@@ -72,7 +72,7 @@ def find_families(trace: Trace, never: Mapping[int, str] | None = None) -> Famil
     family_of = _alike(roots, refused, len(trace.labels))  # fill beside channels has labels of its own
     makers = _numbered(family_of, [trace.labels.find(own.labels) for own in trace.productions])
     readers = _numbered(family_of, [_read_labels(trace, index) for index in range(len(trace.consumptions))])
-    families = Families(trace, roots, [], family_of, np.full(len(family_of), -1), [], [], refused)
+    families = ChannelClasses(trace, roots, [], family_of, np.full(len(family_of), -1), [], [], refused)
     _keep_usable(families, makers, readers)
     return families
 
@@ -115,7 +115,7 @@ def _numbered(family_of: np.ndarray, by_number: Sequence[np.ndarray]) -> dict[in
 
 
 def _keep_usable(
-    families: Families, makers: Mapping[int, list[int]], readers: Mapping[int, list[int]]
+    families: ChannelClasses, makers: Mapping[int, list[int]], readers: Mapping[int, list[int]]
 ) -> None:
     """Numbers the families that are made and read in program order; says of the others why they stay."""
     old = families.family_of
@@ -143,7 +143,7 @@ def _keep_usable(
         families.readers.append(readers[family])
 
 
-def _in_order(families: Families, family: int, makers: Sequence[int]) -> np.ndarray:
+def _in_order(families: ChannelClasses, family: int, makers: Sequence[int]) -> np.ndarray:
     """Representatives of a family in the order in which they sit on the first kernel that makes them."""
     production = families.trace.productions[makers[0]]
     found: list[np.ndarray] = []
@@ -158,7 +158,7 @@ def _in_order(families: Families, family: int, makers: Sequence[int]) -> np.ndar
     return everything[np.sort(first)]
 
 
-def names_of(families: Families) -> list[str]:
+def names_of(families: ChannelClasses) -> list[str]:
     """A name for each family: the kernel that first makes it, and which part of it where it makes several.
 
     `"qkv.kernel"` alone names a kernel's only family; else the axis (`"query.kernel:axis1"`), the indices
@@ -176,7 +176,7 @@ def names_of(families: Families) -> list[str]:
     return names
 
 
-def _marks(families: Families, path: Path, own: Sequence[int]) -> list[str]:
+def _marks(families: ChannelClasses, path: Path, own: Sequence[int]) -> list[str]:
     axes: list[int] = []
     spans: list[tuple[int, int]] = []
     blocks: list[int] = []

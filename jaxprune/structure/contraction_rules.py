@@ -17,7 +17,7 @@ from jaxprune.structure.elementwise_rules import combine, drop_axes
 from jaxprune.structure.labels import FREE, distinct
 from jaxprune.structure.model_state import Path
 from jaxprune.structure.movement_rules import NO_ORIGIN, regrouped
-from jaxprune.structure.program import Step
+from jaxprune.structure.program import Operation
 from jaxprune.structure.trace import Cost, LabelField, Trace, Value, moved, output_shapes, spread
 
 _IMAGE_AXIS = "an image axis of a convolution"
@@ -37,7 +37,7 @@ class _Side(NamedTuple):
     laid_out: Value
 
 
-def dot_general(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def dot_general(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     """A matrix product."""
     (left_in, right_in), (left_batch, right_batch) = step.equation.params["dimension_numbers"]
     left, right = inputs
@@ -64,7 +64,7 @@ def dot_general(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value
     return [_contract(trace, step, sides, shape, tuple(summed), batch, output_shapes(step)[0])]
 
 
-def convolution(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def convolution(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     """A convolution, grouped or not, of any number of image axes."""
     params, (shape,) = step.equation.params, output_shapes(step)
     numbers, groups = params["dimension_numbers"], int(params["feature_group_count"])
@@ -104,7 +104,7 @@ def convolution(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value
     ]
 
 
-def _number(step: Step, index: int) -> int | None:
+def _number(step: Operation, index: int) -> int | None:
     number = step.inputs[index]
     return number if isinstance(number, int) else None
 
@@ -126,7 +126,7 @@ def _places(spec: Sequence[int], wanted: Sequence[int], pair: Sequence[int]) -> 
     return found
 
 
-def _with_groups(trace: Trace, step: Step, value: Value, axis: int, groups: int) -> Value:
+def _with_groups(trace: Trace, step: Operation, value: Value, axis: int, groups: int) -> Value:
     size = value.shape[axis] // groups
     if groups > 1:
         shape = (*value.shape[:axis], groups, size, *value.shape[axis + 1 :])
@@ -176,7 +176,7 @@ def _at_output(value: Value, axes: Sequence[int], sizes: Sequence[int]) -> Value
 
 def _contract(
     trace: Trace,
-    step: Step,
+    step: Operation,
     sides: Sequence[_Side],
     joint: tuple[int, ...],
     summed: tuple[int, ...],
@@ -219,7 +219,7 @@ def _over_joint(side: _Side, joint: tuple[int, ...]) -> Value:
 
 
 def _note_uses(
-    trace: Trace, step: Step, sides: Sequence[_Side], summed: tuple[int, ...], shared: tuple[int, ...]
+    trace: Trace, step: Operation, sides: Sequence[_Side], summed: tuple[int, ...], shared: tuple[int, ...]
 ) -> frozenset[int]:
     """Notes who reads channels and who makes them; returns the productions that the result carries."""
     carried: frozenset[int] = frozenset()
@@ -242,7 +242,7 @@ def _origins(side: _Side, places: Sequence[int]) -> list[frozenset[int]]:
 
 
 def _note_production(
-    trace: Trace, step: Step, path: Path | None, kernel: _Side, summed: tuple[int, ...]
+    trace: Trace, step: Operation, path: Path | None, kernel: _Side, summed: tuple[int, ...]
 ) -> frozenset[int]:
     made = [place for place in kernel.axes if place not in summed]
     own = [each for each in kernel.laid_out.fields if any(kernel.axes[axis] in made for axis in each.axes)]
@@ -279,7 +279,7 @@ def _cost(joint: tuple[int, ...], fields: Sequence[LabelField], turns: int) -> C
     return Cost(constant * turns, flat)
 
 
-def frozen_outputs(trace: Trace, step: Step, inputs: Sequence[Value], reason: str) -> list[Value]:
+def frozen_outputs(trace: Trace, step: Operation, inputs: Sequence[Value], reason: str) -> list[Value]:
     """What an operation makes that nothing is known of: whatever it touches stays."""
     for value in inputs:
         trace.freeze(value.fields, reason)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxprune.structure.labels import FREE, distinct
-from jaxprune.structure.program import Step
+from jaxprune.structure.program import Operation
 from jaxprune.structure.trace import LabelField, Request, Trace, Value, stretched
 
 Fields = tuple[LabelField, ...]
@@ -33,7 +33,7 @@ class _Part(NamedTuple):
 
 
 def combine(
-    trace: Trace, step: Step, operands: Sequence[Value], shape: tuple[int, ...]
+    trace: Trace, step: Operation, operands: Sequence[Value], shape: tuple[int, ...]
 ) -> tuple[Fields, tuple[int, ...]]:
     """Labels and fixed axes of what an operation makes of values of one shape, entry by entry; unites labels."""
     ranked = [_broadcast(value, shape) for value in operands if len(value.shape) == len(shape)]
@@ -81,7 +81,7 @@ def _clusters(labelled: Sequence[Fields]) -> list[tuple[tuple[int, ...], list[li
 
 def _meet(
     trace: Trace,
-    step: Step,
+    step: Operation,
     axes: tuple[int, ...],
     members: Sequence[Sequence[LabelField]],
     fixed: Sequence[int],
@@ -135,7 +135,7 @@ def _is_alike(left: np.ndarray, right: np.ndarray) -> bool:
 
 def _line_up(
     trace: Trace,
-    step: Step,
+    step: Operation,
     parts: Sequence[_Part],
     axes: tuple[int, ...],
     sizes: Sequence[int],
@@ -189,7 +189,7 @@ def known_of(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.where(left >= 0, left, np.where(right >= 0, right, np.minimum(left, right)))
 
 
-def _united(trace: Trace, step: Step, fields: Sequence[LabelField]) -> LabelField:
+def _united(trace: Trace, step: Operation, fields: Sequence[LabelField]) -> LabelField:
     labels = fields[0].labels
     for own in fields[1:]:
         _unite(trace, step, labels, own.labels)
@@ -197,12 +197,12 @@ def _united(trace: Trace, step: Step, fields: Sequence[LabelField]) -> LabelFiel
     return LabelField(fields[0].axes, labels)
 
 
-def _unite(trace: Trace, step: Step, left: np.ndarray, right: np.ndarray) -> None:
+def _unite(trace: Trace, step: Operation, left: np.ndarray, right: np.ndarray) -> None:
     if trace.labels.unite(left, right):
         trace.unites.append((step, left, right))
 
 
-def _refuse(trace: Trace, step: Step, fields: Sequence[LabelField]) -> list[LabelField]:
+def _refuse(trace: Trace, step: Operation, fields: Sequence[LabelField]) -> list[LabelField]:
     trace.freeze(list(fields), f"axes regrouped in a way that does not line up: {step.where}")
     return list(fields[:1])
 

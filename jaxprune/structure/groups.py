@@ -15,11 +15,11 @@ from typing import Literal
 import jax
 import numpy as np
 
-from jaxprune.structure.channel_classes import Families, find_families, names_of
+from jaxprune.structure.channel_classes import ChannelClasses, find_families, names_of
 from jaxprune.structure.labels import Labels, distinct
 from jaxprune.structure.layouts import Field, Layout, count_kept
 from jaxprune.structure.model_state import Path, dotted
-from jaxprune.structure.producer_sites import Site, sites_of
+from jaxprune.structure.producer_sites import ProducerSite, sites_of
 from jaxprune.structure.program import Body, Program
 from jaxprune.structure.propagation import walk
 from jaxprune.structure.trace import Cost, Trace
@@ -79,7 +79,7 @@ class Structure:
     groups: Mapping[str, Group]
     frozen: Mapping[str, str]
     """`"path[axis]"` -> reason, for every axis longer than one that is not, or not all, in groups."""
-    sites: Mapping[str, Site]
+    sites: Mapping[str, ProducerSite]
     """Producer -> what to observe for it: its path, with the group's name behind it where it makes several groups."""
     layouts: Mapping[Path, Layout]
     shapes: Mapping[Path, tuple[int, ...]]
@@ -87,7 +87,7 @@ class Structure:
     fingerprint: str
     example: jax.ShapeDtypeStruct
     program: Program
-    families: Families
+    families: ChannelClasses
     attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Group -> whole numbers in the user's own classes that must follow its width (see `slim`)."""
 
@@ -233,7 +233,7 @@ def _part_of(kernel: str, group: str) -> str:
     return group if group == kernel or group.startswith(f"{kernel}:") else f"{kernel}|{group}"
 
 
-def _is_of_blocks(families: Families, family: int) -> bool:
+def _is_of_blocks(families: ChannelClasses, family: int) -> bool:
     production = families.trace.productions[families.makers[family][0]]
     for axis in sorted(production.axes):
         for channels in families.on_axis(production.kernel, axis).get(family, []):
@@ -255,7 +255,7 @@ def _turns(steps: Iterable[object], outer: tuple[int, ...] = ()) -> dict[int, tu
     return found
 
 
-def _fields(families: Families, names: Sequence[str], path: Path, axis: int) -> tuple[Field, ...]:
+def _fields(families: ChannelClasses, names: Sequence[str], path: Path, axis: int) -> tuple[Field, ...]:
     return tuple(
         Field(names[family], channels)
         for family, columns in families.on_axis(path, axis).items()
@@ -263,7 +263,9 @@ def _fields(families: Families, names: Sequence[str], path: Path, axis: int) -> 
     )
 
 
-def _groups(families: Families, names: Sequence[str], layouts: Mapping[Path, Layout]) -> dict[str, Group]:
+def _groups(
+    families: ChannelClasses, names: Sequence[str], layouts: Mapping[Path, Layout]
+) -> dict[str, Group]:
     members: dict[str, list[Member]] = {name: [] for name in names}
     for path, layout in layouts.items():
         for axis, fields in enumerate(layout):
@@ -288,7 +290,7 @@ def _groups(families: Families, names: Sequence[str], layouts: Mapping[Path, Lay
 
 
 def _inner_groups(
-    families: Families, names: Sequence[str], layouts: Mapping[Path, Layout]
+    families: ChannelClasses, names: Sequence[str], layouts: Mapping[Path, Layout]
 ) -> dict[str, tuple[str, ...]]:
     """Group -> the finer ones that share indices with it, on an axis or on a later axis of a kernel that makes both."""
     pairs: dict[tuple[str, str], None] = {}
@@ -336,7 +338,7 @@ def _constraints(members: Sequence[Member]) -> tuple[str, ...]:
 
 
 def _frozen(
-    families: Families, layouts: Mapping[Path, Layout], shapes: Mapping[Path, tuple[int, ...]]
+    families: ChannelClasses, layouts: Mapping[Path, Layout], shapes: Mapping[Path, tuple[int, ...]]
 ) -> dict[str, str]:
     result: dict[str, str] = {}
     for path, shape in shapes.items():
@@ -358,7 +360,7 @@ def _frozen(
 
 
 def _factored(
-    families: Families, names: Sequence[str], cost: Cost, batch: int
+    families: ChannelClasses, names: Sequence[str], cost: Cost, batch: int
 ) -> tuple[int, list[tuple[tuple[Field, ...], int]]]:
     factors: list[tuple[tuple[Field, ...], int]] = []
     constant = cost.constant

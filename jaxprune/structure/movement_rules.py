@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxprune.structure.elementwise_rules import combine
 from jaxprune.structure.labels import FREE
-from jaxprune.structure.program import Step
+from jaxprune.structure.program import Operation
 from jaxprune.structure.trace import (
     Delicate,
     LabelField,
@@ -24,13 +24,13 @@ from jaxprune.structure.trace import (
     tidied,
 )
 
-Rule = Callable[[Trace, Step, Sequence[Value]], list[Value]]
+Rule = Callable[[Trace, Operation, Sequence[Value]], list[Value]]
 NO_ORIGIN: frozenset[int] = frozenset()
 Block = tuple[list[int], list[int]]
 """Axes before and after a reshape that hold the same entries."""
 
 
-def _transpose(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _transpose(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     value, order = inputs[0], [int(axis) for axis in step.equation.params["permutation"]]
     new_axis = [order.index(axis) for axis in range(len(order))]
     return [
@@ -44,11 +44,11 @@ def _transpose(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]
     ]
 
 
-def _squeeze(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _squeeze(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     return [without_axes(trace, step, inputs[0], [int(axis) for axis in step.equation.params["dimensions"]])]
 
 
-def without_axes(trace: Trace, step: Step, value: Value, axes: Sequence[int]) -> Value:
+def without_axes(trace: Trace, step: Operation, value: Value, axes: Sequence[int]) -> Value:
     """A value without axes of length one; what was picked by its place on one of them stays."""
     kept = [axis for axis in range(len(value.shape)) if axis not in axes]
     new_axis = [kept.index(axis) if axis in kept else -1 for axis in range(len(value.shape))]
@@ -72,13 +72,13 @@ def without_axes(trace: Trace, step: Step, value: Value, axes: Sequence[int]) ->
     )
 
 
-def _broadcast(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _broadcast(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     value, (shape,) = inputs[0], output_shapes(step)
     places = [int(axis) for axis in step.equation.params["broadcast_dimensions"]]
     return [_laid_out(value, shape, places)]
 
 
-def _expand_dims(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _expand_dims(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     (shape,) = output_shapes(step)
     new = {int(axis) for axis in step.equation.params["dimensions"]}
     return [_laid_out(inputs[0], shape, [axis for axis in range(len(shape)) if axis not in new])]
@@ -100,7 +100,7 @@ def _laid_out(value: Value, shape: tuple[int, ...], places: Sequence[int]) -> Va
     )
 
 
-def _reshape(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _reshape(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     (shape,) = output_shapes(step)
     result = regrouped(trace, step, inputs[0], shape)
     source = step.inputs[0]
@@ -111,7 +111,7 @@ def _reshape(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
 
 def regrouped(
     trace: Trace,
-    step: Step,
+    step: Operation,
     value: Value,
     shape: tuple[int, ...],
     *,
@@ -209,14 +209,14 @@ def _blocks(before: Sequence[int], after: Sequence[int]) -> list[Block]:
     return found
 
 
-def _slice(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _slice(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     params, value = step.equation.params, inputs[0]
     strides = params["strides"] or (1,) * len(value.shape)
     bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
     return [_cut(trace, step, 0, value, [slice(int(a), int(b), int(c)) for a, b, c in bounds])]
 
 
-def _split(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _split(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     value, axis, start = inputs[0], int(step.equation.params["axis"]), 0
     found = []
     for number, size in enumerate(step.equation.params["sizes"]):
@@ -227,7 +227,7 @@ def _split(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     return found
 
 
-def _cut(trace: Trace, step: Step, number: int, value: Value, index: Sequence[slice]) -> Value:
+def _cut(trace: Trace, step: Operation, number: int, value: Value, index: Sequence[slice]) -> Value:
     shape = tuple(len(range(*own.indices(size))) for own, size in zip(index, value.shape, strict=True))
     fields = []
     for own in value.fields:
@@ -255,7 +255,7 @@ def _ties_of_parts(own: LabelField, index: Sequence[slice]) -> tuple[np.ndarray,
     return None
 
 
-def _pad(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _pad(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     value, (shape,) = inputs[0], output_shapes(step)
     config = [tuple(int(number) for number in own) for own in step.equation.params["padding_config"]]
     alone = [axis for axis in range(len(shape)) if config[axis] != (0, 0, 0) and not value.over(axis)]
@@ -297,7 +297,7 @@ def _padded(labels: np.ndarray, place: int, low: int, high: int, interior: int) 
     return np.moveaxis(grown[max(-low, 0) : len(grown) - max(-high, 0)], 0, place)
 
 
-def _reverse(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _reverse(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     value, axes = inputs[0], {int(axis) for axis in step.equation.params["dimensions"]}
     fields = [
         LabelField(own.axes, np.flip(own.labels, tuple(p for p, axis in enumerate(own.axes) if axis in axes)))
@@ -306,7 +306,7 @@ def _reverse(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     return [dataclasses.replace(value, fields=tuple(fields))]
 
 
-def _tile(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _tile(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     value, (shape,) = inputs[0], output_shapes(step)
     repeats = [int(number) for number in step.equation.params["reps"]]
     fields = [
@@ -317,7 +317,7 @@ def _tile(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     return [dataclasses.replace(value, shape=shape, fields=tuple(fields), fixed=fixed)]
 
 
-def _concatenate(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _concatenate(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     axis, (shape,) = int(step.equation.params["dimension"]), output_shapes(step)
     apart = [_without_axis(value, axis) for value in inputs]
     fields, fixed = combine(trace, step, apart, apart[0].shape)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.structure.channel_classes import Families
+from jaxprune.structure.channel_classes import ChannelClasses
 from jaxprune.structure.model_state import Path
 from jaxprune.structure.propagation import BATCH
 from jaxprune.structure.trace import Consumption, Value
@@ -18,7 +18,7 @@ from jaxprune.types import Array
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class ChannelIndices:
     """Indices of an array, or a value, that belong to each channel of a group.
 
     `axes` are laid out last, flat, and `positions` [C, m] are places there.
@@ -29,7 +29,7 @@ class Place:
 
 
 @dataclass(frozen=True, eq=False)
-class Site:
+class ProducerSite:
     """What is read for one producer of a group: its kernel, the norm after it, and its first consumer.
 
     `value` numbers the activations entering that consumer; `batch_axis` is their batch axis, and there is one value for
@@ -38,21 +38,21 @@ class Site:
 
     group: str
     kernel: Path
-    made: Place
-    gamma: tuple[Path, Place] | None
-    beta: tuple[Path, Place] | None
+    made: ChannelIndices
+    gamma: tuple[Path, ChannelIndices] | None
+    beta: tuple[Path, ChannelIndices] | None
     consumer: Path | None
     """The kernel that first reads the channels; None where they are multiplied with other activations."""
-    consumed: Place | None
+    consumed: ChannelIndices | None
     value: int
-    seen: Place
+    seen: ChannelIndices
     batch_axis: int
     turns: tuple[int, ...]
 
 
 def sites_of(
-    families: Families, names: Sequence[str], turns: dict[int, tuple[int, ...]]
-) -> tuple[dict[tuple[int, Path], Site], dict[int, str]]:
+    families: ChannelClasses, names: Sequence[str], turns: dict[int, tuple[int, ...]]
+) -> tuple[dict[tuple[int, Path], ProducerSite], dict[int, str]]:
     """The site of each producer of each family, and why families have none.
 
     Args:
@@ -60,7 +60,7 @@ def sites_of(
       names: theirs.
       turns: value -> lengths of the loops around it, for values in loops.
     """
-    sites: dict[tuple[int, Path], Site] = {}
+    sites: dict[tuple[int, Path], ProducerSite] = {}
     missing: dict[int, str] = {}
     for family, makers in enumerate(families.makers):
         for number in makers:
@@ -69,7 +69,7 @@ def sites_of(
             if key in sites:  # of a shared kernel's uses the first one is read
                 continue
             found = _site(families, family, number, names[family], turns)
-            if isinstance(found, Site):
+            if isinstance(found, ProducerSite):
                 sites[key] = found
             else:
                 missing.setdefault(family, found)
@@ -79,8 +79,8 @@ def sites_of(
 
 
 def _site(
-    families: Families, family: int, number: int, name: str, turns: dict[int, tuple[int, ...]]
-) -> Site | str:
+    families: ChannelClasses, family: int, number: int, name: str, turns: dict[int, tuple[int, ...]]
+) -> ProducerSite | str:
     trace, production = families.trace, families.trace.productions[number]
     uses = [trace.consumptions[index] for index in families.readers[family]]
     use = next((own for own in uses if number in own.seen.producers), None)
@@ -97,7 +97,7 @@ def _site(
     consumed = None
     if use.kernel is not None:
         consumed = place_in_array(families, family, use.kernel, sorted(use.kernel_axes))
-    return Site(
+    return ProducerSite(
         group=name,
         kernel=production.kernel,
         made=made,
@@ -112,7 +112,7 @@ def _site(
     )
 
 
-def _before_reshapes(families: Families, family: int, use: Consumption) -> Consumption:
+def _before_reshapes(families: ChannelClasses, family: int, use: Consumption) -> Consumption:
     """The same activations before they were laid out anew, as long as channels had an axis of their own there."""
     trace = families.trace
     place = _place_in_value(families, family, use.seen)
@@ -126,8 +126,8 @@ def _before_reshapes(families: Families, family: int, use: Consumption) -> Consu
     return use
 
 
-def _place_in_value(families: Families, family: int, value: Value) -> Place | None:
-    found: Place | None = None
+def _place_in_value(families: ChannelClasses, family: int, value: Value) -> ChannelIndices | None:
+    found: ChannelIndices | None = None
     for own in value.fields:
         members, channels = families.of(families.trace.labels.find(own.labels))
         if not (members == family).any():
@@ -138,19 +138,21 @@ def _place_in_value(families: Families, family: int, value: Value) -> Place | No
         positions = positions_of(flat, len(families.members[family]))
         if positions is None:
             return None
-        found = Place(own.axes, positions)
+        found = ChannelIndices(own.axes, positions)
     return found
 
 
-def place_in_array(families: Families, family: int, path: Path, axes: Sequence[int]) -> Place | None:
+def place_in_array(
+    families: ChannelClasses, family: int, path: Path, axes: Sequence[int]
+) -> ChannelIndices | None:
     """Where a family sits on one of some axes of an array; None where on none, on several, or unevenly."""
-    found: Place | None = None
+    found: ChannelIndices | None = None
     for axis in axes:
         for channels in families.on_axis(path, axis).get(family, []):
             positions = positions_of(channels, len(families.members[family]))
             if found is not None or positions is None:
                 return None
-            found = Place((axis,), positions)
+            found = ChannelIndices((axis,), positions)
     return found
 
 
@@ -170,8 +172,8 @@ def positions_of(channels: np.ndarray, count: int) -> np.ndarray | None:
 
 
 def _norm(
-    families: Families, family: int, number: int, use: Consumption
-) -> tuple[tuple[Path, Place] | None, tuple[Path, Place] | None]:
+    families: ChannelClasses, family: int, number: int, use: Consumption
+) -> tuple[tuple[Path, ChannelIndices] | None, tuple[Path, ChannelIndices] | None]:
     """The first learned scale after a production and before its first use, and the first shift after that."""
     trace = families.trace
     gamma: Path | None = None
@@ -196,7 +198,7 @@ def _norm(
     return _vector(families, family, gamma), _vector(families, family, beta)
 
 
-def _vector(families: Families, family: int, path: Path | None) -> tuple[Path, Place] | None:
+def _vector(families: ChannelClasses, family: int, path: Path | None) -> tuple[Path, ChannelIndices] | None:
     if path is None:
         return None
     place = place_in_array(families, family, path, range(len(families.roots[path])))
@@ -206,7 +208,7 @@ def _vector(families: Families, family: int, path: Path | None) -> tuple[Path, P
 # === merged: """Arrays at the places where channels are made and read, brought into the shapes that sco
 
 
-def channels_last(value: jax.Array, site: Site) -> jax.Array:
+def channels_last(value: jax.Array, site: ProducerSite) -> jax.Array:
     """The activations of a site (or their gradient) as [N, *space, C], at least float32.
 
     Args:
@@ -221,13 +223,13 @@ def channels_last(value: jax.Array, site: Site) -> jax.Array:
     return found.astype(jnp.promote_types(found.dtype, jnp.float32))
 
 
-def channel_columns(array: Array, place: Place) -> jax.Array:
+def channel_columns(array: Array, place: ChannelIndices) -> jax.Array:
     """A kernel (or its gradient) as [F, C]: the entries of each channel, one column per channel."""
     found = _channels_behind(jnp.asarray(array), list(place.axes), place.positions)
     return found.reshape(math.prod(found.shape[:-1]), found.shape[-1])
 
 
-def filter_columns(kernel: Array, site: Site) -> jax.Array:
+def filter_columns(kernel: Array, site: ProducerSite) -> jax.Array:
     """A producing kernel (or its gradient) as [F, C]: one column per channel."""
     return channel_columns(kernel, site.made)
 

@@ -36,7 +36,7 @@ LOOPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Step:
+class Operation:
     """One operation: what it is, which values it reads (a number, or a literal) and which it makes."""
 
     equation: jex.JaxprEqn
@@ -67,7 +67,7 @@ class Body:
     """The steps of a loop's turn or of a branch; nothing but its inputs comes from outside."""
 
     inputs: tuple[int, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[Operation, ...]
     outputs: tuple[int | jex.Literal, ...]
     rules: tuple[Rule, ...] = ()
 
@@ -84,7 +84,7 @@ class Body:
 class Rule:
     """A nested call with its own derivative (`jax.custom_jvp`, `jax.custom_vjp`), and the steps it was opened into."""
 
-    call: Step
+    call: Operation
     opened: range
 
 
@@ -97,7 +97,7 @@ class Program:
     whose derivative is not that of their steps, outer before inner.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[Operation, ...]
     parameters: Mapping[Path, int]
     example: int
     constants: Mapping[int, jax.Array]
@@ -196,7 +196,7 @@ def _run(
 ) -> None:
     """Adds to `values` what is wanted, and everything it follows from."""
     needed = set(wanted)
-    chosen: list[Step] = []
+    chosen: list[Operation] = []
     for step in reversed(part.steps if not added else _with_rules(part, wanted)):
         if needed.intersection(step.outputs) or any(wanted & body.numbers for body in step.bodies):
             chosen.append(step)
@@ -212,7 +212,7 @@ def _run(
             values[number] = value + added[number] if number in added else value
 
 
-def _bind(step: Step, inputs: Sequence[Any]) -> Sequence[Any]:
+def _bind(step: Operation, inputs: Sequence[Any]) -> Sequence[Any]:
     primitive = step.equation.primitive
     bound = primitive.get_bind_params(step.equation.params)
     functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair in older JAX versions
@@ -222,7 +222,7 @@ def _bind(step: Step, inputs: Sequence[Any]) -> Sequence[Any]:
 
 
 def _run_loop(
-    step: Step,
+    step: Operation,
     inputs: Sequence[Any],
     values: dict[int, Any],
     within: Sequence[int],
@@ -250,9 +250,9 @@ def _run_loop(
     return (*carry, *stacked)
 
 
-def _with_rules(program: Program | Body, wanted: frozenset[int]) -> tuple[Step, ...]:
+def _with_rules(program: Program | Body, wanted: frozenset[int]) -> tuple[Operation, ...]:
     """The steps, with calls that have a derivative of their own in one piece where only their results are wanted."""
-    steps: list[Step] = []
+    steps: list[Operation] = []
     position = 0
     for rule in program.rules:
         if rule.opened.start < position:  # within a call that is kept already
@@ -274,7 +274,7 @@ class _Flattening:
     """Numbers variables and opens nested calls; one instance per trace."""
 
     def __init__(self) -> None:
-        self.steps: list[Step] = []
+        self.steps: list[Operation] = []
         self.constants: dict[int, jax.Array] = {}
         self.shapes: dict[int, tuple[int, ...]] = {}
         self.rules: list[Rule] = []
@@ -295,7 +295,7 @@ class _Flattening:
             if inner is None:
                 bodies = tuple(self._body(part, (equation, *callers)) for part in _bodies(equation))
                 outputs = tuple(self.number(variable) for variable in equation.outvars)
-                self.steps.append(Step(equation, inputs, outputs, callers, bodies))
+                self.steps.append(Operation(equation, inputs, outputs, callers, bodies))
             else:
                 self._call(inner, inputs, equation, callers)
 
@@ -337,7 +337,7 @@ class _Flattening:
         self._numbers.update(zip(equation.outvars, results, strict=True))
         numbers = tuple(number for number in results if isinstance(number, int))
         if equation.primitive.name.startswith("custom_") and len(numbers) == len(results):
-            call = Step(equation, inputs, numbers, callers)
+            call = Operation(equation, inputs, numbers, callers)
             self.rules.append(Rule(call, range(start, len(self.steps))))
 
     def _read(self, variable: jex.Var) -> int | jex.Literal:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxprune.structure.elementwise_rules import combine
 from jaxprune.structure.labels import FREE, Labels
 from jaxprune.structure.model_state import Path
-from jaxprune.structure.program import Body, Program, Step, shape_of
+from jaxprune.structure.program import Body, Operation, Program, shape_of
 from jaxprune.structure.rules import apply_rule, constant, mixed
 from jaxprune.structure.trace import LabelField, Request, Seeds, State, Trace, Value
 
@@ -58,7 +58,7 @@ def _parameter(path: Path, shape: tuple[int, ...], seeds: Sequence[Sequence[np.n
     return Value(shape, fields, (FREE,) * len(shape), frozenset({path}), origin)
 
 
-def _walk_steps(trace: Trace, steps: Sequence[Step]) -> None:
+def _walk_steps(trace: Trace, steps: Sequence[Operation]) -> None:
     for step in steps:
         inputs = [_read(trace, value) for value in step.inputs]
         if step.name == "scan":
@@ -79,7 +79,7 @@ def _read(trace: Trace, value: int | jex.Literal) -> Value:
     return Value(shape, fixed=(FREE,) * len(shape)) if not shape else constant(trace, value.val)
 
 
-def _scan(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _scan(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     params, (body,) = step.equation.params, step.bodies
     num_consts, num_carry = int(params["num_consts"]), int(params["num_carry"])
     consts, carry = inputs[:num_consts], inputs[num_consts : num_consts + num_carry]
@@ -90,7 +90,7 @@ def _scan(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     return [*carry, *(_stack_of(trace, step, value, int(params["length"])) for value in stacked)]
 
 
-def _while(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _while(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     params, (condition, body) = step.equation.params, step.bodies
     first, second = int(params["cond_nconsts"]), int(params["body_nconsts"])
     consts, carry = inputs[first : first + second], inputs[first + second :]
@@ -99,14 +99,14 @@ def _while(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     return carry
 
 
-def _cond(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _cond(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     found = [_run_body(trace, body, inputs[1:]) for body in step.bodies]
     return [_same(trace, step, values) for values in zip(*found, strict=True)]
 
 
 def _repeat(
     trace: Trace,
-    step: Step,
+    step: Operation,
     body: Body,
     consts: Sequence[Value],
     carry: Sequence[Value],
@@ -139,7 +139,7 @@ def _layout(value: Value) -> object:
     return [own.axes for own in value.fields], value.fixed, value.producers
 
 
-def _same(trace: Trace, step: Step, values: Sequence[Value]) -> Value:
+def _same(trace: Trace, step: Operation, values: Sequence[Value]) -> Value:
     """One value that may be any of some."""
     fields, fixed = combine(trace, step, values, values[0].shape)
     return mixed(trace, step, values, values[0].shape, fields, fixed)
@@ -151,7 +151,7 @@ def _run_body(trace: Trace, body: Body, inputs: Sequence[Value]) -> list[Value]:
     return [_read(trace, value) for value in body.outputs]
 
 
-def _turn_of(trace: Trace, step: Step, value: Value) -> Value:
+def _turn_of(trace: Trace, step: Operation, value: Value) -> Value:
     """What one turn of a loop sees of an array that it runs along."""
     fields = []
     for own in value.fields:
@@ -164,7 +164,7 @@ def _turn_of(trace: Trace, step: Step, value: Value) -> Value:
     )
 
 
-def _stack_of(trace: Trace, step: Step, value: Value, length: int) -> Value:
+def _stack_of(trace: Trace, step: Operation, value: Value, length: int) -> Value:
     fields = tuple(LabelField(tuple(axis + 1 for axis in own.axes), own.labels) for own in value.fields)
     wall = trace.labels.fixed("the turns of a loop") if length > 1 else FREE
     return dataclasses.replace(

@@ -18,7 +18,7 @@ from jaxprune.structure.contraction_rules import convolution, dot_general, froze
 from jaxprune.structure.elementwise_rules import combine, drop_axes
 from jaxprune.structure.labels import FREE, distinct
 from jaxprune.structure.movement_rules import MOVEMENTS, NO_ORIGIN, Rule
-from jaxprune.structure.program import Step
+from jaxprune.structure.program import Operation
 from jaxprune.structure.trace import LabelField, Trace, Value, free_axes, output_shapes
 
 _ELEMENTWISE = """
@@ -30,7 +30,7 @@ sqrt square stop_gradient sub tan tanh xor
 """.split()
 
 
-def apply_rule(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def apply_rule(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     """The values a step makes, by its primitive's rule; without a rule, frozen ones."""
     rule = _RULES.get(step.name)
     if rule is None:
@@ -40,7 +40,7 @@ def apply_rule(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]
 
 def mixed(
     trace: Trace,
-    step: Step,
+    step: Operation,
     inputs: Sequence[Value],
     shape: tuple[int, ...],
     fields: Sequence[LabelField],
@@ -62,7 +62,7 @@ def mixed(
     )
 
 
-def _elementwise(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _elementwise(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     (shape,) = output_shapes(step)
     if len(inputs) == 1:
         return [dataclasses.replace(inputs[0], shape=shape)]
@@ -74,7 +74,7 @@ def _elementwise(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Valu
     return [mixed(trace, step, inputs, shape, fields, fixed)]
 
 
-def _reduce(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _reduce(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     axes, value = {int(axis) for axis in step.equation.params["axes"]}, inputs[0]
     if step.name in ("argmax", "argmin"):
         for axis in axes:
@@ -96,7 +96,7 @@ def _reduce(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
 
 
 def pass_whole(
-    trace: Trace, step: Step, value: Value, is_whole: Sequence[bool], shape: tuple[int, ...]
+    trace: Trace, step: Operation, value: Value, is_whole: Sequence[bool], shape: tuple[int, ...]
 ) -> Value:
     """Axes that pass whole keep their labels; the others are frozen before and fixed after."""
     fields, fixed = [], list(value.fixed)
@@ -111,7 +111,7 @@ def pass_whole(
     return dataclasses.replace(value, shape=shape, fields=tuple(fields), fixed=tuple(fixed))
 
 
-def _window(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _window(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     value, (shape,) = inputs[0], output_shapes(step)
     window = step.equation.params["window_dimensions"]
     sizes = zip(window, value.shape, shape, strict=True)
@@ -133,7 +133,7 @@ def _window(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     return [pass_whole(trace, step, dataclasses.replace(value, fields=tuple(kept)), is_whole, shape)]
 
 
-def _along_axis(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _along_axis(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     """Sorting and running sums: entries move, or add up, along one axis."""
     params = step.equation.params
     axis = int(params.get("axis", params.get("dimension", -1)))
@@ -149,7 +149,7 @@ def _along_axis(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value
     return found
 
 
-def _iota(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _iota(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     (shape,) = output_shapes(step)
     fixed = list(free_axes(shape))
     axis = int(step.equation.params["dimension"])
@@ -158,7 +158,7 @@ def _iota(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     return [Value(shape, fixed=tuple(fixed))]
 
 
-def _gather(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _gather(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     """Rows looked up by number: axes that pass whole keep their labels, those that are looked into stay."""
     value, indices = inputs
     (shape,), params = output_shapes(step), step.equation.params
@@ -192,7 +192,9 @@ def _gather(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     return [_looked_up(trace, step, value, found, offsets)] if value.sources else [found]
 
 
-def _looked_up(trace: Trace, step: Step, table: Value, found: Value, offsets: Mapping[int, int]) -> Value:
+def _looked_up(
+    trace: Trace, step: Operation, table: Value, found: Value, offsets: Mapping[int, int]
+) -> Value:
     """An embedding: the table makes the channels of what is looked up in it."""
     if not found.is_activation or not found.fields or len(table.sources) != 1:
         return found
@@ -203,13 +205,13 @@ def _looked_up(trace: Trace, step: Step, table: Value, found: Value, offsets: Ma
     return dataclasses.replace(found, producers=found.producers | {number})
 
 
-def _dynamic_slice(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _dynamic_slice(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     value, (shape,) = inputs[0], output_shapes(step)
     is_whole = [before == after for before, after in zip(value.shape, shape, strict=True)]
     return [pass_whole(trace, step, value, is_whole, shape)]
 
 
-def _dynamic_update_slice(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _dynamic_update_slice(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     value, update = inputs[:2]
     is_whole = [a == b for a, b in zip(value.shape, update.shape, strict=True)]
     parts = [
@@ -224,14 +226,14 @@ def _dynamic_update_slice(trace: Trace, step: Step, inputs: Sequence[Value]) -> 
     return [mixed(trace, step, inputs, value.shape, fields, walls)]
 
 
-def _bitcast(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _bitcast(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     (shape,) = output_shapes(step)
     if shape != inputs[0].shape:
         return frozen_outputs(trace, step, inputs, f"numbers of another width in {step.where}")
     return _elementwise(trace, step, inputs)
 
 
-def _draw(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _draw(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     """Random numbers; in training they are others each time, so it does not matter which ones a channel is given."""
     if trace.program.mode == "evaluation":
         return frozen_outputs(
@@ -240,7 +242,7 @@ def _draw(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
     return [Value(shape, fixed=free_axes(shape)) for shape in output_shapes(step)]
 
 
-def _barrier(trace: Trace, step: Step, inputs: Sequence[Value]) -> list[Value]:
+def _barrier(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
     return list(inputs)
 
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from jaxprune.structure.labels import FREE, Labels
 from jaxprune.structure.model_state import Path
-from jaxprune.structure.program import Program, Step, shape_of
+from jaxprune.structure.program import Operation, Program, shape_of
 
 Seeds = dict[Path, tuple[tuple[np.ndarray, ...], ...]]
 """For every array and axis its labels: one [length] array, or several where the axis is a product of factors."""
 
 
-class Production(NamedTuple):
+class KernelUse(NamedTuple):
     """One use of a kernel that makes channels: its axes that the channels follow."""
 
     kernel: Path
@@ -88,16 +88,16 @@ class Trace:
     seeds: Seeds
     trained: frozenset[Path]
     values: dict[int, Value] = field(default_factory=dict)
-    productions: list[Production] = field(default_factory=list)
+    productions: list[KernelUse] = field(default_factory=list)
     consumptions: list[Consumption] = field(default_factory=list)
     touches: list[Touch] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
-    unites: list[tuple[Step, np.ndarray, np.ndarray]] = field(default_factory=list)
+    unites: list[tuple[Operation, np.ndarray, np.ndarray]] = field(default_factory=list)
     reshaped: dict[int, int] = field(default_factory=dict)
     """Value -> the value that it is, differently laid out."""
     delicate: list[Delicate] = field(default_factory=list)
-    placements: dict[tuple[int, int], tuple[Step, np.ndarray]] = field(default_factory=dict)
+    placements: dict[tuple[int, int], tuple[Operation, np.ndarray]] = field(default_factory=dict)
     """Value and number of the field -> what split it off or took it apart, and the labels where they are then."""
     state: State | None = None
     """From what the walk began, and what was found out since."""
@@ -107,12 +107,12 @@ class Trace:
     turns: int = 1
     """How often what is walked now runs: the turns of the loops around it."""
 
-    def produce(self, step: Step, kernel: Path, axes: frozenset[int], labels: np.ndarray) -> int:
+    def produce(self, step: Operation, kernel: Path, axes: frozenset[int], labels: np.ndarray) -> int:
         """Notes that a kernel makes channels; returns the production's number, the same one in every turn."""
         key = (step.outputs[0], kernel)
         if key not in self._numbers:
             self._numbers[key] = len(self.productions)
-            self.productions.append(Production(kernel, axes, labels))
+            self.productions.append(KernelUse(kernel, axes, labels))
         return self._numbers[key]
 
     def consume(
@@ -138,7 +138,7 @@ class Trace:
             self.labels.freeze(own.labels, reason)
 
 
-def output_shapes(step: Step) -> list[tuple[int, ...]]:
+def output_shapes(step: Operation) -> list[tuple[int, ...]]:
     """Shapes of what a step makes."""
     return [shape_of(variable) for variable in step.equation.outvars]
 

@@ -19,7 +19,7 @@ from jaxprune.structure.groups import Structure
 from jaxprune.structure.labels import Labels
 from jaxprune.structure.layer_sizes import resize_layers
 from jaxprune.structure.model_state import FlatState, Parts, Path, dotted, merge_model, take_apart
-from jaxprune.structure.program import Program, Step, trace_program
+from jaxprune.structure.program import Operation, Program, trace_program
 from jaxprune.structure.propagation import walk
 from jaxprune.structure.slim_axes import AxisCut, cut_arrays, cut_shape, num_copies
 from jaxprune.structure.trace import Trace
@@ -266,9 +266,9 @@ def misplaced(
     return None
 
 
-def _in_order(trace: Trace) -> dict[tuple[str, int], tuple[Step, np.ndarray]]:
+def _in_order(trace: Trace) -> dict[tuple[str, int], tuple[Operation, np.ndarray]]:
     """By operation and source line, numbered where one line does several."""
-    found: dict[tuple[str, int], tuple[Step, np.ndarray]] = {}
+    found: dict[tuple[str, int], tuple[Operation, np.ndarray]] = {}
     times: dict[str, int] = {}
     for step, labels in trace.placements.values():
         times[step.where] = times.get(step.where, -1) + 1

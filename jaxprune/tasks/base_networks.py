@@ -45,7 +45,7 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Plan0:
+class FirstRoundPlan:
     """A function's first-round plan on one base."""
 
     kept: Kept
@@ -130,15 +130,15 @@ class BasePool:
         """Operands of one base."""
         return self._stacks[base // self._stack_size].member(base % self._stack_size)
 
-    def plans(self, functions: Sequence[PruningFunction]) -> list[list[Plan0 | Invalid]]:
+    def plans(self, functions: Sequence[PruningFunction]) -> list[list[FirstRoundPlan | Invalid]]:
         """First-round plans of every function on every base; one list per function, in base order."""
         counts = self.programs.rounds[0].counts
-        found: list[list[Plan0 | Invalid]] = [[] for _ in functions]
+        found: list[list[FirstRoundPlan | Invalid]] = [[] for _ in functions]
         for stack in self._stacks if functions else ():
             ranked = cast(list[list[Ranking | Invalid]], rank_population(functions, stack))
             for plans, by_base in zip(found, ranked, strict=True):
                 plans += [
-                    one if isinstance(one, Invalid) else Plan0(select(one.scores, counts), one)
+                    one if isinstance(one, Invalid) else FirstRoundPlan(select(one.scores, counts), one)
                     for one in by_base
                 ]
         return [plans[: self.num_bases] for plans in found]

@@ -17,7 +17,7 @@ from jaxprune.language.parsing import parse
 from jaxprune.scoring.metrics import metrics
 from jaxprune.scoring.ranking import Ranking
 from jaxprune.search.task_problem import _behaviour
-from jaxprune.tasks.base_networks import BasePool, Plan0
+from jaxprune.tasks.base_networks import BasePool, FirstRoundPlan
 
 
 def compared(functions=("l1", "2*sum(abs(WI))", "bn_scale"), bases=2, **settings):
@@ -190,7 +190,7 @@ def test_layer_views_show_kept_channels_and_sorted_scores(folder):
 
 def test_with_several_rounds_only_equal_functions_share_a_digest():
     kept = (("conv", (0, 1)),)
-    plan = Plan0(kept, Ranking({}, (), 0))
+    plan = FirstRoundPlan(kept, Ranking({}, (), 0))
 
     def digest(text, rounds):
         programs = SimpleNamespace(rounds=[None] * rounds, structure=SimpleNamespace(widths={"conv": 4}))

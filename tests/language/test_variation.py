@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jaxprune.language.expression import apply, literal, operand
 from jaxprune.language.library import library, own_seeds
-from jaxprune.language.mutation import all_sites, subtree_at, transplant
+from jaxprune.language.mutation import all_subtrees, subtree_at, transplant
 from jaxprune.language.operators import OPERATORS
 from jaxprune.language.parsing import parse
 from jaxprune.language.registration import register_operator
@@ -90,7 +90,7 @@ def test_formulas_of_other_types_keep_theirs(operator, type):
 
 def test_sites_know_their_room_by_hand():
     f = parse("sum(abs(WI)) + N*N*2 + 1")
-    room = {str(site.node): (site.depth, site.size) for site in all_sites(f, Limits(20, 5))}
+    room = {str(site.node): (site.depth, site.size) for site in all_subtrees(f, Limits(20, 5))}
     assert f.size == 11 and f.depth == 4
     assert room["sum(abs(WI)) + N*N*2 + 1"] == (5, 20)
     assert room["sum(abs(WI)) + N*N*2"] == (4, 18)  # continues the chain: its parts have 4 levels too
@@ -106,7 +106,7 @@ def test_what_fits_a_site_keeps_the_limits_and_nothing_more(seed, f, data):
     if not limits.allow(f):
         return
     new = random_expression(jax.random.key(seed), DEFAULT_VOCABULARY)
-    site = data.draw(st.sampled_from([site for site in all_sites(f, limits) if site.node.type == ()]))
+    site = data.draw(st.sampled_from([site for site in all_subtrees(f, limits) if site.node.type == ()]))
     assert subtree_at(f, site.path) is site.node
     assert site.fits(new) == limits.allow(transplant(f, site.path, new))
 

@@ -15,7 +15,7 @@ from jaxprune.language.sampling import random_expression
 from jaxprune.language.vocabulary import DEFAULT_VOCABULARY
 from jaxprune.observation.moments import add_examples, zero_moments
 from jaxprune.observation.operands import Operands, sample_moments
-from jaxprune.scoring import device_plan
+from jaxprune.scoring import device_dispatch as device_plan
 from jaxprune.scoring.compiled import compile
 from jaxprune.scoring.graph import Kind
 from jaxprune.scoring.scorer import Scorer

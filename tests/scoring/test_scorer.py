@@ -14,7 +14,8 @@ from jaxprune.language.registration import register_operand, register_operator
 from jaxprune.language.sampling import random_expression
 from jaxprune.language.vocabulary import DEFAULT_VOCABULARY, OPERANDS
 from jaxprune.observation.operands import Operands
-from jaxprune.scoring import device_plan, numpy_evaluator
+from jaxprune.scoring import device_dispatch as device_plan
+from jaxprune.scoring import numpy_evaluator
 from jaxprune.scoring import scorer as scorer_module
 from jaxprune.scoring.class_independent import class_independent_form, set_answer
 from jaxprune.scoring.compiled import compile

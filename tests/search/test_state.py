@@ -15,7 +15,7 @@ from jaxprune.search.search import init_search
 from jaxprune.search.serialization import state_from_json, state_to_json
 from jaxprune.search.state import (
     Candidate,
-    Member,
+    Individual,
     SearchState,
     ancestry,
     one_per_behaviour,
@@ -24,10 +24,10 @@ from jaxprune.search.state import (
 )
 
 
-def member(id_: int, lower: float, complexity: int, plan: str = "") -> Member:
+def member(id_: int, lower: float, complexity: int, plan: str = "") -> Individual:
     behaviour = Behaviour({"t": (plan or str(id_),)})
     candidate = Candidate(id_, f"f{id_}", complexity, "random", (), 0, behaviour=behaviour)
-    return Member(candidate, Fitness(lower + 1.0, 1.0, {}))
+    return Individual(candidate, Fitness(lower + 1.0, 1.0, {}))
 
 
 @pytest.fixture(scope="module")

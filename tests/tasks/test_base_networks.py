@@ -21,7 +21,7 @@ from jaxprune.search.problem import Behaviour, Trial
 from jaxprune.search.proposals import seeds
 from jaxprune.search.task_problem import TaskProblem, available_operands, kept_digest
 from jaxprune.tasks import base_networks as bases
-from jaxprune.tasks.base_networks import BasePool, Entry, Plan0
+from jaxprune.tasks.base_networks import BasePool, Entry, FirstRoundPlan
 from jaxprune.tasks.task_programs import TaskPrograms, calibration_rows
 from jaxprune.tasks.tasks import Schedule
 from jaxprune.training.loop import Examples, split_network
@@ -93,7 +93,7 @@ def test_a_full_disk_while_saving_a_base_says_how_to_go_on(
 def test_l2_plans_keep_the_largest_filters(pool: BasePool) -> None:
     (by_base,) = pool.plans([library["l2"]])
     for base, plan in zip(pool.bases, by_base, strict=True):
-        assert isinstance(plan, Plan0)
+        assert isinstance(plan, FirstRoundPlan)
         norms = np.sqrt(np.square(np.asarray(base.weights[("conv1", "kernel")])).sum((0, 1, 2)))
         assert dict(plan.kept)["conv1.kernel"] == tuple(sorted(np.argsort(norms)[-2:]))
 
@@ -229,7 +229,7 @@ def test_gradients_are_computed_when_the_first_function_asks(problem: TaskProble
     pool.plans([library["l2"], library["fdr"]])
     assert not pool.observed(0).has_gradients
     (plans,) = pool.plans([own_seeds["taylor"]])
-    assert len(plans) == 3 and all(isinstance(plan, Plan0) for plan in plans)
+    assert len(plans) == 3 and all(isinstance(plan, FirstRoundPlan) for plan in plans)
     taylor, l2 = problem.behaviours([own_seeds["taylor"], library["l2"]])
     assert isinstance(taylor, Behaviour) and isinstance(l2, Behaviour)
     assert taylor.digest != l2.digest

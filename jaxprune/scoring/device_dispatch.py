@@ -10,7 +10,7 @@ from jaxprune.language.operators import OPERATORS
 from jaxprune.scoring.device_programs import STACK_SIZES, Programs, Spec, ValueSpec, is_traced
 from jaxprune.scoring.graph import (
     Graph,
-    Step,
+    Node,
     cone_of,
     fitting,
     is_large,
@@ -50,7 +50,7 @@ class Job(NamedTuple):
     level: int
 
 
-class Planner:
+class Dispatcher:
     """Plans one evaluation.
 
     Args:
@@ -101,7 +101,7 @@ class Planner:
         reductions = [number for number in needed if is_reduction(self._graph, number)]
         return max((self._peak_bytes([(number, 0)], self._most_blocks) for number in reductions), default=0)
 
-    def stored(self, step: Step) -> ValueSpec:
+    def stored(self, step: Node) -> ValueSpec:
         """How a step's value is stored: scalars and vectors of positions for all classes and channels."""
         if not is_large(step):
             return SCALAR
@@ -154,7 +154,7 @@ class Planner:
             depths[number] = below + self._has_call(step)
         return depths
 
-    def _has_call(self, step: Step) -> bool:
+    def _has_call(self, step: Node) -> bool:
         """Whether a call computes its value: operands are there, and so is each of several statistics."""
         if not step.inputs:
             return step.kind == "literal"
@@ -185,7 +185,7 @@ class Planner:
             yield size
             number -= size
 
-    def _spec(self, step: Step, num_blocks: int) -> Spec:
+    def _spec(self, step: Node, num_blocks: int) -> Spec:
         """The program that computes a step."""
         result = self.stored(step)
         has_classes = result.is_scalar or result.axes == ("D",)
