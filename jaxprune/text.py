@@ -1,4 +1,4 @@
-"""Short pieces of text: suggestions, durations, aligned columns, Markdown tables."""
+"""Text for people to read: suggestions, durations, aligned columns, Markdown tables."""
 
 from __future__ import annotations
 
@@ -6,19 +6,26 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 
-def closest(name: str, known: Iterable[str]) -> str:
-    """A sentence that suggests the known name nearest to `name`; empty if none is near.
+def closest(name: str, known_names: Iterable[str]) -> str:
+    """Returns a sentence that suggests the known name most similar to `name`, or "" if none is similar.
+
+    Args:
+      name: an unknown name, as somebody typed it.
+      known_names: the names there are.
+
+    Returns:
+      A sentence to append to an error message; it starts with a space.
 
     Example:
       >>> closest("generatoins", ["generations", "seed"])
       " Did you mean 'generations'?"
     """
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    matches = difflib.get_close_matches(name, list(known_names), n=1)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
 def duration(seconds: float) -> str:
-    """A time that is short to read.
+    """Formats a time for reading: seconds below a minute, else minutes or hours with colons.
 
     Example:
       >>> duration(0.31), duration(41.6), duration(75), duration(3700)
@@ -35,7 +42,11 @@ def duration(seconds: float) -> str:
 
 
 def shortened(text: str, length: int) -> str:
-    """The text, cut to at most `length` characters with an ellipsis at the end.
+    """Cuts a text to at most `length` characters, the last one an ellipsis where something was cut.
+
+    Args:
+      text: any text.
+      length: the largest number of characters, >= 1.
 
     Example:
       >>> shortened("sum(abs(WI))", 8)
@@ -45,31 +56,38 @@ def shortened(text: str, length: int) -> str:
 
 
 def columns(rows: Iterable[Sequence[object]], *, indent: int = 0) -> str:
-    """Rows of text in aligned columns; columns of numbers are aligned to the right.
+    """Lays rows out in aligned columns; columns of numbers are aligned to the right.
+
+    Args:
+      rows: cells by row, equally many in each; the first row may be a header.
+      indent: number of spaces before each line.
+
+    Returns:
+      One line per row, without a newline at the end.
 
     Example:
       >>> print(columns([("l1", 3), ("l2", 14)]))
       l1   3
       l2  14
     """
-    cells = [[str(cell) for cell in row] for row in rows]
-    if not cells:
+    table = [[str(cell) for cell in row] for row in rows]
+    if not table:
         return ""
-    numeric = [
-        all(_is_number(row[at]) for row in cells[-1:] + cells[1:] if row[at]) for at in range(len(cells[0]))
-    ]
-    widths = [max(len(row[at]) for row in cells) for at in range(len(cells[0]))]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    body = table[1:] or table
+    is_numeric = [all(_is_number(cell) for cell in column if cell) for column in zip(*body, strict=True)]
     lines = [
         "  ".join(
             cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
+            for cell, width, right in zip(row, widths, is_numeric, strict=True)
         )
-        for row in cells
+        for row in table
     ]
     return "\n".join(" " * indent + line.rstrip() for line in lines)
 
 
 def _is_number(text: str) -> bool:
+    """Whether a cell is a number or a percentage."""
     try:
         float(text.rstrip("%"))
     except ValueError:
@@ -78,7 +96,11 @@ def _is_number(text: str) -> bool:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table: the first column to the left, the others to the right.
+    """Returns a Markdown table with the first column aligned to the left and the others to the right.
+
+    Args:
+      header: names of the columns.
+      rows: cells by row, as many as the header has.
 
     Example:
       >>> print(markdown_table(["name", "n"], [["l1", "4"]]))
@@ -91,7 +113,12 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def with_error(mean: float | None, se: float | None, *, signed: bool = False) -> str:
-    """A mean with its standard error, or what is known of it.
+    """Formats a mean and its standard error with one decimal.
+
+    Args:
+      mean: the mean; "" is returned if it is None.
+      se: its standard error; None leaves it out.
+      signed: whether a positive mean gets a plus sign.
 
     Example:
       >>> with_error(1.234, 0.5, signed=True), with_error(80.0, None), with_error(None, None)
@@ -99,5 +126,5 @@ def with_error(mean: float | None, se: float | None, *, signed: bool = False) ->
     """
     if mean is None:
         return ""
-    shown = f"{mean:+.1f}" if signed else f"{mean:.1f}"
-    return shown if se is None else f"{shown} ± {se:.1f}"
+    text = f"{mean:+.1f}" if signed else f"{mean:.1f}"
+    return text if se is None else f"{text} ± {se:.1f}"

@@ -1,4 +1,4 @@
-"""Records and aliases that every part of the package shares."""
+"""Types that every part of the package shares: arrays, scores, kept channels, invalid results, stacked records."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ Array = jax.Array | np.ndarray
 """A NumPy or a JAX array; public functions accept both."""
 
 Namespace = Any
-"""`numpy` or `jax.numpy`: what a function that serves both computes with."""
+"""The array library, `numpy` or `jax.numpy`, that a function serving both computes with."""
 
 Scores = Mapping[str, np.ndarray]
-"""Group name -> [C] scores; the lowest score is pruned first."""
+"""Group name -> [C] scores; the channel with the lowest score is pruned first."""
 
 Kept = tuple[tuple[str, tuple[int, ...]], ...]
-"""(group name, sorted kept channel indices) pairs in program order: a plan's content, hashable."""
+"""The content of a plan in hashable form: (group name, sorted indices of kept channels) pairs in program order."""
+
+_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True)
 class Invalid:
-    """A failed evaluation as a value: it is recorded with its reason and never enters the archive."""
+    """A failed evaluation, as a value with its reason; it is recorded but never enters the archive."""
 
     reason: str
 
@@ -33,27 +35,28 @@ class Invalid:
         return f"invalid: {self.reason}"
 
 
-# === merged: """Records of several members, which are pytrees of equal shapes, joined along a new leadi
-
-_Record = TypeVar("_Record")
-
-
 def stack_pytrees(members: Sequence[_Record], caller: str) -> _Record:
-    """Stacks the leaves of records with equal structure and shapes; `caller` is named in errors."""
+    """Stacks pytrees of equal structure and shapes along a new leading axis.
+
+    Args:
+      members: the pytrees, at least one.
+      caller: name of the calling function, for error messages.
+
+    Returns:
+      One pytree whose leaves are the members' leaves, stacked: [M, ...] for M members.
+
+    Raises:
+      ValueError: if there are no members, or they differ in structure or shapes.
+    """
     if not members:
         raise ValueError(f"{caller} needs at least one member, got none.")
-    shapes = [leaf.shape for leaf in jax.tree.leaves(members[0])]
+    structure, shapes = jax.tree.structure(members[0]), [leaf.shape for leaf in jax.tree.leaves(members[0])]
     for number, member in enumerate(members):
-        found = [leaf.shape for leaf in jax.tree.leaves(member)]
-        if not _same_structure(member, members[0]) or found != shapes:
+        member_shapes = [leaf.shape for leaf in jax.tree.leaves(member)]
+        if jax.tree.structure(member) != structure or member_shapes != shapes:
             raise ValueError(
                 f"{caller} needs members of one structure, class counts and shapes; member {number} differs "
-                f"from member 0: {found} against {shapes}, or in which operands are present. "
+                f"from member 0: {member_shapes} against {shapes}, or in which operands are present. "
                 "Observe all members on the same examples."
             )
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-
-
-def _same_structure(first: object, second: object) -> bool:
-    structures: list[object] = [jax.tree.structure(first), jax.tree.structure(second)]
-    return structures[0] == structures[1]

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxprune.files import atomic_file
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -122,10 +124,9 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp")
-    with new_figure(1, 1):  # the style also holds while the text is laid out
-        figure.savefig(beside, format="png", dpi=DPI, metadata={"Software": None})
-    os.replace(beside, path)
+    # the style also holds while the text is laid out
+    with atomic_file(path) as temporary, new_figure(1, 1):
+        figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
     return path
 
 

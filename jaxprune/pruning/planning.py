@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxprune.files import atomic_file
 from jaxprune.pruning.budgets import Factor, Scope, check_scores, counts_within
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import Parts, fingerprint
@@ -97,17 +97,8 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan atomically: a reader sees the old file or the whole new one."""
-        target = FilePath(path)
-        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(self.to_json())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with atomic_file(FilePath(path)) as temporary:
+            temporary.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
