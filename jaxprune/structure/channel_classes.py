@@ -20,7 +20,7 @@ _NOT_READ = "no layer with weights reads these channels"
 
 
 @dataclass
-class ChannelClasses:
+class ChannelFamilies:
     """Families of a trace.
 
     `members[f]` lists the representatives of family f, one for each channel; `family_of` and `channel_of` go back, by
@@ -31,32 +31,32 @@ class ChannelClasses:
     trace: Trace
     roots: Mapping[Path, Sequence[Sequence[np.ndarray]]]
     """The labels' representatives of every array, axis and factor."""
-    members: list[np.ndarray]
+    channel_roots: list[np.ndarray]
     family_of: np.ndarray
     channel_of: np.ndarray
-    makers: list[list[int]]
-    readers: list[list[int]]
+    producer_uses: list[list[int]]
+    reads: list[list[int]]
     refused: dict[int, str]
 
     def on_axis(self, path: Path, axis: int) -> dict[int, list[np.ndarray]]:
         """Family -> for each factor of the axis that holds any of it, its channel at each index or -1."""
         found: dict[int, list[np.ndarray]] = {}
         for roots in self.roots[path][axis]:
-            families, channels = self.of(roots)
+            families, channels = self.locate(roots)
             for family in distinct(families[families >= 0]).tolist():
                 found.setdefault(family, []).append(
                     np.where(families == family, channels, -1).astype(np.int32)
                 )
         return found
 
-    def of(self, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def locate(self, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Family and channel at each place, -1 where there is none."""
         places = np.maximum(roots, 0)
         is_label = roots >= 0
         return np.where(is_label, self.family_of[places], -1), np.where(is_label, self.channel_of[places], -1)
 
 
-def find_families(trace: Trace, never: Mapping[int, str] | None = None) -> ChannelClasses:
+def find_families(trace: Trace, never: Mapping[int, str] | None = None) -> ChannelFamilies:
     """The families of a finished walk, in program order.
 
     Args:
@@ -70,9 +70,9 @@ def find_families(trace: Trace, never: Mapping[int, str] | None = None) -> Chann
     }
     refused = trace.labels.reason_by_root()
     family_of = _alike(roots, refused, len(trace.labels))  # fill beside channels has labels of its own
-    makers = _numbered(family_of, [trace.labels.find(own.labels) for own in trace.productions])
-    readers = _numbered(family_of, [_read_labels(trace, index) for index in range(len(trace.consumptions))])
-    families = ChannelClasses(trace, roots, [], family_of, np.full(len(family_of), -1), [], [], refused)
+    makers = _numbered(family_of, [trace.labels.find(own.labels) for own in trace.producer_uses])
+    readers = _numbered(family_of, [_read_labels(trace, index) for index in range(len(trace.reads))])
+    families = ChannelFamilies(trace, roots, [], family_of, np.full(len(family_of), -1), [], [], refused)
     _keep_usable(families, makers, readers)
     return families
 
@@ -99,8 +99,8 @@ def _alike(
 
 
 def _read_labels(trace: Trace, index: int) -> np.ndarray:
-    use = trace.consumptions[index]
-    own = [each.labels.reshape(-1) for each in use.seen.fields if set(each.axes) & set(use.axes)]
+    use = trace.reads[index]
+    own = [each.labels.reshape(-1) for each in use.value.fields if set(each.axes) & set(use.axes)]
     labels = distinct(np.concatenate(own)) if own else np.zeros(0, np.int64)
     return trace.labels.find(labels[labels >= 0])
 
@@ -115,7 +115,7 @@ def _numbered(family_of: np.ndarray, by_number: Sequence[np.ndarray]) -> dict[in
 
 
 def _keep_usable(
-    families: ChannelClasses, makers: Mapping[int, list[int]], readers: Mapping[int, list[int]]
+    families: ChannelFamilies, makers: Mapping[int, list[int]], readers: Mapping[int, list[int]]
 ) -> None:
     """Numbers the families that are made and read in program order; says of the others why they stay."""
     old = families.family_of
@@ -136,16 +136,16 @@ def _keep_usable(
     families.family_of = np.full(len(old), -1)
     by_place = sorted(usable, key=lambda pair: makers[pair[0]][0])
     for number, (family, members) in enumerate(by_place):
-        families.members.append(members)
+        families.channel_roots.append(members)
         families.family_of[members] = number
         families.channel_of[members] = np.arange(len(members))
-        families.makers.append(makers[family])
-        families.readers.append(readers[family])
+        families.producer_uses.append(makers[family])
+        families.reads.append(readers[family])
 
 
-def _in_order(families: ChannelClasses, family: int, makers: Sequence[int]) -> np.ndarray:
+def _in_order(families: ChannelFamilies, family: int, makers: Sequence[int]) -> np.ndarray:
     """Representatives of a family in the order in which they sit on the first kernel that makes them."""
-    production = families.trace.productions[makers[0]]
+    production = families.trace.producer_uses[makers[0]]
     found: list[np.ndarray] = []
     for axis in sorted(production.axes):
         for roots in families.roots[production.kernel][axis]:
@@ -158,13 +158,13 @@ def _in_order(families: ChannelClasses, family: int, makers: Sequence[int]) -> n
     return everything[np.sort(first)]
 
 
-def names_of(families: ChannelClasses) -> list[str]:
+def name_families(families: ChannelFamilies) -> list[str]:
     """A name for each family: the kernel that first makes it, and which part of it where it makes several.
 
     `"qkv.kernel"` alone names a kernel's only family; else the axis (`"query.kernel:axis1"`), the indices
     (`"qkv.kernel:0-63"`), or `outer` and `inner` for factors of one axis.
     """
-    firsts = [families.trace.productions[makers[0]] for makers in families.makers]
+    firsts = [families.trace.producer_uses[makers[0]] for makers in families.producer_uses]
     by_kernel: dict[Path, list[int]] = {}
     for family, production in enumerate(firsts):
         by_kernel.setdefault(production.kernel, []).append(family)
@@ -176,7 +176,7 @@ def names_of(families: ChannelClasses) -> list[str]:
     return names
 
 
-def _marks(families: ChannelClasses, path: Path, own: Sequence[int]) -> list[str]:
+def _marks(families: ChannelFamilies, path: Path, own: Sequence[int]) -> list[str]:
     axes: list[int] = []
     spans: list[tuple[int, int]] = []
     blocks: list[int] = []

@@ -18,7 +18,15 @@ from jaxprune.structure.labels import FREE, distinct
 from jaxprune.structure.model_state import Path
 from jaxprune.structure.movement_rules import NO_ORIGIN, regrouped
 from jaxprune.structure.program import Operation
-from jaxprune.structure.trace import Cost, LabelField, Trace, Value, moved, output_shapes, spread
+from jaxprune.structure.trace import (
+    ContractionMacs,
+    LabelField,
+    LabelledValue,
+    Trace,
+    moved,
+    output_shapes,
+    spread,
+)
 
 _IMAGE_AXIS = "an image axis of a convolution"
 
@@ -26,7 +34,7 @@ _IMAGE_AXIS = "an image axis of a convolution"
 class _Side(NamedTuple):
     """One operand laid over the axes of the product."""
 
-    value: Value
+    value: LabelledValue
     """As it came in."""
     number: int | None
     """Of the value in the program."""
@@ -34,10 +42,10 @@ class _Side(NamedTuple):
     """Its axes that are summed over, or shared with the other operand."""
     axes: tuple[int, ...]
     """For each axis of the laid-out value, its axis in the product."""
-    laid_out: Value
+    laid_out: LabelledValue
 
 
-def dot_general(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def dot_general(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     """A matrix product."""
     (left_in, right_in), (left_batch, right_batch) = step.equation.params["dimension_numbers"]
     left, right = inputs
@@ -64,12 +72,12 @@ def dot_general(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[
     return [_contract(trace, step, sides, shape, tuple(summed), batch, output_shapes(step)[0])]
 
 
-def convolution(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def convolution(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     """A convolution, grouped or not, of any number of image axes."""
     params, (shape,) = step.equation.params, output_shapes(step)
     numbers, groups = params["dimension_numbers"], int(params["feature_group_count"])
     if int(params["batch_group_count"]) != 1:
-        return frozen_outputs(trace, step, inputs, f"batches are grouped in {step.where}")
+        return frozen_outputs(trace, step, inputs, f"batches are grouped in {step.location}")
     images, kernel = inputs
     num_spatial = len(numbers.lhs_spec) - 2
     flat_images = _image_fields_gone(trace, images, numbers.lhs_spec[2:])
@@ -126,7 +134,9 @@ def _places(spec: Sequence[int], wanted: Sequence[int], pair: Sequence[int]) -> 
     return found
 
 
-def _with_groups(trace: Trace, step: Operation, value: Value, axis: int, groups: int) -> Value:
+def _with_groups(
+    trace: Trace, step: Operation, value: LabelledValue, axis: int, groups: int
+) -> LabelledValue:
     size = value.shape[axis] // groups
     if groups > 1:
         shape = (*value.shape[:axis], groups, size, *value.shape[axis + 1 :])
@@ -145,7 +155,7 @@ def _with_groups(trace: Trace, step: Operation, value: Value, axis: int, groups:
     )
 
 
-def _image_fields_gone(trace: Trace, images: Value, spatial: Sequence[int]) -> Value:
+def _image_fields_gone(trace: Trace, images: LabelledValue, spatial: Sequence[int]) -> LabelledValue:
     """Windows mix what lies along image axes: labels that change along them are one."""
     fields: list[LabelField] = []
     for own in images.fields:
@@ -167,7 +177,7 @@ def _image_fields_gone(trace: Trace, images: Value, spatial: Sequence[int]) -> V
     return dataclasses.replace(images, fields=tuple(fields), fixed=fixed)
 
 
-def _at_output(value: Value, axes: Sequence[int], sizes: Sequence[int]) -> Value:
+def _at_output(value: LabelledValue, axes: Sequence[int], sizes: Sequence[int]) -> LabelledValue:
     """The images with the lengths of the result's image axes."""
     lengths = {1 + index: size for index, size in enumerate(sizes)}
     shape = tuple(lengths.get(axis, size) for axis, size in zip(axes, value.shape, strict=True))
@@ -182,16 +192,16 @@ def _contract(
     summed: tuple[int, ...],
     shared: tuple[int, ...],
     shape: tuple[int, ...],
-) -> Value:
+) -> LabelledValue:
     operands = [_over_joint(side, joint) for side in sides]
     producers = _note_uses(trace, step, sides, summed, shared)
     fields, fixed = combine(trace, step, operands, joint)
-    trace.costs.append(_cost(joint, fields, trace.turns))
+    trace.contraction_macs.append(_cost(joint, fields, trace.turns))
     kept = drop_axes(trace, fields, summed, joint)
     is_activation = any(side.value.is_activation for side in sides)
     left = len(joint) - len(summed)
     origin = () if is_activation else _origin_of_product(sides, left)
-    return Value(
+    return LabelledValue(
         shape=shape,
         fields=kept,
         fixed=tuple(fixed[:left]),
@@ -211,11 +221,11 @@ def _origin_of_product(sides: Sequence[_Side], count: int) -> tuple[frozenset[in
     return tuple(found)
 
 
-def _over_joint(side: _Side, joint: tuple[int, ...]) -> Value:
+def _over_joint(side: _Side, joint: tuple[int, ...]) -> LabelledValue:
     fixed = [FREE] * len(joint)
     for axis, own in zip(side.axes, side.laid_out.fixed, strict=True):
         fixed[axis] = own
-    return Value(shape=joint, fields=moved(side.laid_out.fields, side.axes), fixed=tuple(fixed))
+    return LabelledValue(shape=joint, fields=moved(side.laid_out.fields, side.axes), fixed=tuple(fixed))
 
 
 def _note_uses(
@@ -249,21 +259,21 @@ def _note_production(
     if not own:
         return frozenset()
     if path is None:
-        trace.freeze(own, f"weights that are not one parameter in {step.where}")
+        trace.freeze(own, f"weights that are not one parameter in {step.location}")
         return frozenset()
     labels = distinct(np.concatenate([each.labels.reshape(-1) for each in own]))
     axes = NO_ORIGIN.union(*_origins(kernel, made))
     return frozenset({trace.produce(step, path, axes, labels[labels >= 0])})
 
 
-def kernel_path(trace: Trace, kernel: Value) -> Path | None:
+def kernel_path(trace: Trace, kernel: LabelledValue) -> Path | None:
     """The one parameter that a kernel is made of (biases and statistics folded into it do not count)."""
     ranks = {path: len(trace.seeds[path]) for path in kernel.sources}
     largest = [path for path, rank in ranks.items() if rank == max(ranks.values())]
     return largest[0] if len(largest) == 1 else None
 
 
-def _cost(joint: tuple[int, ...], fields: Sequence[LabelField], turns: int) -> Cost:
+def _cost(joint: tuple[int, ...], fields: Sequence[LabelField], turns: int) -> ContractionMacs:
     clusters: list[tuple[tuple[int, ...], list[LabelField]]] = []
     for own in fields:
         touching = [known for known in clusters if set(known[0]) & set(own.axes)]
@@ -276,17 +286,19 @@ def _cost(joint: tuple[int, ...], fields: Sequence[LabelField], turns: int) -> C
         tuple(np.ascontiguousarray(spread(own, axes, joint)).reshape(-1) for own in members)
         for axes, members in clusters
     )
-    return Cost(constant * turns, flat)
+    return ContractionMacs(constant * turns, flat)
 
 
-def frozen_outputs(trace: Trace, step: Operation, inputs: Sequence[Value], reason: str) -> list[Value]:
+def frozen_outputs(
+    trace: Trace, step: Operation, inputs: Sequence[LabelledValue], reason: str
+) -> list[LabelledValue]:
     """What an operation makes that nothing is known of: whatever it touches stays."""
     for value in inputs:
         trace.freeze(value.fields, reason)
     wall = trace.labels.fixed(reason)
     is_activation = any(value.is_activation for value in inputs)
     return [
-        Value(
+        LabelledValue(
             shape=shape,
             fixed=tuple(wall if size > 1 else FREE for size in shape),
             sources=frozenset() if is_activation else frozenset().union(*(v.sources for v in inputs)),

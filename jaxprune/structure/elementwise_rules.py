@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxprune.structure.labels import FREE, distinct
 from jaxprune.structure.program import Operation
-from jaxprune.structure.trace import LabelField, Request, Trace, Value, stretched
+from jaxprune.structure.trace import FactorRequest, LabelField, LabelledValue, Trace, stretched
 
 Fields = tuple[LabelField, ...]
 
@@ -33,7 +33,7 @@ class _Part(NamedTuple):
 
 
 def combine(
-    trace: Trace, step: Operation, operands: Sequence[Value], shape: tuple[int, ...]
+    trace: Trace, step: Operation, operands: Sequence[LabelledValue], shape: tuple[int, ...]
 ) -> tuple[Fields, tuple[int, ...]]:
     """Labels and fixed axes of what an operation makes of values of one shape, entry by entry; unites labels."""
     ranked = [_broadcast(value, shape) for value in operands if len(value.shape) == len(shape)]
@@ -57,7 +57,7 @@ def combine(
     return tuple(found), tuple(fixed)
 
 
-def _broadcast(value: Value, shape: tuple[int, ...]) -> Value:
+def _broadcast(value: LabelledValue, shape: tuple[int, ...]) -> LabelledValue:
     """A value whose axes of length one are as long as those of the others."""
     if value.shape == shape:
         return value
@@ -174,7 +174,7 @@ def _request(
     places = tuple(slice(None) if axis in own.axes else 0 for axis in axes)
     index = grid[places].reshape(-1)
     coordinates = tuple((index // low) % (high // low) for low, high in digits)
-    trace.requests.append(Request(np.ascontiguousarray(own.labels).reshape(-1), coordinates))
+    trace.factor_requests.append(FactorRequest(np.ascontiguousarray(own.labels).reshape(-1), coordinates))
 
 
 def _flat(own: LabelField, axes: Sequence[int], sizes: Sequence[int]) -> np.ndarray:
@@ -199,11 +199,11 @@ def _united(trace: Trace, step: Operation, fields: Sequence[LabelField]) -> Labe
 
 def _unite(trace: Trace, step: Operation, left: np.ndarray, right: np.ndarray) -> None:
     if trace.labels.unite(left, right):
-        trace.unites.append((step, left, right))
+        trace.unions.append((step, left, right))
 
 
 def _refuse(trace: Trace, step: Operation, fields: Sequence[LabelField]) -> list[LabelField]:
-    trace.freeze(list(fields), f"axes regrouped in a way that does not line up: {step.where}")
+    trace.freeze(list(fields), f"axes regrouped in a way that does not line up: {step.location}")
     return list(fields[:1])
 
 

@@ -15,14 +15,14 @@ from typing import Literal
 import jax
 import numpy as np
 
-from jaxprune.structure.channel_classes import ChannelClasses, find_families, names_of
+from jaxprune.structure.channel_classes import ChannelFamilies, find_families, name_families
 from jaxprune.structure.labels import Labels, distinct
 from jaxprune.structure.layouts import Field, Layout, count_kept
 from jaxprune.structure.model_state import Path, dotted
 from jaxprune.structure.producer_sites import ProducerSite, sites_of
 from jaxprune.structure.program import Body, Program
-from jaxprune.structure.propagation import walk
-from jaxprune.structure.trace import Cost, Trace
+from jaxprune.structure.propagation import propagate
+from jaxprune.structure.trace import ContractionMacs, Trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ class Structure:
     fingerprint: str
     example: jax.ShapeDtypeStruct
     program: Program
-    families: ChannelClasses
+    families: ChannelFamilies
     attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Group -> whole numbers in the user's own classes that must follow its width (see `slim`)."""
 
@@ -131,7 +131,7 @@ class Structure:
     def _costs(self) -> list[tuple[int, list[tuple[tuple[Field, ...], int]]]]:
         batch = self.program.shapes[self.program.example][0]
         names = list(self.groups)
-        return [_factored(self.families, names, cost, batch) for cost in self.families.trace.costs]
+        return [_factored(self.families, names, cost, batch) for cost in self.families.trace.contraction_macs]
 
     @property
     def settled(self) -> Trace:
@@ -139,7 +139,7 @@ class Structure:
         known = self.families.trace
         if known.settled is None:  # the same whatever is frozen besides
             seeds = {path: tuple(tuple(axis) for axis in axes) for path, axes in self.families.roots.items()}
-            known.settled = walk(self.program, self.trained, seeds, Labels(len(self.families.family_of)))
+            known.settled = propagate(self.program, self.trained, seeds, Labels(len(self.families.family_of)))
         return known.settled
 
     def why_frozen(self, path: str) -> str:
@@ -174,7 +174,7 @@ class Structure:
         return result
 
     def _is_in_groups(self, roots: np.ndarray) -> bool:
-        return bool((self.families.of(roots)[0] >= 0).any())
+        return bool((self.families.locate(roots)[0] >= 0).any())
 
     def require_groups(self) -> None:
         """Raises if nothing can be pruned, with the reasons.
@@ -195,10 +195,12 @@ def structure_from(
 ) -> Structure:
     """The structure of a finished walk; `never` says of further labels why they are not cut."""
     families = find_families(trace, never)
-    names = names_of(families)
-    sites, missing = sites_of(families, names, _turns(trace.program.steps))
+    names = name_families(families)
+    sites, missing = sites_of(families, names, _turns(trace.program.operations))
     if missing:  # what cannot be scored is not pruned
-        more = {int(root): reason for family, reason in missing.items() for root in families.members[family]}
+        more = {
+            int(root): reason for family, reason in missing.items() for root in families.channel_roots[family]
+        }
         return structure_from(trace, digest, example, {**(never or {}), **more})
     shapes = {path: trace.program.shapes[number] for path, number in trace.program.parameters.items()}
     layouts = {
@@ -233,12 +235,12 @@ def _part_of(kernel: str, group: str) -> str:
     return group if group == kernel or group.startswith(f"{kernel}:") else f"{kernel}|{group}"
 
 
-def _is_of_blocks(families: ChannelClasses, family: int) -> bool:
-    production = families.trace.productions[families.makers[family][0]]
+def _is_of_blocks(families: ChannelFamilies, family: int) -> bool:
+    production = families.trace.producer_uses[families.producer_uses[family][0]]
     for axis in sorted(production.axes):
         for channels in families.on_axis(production.kernel, axis).get(family, []):
             own = channels[channels >= 0]
-            return bool((np.diff(own) == 0).sum() >= len(families.members[family]))
+            return bool((np.diff(own) == 0).sum() >= len(families.channel_roots[family]))
     return False
 
 
@@ -250,12 +252,12 @@ def _turns(steps: Iterable[object], outer: tuple[int, ...] = ()) -> dict[int, tu
         for body in bodies:
             length = step.equation.params.get("length")  # type: ignore[attr-defined]
             own = (*outer, int(length)) if length is not None else outer
-            found.update(dict.fromkeys(body.numbers, own))
-            found.update(_turns(body.steps, own))
+            found.update(dict.fromkeys(body.value_numbers, own))
+            found.update(_turns(body.operations, own))
     return found
 
 
-def _fields(families: ChannelClasses, names: Sequence[str], path: Path, axis: int) -> tuple[Field, ...]:
+def _fields(families: ChannelFamilies, names: Sequence[str], path: Path, axis: int) -> tuple[Field, ...]:
     return tuple(
         Field(names[family], channels)
         for family, columns in families.on_axis(path, axis).items()
@@ -264,7 +266,7 @@ def _fields(families: ChannelClasses, names: Sequence[str], path: Path, axis: in
 
 
 def _groups(
-    families: ChannelClasses, names: Sequence[str], layouts: Mapping[Path, Layout]
+    families: ChannelFamilies, names: Sequence[str], layouts: Mapping[Path, Layout]
 ) -> dict[str, Group]:
     members: dict[str, list[Member]] = {name: [] for name in names}
     for path, layout in layouts.items():
@@ -274,11 +276,11 @@ def _groups(
     inner = _inner_groups(families, names, layouts)
     result = {}
     for family, name in enumerate(names):
-        uses = [families.trace.consumptions[index] for index in families.readers[family]]
+        uses = [families.trace.reads[index] for index in families.reads[family]]
         consumers = dict.fromkeys(dotted(use.kernel) for use in uses if use.kernel is not None)
         result[name] = Group(
             name=name,
-            size=len(families.members[family]),
+            size=len(families.channel_roots[family]),
             members=tuple(members[name]),
             producers=(),
             consumers=tuple(consumers),
@@ -290,7 +292,7 @@ def _groups(
 
 
 def _inner_groups(
-    families: ChannelClasses, names: Sequence[str], layouts: Mapping[Path, Layout]
+    families: ChannelFamilies, names: Sequence[str], layouts: Mapping[Path, Layout]
 ) -> dict[str, tuple[str, ...]]:
     """Group -> the finer ones that share indices with it, on an axis or on a later axis of a kernel that makes both."""
     pairs: dict[tuple[str, str], None] = {}
@@ -303,7 +305,7 @@ def _inner_groups(
                     for other in here
                     if other != name and _is_finer(fields, other, name)
                 )
-    for production in families.trace.productions:
+    for production in families.trace.producer_uses:
         axes = [
             dict.fromkeys(own.group for own in layouts[production.kernel][axis])
             for axis in sorted(production.axes)
@@ -338,7 +340,7 @@ def _constraints(members: Sequence[Member]) -> tuple[str, ...]:
 
 
 def _frozen(
-    families: ChannelClasses, layouts: Mapping[Path, Layout], shapes: Mapping[Path, tuple[int, ...]]
+    families: ChannelFamilies, layouts: Mapping[Path, Layout], shapes: Mapping[Path, tuple[int, ...]]
 ) -> dict[str, str]:
     result: dict[str, str] = {}
     for path, shape in shapes.items():
@@ -360,14 +362,14 @@ def _frozen(
 
 
 def _factored(
-    families: ChannelClasses, names: Sequence[str], cost: Cost, batch: int
+    families: ChannelFamilies, names: Sequence[str], cost: ContractionMacs, batch: int
 ) -> tuple[int, list[tuple[tuple[Field, ...], int]]]:
     factors: list[tuple[tuple[Field, ...], int]] = []
     constant = cost.constant
     for cluster in cost.clusters:
         fields: list[Field] = []
         for flat in cluster:
-            members, channels = families.of(families.trace.labels.find(flat))
+            members, channels = families.locate(families.trace.labels.find(flat))
             fields += [
                 Field(names[family], np.where(members == family, channels, -1).astype(np.int32))
                 for family in distinct(members[members >= 0]).tolist()

@@ -1,8 +1,8 @@
-"""A Flax NNX network as plain data: a static graph, a flat dictionary of arrays, and the rest.
+"""Takes a Flax NNX network apart into a static graph, a flat dictionary of arrays and its random state, and back.
 
 Everything that changes a network works on the flat dictionary (path -> array), so the caller's model is never
-edited: `split_model` takes it apart and `merge_model` builds a new one. Random-number state (dropout keys and
-counters) stays apart in `rest`, because it is neither scored nor sliced.
+edited: `split_model` takes it apart and `merge_model` builds a new one. The state of random numbers (keys and counters
+of dropout) is kept apart, because it is neither scored nor cut.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from types import FunctionType
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
@@ -27,9 +27,9 @@ Path: TypeAlias = tuple[str | int, ...]
 FlatState: TypeAlias = dict[Path, Array]
 """Path -> NumPy or JAX array, for parameters and batch statistics (and any other non-random variable)."""
 
-Running: TypeAlias = Literal["evaluation", "training"]
-Mode: TypeAlias = Literal["as_is"] | Running
-
+RunMode: TypeAlias = Literal["evaluation", "training"]
+"""What batch norm and dropout are switched to."""
+Mode: TypeAlias = Literal["as_is"] | RunMode
 
 _LEAVES = (
     nnx.Variable,
@@ -44,9 +44,9 @@ _LEAVES = (
     FunctionType,
     type,
 )
-"""Attributes that hold no module."""
-_NODES: dict[type, bool] = {}
-"""Whether other types are nodes of Flax's graphs."""
+"""Types of attributes that hold no module."""
+_KINDS: dict[type, str] = {}
+"""How to search values of a type for modules, cached: module, leaf, sequence, mapping or graph node."""
 
 
 class Parts(NamedTuple):
@@ -55,15 +55,15 @@ class Parts(NamedTuple):
     graphdef: nnx.GraphDef[nnx.Module]
     flat: FlatState
     rest: FlatState
-    """Random state."""
+    """The state of random numbers."""
     trained: frozenset[Path]
     """Paths of the parameters (`nnx.Param`) among `flat`, without batch statistics."""
     model: nnx.Module
-    """Itself; it is not changed."""
+    """The model itself, unchanged."""
 
 
 def dotted(path: Path) -> str:
-    """The name a user sees for a path.
+    """Returns the name that a user sees for a path.
 
     Example:
       >>> dotted(("layers", 0, "kernel"))
@@ -82,7 +82,8 @@ def split_model(
 
     Args:
       model: any NNX module.
-      mode: `"evaluation"` uses running statistics and no dropout, `"training"` the opposite, `"as_is"` neither.
+      mode: `"evaluation"` uses running statistics and no dropout, `"training"` the opposite, `"as_is"` leaves both as
+        they are.
 
     Returns:
       `(graphdef, flat, rest)`; `merge_model` puts them together again. Equal architectures have equal graphs.
@@ -97,12 +98,12 @@ def split_model(
     """
     parts = take_apart(model)
     if mode != "as_is":
-        parts = take_apart(switch(merge_model(*parts[:3]), mode))
+        parts = take_apart(set_mode(merge_model(*parts[:3]), mode))
     return parts[:3]
 
 
 def take_apart(model: nnx.Module) -> Parts:
-    """`split_model` of a model as it is, with the paths of the trained parameters.
+    """Takes a model apart as `split_model` does, and also returns the paths of its trained parameters.
 
     Raises:
       TypeError: if `model` is not an NNX module.
@@ -112,93 +113,100 @@ def take_apart(model: nnx.Module) -> Parts:
             f"needs a Flax NNX module (flax.nnx.Module), got {type(model).__name__}. "
             "Wrap a function and its parameters in an nnx.Module whose __call__ takes the images."
         )
-    graphdef, random, *others = nnx.split(model, nnx.RngState, ...)
-    variables = nnx.to_flat_state(others[0])
-    return Parts(
-        graphdef,
-        {cast(Path, path): _array(variable) for path, variable in variables},
-        {cast(Path, path): _array(variable) for path, variable in nnx.to_flat_state(random)},
-        frozenset(cast(Path, path) for path, variable in variables if isinstance(variable, nnx.Param)),
-        model,
-    )
+    graphdef, random_state, state = nnx.split(model, nnx.RngState, ...)
+    variables = nnx.to_flat_state(state)
+    trained = frozenset(cast(Path, path) for path, variable in variables if isinstance(variable, nnx.Param))
+    return Parts(graphdef, _arrays(variables), _arrays(nnx.to_flat_state(random_state)), trained, model)
 
 
-def switch(model: nnx.Module, mode: Running) -> nnx.Module:
-    """Switches batch norm and dropout of a model that belongs to the caller, in place, as `nnx.view` does to a copy."""
-    for module in modules_of(model):
-        names = _mode_names(type(module))
-        if names:
-            module.set_view(**dict.fromkeys(names, mode == "evaluation"))  # type: ignore[attr-defined]
-    return model
-
-
-def modules_of(model: nnx.Module) -> Iterator[nnx.Module]:
-    """Every module of a model once, itself first: what `nnx.iter_modules` finds, several times faster."""
-    seen: set[int] = set()
-    waiting: list[Any] = [model]
-    while waiting:
-        node = waiting.pop()
-        kind = _kind_of(cast(Hashable, type(node)))
-        if kind == "leaf" or id(node) in seen:
-            continue
-        seen.add(id(node))
-        if kind == "module":
-            yield node
-            waiting += vars(node).values()
-        elif kind == "sequence":
-            waiting += node
-        elif kind == "mapping":
-            waiting += node.values()
-        elif _is_node(node):
-            waiting += [module for _, module in nnx.iter_modules(node)]
-
-
-def _is_node(thing: object) -> bool:
-    if type(thing) not in _NODES:
-        _NODES[type(thing)] = bool(nnx.graph.is_node(thing))
-    return _NODES[type(thing)]
-
-
-@lru_cache(maxsize=4096)
-def _kind_of(kind: type[Any]) -> Literal["leaf", "module", "sequence", "mapping", "other"]:
-    if issubclass(kind, nnx.Module):
-        return "module"
-    if issubclass(kind, _LEAVES):
-        return "leaf"
-    if issubclass(kind, list | tuple):
-        return "sequence"
-    return "mapping" if issubclass(kind, dict) else "other"
-
-
-@lru_cache(maxsize=1024)
-def _mode_names(kind: type[nnx.Module]) -> tuple[str, ...]:
-    """Which of the two modes a class of modules can be switched between."""
-    method = getattr(kind, "set_view", None)
-    parameters = {} if method is None else inspect.signature(method).parameters
-    takes_any = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
-    return tuple(name for name in ("use_running_average", "deterministic") if takes_any or name in parameters)
+def _arrays(variables: Iterable[tuple[Any, Any]]) -> FlatState:
+    """Returns the arrays in variables, or the shapes and dtypes of a model that has no weights yet."""
+    return {
+        path: variable.get_value() if isinstance(variable, nnx.Variable) else variable
+        for path, variable in variables
+    }
 
 
 def merge_model(
     graphdef: nnx.GraphDef[nnx.Module], flat: Mapping[Path, Array], rest: Mapping[Path, Array]
 ) -> nnx.Module:
-    """Builds a new model from what `split_model` returned; usable inside `jax.jit` and `jax.vmap`.
+    """Builds a new model from what `split_model` returned; it works inside `jax.jit` and `jax.vmap`.
+
+    Args:
+      graphdef: the static graph.
+      flat: path -> array.
+      rest: path -> array of the random state.
+
+    Returns:
+      A model of its own.
 
     Example:
       >>> parts = split_model(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
       >>> merge_model(*parts)(jax.numpy.ones((4, 2))).shape
       (4, 3)
     """
-    return nnx.merge(graphdef, _state(flat), _state(rest))
+    state: tuple[nnx.State[Any, Any], ...] = tuple(
+        nnx.from_flat_state(list(arrays.items())) for arrays in (flat, rest)
+    )
+    return nnx.merge(graphdef, *state)
+
+
+def set_mode(model: nnx.Module, mode: RunMode) -> nnx.Module:
+    """Switches batch norm and dropout of a model in place, as `nnx.view` does in a copy, and returns the model."""
+    for module in modules_of(model):
+        switches = _switches_of(type(module))
+        set_view = getattr(module, "set_view", None)
+        if switches and set_view is not None:
+            set_view(**dict.fromkeys(switches, mode == "evaluation"))
+    return model
+
+
+@lru_cache(maxsize=1024)
+def _switches_of(layer: type[nnx.Module]) -> tuple[str, ...]:
+    """Returns which of the two switches between modes a class of layers has."""
+    method = getattr(layer, "set_view", None)
+    parameters = {} if method is None else inspect.signature(method).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return tuple(name for name in ("use_running_average", "deterministic") if takes_any or name in parameters)
+
+
+def modules_of(model: nnx.Module) -> Iterator[nnx.Module]:
+    """Yields every module of a model once, the model first: those of `nnx.iter_modules`, several times faster."""
+    visited: set[int] = set()
+    stack: list[Any] = [model]
+    while stack:
+        value = stack.pop()
+        kind = _KINDS.get(type(value)) or _KINDS.setdefault(type(value), _kind_of(value))
+        if kind == "leaf" or id(value) in visited:
+            continue
+        visited.add(id(value))
+        if kind == "module":
+            yield value
+            stack += vars(value).values()
+        elif kind == "sequence":
+            stack += value
+        elif kind == "mapping":
+            stack += value.values()
+        else:
+            stack += [module for _, module in nnx.iter_modules(value)]
+
+
+def _kind_of(value: object) -> str:
+    """Returns how to search a value for modules."""
+    kinds = ((nnx.Module, "module"), (_LEAVES, "leaf"), ((list, tuple), "sequence"), (dict, "mapping"))
+    for types, kind in kinds:
+        if isinstance(value, types):
+            return kind
+    return "graph node" if nnx.graph.is_node(value) else "leaf"
 
 
 def parameter_paths(model: nnx.Module) -> frozenset[Path]:
-    """Paths of the trained parameters (`nnx.Param`), without batch statistics."""
+    """Returns the paths of a model's trained parameters (`nnx.Param`), without batch statistics."""
     return take_apart(model).trained
 
 
 def fingerprint(flat: Mapping[Path, Array | jax.ShapeDtypeStruct]) -> str:
-    """Sixteen hexadecimal digits that say which paths, shapes and dtypes a network has (not their values).
+    """Returns sixteen hexadecimal digits that identify a network's paths, shapes and dtypes (not its values).
 
     Example:
       >>> flat = {("kernel",): jax.numpy.zeros((2, 3))}
@@ -207,12 +215,3 @@ def fingerprint(flat: Mapping[Path, Array | jax.ShapeDtypeStruct]) -> str:
     """
     rows = sorted([dotted(path), list(array.shape), str(array.dtype)] for path, array in flat.items())
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-
-
-def _array(variable: nnx.Variable[Any] | Array) -> Array:
-    # of a model that was never given weights, its shape and dtype
-    return cast(Array, variable.get_value()) if isinstance(variable, nnx.Variable) else variable
-
-
-def _state(flat: Mapping[Path, Array]) -> nnx.State[Any, Any]:
-    return nnx.from_flat_state(list(flat.items()))

@@ -12,10 +12,10 @@ from jaxprune.structure.elementwise_rules import combine
 from jaxprune.structure.labels import FREE
 from jaxprune.structure.program import Operation
 from jaxprune.structure.trace import (
-    Delicate,
     LabelField,
+    LabelledValue,
+    SuspectAxis,
     Trace,
-    Value,
     free_axes,
     moved,
     output_shapes,
@@ -24,13 +24,13 @@ from jaxprune.structure.trace import (
     tidied,
 )
 
-Rule = Callable[[Trace, Operation, Sequence[Value]], list[Value]]
+Rule = Callable[[Trace, Operation, Sequence[LabelledValue]], list[LabelledValue]]
 NO_ORIGIN: frozenset[int] = frozenset()
 Block = tuple[list[int], list[int]]
 """Axes before and after a reshape that hold the same entries."""
 
 
-def _transpose(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _transpose(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     value, order = inputs[0], [int(axis) for axis in step.equation.params["permutation"]]
     new_axis = [order.index(axis) for axis in range(len(order))]
     return [
@@ -44,11 +44,11 @@ def _transpose(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[V
     ]
 
 
-def _squeeze(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _squeeze(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     return [without_axes(trace, step, inputs[0], [int(axis) for axis in step.equation.params["dimensions"]])]
 
 
-def without_axes(trace: Trace, step: Operation, value: Value, axes: Sequence[int]) -> Value:
+def without_axes(trace: Trace, step: Operation, value: LabelledValue, axes: Sequence[int]) -> LabelledValue:
     """A value without axes of length one; what was picked by its place on one of them stays."""
     kept = [axis for axis in range(len(value.shape)) if axis not in axes]
     new_axis = [kept.index(axis) if axis in kept else -1 for axis in range(len(value.shape))]
@@ -62,7 +62,7 @@ def without_axes(trace: Trace, step: Operation, value: Value, axes: Sequence[int
             axes_left = tuple(new_axis[own.axes[place]] for place in inside)
             fields.append(LabelField(axes_left, own.labels.squeeze(gone)))
         else:
-            trace.freeze([own], f"picked by its place in {step.where}")
+            trace.freeze([own], f"picked by its place in {step.location}")
     return dataclasses.replace(
         value,
         shape=tuple(value.shape[axis] for axis in kept),
@@ -72,19 +72,19 @@ def without_axes(trace: Trace, step: Operation, value: Value, axes: Sequence[int
     )
 
 
-def _broadcast(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _broadcast(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     value, (shape,) = inputs[0], output_shapes(step)
     places = [int(axis) for axis in step.equation.params["broadcast_dimensions"]]
     return [_laid_out(value, shape, places)]
 
 
-def _expand_dims(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _expand_dims(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     (shape,) = output_shapes(step)
     new = {int(axis) for axis in step.equation.params["dimensions"]}
     return [_laid_out(inputs[0], shape, [axis for axis in range(len(shape)) if axis not in new])]
 
 
-def _laid_out(value: Value, shape: tuple[int, ...], places: Sequence[int]) -> Value:
+def _laid_out(value: LabelledValue, shape: tuple[int, ...], places: Sequence[int]) -> LabelledValue:
     """A value whose axis i becomes axis `places[i]`; new axes, and axes of length one that grow, are free."""
     fixed, origin = list(free_axes(shape)), [NO_ORIGIN] * len(shape)
     for axis, place in enumerate(places):
@@ -100,7 +100,7 @@ def _laid_out(value: Value, shape: tuple[int, ...], places: Sequence[int]) -> Va
     )
 
 
-def _reshape(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _reshape(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     (shape,) = output_shapes(step)
     result = regrouped(trace, step, inputs[0], shape)
     source = step.inputs[0]
@@ -112,11 +112,11 @@ def _reshape(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Val
 def regrouped(
     trace: Trace,
     step: Operation,
-    value: Value,
+    value: LabelledValue,
     shape: tuple[int, ...],
     *,
     is_delicate: bool = True,
-) -> Value:
+) -> LabelledValue:
     """A value after a row-major reshape; delicate where the network's own code names the shape."""
     fixed, origin = list(free_axes(shape)), [NO_ORIGIN] * len(shape)
     blocks = _blocks(value.shape, shape)
@@ -128,19 +128,19 @@ def regrouped(
         if all(axis in plain for axis in own.axes):
             fields.append(LabelField(tuple(plain[axis] for axis in own.axes), own.labels))
             if is_delicate and any(_is_apart(value, shape, blocks[number]) for number in numbers):
-                trace.delicate.append(Delicate(own.labels, None))
+                trace.suspect_axes.append(SuspectAxis(own.labels, None))
             continue
         before = [axis for number in numbers for axis in blocks[number][0]]
         after = [axis for number in numbers for axis in blocks[number][1]]
         labels = spread(own, before, value.shape).reshape([shape[axis] for axis in after])
         if is_delicate and any(_is_apart(value, shape, blocks[number]) for number in numbers):
-            trace.delicate.append(Delicate(own.labels, _ties(labels)))
-            trace.placements[step.outputs[0], len(fields)] = step, labels
+            trace.suspect_axes.append(SuspectAxis(own.labels, _ties(labels)))
+            trace.split_labels[step.outputs[0], len(fields)] = step, labels
         found = tidied(after, labels) if after else None
         if found is not None:
             fields.append(found)
         elif own.labels.size == 1:
-            trace.freeze([own], f"picked by its place in {step.where}")
+            trace.freeze([own], f"picked by its place in {step.location}")
     labelled = {axis for own in fields for axis in own.axes}
     for before, after in blocks:
         reasons = [value.fixed[axis] for axis in before if value.fixed[axis] != FREE]
@@ -158,7 +158,7 @@ def regrouped(
     )
 
 
-def _is_apart(value: Value, shape: Sequence[int], block: tuple[list[int], list[int]]) -> bool:
+def _is_apart(value: LabelledValue, shape: Sequence[int], block: tuple[list[int], list[int]]) -> bool:
     """Whether an axis becomes several; of activations one of them may be of length one, all there is of some part."""
     before, after = block
     if not value.is_activation or not after:  # biases get axes of length one before they are added
@@ -209,14 +209,14 @@ def _blocks(before: Sequence[int], after: Sequence[int]) -> list[Block]:
     return found
 
 
-def _slice(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _slice(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     params, value = step.equation.params, inputs[0]
     strides = params["strides"] or (1,) * len(value.shape)
     bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
     return [_cut(trace, step, 0, value, [slice(int(a), int(b), int(c)) for a, b, c in bounds])]
 
 
-def _split(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _split(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     value, axis, start = inputs[0], int(step.equation.params["axis"]), 0
     found = []
     for number, size in enumerate(step.equation.params["sizes"]):
@@ -227,7 +227,9 @@ def _split(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value
     return found
 
 
-def _cut(trace: Trace, step: Operation, number: int, value: Value, index: Sequence[slice]) -> Value:
+def _cut(
+    trace: Trace, step: Operation, number: int, value: LabelledValue, index: Sequence[slice]
+) -> LabelledValue:
     shape = tuple(len(range(*own.indices(size))) for own, size in zip(index, value.shape, strict=True))
     fields = []
     for own in value.fields:
@@ -235,9 +237,9 @@ def _cut(trace: Trace, step: Operation, number: int, value: Value, index: Sequen
         if all(shape[axis] == value.shape[axis] for axis in own.axes):
             fields.append(own)
             continue
-        trace.delicate.append(Delicate(own.labels, _ties_of_parts(own, index)))
+        trace.suspect_axes.append(SuspectAxis(own.labels, _ties_of_parts(own, index)))
         labels = own.labels[parts]
-        trace.placements[step.outputs[number], len(fields)] = step, labels
+        trace.split_labels[step.outputs[number], len(fields)] = step, labels
         if not (labels == FREE).all():
             fields.append(LabelField(own.axes, labels))
     return dataclasses.replace(value, shape=shape, fields=tuple(fields))
@@ -255,7 +257,7 @@ def _ties_of_parts(own: LabelField, index: Sequence[slice]) -> tuple[np.ndarray,
     return None
 
 
-def _pad(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _pad(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     value, (shape,) = inputs[0], output_shapes(step)
     config = [tuple(int(number) for number in own) for own in step.equation.params["padding_config"]]
     alone = [axis for axis in range(len(shape)) if config[axis] != (0, 0, 0) and not value.over(axis)]
@@ -272,7 +274,7 @@ def _pad(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
             labels = _padded(labels, place, *config[axis])
         if len(own.axes) == 1:
             labels = _with_labels(trace, labels, *config[own.axes[0]][:2])
-        trace.delicate.append(Delicate(own.labels, None))
+        trace.suspect_axes.append(SuspectAxis(own.labels, None))
         fields.append(LabelField(own.axes, labels))
     return [dataclasses.replace(value, shape=shape, fields=tuple(fields))]
 
@@ -283,7 +285,7 @@ def _with_labels(trace: Trace, labels: np.ndarray, low: int, high: int) -> np.nd
     fill = trace.labels.fresh(low + high)
     both = min(low, high)
     ties = (fill[:both], fill[low : low + both]) if both else None
-    trace.delicate.append(Delicate(fill, ties, is_fill=True))
+    trace.suspect_axes.append(SuspectAxis(fill, ties, is_fill=True))
     return np.concatenate([fill[:low], labels[low : len(labels) - high], fill[low:]])
 
 
@@ -297,7 +299,7 @@ def _padded(labels: np.ndarray, place: int, low: int, high: int, interior: int) 
     return np.moveaxis(grown[max(-low, 0) : len(grown) - max(-high, 0)], 0, place)
 
 
-def _reverse(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _reverse(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     value, axes = inputs[0], {int(axis) for axis in step.equation.params["dimensions"]}
     fields = [
         LabelField(own.axes, np.flip(own.labels, tuple(p for p, axis in enumerate(own.axes) if axis in axes)))
@@ -306,7 +308,7 @@ def _reverse(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Val
     return [dataclasses.replace(value, fields=tuple(fields))]
 
 
-def _tile(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _tile(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     value, (shape,) = inputs[0], output_shapes(step)
     repeats = [int(number) for number in step.equation.params["reps"]]
     fields = [
@@ -317,7 +319,7 @@ def _tile(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]
     return [dataclasses.replace(value, shape=shape, fields=tuple(fields), fixed=fixed)]
 
 
-def _concatenate(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _concatenate(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     axis, (shape,) = int(step.equation.params["dimension"]), output_shapes(step)
     apart = [_without_axis(value, axis) for value in inputs]
     fields, fixed = combine(trace, step, apart, apart[0].shape)
@@ -341,7 +343,7 @@ def _concatenate(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list
     ]
 
 
-def _without_axis(value: Value, axis: int) -> Value:
+def _without_axis(value: LabelledValue, axis: int) -> LabelledValue:
     """A value with one index on an axis, as far as its other axes go."""
     shape = (*value.shape[:axis], 1, *value.shape[axis + 1 :])
     fields = tuple(own for own in value.fields if axis not in own.axes)
@@ -349,7 +351,7 @@ def _without_axis(value: Value, axis: int) -> Value:
     return dataclasses.replace(value, shape=shape, fields=fields, fixed=fixed)
 
 
-def _stands(trace: Trace, value: Value, axis: int) -> int:
+def _stands(trace: Trace, value: LabelledValue, axis: int) -> int:
     """What stands at the indices of an axis without labels that becomes part of a longer one."""
     if value.fixed[axis] == FREE and value.shape[axis] == 1 and (value.is_activation or value.sources):
         return trace.labels.fixed("a single channel, joined with others or padded")
@@ -357,7 +359,7 @@ def _stands(trace: Trace, value: Value, axis: int) -> int:
 
 
 def _joined_along(
-    trace: Trace, inputs: Sequence[Value], axis: int, shape: tuple[int, ...]
+    trace: Trace, inputs: Sequence[LabelledValue], axis: int, shape: tuple[int, ...]
 ) -> tuple[LabelField, ...]:
     """Fields over the axis on which values are joined, those of different values side by side in one."""
     own = [value.over(axis) for value in inputs]

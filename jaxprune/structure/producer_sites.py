@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.structure.channel_classes import ChannelClasses
+from jaxprune.structure.channel_classes import ChannelFamilies
 from jaxprune.structure.model_state import Path
 from jaxprune.structure.propagation import BATCH
-from jaxprune.structure.trace import Consumption, Value
+from jaxprune.structure.trace import ChannelRead, LabelledValue
 from jaxprune.types import Array
 
 
@@ -51,7 +51,7 @@ class ProducerSite:
 
 
 def sites_of(
-    families: ChannelClasses, names: Sequence[str], turns: dict[int, tuple[int, ...]]
+    families: ChannelFamilies, names: Sequence[str], turns: dict[int, tuple[int, ...]]
 ) -> tuple[dict[tuple[int, Path], ProducerSite], dict[int, str]]:
     """The site of each producer of each family, and why families have none.
 
@@ -62,9 +62,9 @@ def sites_of(
     """
     sites: dict[tuple[int, Path], ProducerSite] = {}
     missing: dict[int, str] = {}
-    for family, makers in enumerate(families.makers):
+    for family, makers in enumerate(families.producer_uses):
         for number in makers:
-            production = families.trace.productions[number]
+            production = families.trace.producer_uses[number]
             key = (family, production.kernel)
             if key in sites:  # of a shared kernel's uses the first one is read
                 continue
@@ -79,17 +79,17 @@ def sites_of(
 
 
 def _site(
-    families: ChannelClasses, family: int, number: int, name: str, turns: dict[int, tuple[int, ...]]
+    families: ChannelFamilies, family: int, number: int, name: str, turns: dict[int, tuple[int, ...]]
 ) -> ProducerSite | str:
-    trace, production = families.trace, families.trace.productions[number]
-    uses = [trace.consumptions[index] for index in families.readers[family]]
-    use = next((own for own in uses if number in own.seen.producers), None)
+    trace, production = families.trace, families.trace.producer_uses[number]
+    uses = [trace.reads[index] for index in families.reads[family]]
+    use = next((own for own in uses if number in own.value.producers), None)
     kernel = ".".join(str(part) for part in production.kernel)
     if use is None:
         return f"channels of {kernel} never enter a layer with weights"
     use = _before_reshapes(families, family, use)
-    batch = [axis for axis, own in enumerate(use.seen.fixed) if own == trace.labels.fixed(BATCH)]
-    seen = _place_in_value(families, family, use.seen)
+    batch = [axis for axis, own in enumerate(use.value.fixed) if own == trace.labels.fixed(BATCH)]
+    seen = _place_in_value(families, family, use.value)
     made = place_in_array(families, family, production.kernel, sorted(production.axes))
     if len(batch) != 1 or seen is None or made is None:
         return f"activations of {kernel} have no plain batch and channel axes"
@@ -105,37 +105,37 @@ def _site(
         beta=beta,
         consumer=use.kernel if consumed is not None else None,
         consumed=consumed,
-        value=use.value,
+        value=use.value_number,
         seen=seen,
         batch_axis=batch[0],
-        turns=turns.get(use.value, ()),
+        turns=turns.get(use.value_number, ()),
     )
 
 
-def _before_reshapes(families: ChannelClasses, family: int, use: Consumption) -> Consumption:
+def _before_reshapes(families: ChannelFamilies, family: int, use: ChannelRead) -> ChannelRead:
     """The same activations before they were laid out anew, as long as channels had an axis of their own there."""
     trace = families.trace
-    place = _place_in_value(families, family, use.seen)
-    while place is not None and place.positions.shape[1] > 1 and use.value in trace.reshaped:
-        number = trace.reshaped[use.value]
+    place = _place_in_value(families, family, use.value)
+    while place is not None and place.positions.shape[1] > 1 and use.value_number in trace.reshaped:
+        number = trace.reshaped[use.value_number]
         before = trace.values[number]
         found = _place_in_value(families, family, before)
         if found is None or found.positions.shape[1] >= place.positions.shape[1]:
             break
-        use, place = use._replace(value=number, seen=before), found
+        use, place = use._replace(value_number=number, value=before), found
     return use
 
 
-def _place_in_value(families: ChannelClasses, family: int, value: Value) -> ChannelIndices | None:
+def _place_in_value(families: ChannelFamilies, family: int, value: LabelledValue) -> ChannelIndices | None:
     found: ChannelIndices | None = None
     for own in value.fields:
-        members, channels = families.of(families.trace.labels.find(own.labels))
+        members, channels = families.locate(families.trace.labels.find(own.labels))
         if not (members == family).any():
             continue
         if found is not None:
             return None
         flat = np.where(members == family, channels, -1).reshape(-1)
-        positions = positions_of(flat, len(families.members[family]))
+        positions = positions_of(flat, len(families.channel_roots[family]))
         if positions is None:
             return None
         found = ChannelIndices(own.axes, positions)
@@ -143,13 +143,13 @@ def _place_in_value(families: ChannelClasses, family: int, value: Value) -> Chan
 
 
 def place_in_array(
-    families: ChannelClasses, family: int, path: Path, axes: Sequence[int]
+    families: ChannelFamilies, family: int, path: Path, axes: Sequence[int]
 ) -> ChannelIndices | None:
     """Where a family sits on one of some axes of an array; None where on none, on several, or unevenly."""
     found: ChannelIndices | None = None
     for axis in axes:
         for channels in families.on_axis(path, axis).get(family, []):
-            positions = positions_of(channels, len(families.members[family]))
+            positions = positions_of(channels, len(families.channel_roots[family]))
             if found is not None or positions is None:
                 return None
             found = ChannelIndices((axis,), positions)
@@ -172,21 +172,21 @@ def positions_of(channels: np.ndarray, count: int) -> np.ndarray | None:
 
 
 def _norm(
-    families: ChannelClasses, family: int, number: int, use: Consumption
+    families: ChannelFamilies, family: int, number: int, use: ChannelRead
 ) -> tuple[tuple[Path, ChannelIndices] | None, tuple[Path, ChannelIndices] | None]:
     """The first learned scale after a production and before its first use, and the first shift after that."""
     trace = families.trace
     gamma: Path | None = None
     beta: Path | None = None
     is_scaled = False
-    for touch in trace.touches[: use.order]:
+    for touch in trace.affine_uses[: use.num_affine_uses]:
         if (
             number not in touch.producers
             or (touch.is_scale and is_scaled)
             or not (touch.is_scale or is_scaled)
         ):
             continue
-        if not (families.of(trace.labels.find(touch.labels))[0] == family).any():
+        if not (families.locate(trace.labels.find(touch.labels))[0] == family).any():
             continue
         trained = sorted((touch.sources & trace.trained) - {gamma}, key=str)
         only = trained[0] if len(trained) == 1 else None
@@ -198,7 +198,7 @@ def _norm(
     return _vector(families, family, gamma), _vector(families, family, beta)
 
 
-def _vector(families: ChannelClasses, family: int, path: Path | None) -> tuple[Path, ChannelIndices] | None:
+def _vector(families: ChannelFamilies, family: int, path: Path | None) -> tuple[Path, ChannelIndices] | None:
     if path is None:
         return None
     place = place_in_array(families, family, path, range(len(families.roots[path])))

@@ -20,7 +20,7 @@ import jaxlib
 import optax
 from flax import nnx
 
-from jaxprune.structure.model_state import FlatState, Path, Running, merge_model, switch
+from jaxprune.structure.model_state import FlatState, Path, RunMode, merge_model, set_mode
 from jaxprune.types import Array
 
 _LIBRARIES = (
@@ -53,7 +53,7 @@ class Operation:
         return self.equation.primitive.name
 
     @cached_property
-    def where(self) -> str:
+    def location(self) -> str:
         """The primitive with the user's source line, for messages."""
         # a library function's own jit knows no user line, the call of it does
         for frame in (frame for equation in (self.equation, *self.callers) for frame in _frames(equation)):
@@ -67,16 +67,16 @@ class Body:
     """The steps of a loop's turn or of a branch; nothing but its inputs comes from outside."""
 
     inputs: tuple[int, ...]
-    steps: tuple[Operation, ...]
+    operations: tuple[Operation, ...]
     outputs: tuple[int | jex.Literal, ...]
     rules: tuple[Rule, ...] = ()
 
     @cached_property
-    def numbers(self) -> frozenset[int]:
+    def value_numbers(self) -> frozenset[int]:
         """Of all values within, those of nested loops too."""
-        own = {number for step in self.steps for number in step.outputs}
+        own = {number for step in self.operations for number in step.outputs}
         return frozenset(
-            own.union(self.inputs, *(body.numbers for step in self.steps for body in step.bodies))
+            own.union(self.inputs, *(body.value_numbers for step in self.operations for body in step.bodies))
         )
 
 
@@ -97,14 +97,14 @@ class Program:
     whose derivative is not that of their steps, outer before inner.
     """
 
-    steps: tuple[Operation, ...]
+    operations: tuple[Operation, ...]
     parameters: Mapping[Path, int]
     example: int
     constants: Mapping[int, jax.Array]
     outputs: tuple[int, ...]
     shapes: Mapping[int, tuple[int, ...]]
     rules: tuple[Rule, ...] = ()
-    mode: Running = "evaluation"
+    mode: RunMode = "evaluation"
 
 
 def trace_program(
@@ -112,7 +112,7 @@ def trace_program(
     flat: Mapping[Path, Array | jax.ShapeDtypeStruct],
     rest: FlatState,
     example: jax.ShapeDtypeStruct,
-    mode: Running = "evaluation",
+    mode: RunMode = "evaluation",
 ) -> Program:
     """Runs the network on shapes alone and records its operations.
 
@@ -129,7 +129,7 @@ def trace_program(
     def forward(arrays: list[Array], others: list[Array], images: jax.Array) -> Array:
         own = dict(zip(paths, arrays, strict=True))
         network = merge_model(graphdef, own, dict(zip(random, others, strict=True)))
-        return cast(Array, switch(network, mode)(images))
+        return cast(Array, set_mode(network, mode)(images))
 
     shapes = [jax.ShapeDtypeStruct(flat[path].shape, flat[path].dtype) for path in paths]
     keys = [jax.ShapeDtypeStruct(rest[path].shape, rest[path].dtype) for path in random]
@@ -155,7 +155,7 @@ def trace_program(
         if not isinstance(variable, jex.Literal)
     )
     return Program(
-        steps=tuple(flattening.steps),
+        operations=tuple(flattening.steps),
         parameters=dict(zip(paths, inputs, strict=False)),
         example=inputs[-1],
         constants=flattening.constants,
@@ -197,13 +197,13 @@ def _run(
     """Adds to `values` what is wanted, and everything it follows from."""
     needed = set(wanted)
     chosen: list[Operation] = []
-    for step in reversed(part.steps if not added else _with_rules(part, wanted)):
-        if needed.intersection(step.outputs) or any(wanted & body.numbers for body in step.bodies):
+    for step in reversed(part.operations if not added else _with_rules(part, wanted)):
+        if needed.intersection(step.outputs) or any(wanted & body.value_numbers for body in step.bodies):
             chosen.append(step)
             needed.update(value for value in step.inputs if isinstance(value, int))
     for step in reversed(chosen):
         inputs = [values[value] if isinstance(value, int) else value.val for value in step.inputs]
-        within = [number for number in wanted if any(number in body.numbers for body in step.bodies)]
+        within = [number for number in wanted if any(number in body.value_numbers for body in step.bodies)]
         if within:
             results = _run_loop(step, inputs, values, sorted(within), added)
         else:
@@ -233,7 +233,7 @@ def _run_loop(
     num_consts, num_carry = params["num_consts"], params["num_carry"]
     consts, rest = tuple(inputs[:num_consts]), inputs[num_consts:]
     carry, slices = tuple(rest[:num_carry]), tuple(rest[num_carry:])
-    own = {number: value for number, value in added.items() if number in body.numbers}
+    own = {number: value for number, value in added.items() if number in body.value_numbers}
     outputs = [number for number in body.outputs if isinstance(number, int)]
     outer = dict(values)
 
@@ -257,12 +257,12 @@ def _with_rules(program: Program | Body, wanted: frozenset[int]) -> tuple[Operat
     for rule in program.rules:
         if rule.opened.start < position:  # within a call that is kept already
             continue
-        inside = {number for index in rule.opened for number in program.steps[index].outputs}
+        inside = {number for index in rule.opened for number in program.operations[index].outputs}
         if wanted & (inside - set(rule.call.outputs)) or not inside.issuperset(rule.call.outputs):
             continue
-        steps += [*program.steps[position : rule.opened.start], rule.call]
+        steps += [*program.operations[position : rule.opened.start], rule.call]
         position = rule.opened.stop
-    return (*steps, *program.steps[position:])
+    return (*steps, *program.operations[position:])
 
 
 def shape_of(variable: jex.Var | jex.Literal) -> tuple[int, ...]:

@@ -17,14 +17,14 @@ from jaxprune.structure.labels import FREE, Labels
 from jaxprune.structure.model_state import Path
 from jaxprune.structure.program import Body, Operation, Program, shape_of
 from jaxprune.structure.rules import apply_rule, constant, mixed
-from jaxprune.structure.trace import LabelField, Request, Seeds, State, Trace, Value
+from jaxprune.structure.trace import FactorRequest, LabelField, LabelledValue, Seeds, StartingLabels, Trace
 
 BATCH = "the batch axis of the input"
 _INPUT = "input of the network"
 _MOST_ROUNDS = 4
 
 
-def walk(program: Program, trained: frozenset[Path], seeds: Seeds, labels: Labels) -> Trace:
+def propagate(program: Program, trained: frozenset[Path], seeds: Seeds, labels: Labels) -> Trace:
     """Applies the rule of every step in program order.
 
     Args:
@@ -43,19 +43,19 @@ def walk(program: Program, trained: frozenset[Path], seeds: Seeds, labels: Label
     fixed = [
         labels.fixed(BATCH if axis == 0 else _INPUT) if size > 1 else FREE for axis, size in enumerate(shape)
     ]
-    trace.values[program.example] = Value(shape, fixed=tuple(fixed), is_activation=True)
+    trace.values[program.example] = LabelledValue(shape, fixed=tuple(fixed), is_activation=True)
     for number, array in program.constants.items():
         trace.values[number] = constant(trace, array)
-    _walk_steps(trace, program.steps)
+    _walk_steps(trace, program.operations)
     for number in program.outputs:
         trace.freeze(trace.values[number].fields, "output of the network")
     return trace
 
 
-def _parameter(path: Path, shape: tuple[int, ...], seeds: Sequence[Sequence[np.ndarray]]) -> Value:
+def _parameter(path: Path, shape: tuple[int, ...], seeds: Sequence[Sequence[np.ndarray]]) -> LabelledValue:
     fields = tuple(LabelField((axis,), own) for axis, parts in enumerate(seeds) for own in parts)
     origin = tuple(frozenset({axis}) for axis in range(len(shape)))
-    return Value(shape, fields, (FREE,) * len(shape), frozenset({path}), origin)
+    return LabelledValue(shape, fields, (FREE,) * len(shape), frozenset({path}), origin)
 
 
 def _walk_steps(trace: Trace, steps: Sequence[Operation]) -> None:
@@ -72,14 +72,14 @@ def _walk_steps(trace: Trace, steps: Sequence[Operation]) -> None:
         trace.values.update(zip(step.outputs, outputs, strict=True))
 
 
-def _read(trace: Trace, value: int | jex.Literal) -> Value:
+def _read(trace: Trace, value: int | jex.Literal) -> LabelledValue:
     if isinstance(value, int):
         return trace.values[value]
     shape = shape_of(value)
-    return Value(shape, fixed=(FREE,) * len(shape)) if not shape else constant(trace, value.val)
+    return LabelledValue(shape, fixed=(FREE,) * len(shape)) if not shape else constant(trace, value.val)
 
 
-def _scan(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _scan(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     params, (body,) = step.equation.params, step.bodies
     num_consts, num_carry = int(params["num_consts"]), int(params["num_carry"])
     consts, carry = inputs[:num_consts], inputs[num_consts : num_consts + num_carry]
@@ -90,7 +90,7 @@ def _scan(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]
     return [*carry, *(_stack_of(trace, step, value, int(params["length"])) for value in stacked)]
 
 
-def _while(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _while(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     params, (condition, body) = step.equation.params, step.bodies
     first, second = int(params["cond_nconsts"]), int(params["body_nconsts"])
     consts, carry = inputs[first : first + second], inputs[first + second :]
@@ -99,7 +99,7 @@ def _while(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value
     return carry
 
 
-def _cond(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _cond(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     found = [_run_body(trace, body, inputs[1:]) for body in step.bodies]
     return [_same(trace, step, values) for values in zip(*found, strict=True)]
 
@@ -108,14 +108,14 @@ def _repeat(
     trace: Trace,
     step: Operation,
     body: Body,
-    consts: Sequence[Value],
-    carry: Sequence[Value],
-    slices: Sequence[Value],
-) -> tuple[list[Value], list[Value]]:
+    consts: Sequence[LabelledValue],
+    carry: Sequence[LabelledValue],
+    slices: Sequence[LabelledValue],
+) -> tuple[list[LabelledValue], list[LabelledValue]]:
     """What a loop carries to its end, and the other results of a turn; walked until nothing new is learned."""
     noted = _noted(trace)
     carried = list(carry)
-    found: list[Value] = []
+    found: list[LabelledValue] = []
     for _ in range(_MOST_ROUNDS):
         for records, length in noted:
             del records[length:]
@@ -126,37 +126,37 @@ def _repeat(
         if is_known:
             return carried, found[len(carried) :]
     for value in carried:
-        trace.freeze(value.fields, f"what the turns of a loop hand on never settles: {step.where}")
+        trace.freeze(value.fields, f"what the turns of a loop hand on never settles: {step.location}")
     return carried, found[len(carried) :]
 
 
 def _noted(trace: Trace) -> list[tuple[list[object], int]]:
-    records: list[list[object]] = [trace.consumptions, trace.touches, trace.costs]  # type: ignore[list-item]
+    records: list[list[object]] = [trace.reads, trace.affine_uses, trace.contraction_macs]  # type: ignore[list-item]
     return [(own, len(own)) for own in records]
 
 
-def _layout(value: Value) -> object:
+def _layout(value: LabelledValue) -> object:
     return [own.axes for own in value.fields], value.fixed, value.producers
 
 
-def _same(trace: Trace, step: Operation, values: Sequence[Value]) -> Value:
+def _same(trace: Trace, step: Operation, values: Sequence[LabelledValue]) -> LabelledValue:
     """One value that may be any of some."""
     fields, fixed = combine(trace, step, values, values[0].shape)
     return mixed(trace, step, values, values[0].shape, fields, fixed)
 
 
-def _run_body(trace: Trace, body: Body, inputs: Sequence[Value]) -> list[Value]:
+def _run_body(trace: Trace, body: Body, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     trace.values.update(zip(body.inputs, inputs, strict=True))
-    _walk_steps(trace, body.steps)
+    _walk_steps(trace, body.operations)
     return [_read(trace, value) for value in body.outputs]
 
 
-def _turn_of(trace: Trace, step: Operation, value: Value) -> Value:
+def _turn_of(trace: Trace, step: Operation, value: LabelledValue) -> LabelledValue:
     """What one turn of a loop sees of an array that it runs along."""
     fields = []
     for own in value.fields:
         if 0 in own.axes:
-            trace.freeze([own], f"one for each turn of {step.where}")
+            trace.freeze([own], f"one for each turn of {step.location}")
         else:
             fields.append(LabelField(tuple(axis - 1 for axis in own.axes), own.labels))
     return dataclasses.replace(
@@ -164,7 +164,7 @@ def _turn_of(trace: Trace, step: Operation, value: Value) -> Value:
     )
 
 
-def _stack_of(trace: Trace, step: Operation, value: Value, length: int) -> Value:
+def _stack_of(trace: Trace, step: Operation, value: LabelledValue, length: int) -> LabelledValue:
     fields = tuple(LabelField(tuple(axis + 1 for axis in own.axes), own.labels) for own in value.fields)
     wall = trace.labels.fixed("the turns of a loop") if length > 1 else FREE
     return dataclasses.replace(
@@ -194,16 +194,16 @@ def first_seeds(shapes: Mapping[Path, tuple[int, ...]]) -> tuple[Seeds, int]:
     return seeds, count
 
 
-def first_state(
+def starting_labels(
     shapes: Mapping[Path, tuple[int, ...]], tied: Sequence[tuple[tuple[Path, int], tuple[Path, int]]] = ()
-) -> State:
+) -> StartingLabels:
     """Labels before the first walk; `tied` are (path, axis) pairs whose indices fall together."""
     seeds, count = first_seeds(shapes)
     same = [(seeds[a][i][0], seeds[b][j][0]) for (a, i), (b, j) in tied if seeds[a][i] and seeds[b][j]]
-    return State(seeds, count, tuple(same))
+    return StartingLabels(seeds, count, tuple(same))
 
 
-def settled_trace(program: Program, trained: frozenset[Path], state: State) -> Trace:
+def propagate_and_factor(program: Program, trained: frozenset[Path], state: StartingLabels) -> Trace:
     """The trace of a network whose labels are taken apart as far as its operations need it.
 
     Args:
@@ -213,35 +213,35 @@ def settled_trace(program: Program, trained: frozenset[Path], state: State) -> T
     """
     trace = _walked(program, trained, state)
     for _ in range(_MOST_WALKS - 1):
-        if not trace.requests:
+        if not trace.factor_requests:
             break
         seeds, count, found = _taken_apart(trace, state.seeds, state.size)
-        state = State(seeds, count, (*state.same, *found))
+        state = StartingLabels(seeds, count, (*state.same, *found))
         trace = _walked(program, trained, state)
-    for request in trace.requests:
+    for request in trace.factor_requests:
         trace.labels.freeze(request.labels, "axes are taken apart in ways that do not go together")
     return trace
 
 
-def _walked(program: Program, trained: frozenset[Path], state: State) -> Trace:
+def _walked(program: Program, trained: frozenset[Path], state: StartingLabels) -> Trace:
     labels = Labels(state.size)
     for left, right in state.same:
         labels.unite(left, right)
-    trace = walk(program, trained, state.seeds, labels)
-    trace.state = state
+    trace = propagate(program, trained, state.seeds, labels)
+    trace.start = state
     return trace
 
 
-def tied_state(trace: Trace, ties: Sequence[tuple[np.ndarray, np.ndarray]]) -> State:
+def with_ties(trace: Trace, ties: Sequence[tuple[np.ndarray, np.ndarray]]) -> StartingLabels:
     """The state of a walk with further labels that fall together."""
-    assert trace.state is not None
-    count = trace.state.size
+    assert trace.start is not None
+    count = trace.start.size
     pairs = []
     for left, right in ties:
         a, b = trace.labels.find(left), trace.labels.find(right)
         known = (a >= 0) & (b >= 0) & (a < count) & (b < count)  # the walk's own labels are gone with it
         pairs.append((a[known], b[known]))
-    return trace.state._replace(same=(*trace.state.same, *pairs))
+    return trace.start._replace(same=(*trace.start.same, *pairs))
 
 
 def _taken_apart(
@@ -254,7 +254,7 @@ def _taken_apart(
     done: set[int] = set()
     same: list[tuple[np.ndarray, np.ndarray]] = []
     tables: list[tuple[np.ndarray, list[np.ndarray]]] = []
-    for request in trace.requests:
+    for request in trace.factor_requests:
         roots, coordinates = _roots_and_coordinates(trace.labels, request)
         if roots.size == 0 or done.intersection(roots.tolist()):
             continue  # of what was taken apart before, the next walk knows more
@@ -283,7 +283,7 @@ def _taken_apart(
     return result, count, same
 
 
-def _roots_and_coordinates(labels: Labels, request: Request) -> tuple[np.ndarray, list[np.ndarray]]:
+def _roots_and_coordinates(labels: Labels, request: FactorRequest) -> tuple[np.ndarray, list[np.ndarray]]:
     is_label = request.labels >= 0
     return labels.find(request.labels[is_label]), [own[is_label] for own in request.coordinates]
 

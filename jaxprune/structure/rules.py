@@ -19,7 +19,7 @@ from jaxprune.structure.elementwise_rules import combine, drop_axes
 from jaxprune.structure.labels import FREE, distinct
 from jaxprune.structure.movement_rules import MOVEMENTS, NO_ORIGIN, Rule
 from jaxprune.structure.program import Operation
-from jaxprune.structure.trace import LabelField, Trace, Value, free_axes, output_shapes
+from jaxprune.structure.trace import LabelField, LabelledValue, Trace, free_axes, output_shapes
 
 _ELEMENTWISE = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clip
@@ -30,28 +30,28 @@ sqrt square stop_gradient sub tan tanh xor
 """.split()
 
 
-def apply_rule(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def apply_rule(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     """The values a step makes, by its primitive's rule; without a rule, frozen ones."""
     rule = _RULES.get(step.name)
     if rule is None:
-        return frozen_outputs(trace, step, inputs, f"no rule for {step.where}")
+        return frozen_outputs(trace, step, inputs, f"no rule for {step.location}")
     return rule(trace, step, inputs)
 
 
 def mixed(
     trace: Trace,
     step: Operation,
-    inputs: Sequence[Value],
+    inputs: Sequence[LabelledValue],
     shape: tuple[int, ...],
     fields: Sequence[LabelField],
     fixed: Sequence[int],
-) -> Value:
+) -> LabelledValue:
     """A value made of `inputs`: an activation if any of them is one, else made of all their parameters."""
     is_activation = any(value.is_activation for value in inputs)
     origin: tuple[frozenset[int], ...] = ()
     if not is_activation:
         origin = next((value.origin for value in inputs if value.sources and value.shape == shape), ())
-    return Value(
+    return LabelledValue(
         shape=shape,
         fields=tuple(fields),
         fixed=tuple(fixed),
@@ -62,7 +62,7 @@ def mixed(
     )
 
 
-def _elementwise(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _elementwise(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     (shape,) = output_shapes(step)
     if len(inputs) == 1:
         return [dataclasses.replace(inputs[0], shape=shape)]
@@ -74,11 +74,11 @@ def _elementwise(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list
     return [mixed(trace, step, inputs, shape, fields, fixed)]
 
 
-def _reduce(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _reduce(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     axes, value = {int(axis) for axis in step.equation.params["axes"]}, inputs[0]
     if step.name in ("argmax", "argmin"):
         for axis in axes:
-            trace.freeze(value.over(axis), f"the place of a channel is the result of {step.where}")
+            trace.freeze(value.over(axis), f"the place of a channel is the result of {step.location}")
     kept = [axis for axis in range(len(value.shape)) if axis not in axes]
     fields = [
         LabelField(tuple(kept.index(axis) for axis in own.axes), own.labels)
@@ -96,22 +96,22 @@ def _reduce(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Valu
 
 
 def pass_whole(
-    trace: Trace, step: Operation, value: Value, is_whole: Sequence[bool], shape: tuple[int, ...]
-) -> Value:
+    trace: Trace, step: Operation, value: LabelledValue, is_whole: Sequence[bool], shape: tuple[int, ...]
+) -> LabelledValue:
     """Axes that pass whole keep their labels; the others are frozen before and fixed after."""
     fields, fixed = [], list(value.fixed)
     for own in value.fields:
         if all(is_whole[axis] for axis in own.axes):
             fields.append(own)
         else:
-            trace.freeze([own], f"cut, padded or reordered by {step.where}")
+            trace.freeze([own], f"cut, padded or reordered by {step.location}")
     for axis, whole in enumerate(is_whole):
         if not whole and fixed[axis] == FREE and shape[axis] > 1:
             fixed[axis] = trace.labels.fixed(f"cut, padded or reordered by {step.name}")
     return dataclasses.replace(value, shape=shape, fields=tuple(fields), fixed=tuple(fixed))
 
 
-def _window(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _window(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     value, (shape,) = inputs[0], output_shapes(step)
     window = step.equation.params["window_dimensions"]
     sizes = zip(window, value.shape, shape, strict=True)
@@ -133,7 +133,7 @@ def _window(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Valu
     return [pass_whole(trace, step, dataclasses.replace(value, fields=tuple(kept)), is_whole, shape)]
 
 
-def _along_axis(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _along_axis(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     """Sorting and running sums: entries move, or add up, along one axis."""
     params = step.equation.params
     axis = int(params.get("axis", params.get("dimension", -1)))
@@ -149,16 +149,16 @@ def _along_axis(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[
     return found
 
 
-def _iota(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _iota(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     (shape,) = output_shapes(step)
     fixed = list(free_axes(shape))
     axis = int(step.equation.params["dimension"])
     if shape[axis] > 1:
-        fixed[axis] = trace.labels.fixed(f"counted by {step.where}")
-    return [Value(shape, fixed=tuple(fixed))]
+        fixed[axis] = trace.labels.fixed(f"counted by {step.location}")
+    return [LabelledValue(shape, fixed=tuple(fixed))]
 
 
-def _gather(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _gather(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     """Rows looked up by number: axes that pass whole keep their labels, those that are looked into stay."""
     value, indices = inputs
     (shape,), params = output_shapes(step), step.equation.params
@@ -167,7 +167,7 @@ def _gather(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Valu
     offsets = dict(
         zip((axis for axis in range(len(sizes)) if axis not in gone), numbers.offset_dims, strict=True)
     )
-    reason = f"looked up by number in {step.where}"
+    reason = f"looked up by number in {step.location}"
     trace.freeze(indices.fields, reason)
     wall, fixed = trace.labels.fixed(reason), list(free_axes(shape))
     batch = [axis for axis in range(len(shape)) if axis not in numbers.offset_dims]
@@ -193,8 +193,8 @@ def _gather(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Valu
 
 
 def _looked_up(
-    trace: Trace, step: Operation, table: Value, found: Value, offsets: Mapping[int, int]
-) -> Value:
+    trace: Trace, step: Operation, table: LabelledValue, found: LabelledValue, offsets: Mapping[int, int]
+) -> LabelledValue:
     """An embedding: the table makes the channels of what is looked up in it."""
     if not found.is_activation or not found.fields or len(table.sources) != 1:
         return found
@@ -205,13 +205,15 @@ def _looked_up(
     return dataclasses.replace(found, producers=found.producers | {number})
 
 
-def _dynamic_slice(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _dynamic_slice(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     value, (shape,) = inputs[0], output_shapes(step)
     is_whole = [before == after for before, after in zip(value.shape, shape, strict=True)]
     return [pass_whole(trace, step, value, is_whole, shape)]
 
 
-def _dynamic_update_slice(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _dynamic_update_slice(
+    trace: Trace, step: Operation, inputs: Sequence[LabelledValue]
+) -> list[LabelledValue]:
     value, update = inputs[:2]
     is_whole = [a == b for a, b in zip(value.shape, update.shape, strict=True)]
     parts = [
@@ -226,30 +228,30 @@ def _dynamic_update_slice(trace: Trace, step: Operation, inputs: Sequence[Value]
     return [mixed(trace, step, inputs, value.shape, fields, walls)]
 
 
-def _bitcast(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _bitcast(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     (shape,) = output_shapes(step)
     if shape != inputs[0].shape:
-        return frozen_outputs(trace, step, inputs, f"numbers of another width in {step.where}")
+        return frozen_outputs(trace, step, inputs, f"numbers of another width in {step.location}")
     return _elementwise(trace, step, inputs)
 
 
-def _draw(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _draw(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     """Random numbers; in training they are others each time, so it does not matter which ones a channel is given."""
     if trace.program.mode == "evaluation":
         return frozen_outputs(
-            trace, step, inputs, f"random numbers of its own for each, drawn by {step.where}"
+            trace, step, inputs, f"random numbers of its own for each, drawn by {step.location}"
         )
-    return [Value(shape, fixed=free_axes(shape)) for shape in output_shapes(step)]
+    return [LabelledValue(shape, fixed=free_axes(shape)) for shape in output_shapes(step)]
 
 
-def _barrier(trace: Trace, step: Operation, inputs: Sequence[Value]) -> list[Value]:
+def _barrier(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     return list(inputs)
 
 
-def constant(trace: Trace, array: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> Value:
+def constant(trace: Trace, array: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> LabelledValue:
     """An array built into the program: free along axes on which it does not change."""
     if isinstance(array, jax.ShapeDtypeStruct) or jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        return Value(
+        return LabelledValue(
             tuple(array.shape), fixed=free_axes(array.shape)
         )  # random keys, which have no axes of channels
     known = np.asarray(array)
@@ -258,7 +260,7 @@ def constant(trace: Trace, array: jax.Array | np.ndarray | jax.ShapeDtypeStruct)
     for axis, size in enumerate(known.shape):
         same = size <= 1 or bool((known == known.take([0], axis=axis)).all())
         fixed.append(FREE if same else wall)
-    return Value(tuple(known.shape), fixed=tuple(fixed))
+    return LabelledValue(tuple(known.shape), fixed=tuple(fixed))
 
 
 _RULES: Mapping[str, Rule] = MappingProxyType(

@@ -106,7 +106,7 @@ def _with_twins(
     labels = []
     for each in cut.labels:
         found = each[places]
-        is_own = structure.families.of(np.where(found >= 0, found % size, FREE))[0] == family
+        is_own = structure.families.locate(np.where(found >= 0, found % size, FREE))[0] == family
         labels.append(np.where(is_own, found + copy_of * size, found))
     most = 1 + max(int(each.max(initial=0)) for each in runs.values())
     grown = {

@@ -16,7 +16,7 @@ Seeds = dict[Path, tuple[tuple[np.ndarray, ...], ...]]
 """For every array and axis its labels: one [length] array, or several where the axis is a product of factors."""
 
 
-class KernelUse(NamedTuple):
+class ProducerUse(NamedTuple):
     """One use of a kernel that makes channels: its axes that the channels follow."""
 
     kernel: Path
@@ -25,19 +25,19 @@ class KernelUse(NamedTuple):
     """Some of those of the channels."""
 
 
-class Consumption(NamedTuple):
+class ChannelRead(NamedTuple):
     """Where channels are read: the value, those of its axes, and the kernel with the axes that meet them."""
 
-    value: int
-    seen: Value
+    value_number: int
+    value: LabelledValue
     axes: tuple[int, ...]
     kernel: Path | None
     kernel_axes: frozenset[int]
-    order: int
+    num_affine_uses: int
     """How many touches came before it."""
 
 
-class Touch(NamedTuple):
+class AffineUse(NamedTuple):
     """A learned scale or shift of activations."""
 
     is_scale: bool
@@ -46,7 +46,7 @@ class Touch(NamedTuple):
     labels: np.ndarray
 
 
-class Cost(NamedTuple):
+class ContractionMacs(NamedTuple):
     """Multiply-adds of one contraction (of a whole batch): a constant, and fields over the axes that may be cut."""
 
     constant: int
@@ -54,7 +54,7 @@ class Cost(NamedTuple):
     """Of axes that share fields: flat labels, a factor each, all of one length."""
 
 
-class Delicate(NamedTuple):
+class SuspectAxis(NamedTuple):
     """Labels on an axis that is cut, padded or taken apart: code there may count on their number."""
 
     labels: np.ndarray
@@ -64,7 +64,7 @@ class Delicate(NamedTuple):
     """Whether these are the ends that a pad adds: as many before as behind, whatever else the code counts on."""
 
 
-class State(NamedTuple):
+class StartingLabels(NamedTuple):
     """Labels before a walk: those of every array, how many there are, and which of them are the same."""
 
     seeds: Seeds
@@ -72,7 +72,7 @@ class State(NamedTuple):
     same: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
 
 
-class Request(NamedTuple):
+class FactorRequest(NamedTuple):
     """Labels whose indices an operation takes apart: label i stands for the pair, or more, of its coordinates."""
 
     labels: np.ndarray
@@ -87,19 +87,19 @@ class Trace:
     labels: Labels
     seeds: Seeds
     trained: frozenset[Path]
-    values: dict[int, Value] = field(default_factory=dict)
-    productions: list[KernelUse] = field(default_factory=list)
-    consumptions: list[Consumption] = field(default_factory=list)
-    touches: list[Touch] = field(default_factory=list)
-    costs: list[Cost] = field(default_factory=list)
-    requests: list[Request] = field(default_factory=list)
-    unites: list[tuple[Operation, np.ndarray, np.ndarray]] = field(default_factory=list)
+    values: dict[int, LabelledValue] = field(default_factory=dict)
+    producer_uses: list[ProducerUse] = field(default_factory=list)
+    reads: list[ChannelRead] = field(default_factory=list)
+    affine_uses: list[AffineUse] = field(default_factory=list)
+    contraction_macs: list[ContractionMacs] = field(default_factory=list)
+    factor_requests: list[FactorRequest] = field(default_factory=list)
+    unions: list[tuple[Operation, np.ndarray, np.ndarray]] = field(default_factory=list)
     reshaped: dict[int, int] = field(default_factory=dict)
-    """Value -> the value that it is, differently laid out."""
-    delicate: list[Delicate] = field(default_factory=list)
-    placements: dict[tuple[int, int], tuple[Operation, np.ndarray]] = field(default_factory=dict)
+    """LabelledValue -> the value that it is, differently laid out."""
+    suspect_axes: list[SuspectAxis] = field(default_factory=list)
+    split_labels: dict[tuple[int, int], tuple[Operation, np.ndarray]] = field(default_factory=dict)
     """Value and number of the field -> what split it off or took it apart, and the labels where they are then."""
-    state: State | None = None
+    start: StartingLabels | None = None
     """From what the walk began, and what was found out since."""
     settled: Trace | None = None
     """A walk that began with all that this one found out about labels, once it has been asked for."""
@@ -111,26 +111,26 @@ class Trace:
         """Notes that a kernel makes channels; returns the production's number, the same one in every turn."""
         key = (step.outputs[0], kernel)
         if key not in self._numbers:
-            self._numbers[key] = len(self.productions)
-            self.productions.append(KernelUse(kernel, axes, labels))
+            self._numbers[key] = len(self.producer_uses)
+            self.producer_uses.append(ProducerUse(kernel, axes, labels))
         return self._numbers[key]
 
     def consume(
         self,
         number: int,
-        value: Value,
+        value: LabelledValue,
         axes: tuple[int, ...],
         kernel: Path | None,
         kernel_axes: frozenset[int],
     ) -> None:
         """Notes that channels on some axes are read."""
-        self.consumptions.append(Consumption(number, value, axes, kernel, kernel_axes, len(self.touches)))
+        self.reads.append(ChannelRead(number, value, axes, kernel, kernel_axes, len(self.affine_uses)))
 
-    def touch(self, value: Value, parameter: Value, *, is_scale: bool) -> None:
+    def touch(self, value: LabelledValue, parameter: LabelledValue, *, is_scale: bool) -> None:
         """Notes a learned scale or shift."""
         if value.producers and parameter.fields:
             labels = np.concatenate([own.labels.reshape(-1) for own in parameter.fields])
-            self.touches.append(Touch(is_scale, value.producers, parameter.sources, labels))
+            self.affine_uses.append(AffineUse(is_scale, value.producers, parameter.sources, labels))
 
     def freeze(self, fields: list[LabelField] | tuple[LabelField, ...], reason: str) -> None:
         """Forbids cutting all labels of some fields."""
@@ -156,7 +156,7 @@ class LabelField(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Value:
+class LabelledValue:
     """An intermediate: shape, labels, and what it is made of.
 
     `fixed` holds for each axis `FREE` or the number of the reason why it stays (see `Labels.fixed`); axes with labels

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxprune.structure.groups import Structure, structure_from
 from jaxprune.structure.model_state import FlatState, Parts, Path, fingerprint, modules_of, take_apart
 from jaxprune.structure.program import trace_program
-from jaxprune.structure.propagation import first_state, settled_trace, tied_state
+from jaxprune.structure.propagation import propagate_and_factor, starting_labels, with_ties
 from jaxprune.structure.trial_pruning import tried
 from jaxprune.types import Array
 
@@ -79,11 +79,13 @@ def forget_structures() -> None:
 def _traced(parts: Parts, images: jax.ShapeDtypeStruct) -> Structure:
     program = trace_program(*parts[:3], images)
     shapes = {path: program.shapes[number] for path, number in program.parameters.items()}
-    state = first_state(shapes, tied_axes(parts.model, shapes))
-    trace = settled_trace(program, parts.trained, state)
-    fills = [delicate.ties for delicate in trace.delicate if delicate.is_fill and delicate.ties is not None]
+    state = starting_labels(shapes, tied_axes(parts.model, shapes))
+    trace = propagate_and_factor(program, parts.trained, state)
+    fills = [
+        delicate.ties for delicate in trace.suspect_axes if delicate.is_fill and delicate.ties is not None
+    ]
     if fills:
-        trace = settled_trace(program, trace.trained, tied_state(trace, fills))
+        trace = propagate_and_factor(program, trace.trained, with_ties(trace, fills))
     return tried(parts, structure_from(trace, fingerprint(parts.flat), images))
 
 
@@ -99,8 +101,8 @@ def structure_of(
     """The structure of a network already known, traced at another batch size (at least 2); its groups are the same."""
     images = _at_batch(example, batch)
     known = like.families.trace
-    assert known.state is not None
-    trace = settled_trace(trace_program(graphdef, flat, rest, images), like.trained, known.state)
+    assert known.start is not None
+    trace = propagate_and_factor(trace_program(graphdef, flat, rest, images), like.trained, known.start)
     return replace(
         structure_from(trace, like.fingerprint, images, like.families.refused), attributes=like.attributes
     )

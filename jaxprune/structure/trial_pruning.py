@@ -19,7 +19,7 @@ import numpy as np
 from jaxprune.structure.groups import Structure, structure_from
 from jaxprune.structure.labels import distinct
 from jaxprune.structure.model_state import Parts, Path, dotted
-from jaxprune.structure.propagation import settled_trace, tied_state
+from jaxprune.structure.propagation import propagate_and_factor, with_ties
 from jaxprune.structure.trace import Trace
 from jaxprune.structure.verification import Misfit, find_misfit, remembered_sizes
 
@@ -162,7 +162,7 @@ class _Trials:
         trace = self.structure.families.trace
         self._never = {}  # labels have new numbers, and what was frozen may be fine now
         self._passed.clear()
-        self._regroup(settled_trace(self.structure.program, trace.trained, tied_state(trace, ties)))
+        self._regroup(propagate_and_factor(self.structure.program, trace.trained, with_ties(trace, ties)))
 
     def _regroup(self, trace: Trace) -> None:
         known = self.structure
@@ -173,14 +173,14 @@ def _suspects(structure: Structure) -> list[str]:
     """Groups with channels on an axis that is cut, padded or taken apart."""
     names = list(structure.groups)
     found: set[int] = set()
-    for delicate in structure.families.trace.delicate:
+    for delicate in structure.families.trace.suspect_axes:
         found |= _families_of(structure, delicate.labels)
     return [names[family] for family in sorted(found)]
 
 
 def _families_of(structure: Structure, labels: np.ndarray) -> set[int]:
     families = structure.families
-    members, _ = families.of(families.trace.labels.find(labels))
+    members, _ = families.locate(families.trace.labels.find(labels))
     return set(distinct(members[members >= 0]).tolist())
 
 
@@ -189,7 +189,7 @@ def _ties(structure: Structure, families: set[int]) -> list[tuple[np.ndarray, np
     trace = structure.families.trace
     return [
         delicate.ties
-        for delicate in trace.delicate
+        for delicate in trace.suspect_axes
         if delicate.ties is not None
         and _families_of(structure, delicate.labels) & families
         and not np.array_equal(trace.labels.find(delicate.ties[0]), trace.labels.find(delicate.ties[1]))
@@ -203,7 +203,7 @@ def _ties_of_modules(structure: Structure, names: Iterable[str]) -> list[tuple[n
     for name in names:
         kernel = structure.sites[structure.groups[name].producers[0]].kernel
         alike.setdefault((kernel[:-2], structure.widths[name]), []).append(order.index(name))
-    members = structure.families.members
+    members = structure.families.channel_roots
     return [(members[own[0]], members[other]) for own in alike.values() for other in own[1:]]
 
 
@@ -259,7 +259,7 @@ def _refusals(structure: Structure, failing: Mapping[str, Misfit]) -> dict[int, 
     return {
         int(root): f"the network's code counts on their number: when some are gone, {misfit.reason}"
         for name, misfit in failing.items()
-        for root in structure.families.members[order.index(name)]
+        for root in structure.families.channel_roots[order.index(name)]
     }
 
 

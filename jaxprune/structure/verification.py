@@ -20,7 +20,7 @@ from jaxprune.structure.labels import Labels
 from jaxprune.structure.layer_sizes import resize_layers
 from jaxprune.structure.model_state import FlatState, Parts, Path, dotted, merge_model, take_apart
 from jaxprune.structure.program import Operation, Program, trace_program
-from jaxprune.structure.propagation import walk
+from jaxprune.structure.propagation import propagate
 from jaxprune.structure.slim_axes import AxisCut, cut_arrays, cut_shape, num_copies
 from jaxprune.structure.trace import Trace
 
@@ -158,11 +158,11 @@ def _mixed_up(
     seeds = {path: tuple(axis.labels for axis in axes) for path, axes in cuts.items()}
     labels = Labels(copies * len(families.family_of))
     labels.freeze_each(families.refused)
-    trace = walk(program, structure.trained, seeds, labels)
+    trace = propagate(program, structure.trained, seeds, labels)
     names = list(structure.groups)
     family_of = np.tile(families.family_of, copies)
     is_active = family_of >= 0
-    for step, left, right in trace.unites:
+    for step, left, right in trace.unions:
         a, b = left.reshape(-1), right.reshape(-1)
         known = (a >= 0) & (b >= 0)
         a, b = a[known], b[known]
@@ -174,7 +174,7 @@ def _mixed_up(
             mixed = np.unique(family_of[np.concatenate([a[wrong], b[wrong]])])
             groups = frozenset(names[family] for family in mixed.tolist() if family >= 0)
             return Misfit(
-                f"channels of {', '.join(sorted(groups))} meet others than before in {step.where}", groups
+                f"channels of {', '.join(sorted(groups))} meet others than before in {step.location}", groups
             )
     lost = {
         root: reason
@@ -192,7 +192,7 @@ def _mixed_up(
     is_met[trace.labels.find(active)] = True
     if is_met.sum() < len(active):
         return Misfit("channels meet others than before")
-    if trace.requests:
+    if trace.factor_requests:
         return Misfit("an axis that was taken apart evenly no longer is")
     place = misplaced(structure, trace, kept, len(family_of))
     if place is not None:
@@ -239,11 +239,11 @@ def misplaced(
       most: labels from here on belong to the slim network alone.
     """
     families, names = structure.families, list(structure.groups)
-    if not slim.placements and not families.trace.placements:
+    if not slim.split_labels and not families.trace.split_labels:
         return None
     stays = families.family_of >= 0
     for name, own in kept.items():
-        members = families.members[names.index(name)]
+        members = families.channel_roots[names.index(name)]
         stays[np.delete(members, own)] = False
     # The sum of a random number for each channel tells sets of channels apart (64 bits).
     numbers = np.random.default_rng(0).integers(1, 1 << 63, len(stays), dtype=np.uint64)
@@ -252,7 +252,7 @@ def misplaced(
         lost = _channels(expected[key][1], stays, len(stays))
         if (lost >= 0).any():
             mixed = np.unique(families.family_of[lost[lost >= 0]])
-            return expected[key][0].where, frozenset(names[family] for family in mixed.tolist())
+            return expected[key][0].location, frozenset(names[family] for family in mixed.tolist())
     for key, (step, labels) in found.items():
         if key not in expected:
             continue  # the slim network takes another way through its code
@@ -262,7 +262,7 @@ def misplaced(
         is_same = before.ndim == after.ndim and all(np.array_equal(left, right) for left, right in pairs)
         if not is_same:
             mixed = np.unique(families.family_of[np.concatenate([before[before >= 0], after[after >= 0]])])
-            return step.where, frozenset(names[family] for family in mixed.tolist())
+            return step.location, frozenset(names[family] for family in mixed.tolist())
     return None
 
 
@@ -270,9 +270,9 @@ def _in_order(trace: Trace) -> dict[tuple[str, int], tuple[Operation, np.ndarray
     """By operation and source line, numbered where one line does several."""
     found: dict[tuple[str, int], tuple[Operation, np.ndarray]] = {}
     times: dict[str, int] = {}
-    for step, labels in trace.placements.values():
-        times[step.where] = times.get(step.where, -1) + 1
-        found[step.where, times[step.where]] = (step, labels)
+    for step, labels in trace.split_labels.values():
+        times[step.location] = times.get(step.location, -1) + 1
+        found[step.location, times[step.location]] = (step, labels)
     return found
 
 
