@@ -41,11 +41,12 @@ def functions_named(names: Sequence[str]) -> dict[str, PruningFunction]:
       >>> list(functions_named(["l1", "mean(X) + 1"]))
       ['l2', 'l1', 'mean(X) + 1']
     """
-    from jaxprune.comparison.functions import known_functions, named_functions
+    from jaxprune.comparison.functions import named_functions
+    from jaxprune.language.library import library, own_seeds
 
     given: list[str] = []
     for name in names:
-        given += known_functions() if name == ALL else [name]
+        given += [*library, *own_seeds] if name == ALL else [name]
     return named_functions(given)
 
 

@@ -6,7 +6,6 @@ import argparse
 import json
 import math
 import textwrap
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -22,19 +21,17 @@ from jaxprune.commands.network_options import (
 )
 from jaxprune.language.axes import type_name
 from jaxprune.language.expression import Expression
-from jaxprune.language.library import own_seeds, sources
+from jaxprune.language.library import sources
 from jaxprune.language.operators import Backend
-from jaxprune.language.parsing import parse
 from jaxprune.language.vocabulary import OPERANDS
-from jaxprune.text import closest, columns
+from jaxprune.text import columns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from jaxprune.language.expression import Expression
     from jaxprune.observation.observed import Observed
     from jaxprune.scoring.formula_cost import LayerCost
-    from jaxprune.scoring.metrics import PruningFunction
     from jaxprune.scoring.rank_correlation import Correlations
     from jaxprune.scoring.ranking import Scored
 
@@ -59,21 +56,13 @@ def find_likeness(f: Expression, network: str, observed: Observed) -> Likeness:
       observed: what `observe` returns.
     """
     from jaxprune.scoring.formula_cost import layer_costs
+    from jaxprune.scoring.lookup import FUNCTIONS
     from jaxprune.scoring.rank_correlation import correlate
     from jaxprune.scoring.ranking import score_functions
 
-    others = named_metrics()
-    own, *found = score_functions([f, *others.values()], observed)
-    correlations = correlate(own, dict(zip(others, found, strict=True))) if own.status == "ok" else None
+    own, *found = score_functions([f, *FUNCTIONS.values()], observed)
+    correlations = correlate(own, dict(zip(FUNCTIONS, found, strict=True))) if own.status == "ok" else None
     return Likeness(network, layer_costs(f, observed), own, correlations)
-
-
-def named_metrics() -> Mapping[str, PruningFunction]:
-    """Everything that a formula is compared with: the zoo and our own seeds."""
-    from jaxprune.language.library import own_seeds
-    from jaxprune.scoring.metrics import metrics
-
-    return {**metrics, **{name: f for name, f in own_seeds.items() if name not in metrics}}
 
 
 def as_lines(found: Likeness) -> list[str]:
@@ -173,6 +162,8 @@ def run_explain(arguments: argparse.Namespace) -> int:
     if arguments.formula is None:
         return run_structure(arguments)
     check_no_structure_options(arguments)
+    from jaxprune.scoring.lookup import find_formula, known_name
+
     f = find_formula(arguments.formula)
     has_network = is_network_given(arguments)
     if arguments.figure is not None and not has_network:
@@ -181,7 +172,7 @@ def run_explain(arguments: argparse.Namespace) -> int:
         from jaxprune.figures.formula_tree import tree_figure
         from jaxprune.figures.style import save_figure
 
-        write_file(arguments.tree, lambda path: save_figure(tree_figure(f, _name_of(f)), path))
+        write_file(arguments.tree, lambda path: save_figure(tree_figure(f, known_name(f)), path))
     if arguments.code:
         say(f.code(arguments.code).rstrip("\n"))
         return 0
@@ -224,8 +215,9 @@ def _likeness(f: Expression, arguments: argparse.Namespace) -> Likeness:
     if arguments.figure is not None and correlations is not None:
         from jaxprune.figures.layer_figures import correlation_figure
         from jaxprune.figures.style import save_figure
+        from jaxprune.scoring.lookup import display_name
 
-        title = f"{_name_of(f) or f}, {network}"
+        title = f"{display_name(f)}, {network}"
         write_file(arguments.figure, lambda path: save_figure(correlation_figure(correlations, title), path))
     return found
 
@@ -234,11 +226,14 @@ def explain(f: Expression) -> Row:
     r"""The facts about a formula, by the names of `FACTS`.
 
     Example:
+      >>> from jaxprune.language.parsing import parse
       >>> facts = explain(parse("sum(abs(WI))"))
       >>> facts["name"], facts["operands"], facts["latex"]
       ('l1', 'WI: weights that produce the channel', '\\operatorname{sum}\\left(\\left|w\\right|\\right)')
     """
-    name = _name_of(f)
+    from jaxprune.scoring.lookup import known_name
+
+    name = known_name(f)
     operands = [f"{each}: {OPERANDS[each].description}" for each in OPERANDS if each in f.operands]
     return {
         "formula": str(f),
@@ -253,47 +248,7 @@ def explain(f: Expression) -> Row:
     }
 
 
-def find_formula(text: str) -> Expression:
-    """The formula of a name or text, of any type.
-
-    Raises:
-      ValueError: for an unknown name or a text that is no formula.
-
-    Example:
-      >>> str(find_formula("l1")), find_formula("mX").type
-      ('sum(abs(WI))', ('D',))
-    """
-    from jaxprune.scoring.metrics import metrics
-
-    known = _known_formulas()
-    if text in known:
-        return known[text]
-    if text in metrics:
-        raise ValueError(
-            f"a formula needs to be something the language can say, got {text!r}, a metric that is a function: "
-            f"{metrics[text].about} ({metrics[text].source})"
-        )
-    if text.isidentifier() and text not in OPERANDS:
-        raise ValueError(
-            f"a formula needs to be text such as 'sum(abs(WI))' or one of {', '.join(known)}, got {text!r}."
-            f"{closest(text, known)}"
-        )
-    return parse(text)
-
-
-def _known_formulas() -> dict[str, Expression]:
-    """Name -> formula, of the zoo and our own seeds."""
-    from jaxprune.scoring.metrics import metrics
-
-    zoo = {name: metric.expression for name, metric in metrics.items()}
-    return {**own_seeds, **{name: f for name, f in zoo.items() if f is not None}}
-
-
 def _source_of(name: str) -> str:
     from jaxprune.scoring.metrics import metrics
 
     return metrics[name].source if name in metrics else sources.get(name, "")
-
-
-def _name_of(f: Expression) -> str:
-    return next((name for name, known in _known_formulas().items() if known == f), "")

@@ -77,7 +77,7 @@ def add_prune(parser: argparse.ArgumentParser) -> None:
 
 def run_prune(arguments: argparse.Namespace) -> int:
     """Prunes and fine-tunes one base network, prints what that did, and writes plan, result and network."""
-    from jaxprune.comparison.functions import find_function
+    from jaxprune.scoring.lookup import find_function
     from jaxprune.scoring.metrics import name_of
     from jaxprune.training.checkpoint import save_network
 

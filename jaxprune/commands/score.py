@@ -61,7 +61,7 @@ def add_score(parser: argparse.ArgumentParser) -> None:
 
 def run_score(arguments: argparse.Namespace) -> int:
     """Prints or writes the scores of all channels; the exit status is 1 if no function has any."""
-    from jaxprune.comparison.functions import row_name
+    from jaxprune.scoring.lookup import display_name
     from jaxprune.scoring.ranking import score_functions
 
     if arguments.output is not None and arguments.output.suffix not in SUFFIXES:
@@ -69,7 +69,7 @@ def run_score(arguments: argparse.Namespace) -> int:
     functions = read_formulas(arguments.formulas, arguments.file)
     network, observed = observed_of(arguments)
     found = score_functions(functions, observed, aggregation=arguments.aggregation)
-    names = [row_name(f) for f in functions]
+    names = [display_name(f) for f in functions]
     if arguments.output is not None:
         as_text = (
             as_csv(names, found) if arguments.output.suffix == ".csv" else as_json(network, functions, found)
@@ -104,7 +104,7 @@ def read_formulas(texts: Sequence[str], file: Path | None = None) -> list[Prunin
       >>> [str(f) for f in read_formulas(["l1", "mean(X) * 2"])]
       ['sum(abs(WI))', 'mean(X)*2']
     """
-    from jaxprune.comparison.functions import find_function
+    from jaxprune.scoring.lookup import find_function
 
     found = [find_function(text) for text in texts]
     if file is not None:
@@ -146,12 +146,12 @@ def as_csv(names: Sequence[str], found: Sequence[Scored]) -> str:
 
 def as_json(network: str, functions: Sequence[PruningFunction], found: Sequence[Scored]) -> str:
     """Every function with its status and its scores by group; a score that is not finite is null."""
-    from jaxprune.comparison.functions import row_name
+    from jaxprune.scoring.lookup import display_name
     from jaxprune.scoring.metrics import name_of
 
     plain = [
         {
-            "name": row_name(f),
+            "name": display_name(f),
             "formula": name_of(f),
             "status": each.status,
             "detail": each.detail,

@@ -47,7 +47,7 @@ def add_transfer(parser: argparse.ArgumentParser) -> None:
 
 def run_transfer(arguments: argparse.Namespace) -> int:
     """Compares a frozen formula with others on tasks that it was not evolved on."""
-    from jaxprune.comparison.functions import find_function
+    from jaxprune.scoring.lookup import find_function
     from jaxprune.scoring.metrics import name_of
 
     formula: PruningFunction

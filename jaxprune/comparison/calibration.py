@@ -12,12 +12,14 @@ from itertools import combinations
 
 import numpy as np
 
-from jaxprune.comparison.functions import Function, known_functions, named_functions
+from jaxprune.comparison.functions import named_functions
 from jaxprune.comparison.measurements import FORMAT, REFERENCE
 from jaxprune.comparison.oracle import Climb, Start, climb, oracle_entry
 from jaxprune.comparison.protocol import Planned, complexities, measure_jobs, planned_jobs, task_facts
 from jaxprune.comparison.results import Comparison, facts_line, formula_note
 from jaxprune.comparison.variance import VarianceComponents, rank_correlation, variance_components
+from jaxprune.language.library import library, own_seeds
+from jaxprune.scoring.lookup import Function
 from jaxprune.scoring.metrics import PruningFunction
 from jaxprune.tasks.base_networks import Base, BasePool
 from jaxprune.tasks.task_programs import TaskPrograms
@@ -251,7 +253,7 @@ def calibrate(
     if bad:
         raise ValueError(f"calibrate needs {', '.join(bad)}.")
     say = on_message or (lambda message: None)
-    rows = named_functions(known_functions() if functions is None else functions)
+    rows = named_functions({**library, **own_seeds} if functions is None else functions)
     pool = BasePool(
         programs or TaskPrograms(task),
         seed,

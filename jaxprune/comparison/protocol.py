@@ -10,10 +10,11 @@ from pathlib import Path as FilePath
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.comparison.functions import Function, named_functions
+from jaxprune.comparison.functions import named_functions
 from jaxprune.comparison.measurements import Kind, Measurement, Refused, TaskFacts
 from jaxprune.comparison.results import Comparison
 from jaxprune.language.expression import Expression
+from jaxprune.scoring.lookup import Function
 from jaxprune.scoring.metrics import PruningFunction, name_of
 from jaxprune.search.task_problem import kept_digest
 from jaxprune.tasks.base_networks import Base, BasePool, Entry, Pool

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxprune.comparison.functions import known_functions
 from jaxprune.comparison.measurements import (
     FORMAT,
     REFERENCE,
@@ -26,6 +25,7 @@ from jaxprune.comparison.measurements import (
     average_ranks,
     standard_error,
 )
+from jaxprune.language.library import library, own_seeds
 from jaxprune.text import markdown_table, with_error
 
 if TYPE_CHECKING:
@@ -317,7 +317,7 @@ def _table(rows: Sequence[SummaryRow]) -> str:
 
 def formula_note(row: SummaryRow | Refused) -> str:
     """The formula, where neither is it the name itself nor does the library know it by that name."""
-    known = known_functions().get(row.name)
+    known = {**library, **own_seeds}.get(row.name)
     is_said = row.formula == row.name or (known is not None and row.formula == str(known))
     return f" `{row.formula}`" if row.formula and not is_said else ""
 

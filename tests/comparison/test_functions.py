@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from jaxprune.comparison.functions import find_function, known_functions, named_functions
+from jaxprune.comparison.functions import named_functions
 from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import ParseError, parse
+from jaxprune.scoring.lookup import FUNCTIONS, find_formula, find_function, known_name
 from jaxprune.scoring.metrics import metrics
 
 
@@ -55,7 +56,18 @@ def test_a_function_named_twice_is_one_row():
 
 
 def test_every_known_function_is_a_scalar():
-    assert all(find_function(name).type == () for name in known_functions())
+    assert all(find_function(name).type == () for name in {**library, **own_seeds})
+
+
+def test_known_functions_are_found_by_name_and_named_when_found():
+    assert FUNCTIONS.keys() >= {*library, *own_seeds}
+    for name in FUNCTIONS:
+        assert known_name(find_function(name)) == name
+    assert find_formula("fdr") is find_function("fdr") is library["fdr"]
+    with pytest.raises(
+        ValueError, match=r"something the language can say, got 'fpgm', a metric that is a function"
+    ):
+        find_formula("fpgm")
 
 
 def test_unknown_names_get_a_suggestion():
