@@ -172,7 +172,7 @@ def _image_fields_gone(trace: Trace, images: LabelledValue, spatial: Sequence[in
             fields.append(LabelField(kept, own.labels[index].squeeze(gone)))
         else:
             trace.freeze([own], _IMAGE_AXIS)
-    wall = trace.labels.fixed(_IMAGE_AXIS)
+    wall = trace.labels.fixed_marker(_IMAGE_AXIS)
     fixed = tuple(wall if axis in spatial and own == FREE else own for axis, own in enumerate(images.fixed))
     return dataclasses.replace(images, fields=tuple(fields), fixed=fixed)
 
@@ -295,7 +295,7 @@ def frozen_outputs(
     """What an operation makes that nothing is known of: whatever it touches stays."""
     for value in inputs:
         trace.freeze(value.fields, reason)
-    wall = trace.labels.fixed(reason)
+    wall = trace.labels.fixed_marker(reason)
     is_activation = any(value.is_activation for value in inputs)
     return [
         LabelledValue(

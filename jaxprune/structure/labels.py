@@ -1,7 +1,14 @@
-"""A label for every index of every axis of every array, with a union-find that says which are one and the same.
+"""Labels, the numbers that stand for channels while a network is traced, and which of them are the same channel.
 
-Labels that an operation ties together are united; labels that may not be cut carry a reason. All operations work on
-whole integer arrays, so that a layer of a thousand channels costs about as much as one of ten.
+Before the trace, every index of every axis of every array gets a label of its own. Whenever an operation brings two
+indices together (an addition, a matrix product), their labels are united: the two indices can only be removed
+together. Labels that must not be removed are frozen, with a reason. At the end each set of united labels is one
+channel. `Labels` is the union-find that holds all this; it works on whole integer arrays, so that a layer of a
+thousand channels takes about as long as one of ten.
+
+Where an axis has no label, one of two kinds of negative numbers stands in place of it: `FREE` at indices that may be
+removed together with whatever they meet (zeros from a padding), and a marker from `Labels.fixed_marker` at indices
+that must stay (the batch axis, an array built into the code).
 """
 
 from __future__ import annotations
@@ -11,16 +18,16 @@ from collections.abc import Mapping
 import numpy as np
 
 FREE = -1
-"""No label: zeros and other fill that may go with whatever it meets."""
-_FIRST_FIXED = -2
-"""Numbers from here down stand for an index that stays, each for one reason."""
+"""Stands at an index that has no label and may be removed with whatever it meets."""
+_FIRST_MARKER = -2
+"""Numbers from here down mark indices that must stay; each number stands for one reason."""
 
 
 class Labels:
-    """Which labels are equal, and which may not be cut.
+    """A union-find over labels, with the reasons why some of them must not be removed.
 
     Args:
-      count: of labels, 0 .. count - 1.
+      count: number of labels at the start; they are 0 to count - 1.
 
     Example:
       >>> labels = Labels(4)
@@ -35,33 +42,40 @@ class Labels:
 
     def __init__(self, count: int) -> None:
         self._parent = np.arange(count, dtype=np.int64)
-        self._why = np.zeros(count, np.int32)  # 1 + number of the reason, 0 for none
-        self._numbers: dict[str, int] = {}
+        self._reason_of = np.zeros(count, np.int32)  # 1 + index into _reasons, 0 for a label that is not frozen
+        self._index_of: dict[str, int] = {}
         self._reasons: list[str] = []
 
     def __len__(self) -> int:
         return len(self._parent)
 
-    def fresh(self, count: int) -> np.ndarray:
-        """So many new labels."""
+    def add(self, count: int) -> np.ndarray:
+        """Creates `count` new labels and returns them, [count]."""
         first = len(self._parent)
-        found = np.arange(first, first + count, dtype=np.int64)
-        self._parent = np.concatenate([self._parent, found])
-        self._why = np.concatenate([self._why, np.zeros(count, np.int32)])
-        return found
+        new_labels = np.arange(first, first + count, dtype=np.int64)
+        self._parent = np.concatenate([self._parent, new_labels])
+        self._reason_of = np.concatenate([self._reason_of, np.zeros(count, np.int32)])
+        return new_labels
 
-    def fixed(self, reason: str) -> int:
-        """What stands at an index that stays for this reason."""
-        return _FIRST_FIXED - self._number(reason)
+    def fixed_marker(self, reason: str) -> int:
+        """Returns the negative number that marks indices without a label which must stay for this reason."""
+        return _FIRST_MARKER - self._index(reason)
 
-    def _number(self, reason: str) -> int:
-        if reason not in self._numbers:
-            self._numbers[reason] = len(self._reasons)
+    def _index(self, reason: str) -> int:
+        if reason not in self._index_of:
+            self._index_of[reason] = len(self._reasons)
             self._reasons.append(reason)
-        return self._numbers[reason]
+        return self._index_of[reason]
 
     def find(self, labels: np.ndarray) -> np.ndarray:
-        """The representatives of labels, of the same shape; what is no label stays."""
+        """Finds the root of every label: the smallest label that it is united with.
+
+        Args:
+          labels: labels, `FREE` and markers, of any shape.
+
+        Returns:
+          The roots, of the same shape; `FREE` and markers are unchanged.
+        """
         if (labels < 0).any():
             return np.where(labels < 0, labels, self._roots(np.maximum(labels, 0)))
         return self._roots(labels)
@@ -69,52 +83,63 @@ class Labels:
     def _roots(self, labels: np.ndarray) -> np.ndarray:
         roots = self._parent[labels]
         while True:
-            above = self._parent[roots]
-            if np.array_equal(above, roots):
+            parents = self._parent[roots]
+            if np.array_equal(parents, roots):
                 return roots
-            roots = above
+            roots = parents
 
     def unite(self, left: np.ndarray, right: np.ndarray) -> bool:
-        """Says that labels at equal places are the same; what meets a fixed index is frozen, what meets fill is not.
+        """Unites each label of one array with the label at the same position of the other.
+
+        A label that meets a marker is frozen with the marker's reason; one that meets `FREE` is left as it is.
+
+        Args:
+          left: labels, `FREE` and markers, of any shape.
+          right: as many.
 
         Returns:
-          Whether two labels that were not known to be the same are now.
+          Whether any two labels are united now that were not before.
         """
         if left is right:
             return False
         left, right = left.reshape(-1), right.reshape(-1)
         if min(left.min(initial=0), right.min(initial=0)) < 0:
-            self._meet_fixed(left, right)
-            self._meet_fixed(right, left)
-            known = (left >= 0) & (right >= 0)
-            left, right = left[known], right[known]
-        a, b = self._roots(left), self._roots(right)
-        if np.array_equal(a, b):
+            self._freeze_at_markers(left, right)
+            self._freeze_at_markers(right, left)
+            are_labels = (left >= 0) & (right >= 0)
+            left, right = left[are_labels], right[are_labels]
+        left_roots, right_roots = self._roots(left), self._roots(right)
+        if np.array_equal(left_roots, right_roots):
             return False
         while True:
-            least = np.minimum(a, b)
-            np.minimum.at(self._parent, a, least)
-            np.minimum.at(self._parent, b, least)
-            a, b = self._roots(a), self._roots(b)
-            if np.array_equal(a, b):
-                self._parent[left] = a  # shorter ways for the next time
-                self._parent[right] = b
+            lower = np.minimum(left_roots, right_roots)
+            np.minimum.at(self._parent, left_roots, lower)
+            np.minimum.at(self._parent, right_roots, lower)
+            left_roots, right_roots = self._roots(left), self._roots(right)
+            if np.array_equal(left_roots, right_roots):
+                self._parent[left] = left_roots  # shortens the paths that later calls follow
+                self._parent[right] = right_roots
                 return True
 
-    def _meet_fixed(self, labels: np.ndarray, others: np.ndarray) -> None:
-        met = (labels >= 0) & (others <= _FIRST_FIXED)
-        for number in np.unique(others[met]):
-            self.freeze(labels[met & (others == number)], self._reasons[_FIRST_FIXED - number])
+    def _freeze_at_markers(self, labels: np.ndarray, others: np.ndarray) -> None:
+        meets_marker = (labels >= 0) & (others <= _FIRST_MARKER)
+        for marker in np.unique(others[meets_marker]):
+            self.freeze(labels[meets_marker & (others == marker)], self._reasons[_FIRST_MARKER - marker])
 
     def freeze(self, labels: np.ndarray, reason: str) -> None:
-        """Forbids cutting these; the first reason given is kept."""
-        own = labels[labels >= 0]
-        own = own[self._why[own] == 0]
-        if own.size:
-            self._why[own] = 1 + self._number(reason)
+        """Forbids removing some labels, which also forbids removing everything united with them.
+
+        Args:
+          labels: labels, of any shape; `FREE` and markers among them are ignored.
+          reason: why; a label that is frozen already keeps the reason that it has.
+        """
+        labels = labels[labels >= 0]
+        labels = labels[self._reason_of[labels] == 0]
+        if labels.size:
+            self._reason_of[labels] = 1 + self._index(reason)
 
     def freeze_each(self, reasons: Mapping[int, str]) -> None:
-        """Forbids cutting these labels, each for its reason."""
+        """Freezes every label of a dictionary, label -> reason."""
         by_reason: dict[str, list[int]] = {}
         for label, reason in reasons.items():
             by_reason.setdefault(reason, []).append(label)
@@ -122,18 +147,18 @@ class Labels:
             self.freeze(np.asarray(labels), reason)
 
     def reason_by_root(self) -> dict[int, str]:
-        """Representatives of all frozen labels, with the earliest reason."""
-        frozen = np.flatnonzero(self._why)
-        frozen = frozen[np.argsort(self._why[frozen], kind="stable")]
-        first = np.unique(self._roots(frozen), return_index=True)[1]
-        earliest = np.sort(first)
-        whys = (self._why[frozen[earliest]] - 1).tolist()
-        found = self._roots(frozen[earliest]).tolist()
-        return {root: self._reasons[why] for root, why in zip(found, whys, strict=True)}
+        """Returns the root of every frozen label with the reason that was given first among all united with it."""
+        frozen = np.flatnonzero(self._reason_of)
+        frozen = frozen[np.argsort(self._reason_of[frozen], kind="stable")]
+        earliest = frozen[np.sort(np.unique(self._roots(frozen), return_index=True)[1])]
+        roots, reasons = self._roots(earliest).tolist(), (self._reason_of[earliest] - 1).tolist()
+        return {root: self._reasons[index] for root, index in zip(roots, reasons, strict=True)}
 
 
 def distinct(values: np.ndarray) -> np.ndarray:
-    """What `numpy.unique` gives, several times faster on labels, which mostly rise already.
+    """Returns the distinct values in rising order, as `numpy.unique` does.
+
+    It is several times faster on labels, because most arrays of them are sorted already.
 
     Example:
       >>> distinct(np.array([[3, 1], [3, 2]])).tolist()

@@ -282,7 +282,7 @@ def _pad(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list
 def _with_labels(trace: Trace, labels: np.ndarray, low: int, high: int) -> np.ndarray:
     """Labels for the fill before and behind channels: what it meets may fall, as many before as behind."""
     low, high = max(low, 0), max(high, 0)
-    fill = trace.labels.fresh(low + high)
+    fill = trace.labels.add(low + high)
     both = min(low, high)
     ties = (fill[:both], fill[low : low + both]) if both else None
     trace.suspect_axes.append(SuspectAxis(fill, ties, is_fill=True))
@@ -354,7 +354,7 @@ def _without_axis(value: LabelledValue, axis: int) -> LabelledValue:
 def _stands(trace: Trace, value: LabelledValue, axis: int) -> int:
     """What stands at the indices of an axis without labels that becomes part of a longer one."""
     if value.fixed[axis] == FREE and value.shape[axis] == 1 and (value.is_activation or value.sources):
-        return trace.labels.fixed("a single channel, joined with others or padded")
+        return trace.labels.fixed_marker("a single channel, joined with others or padded")
     return value.fixed[axis]
 
 

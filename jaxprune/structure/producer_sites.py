@@ -88,7 +88,7 @@ def _site(
     if use is None:
         return f"channels of {kernel} never enter a layer with weights"
     use = _before_reshapes(families, family, use)
-    batch = [axis for axis, own in enumerate(use.value.fixed) if own == trace.labels.fixed(BATCH)]
+    batch = [axis for axis, own in enumerate(use.value.fixed) if own == trace.labels.fixed_marker(BATCH)]
     seen = _place_in_value(families, family, use.value)
     made = place_in_array(families, family, production.kernel, sorted(production.axes))
     if len(batch) != 1 or seen is None or made is None:

@@ -41,7 +41,7 @@ def propagate(program: Program, trained: frozenset[Path], seeds: Seeds, labels: 
         trace.values[number] = _parameter(path, program.shapes[number], seeds[path])
     shape = program.shapes[program.example]
     fixed = [
-        labels.fixed(BATCH if axis == 0 else _INPUT) if size > 1 else FREE for axis, size in enumerate(shape)
+        labels.fixed_marker(BATCH if axis == 0 else _INPUT) if size > 1 else FREE for axis, size in enumerate(shape)
     ]
     trace.values[program.example] = LabelledValue(shape, fixed=tuple(fixed), is_activation=True)
     for number, array in program.constants.items():
@@ -166,7 +166,7 @@ def _turn_of(trace: Trace, step: Operation, value: LabelledValue) -> LabelledVal
 
 def _stack_of(trace: Trace, step: Operation, value: LabelledValue, length: int) -> LabelledValue:
     fields = tuple(LabelField(tuple(axis + 1 for axis in own.axes), own.labels) for own in value.fields)
-    wall = trace.labels.fixed("the turns of a loop") if length > 1 else FREE
+    wall = trace.labels.fixed_marker("the turns of a loop") if length > 1 else FREE
     return dataclasses.replace(
         value,
         shape=(length, *value.shape),

@@ -107,7 +107,7 @@ def pass_whole(
             trace.freeze([own], f"cut, padded or reordered by {step.location}")
     for axis, whole in enumerate(is_whole):
         if not whole and fixed[axis] == FREE and shape[axis] > 1:
-            fixed[axis] = trace.labels.fixed(f"cut, padded or reordered by {step.name}")
+            fixed[axis] = trace.labels.fixed_marker(f"cut, padded or reordered by {step.name}")
     return dataclasses.replace(value, shape=shape, fields=tuple(fields), fixed=tuple(fixed))
 
 
@@ -154,7 +154,7 @@ def _iota(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> lis
     fixed = list(free_axes(shape))
     axis = int(step.equation.params["dimension"])
     if shape[axis] > 1:
-        fixed[axis] = trace.labels.fixed(f"counted by {step.location}")
+        fixed[axis] = trace.labels.fixed_marker(f"counted by {step.location}")
     return [LabelledValue(shape, fixed=tuple(fixed))]
 
 
@@ -169,7 +169,7 @@ def _gather(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> l
     )
     reason = f"looked up by number in {step.location}"
     trace.freeze(indices.fields, reason)
-    wall, fixed = trace.labels.fixed(reason), list(free_axes(shape))
+    wall, fixed = trace.labels.fixed_marker(reason), list(free_axes(shape))
     batch = [axis for axis in range(len(shape)) if axis not in numbers.offset_dims]
     for axis, known in zip(batch, indices.fixed[:-1], strict=True):
         fixed[axis] = (known if known != FREE else wall) if shape[axis] > 1 else FREE
@@ -223,7 +223,7 @@ def _dynamic_update_slice(
         for own in (value, update)
     ]
     fields, fixed = combine(trace, step, parts, parts[0].shape)
-    wall = trace.labels.fixed(f"written into by {step.name}")
+    wall = trace.labels.fixed_marker(f"written into by {step.name}")
     walls = [own if whole else wall for own, whole in zip(fixed, is_whole, strict=True)]
     return [mixed(trace, step, inputs, value.shape, fields, walls)]
 
@@ -255,7 +255,7 @@ def constant(trace: Trace, array: jax.Array | np.ndarray | jax.ShapeDtypeStruct)
             tuple(array.shape), fixed=free_axes(array.shape)
         )  # random keys, which have no axes of channels
     known = np.asarray(array)
-    wall = trace.labels.fixed("an array of fixed size built into the network's code")
+    wall = trace.labels.fixed_marker("an array of fixed size built into the network's code")
     fixed = []
     for axis, size in enumerate(known.shape):
         same = size <= 1 or bool((known == known.take([0], axis=axis)).all())
