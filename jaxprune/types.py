@@ -50,13 +50,13 @@ def stack_pytrees(members: Sequence[_Record], caller: str) -> _Record:
     """
     if not members:
         raise ValueError(f"{caller} needs at least one member, got none.")
-    structure, shapes = jax.tree.structure(members[0]), [leaf.shape for leaf in jax.tree.leaves(members[0])]
-    for number, member in enumerate(members):
-        member_shapes = [leaf.shape for leaf in jax.tree.leaves(member)]
-        if jax.tree.structure(member) != structure or member_shapes != shapes:
+    structures: list[object] = [jax.tree.structure(member) for member in members]
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(member)] for member in members]
+    for number in range(1, len(members)):
+        if structures[number] != structures[0] or shapes[number] != shapes[0]:
             raise ValueError(
                 f"{caller} needs members of one structure, class counts and shapes; member {number} differs "
-                f"from member 0: {member_shapes} against {shapes}, or in which operands are present. "
+                f"from member 0: {shapes[number]} against {shapes[0]}, or in which operands are present. "
                 "Observe all members on the same examples."
             )
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Datasets: packaged sets, your own arrays, and the guarded test split."""

@@ -1,8 +1,9 @@
-"""Datasets as arrays in three splits that never mix: the only module that reads images from files.
+"""Datasets as arrays in three splits that never mix: training, validation and test.
 
-Training images are for fitting, validation images (cut out of the training part) for every choice, test images for
-the final report alone, behind a guard (`GuardedSplit`). Images are float32 [N, H, W, C], standardised: divided by
-their largest possible value, then shifted and scaled by the training split's mean and deviation of each colour.
+Training images are for fitting. Validation images, taken out of the training part, serve every choice. Test images
+are for the final report alone and stay behind a guard (`GuardedSplit`). Images are float32 [N, H, W, C] and
+standardised: divided by their largest possible value, then shifted and scaled by the mean and standard deviation of
+each colour over the training split.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from jaxprune.datasets.guarded_split import GuardedSplit, Split
+from jaxprune.observation.checks import check_labels
+from jaxprune.observation.sample import rank_in_class
 from jaxprune.types import Array
 
 DATASETS = ("digits", "fashion")
-"""Names that `load_dataset` knows; both are part of the package."""
+"""Names of the datasets in the package, which `load_dataset` reads."""
 
 Arrays = tuple[Array, Array]
 """Images [N, ...] and labels [N]."""
@@ -35,12 +38,12 @@ _FASHION_SOURCE = (
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images and labels in splits for training, validation and (guarded) test.
+    """A dataset: images and labels in splits for training, validation and (guarded) test.
 
     Attributes:
-      name: what the dataset is called in records and tables.
+      name: the dataset's name in records and tables.
       train: images [N, ...] float32 and labels [N] int32.
-      validation: likewise; every accuracy that a search or a comparison sees is measured here.
+      validation: in the same form; every accuracy that a search or a comparison uses is measured here.
       test: the test split behind its guard, or None.
       num_classes: labels are in [0, num_classes).
       source: where the images come from, and their licence.
@@ -55,12 +58,12 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Shape of one example, (H, W, C) for images."""
+        """The shape of one example, (H, W, C) for images."""
         return tuple(int(size) for size in self.train.images.shape[1:])
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A short digest of the training and validation arrays: part of what a fitness is cached under."""
+        """A short digest of the training and validation arrays; cached fitness values depend on it."""
         digest = hashlib.sha256(self.name.encode())
         for array in (*self.train, *self.validation):
             digest.update(f"{array.dtype} {array.shape}".encode())
@@ -68,14 +71,17 @@ class Dataset:
         return digest.hexdigest()[:16]
 
     def limited(self, *, num_train: int | None = None, num_validation: int | None = None) -> Dataset:
-        """A smaller dataset: the first examples of each class, as evenly over classes as they come; test untouched.
+        """Returns a smaller dataset of the first examples of each class, spread evenly over the classes.
 
         Args:
-          num_train: examples to keep of the training split, at least one a class; None keeps all.
-          num_validation: likewise of the validation split.
+          num_train: number of training examples, at least one per class; None takes all.
+          num_validation: number of validation examples, likewise.
+
+        Returns:
+          The dataset with fewer examples, in their old order, and the same test split.
 
         Raises:
-          ValueError: if a number is below the number of classes or above what there is.
+          ValueError: if a number is below the number of classes or above the number of examples.
 
         Example:
           >>> load_dataset("digits").limited(num_train=100).train.images.shape
@@ -96,21 +102,21 @@ class Dataset:
         standardise: bool | None = None,
         source: str = "",
     ) -> Dataset:
-        """A dataset of one's own arrays, checked.
+        """Makes a dataset of your own arrays and checks them.
 
         Args:
-          name: what to call it.
+          name: the dataset's name in records and tables.
           train: images [N, H, W, C], [N, H, W] (a channel axis is added) or features [N, F], and whole-number
             labels [N] from 0.
-          validation: likewise; without it, every fifth training image of each class becomes validation.
-          test: likewise, to be guarded; optional.
+          validation: in the same form; without it, every fifth training image of each class becomes validation.
+          test: in the same form, to be guarded; optional.
           num_classes: number of classes; by default the largest training label plus one.
-          standardise: whether to shift and scale by the training split's mean and standard deviation of each colour;
-            by default done for whole-number images and left to the caller for floating-point ones.
-          source: where the images come from.
+          standardise: whether to shift and scale images by the mean and standard deviation of each colour over the
+            training split; by default true for whole-number images and false for floating-point ones.
+          source: where the images come from, and their licence.
 
         Returns:
-          The dataset, with float32 images and int32 labels that cannot be written to.
+          The dataset, with read-only float32 images and int32 labels.
 
         Raises:
           ValueError: if labels and images do not match in number, shapes differ between splits, labels are not whole
@@ -122,14 +128,14 @@ class Dataset:
           >>> mine.train.images.shape, mine.validation.images.shape, mine.num_classes
           ((16, 8, 8, 1), (4, 8, 8, 1), 2)
         """
-        whole = np.issubdtype(np.asarray(train[0]).dtype, np.integer)
+        if standardise is None:
+            standardise = np.issubdtype(np.asarray(train[0]).dtype, np.integer)
         parts = {"train": train, "validation": validation, "test": test}
         splits = {part: _as_split(name, part, arrays) for part, arrays in parts.items() if arrays is not None}
         classes = _check_splits(name, splits, num_classes)
         if "validation" not in splits:
             splits["train"], splits["validation"] = _cut_validation(name, splits["train"])
-        if whole if standardise is None else standardise:
-            splits = _standardised(splits)
+        splits = _standardised(splits) if standardise else splits
         splits = {part: _read_only(split) for part, split in splits.items()}
         guarded = GuardedSplit(name, splits["test"]) if "test" in splits else None
         return Dataset(name, splits["train"], splits["validation"], guarded, classes, source)
@@ -137,12 +143,12 @@ class Dataset:
 
 @functools.cache
 def load_dataset(name: str) -> Dataset:
-    """One of the datasets that come with the package.
+    """Loads one of the datasets that come with the package.
 
-    - "digits": 8x8 handwritten digits, 1,097 for training, 350 validation, 350 test.
-    - "fashion": 28x28 Fashion-MNIST, 6,000 for training, 2,000 validation, 2,000 test.
+    - "digits": 8x8 handwritten digits, 1,097 for training, 350 for validation, 350 for test.
+    - "fashion": 28x28 Fashion-MNIST, 6,000 for training, 2,000 for validation, 2,000 for test.
 
-    Validation and test hold equally many images of each class; which ones is fixed and the same everywhere.
+    Validation and test split hold equally many images of each class, the same ones on every machine.
 
     Args:
       name: one of `DATASETS`.
@@ -160,48 +166,44 @@ def load_dataset(name: str) -> Dataset:
     """
     if name == "digits":
         archive = _read_archive("digits_8x8.npz")
-        everything = Split(archive["x"][..., None] / np.float32(16), archive["y"].astype(np.int32))
-        rest, test = _hold_out(name, "test", everything, num_per_class=35)
-        train, validation = _hold_out(name, "validation", rest, num_per_class=35)
-        return _packaged(name, train, validation, test, _DIGITS_SOURCE)
-    if name == "fashion":
+        train = Split(archive["x"][..., None] / np.float32(16), archive["y"].astype(np.int32))
+        train, test = _hold_out(name, "test", train, num_per_class=35)
+        num_validation, source = 35, _DIGITS_SOURCE
+    elif name == "fashion":
         archive = _read_archive("fashion_8k_2k.npz")
         pixels = np.float32(255)
-        everything = Split(archive["x_train"][..., None] / pixels, archive["y_train"].astype(np.int32))
+        train = Split(archive["x_train"][..., None] / pixels, archive["y_train"].astype(np.int32))
         test = Split(archive["x_test"][..., None] / pixels, archive["y_test"].astype(np.int32))
-        train, validation = _hold_out(name, "validation", everything, num_per_class=200)
-        return _packaged(name, train, validation, test, _FASHION_SOURCE)
-    raise ValueError(
-        f"load_dataset needs one of {', '.join(DATASETS)}, got {name!r}. For other images read them yourself and "
-        "pass them to Dataset.from_arrays."
-    )
-
-
-def _read_archive(filename: str) -> dict[str, np.ndarray]:
-    """Arrays of an archive in the package."""
-    content = importlib.resources.files("jaxprune").joinpath("data", filename).read_bytes()
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        return {key: archive[key] for key in archive.files}
-
-
-def _packaged(name: str, train: Split, validation: Split, test: Split, source: str) -> Dataset:
-    """A dataset of splits with pixels in [0, 1]."""
+        num_validation, source = 200, _FASHION_SOURCE
+    else:
+        raise ValueError(
+            f"load_dataset needs one of {', '.join(DATASETS)}, got {name!r}. For other images read them yourself and "
+            "pass them to Dataset.from_arrays."
+        )
+    train, validation = _hold_out(name, "validation", train, num_per_class=num_validation)
     return Dataset.from_arrays(
         name, train=train, validation=validation, test=test, standardise=True, source=source
     )
 
 
+def _read_archive(filename: str) -> dict[str, np.ndarray]:
+    """Reads all arrays of an archive in the package."""
+    content = importlib.resources.files("jaxprune").joinpath("data", filename).read_bytes()
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        return {key: archive[key] for key in archive.files}
+
+
 def _hold_out(name: str, purpose: str, split: Split, *, num_per_class: int) -> tuple[Split, Split]:
-    """The rest and a held-out part with equally many of each class, both shuffled."""
-    draw = _shuffled(f"{name} {purpose}", len(split.labels))
-    held_out = draw[_rank_in_class(split.labels[draw]) < num_per_class]
-    # In the order of the draw the rest would start with what is left of the rarest class: shuffle it anew.
+    """Splits examples into the rest and a held-out part with equally many of each class, both shuffled."""
+    order = _shuffled(f"{name} {purpose}", len(split.labels))
+    held_out = order[rank_in_class(split.labels[order]) < num_per_class]
+    # In this order the rest would start without the rarest class, so it is shuffled anew.
     order = _shuffled(f"{name} without {purpose}", len(split.labels))
     return _pick(split, order[~np.isin(order, held_out)]), _pick(split, held_out)
 
 
 def _shuffled(purpose: str, count: int) -> np.ndarray:
-    """Indices ordered by digests: the same on every machine and with every NumPy version."""
+    """Indices 0 .. count - 1 ordered by digests: the same on every machine and with every NumPy version."""
     digests = [
         hashlib.blake2b(f"{purpose} {index}".encode(), digest_size=8).digest() for index in range(count)
     ]
@@ -209,8 +211,8 @@ def _shuffled(purpose: str, count: int) -> np.ndarray:
 
 
 def _cut_validation(name: str, train: Split) -> tuple[Split, Split]:
-    """Training examples without, and validation examples made of, every fifth of each class."""
-    is_validation = _rank_in_class(train.labels) % 5 == 4
+    """Splits training examples: every fifth of each class becomes a validation example."""
+    is_validation = rank_in_class(train.labels) % 5 == 4
     if not is_validation.any():
         raise ValueError(
             f"{name}: needs at least five training images of some class to cut validation images from, "
@@ -220,21 +222,12 @@ def _cut_validation(name: str, train: Split) -> tuple[Split, Split]:
 
 
 def _pick(split: Split, chosen: np.ndarray) -> Split:
-    """The examples of these indices, in their order."""
+    """The examples at the chosen indices, in the order of the indices."""
     return Split(split.images[chosen], split.labels[chosen])
 
 
-def _rank_in_class(labels: np.ndarray) -> np.ndarray:
-    """How many earlier examples have the same label, [N]."""
-    ranks = np.zeros(len(labels), np.int64)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        ranks[members] = np.arange(len(members))
-    return ranks
-
-
 def _first(split: Split, count: int | None, num_classes: int, argument: str) -> Split:
-    """The first `count` examples, taking turns between classes, in their old order."""
+    """The first `count` examples, taken from each class in turn, in their old order."""
     if count is None:
         return split
     if not num_classes <= count <= len(split.labels):
@@ -242,63 +235,57 @@ def _first(split: Split, count: int | None, num_classes: int, argument: str) -> 
             f"Dataset.limited needs {argument} between {num_classes}, one a class, and {len(split.labels)}, "
             f"all there are, got {count}."
         )
-    chosen = np.sort(np.argsort(_rank_in_class(split.labels), kind="stable")[:count])
+    chosen = np.sort(np.argsort(rank_in_class(split.labels), kind="stable")[:count])
     return _read_only(_pick(split, chosen))
 
 
 def _as_split(name: str, part: str, arrays: Arrays) -> Split:
-    """Images as float32 with a channel axis and labels as int32, checked one by one."""
-    images, labels = np.asarray(arrays[0]), np.asarray(arrays[1])
+    """Checks the arrays of one split and returns images as float32 with a channel axis, labels as int32."""
+    images = np.asarray(arrays[0])
     where = f"{name}, {part} split"
     if images.ndim not in (2, 3, 4):
         raise ValueError(
             f"{where}: needs images [N, H, W, C], [N, H, W] or features [N, F], got shape {images.shape}."
         )
-    if labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"{where}: needs one label for each of {len(images)} images, got labels of shape {labels.shape}. "
-            "One-hot labels become numbers by labels.argmax(-1)."
-        )
+    labels = check_labels(arrays[1], len(images), owner=f"{where}: ", allow_strings=False)
     if len(labels) == 0:
         raise ValueError(f"{where}: needs at least one image, got none.")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"{where}: needs whole-number labels, got {labels.dtype}. Convert with labels.astype(int)."
-        )
     images = images.astype(np.float32)
     num_bad = len(images) - int(np.isfinite(images.reshape(len(images), -1)).all(axis=1).sum())
     if num_bad:
         raise ValueError(
             f"{where}: needs finite images, got NaN or infinity in {num_bad} of {len(images)}. "
-            "Drop or mend them."
+            "Drop or repair them."
         )
     return Split(images[..., None] if images.ndim == 3 else images, labels.astype(np.int32))
 
 
 def _check_splits(name: str, splits: dict[str, Split], num_classes: int | None) -> int:
-    """The number of classes, once splits agree in shape and labels fit."""
+    """Checks that splits agree in shape and labels fit; returns the number of classes."""
     shapes = {part: split.images.shape[1:] for part, split in splits.items()}
     if len(set(shapes.values())) > 1:
-        found = ", ".join(f"{part} {shape}" for part, shape in shapes.items())
-        raise ValueError(f"{name}: needs images of one shape in all splits, got {found}. Resize them first.")
-    present = np.unique(splits["train"].labels)
-    if len(present) < 2:
+        listed = ", ".join(f"{part} {shape}" for part, shape in shapes.items())
+        raise ValueError(f"{name}: needs images of one shape in all splits, got {listed}. Resize them first.")
+    labels = np.unique(splits["train"].labels)
+    if len(labels) < 2:
         raise ValueError(
-            f"{name}: needs training images of at least two classes, got only label {present[0]}."
+            f"{name}: needs training images of at least two classes, got only label {labels[0]}."
         )
-    classes = int(present[-1]) + 1 if num_classes is None else num_classes
+    num_classes = int(labels[-1]) + 1 if num_classes is None else num_classes
     ranges = {part: (int(split.labels.min()), int(split.labels.max())) for part, split in splits.items()}
-    bad = [f"{part} {low} to {high}" for part, (low, high) in ranges.items() if low < 0 or high >= classes]
+    bad = [
+        f"{part} {low} to {high}" for part, (low, high) in ranges.items() if low < 0 or high >= num_classes
+    ]
     if bad:
         raise ValueError(
-            f"{name}: needs labels from 0 to {classes - 1}, got {', '.join(bad)}. "
+            f"{name}: needs labels from 0 to {num_classes - 1}, got {', '.join(bad)}. "
             "Number the classes from 0, or pass num_classes."
         )
-    return classes
+    return num_classes
 
 
 def _standardised(splits: dict[str, Split]) -> dict[str, Split]:
-    """Every split shifted and scaled by the training split's mean and standard deviation of each colour."""
+    """Shifts and scales every split by the mean and standard deviation of each colour over the training split."""
     train = splits["train"].images
     axes = tuple(range(train.ndim - 1)) if train.ndim == 4 else (0,)
     # Rounded to float32, so that machines that sum in another order still get the same images and fingerprint.
@@ -312,7 +299,7 @@ def _standardised(splits: dict[str, Split]) -> dict[str, Split]:
 
 
 def _read_only(split: Split) -> Split:
-    """Views of the arrays that cannot be written to."""
+    """Read-only views of the arrays."""
     images, labels = split.images.view(), split.labels.view()
     images.flags.writeable = labels.flags.writeable = False
     return Split(images, labels)

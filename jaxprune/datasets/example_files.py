@@ -1,4 +1,4 @@
-"""Images and labels to observe a network on, by the name of a packaged dataset or of a file."""
+"""Images and labels to observe a network on, from a packaged dataset or a file."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import numpy as np
 
 from jaxprune.datasets.dataset import DATASETS, load_dataset
 from jaxprune.datasets.guarded_split import Split
-from jaxprune.observation.observer import balanced_sample
+from jaxprune.observation.checks import check_labels
+from jaxprune.observation.sample import balanced_sample
 
 IMAGE_NAMES = ("images", "x", "x_train")
 LABEL_NAMES = ("labels", "y", "y_train")
-"""What the arrays of a data file may be called."""
+"""Names that the arrays of a data file may have, the first one present counts."""
 
 
 def load_examples(source: str | os.PathLike[str]) -> Split:
-    """Images and labels to observe a network on: a packaged training split, or a NumPy archive as it is.
+    """Loads images and labels to observe a network on: a packaged training split, or a NumPy archive.
 
     Args:
       source: one of `DATASETS`, or a `.npz` file with the arrays `images` [N, ...] and `labels` [N] (or `x`, `y`).
 
     Returns:
-      The examples; images of a file unchanged but for their dtype, float32 unless they were float64.
+      The examples; images of a file become float32 unless they are float64, and are otherwise unchanged.
 
     Raises:
       ValueError: if there is no such dataset or file, or it lacks images or labels, or these do not fit together.
@@ -37,9 +38,9 @@ def load_examples(source: str | os.PathLike[str]) -> Split:
     if name in DATASETS:
         return load_dataset(name).train
     if path.suffix != ".npz" or not path.is_file():
-        lacks = "no such file" if path.suffix == ".npz" else "neither"
+        reason = "no such file" if path.suffix == ".npz" else "neither"
         raise ValueError(
-            f"data needs to be one of {', '.join(DATASETS)} or a file FILE.npz, got {name}: {lacks}. "
+            f"data needs to be one of {', '.join(DATASETS)} or a file FILE.npz, got {name}: {reason}. "
             "Write one with numpy.savez(file, images=images, labels=labels)."
         )
     try:
@@ -49,33 +50,20 @@ def load_examples(source: str | os.PathLike[str]) -> Split:
         raise ValueError(
             f"data needs a NumPy archive of plain arrays, got {name}: {error}. Write one with numpy.savez."
         ) from error
-    images, labels = (_named(arrays, names, name) for names in (IMAGE_NAMES, LABEL_NAMES))
-    if labels.ndim != 1 or images.ndim < 2 or len(images) != len(labels) or not len(labels):
-        raise ValueError(
-            f"data needs images [N, ...] and one label for each, [N], got shapes {images.shape} and {labels.shape} "
-            f"in {name}. For one-hot labels write labels.argmax(-1)."
-        )
+    images, labels = (_first_named(arrays, names, name) for names in (IMAGE_NAMES, LABEL_NAMES))
+    if images.ndim < 2 or len(images) == 0:
+        raise ValueError(f"data needs images [N, ...], got shape {images.shape} in {name}.")
+    labels = check_labels(labels, len(images), owner=f"data {name}: ")
     return Split(images if images.dtype == np.float64 else images.astype(np.float32), labels)
 
 
-def _named(arrays: dict[str, np.ndarray], names: tuple[str, ...], file: str) -> np.ndarray:
-    """The array under the first of some names."""
-    found = next((arrays[name] for name in names if name in arrays), None)
-    if found is None:
-        raise ValueError(
-            f"data needs an array {' or '.join(names[:2])}, got {file} with {', '.join(arrays) or 'no arrays'}. "
-            f"Write numpy.savez(file, {IMAGE_NAMES[0]}=images, {LABEL_NAMES[0]}=labels)."
-        )
-    return found
-
-
 def balanced(images: np.ndarray, labels: np.ndarray, count: int) -> Split:
-    """The first examples of each class, equally many of each as far as there are, in their old order.
+    """Returns the first examples of each class, equally many of each as far as there are, in their old order.
 
     Args:
       images: [N, ...].
       labels: [N].
-      count: how many in all; at least one of each class is kept.
+      count: number of examples in all, at least one for each class.
 
     Raises:
       ValueError: if `count` is below the number of classes.
@@ -84,10 +72,21 @@ def balanced(images: np.ndarray, labels: np.ndarray, count: int) -> Split:
       >>> balanced(np.zeros((5, 2)), np.array([1, 1, 1, 0, 0]), 4).labels.tolist()
       [1, 1, 0, 0]
     """
-    classes, class_ids = np.unique(labels, return_inverse=True)
-    if count < len(classes):
+    num_classes = len(np.unique(labels))
+    if count < num_classes:
         raise ValueError(
-            f"the number of images must be at least {len(classes)}, one of each class, got {count}."
+            f"the number of images must be at least {num_classes}, one of each class, got {count}."
         )
-    chosen = np.sort(balanced_sample(class_ids, count))
+    chosen = np.sort(balanced_sample(labels, count))
     return Split(images[chosen], labels[chosen])
+
+
+def _first_named(arrays: dict[str, np.ndarray], names: tuple[str, ...], file: str) -> np.ndarray:
+    """The array under the first of the names that the file has."""
+    for name in names:
+        if name in arrays:
+            return arrays[name]
+    raise ValueError(
+        f"data needs an array {' or '.join(names[:2])}, got {file} with {', '.join(arrays) or 'no arrays'}. "
+        f"Write numpy.savez(file, {IMAGE_NAMES[0]}=images, {LABEL_NAMES[0]}=labels)."
+    )

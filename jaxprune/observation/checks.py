@@ -53,7 +53,7 @@ def check_arrays(
       ValueError: saying which argument was needed in which form, what came, and what to change.
     """
     arrays, more = check_numbers({"features": features, "kernel": kernel, **optional}, extras)
-    class_ids, num_classes = _class_ids(check_labels(labels, arrays["features"].shape[0]))
+    class_ids, num_classes = to_class_ids(check_labels(labels, arrays["features"].shape[0]))
     cast = {name: jnp.asarray(array) for name, array in arrays.items()}
     wide = cast["features"]
     return CheckedArrays(
@@ -117,28 +117,48 @@ def flat_weights(arrays: Mapping[str, np.ndarray]) -> FlatWeights:
     )
 
 
-def check_labels(labels: Array, num_examples: int) -> np.ndarray:
-    """Labels as a NumPy array, one of `num_examples` each.
+def check_labels(
+    labels: Array, num_examples: int, *, owner: str = "", allow_strings: bool = True
+) -> np.ndarray:
+    """Returns labels as a NumPy array [N], after checking that there is one for each example.
+
+    Args:
+      labels: whole numbers or strings.
+      num_examples: N.
+      owner: what the labels belong to, put before error messages ("digits, train split: ", say).
+      allow_strings: whether labels may be other than whole numbers.
 
     Raises:
-      ValueError: if they are something else, or neither whole numbers nor strings.
+      ValueError: if the shape is not [N], or labels are neither whole numbers nor (where allowed) strings.
     """
     values = np.asarray(labels)
-    if values.ndim != 1:
+    if values.shape != (num_examples,):
         raise ValueError(
-            f"labels must be one class per example, [N], got shape {values.shape}. "
-            "For one-hot labels use labels.argmax(-1)."
+            f"{owner}needs one label for each of {num_examples} examples, got labels of shape {values.shape}. "
+            "Pass the labels of exactly these examples; one-hot labels become numbers by labels.argmax(-1)."
         )
-    if values.shape[0] != num_examples:
-        raise ValueError(
-            f"labels must match features: {num_examples} examples, but {values.shape[0]} labels came. "
-            "Pass the labels of exactly these examples."
-        )
-    if values.dtype == object or np.issubdtype(values.dtype, np.inexact):
-        raise ValueError(
-            f"labels must be whole numbers or strings, got dtype {values.dtype}. Use labels.astype(int)."
-        )
+    is_inexact = values.dtype == object or np.issubdtype(values.dtype, np.inexact)
+    if is_inexact or not (allow_strings or np.issubdtype(values.dtype, np.integer)):
+        kinds = "whole numbers or strings" if allow_strings else "whole numbers"
+        raise ValueError(f"{owner}labels must be {kinds}, got dtype {values.dtype}. Use labels.astype(int).")
     return values
+
+
+def to_class_ids(labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Numbers classes 0 .. K-1 in sorted order of their labels.
+
+    Args:
+      labels: [N], as `check_labels` returns them.
+
+    Returns:
+      [N] int32 class ids, and K.
+
+    Raises:
+      ValueError: if there is only one class.
+    """
+    classes, ids = np.unique(labels, return_inverse=True)
+    check_several_classes(classes.tolist(), len(labels))
+    return ids.astype(np.int32).reshape(-1), len(classes)
 
 
 def check_several_classes(classes: Sequence[object], num_examples: int) -> None:
@@ -317,10 +337,3 @@ def _check_finite(arrays: Mapping[str, np.ndarray], dtype: np.dtype) -> None:
             + ", ".join(wrong.values())
             + f". Check that the network did not diverge and that all fit {dtype}, or drop these examples."
         )
-
-
-def _class_ids(labels: np.ndarray) -> tuple[np.ndarray, int]:
-    """Labels as ids 0 .. K-1 in sorted order of the labels."""
-    classes, ids = np.unique(labels, return_inverse=True)
-    check_several_classes(classes.tolist(), len(labels))
-    return ids.astype(np.int32).reshape(-1), len(classes)

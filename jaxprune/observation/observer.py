@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxprune.observation.checks import check_labels, to_class_ids
 from jaxprune.observation.gradients import GradientSource
 from jaxprune.observation.loss_gradients import Loss, Sample, make_gradients, make_squared_gradients
 from jaxprune.observation.moments import Moments, add_examples, zero_moments
 from jaxprune.observation.observed import Observed
 from jaxprune.observation.operands import Operands, sample_moments
-from jaxprune.observation.sample import flat_positions, pool_positions
+from jaxprune.observation.sample import balanced_sample, flat_positions, pool_positions
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState, Path, fingerprint, split_model
 from jaxprune.structure.producer_sites import (
@@ -166,29 +167,11 @@ def make_observer(
     return observer
 
 
-def balanced_sample(class_ids: np.ndarray, num_samples: int) -> np.ndarray:
-    """Indices of the first `num_samples // K` examples of each class (at least one), sorted by class.
-
-    Example:
-      >>> balanced_sample(np.array([1, 0, 1, 0, 1]), 4).tolist()
-      [1, 3, 0, 2]
-    """
-    num_classes = int(class_ids.max()) + 1
-    quota = max(1, num_samples // num_classes)
-    return np.concatenate([np.flatnonzero(class_ids == k)[:quota] for k in range(num_classes)])
-
-
 def _check_examples(images: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:
-    pixels, classes = np.asarray(images), np.asarray(labels)
-    if classes.ndim != 1 or pixels.ndim < 2 or len(pixels) != len(classes):
-        raise ValueError(
-            f"needs images [N, ...] and one label for each, [N], got shapes {pixels.shape} and {classes.shape}. "
-            "Pass the labels of exactly these images; for one-hot labels use labels.argmax(-1)."
-        )
-    if classes.dtype == object or np.issubdtype(classes.dtype, np.inexact):
-        raise ValueError(
-            f"labels must be whole numbers or strings, got dtype {classes.dtype}. Use labels.astype(int)."
-        )
+    pixels = np.asarray(images)
+    if pixels.ndim < 2:
+        raise ValueError(f"needs images [N, ...] with at least two axes, got shape {pixels.shape}.")
+    classes = check_labels(labels, len(pixels))
     if not jnp.issubdtype(pixels.dtype, jnp.number) and pixels.dtype != bool:
         raise ValueError(
             f"needs images that hold numbers, got dtype {pixels.dtype}. Stack them: np.stack(images)."
@@ -200,12 +183,7 @@ def _check_examples(images: Array, labels: Array) -> tuple[np.ndarray, np.ndarra
         raise ValueError(
             f"needs finite images, got {bad} NaN or infinite values. Clean or drop these examples."
         )
-    names, class_ids = np.unique(classes, return_inverse=True)
-    if len(names) < 2:
-        raise ValueError(
-            f"needs images of at least two classes, got only {names.tolist()}. Add another class."
-        )
-    return pixels, class_ids.reshape(-1).astype(np.int32)
+    return pixels, to_class_ids(classes)[0]
 
 
 def _batches(pixels: np.ndarray, size: int) -> list[tuple[jax.Array, np.ndarray, np.ndarray]]:

@@ -18,6 +18,38 @@ import numpy as np
 from jaxprune.types import Array
 
 
+def balanced_sample(labels: np.ndarray, num_samples: int) -> np.ndarray:
+    """Returns indices of the first `num_samples // K` examples of each of the K classes (at least one).
+
+    Args:
+      labels: [N] classes, of any kind that can be sorted.
+      num_samples: how many examples to choose in all.
+
+    Returns:
+      [n] indices sorted by class, and within a class as they come.
+
+    Example:
+      >>> balanced_sample(np.array([1, 0, 1, 0, 1]), 4).tolist()
+      [1, 3, 0, 2]
+    """
+    share = max(1, num_samples // len(np.unique(labels)))
+    by_class = np.argsort(labels, kind="stable")
+    return by_class[rank_in_class(labels)[by_class] < share]
+
+
+def rank_in_class(labels: np.ndarray) -> np.ndarray:
+    """Counts, for each example, the earlier examples with the same label, [N].
+
+    Example:
+      >>> rank_in_class(np.array([7, 5, 7, 7])).tolist()
+      [0, 0, 1, 2]
+    """
+    by_class = np.argsort(labels, kind="stable")
+    ranks = np.empty(len(labels), np.int64)
+    ranks[by_class] = np.arange(len(labels)) - np.searchsorted(labels[by_class], labels[by_class])
+    return ranks
+
+
 class SampleRows(NamedTuple):
     """The sample, sorted by class."""
 

@@ -196,16 +196,16 @@ class TestBadArrays:
 
     def test_labels_that_do_not_match_in_number(self):
         self.refuse(
-            r"mine, train split: needs one label for each of 20 images, got labels of shape \(19,\)",
+            r"mine, train split: needs one label for each of 20 examples, got labels of shape \(19,\)",
             train=(some_images(), np.zeros(19, int)),
         )
 
     def test_one_hot_labels(self):
-        message = r"labels of shape \(20, 2\)\. One-hot labels become numbers by labels\.argmax"
+        message = r"labels of shape \(20, 2\)\..* one-hot labels become numbers by labels\.argmax"
         self.refuse(message, train=(some_images(), np.eye(2)[np.arange(20) % 2]))
 
     def test_fractional_labels(self):
-        message = r"needs whole-number labels, got float64\. Convert with labels\.astype\(int\)"
+        message = r"labels must be whole numbers, got dtype float64\. Use labels\.astype\(int\)"
         self.refuse(message, train=(some_images(), np.zeros(20)))
 
     def test_one_class_only(self):

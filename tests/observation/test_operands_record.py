@@ -99,9 +99,12 @@ def test_observed_is_a_mapping_and_a_pytree():
 BAD = {
     "labels do not match": (
         {"labels": np.arange(11) % 3},
-        "labels must match features: 12 examples, but 11 labels",
+        r"needs one label for each of 12 examples, got labels of shape \(11,\)",
     ),
-    "one-hot labels": ({"labels": np.eye(12)}, r"one class per example, \[N\], got shape \(12, 12\).*argmax"),
+    "one-hot labels": (
+        {"labels": np.eye(12)},
+        r"one label for each of 12 examples, got labels of shape \(12, 12\).*argmax",
+    ),
     "float labels": (
         {"labels": np.arange(12.0)},
         "labels must be whole numbers or strings, got dtype float64",

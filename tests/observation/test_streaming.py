@@ -289,12 +289,12 @@ BAD = {
     "labels of another length": (
         changed(2, 1, lambda y: y[:-1]),
         {},
-        "batch 2: labels must match features: 20 examples, but 19 labels came",
+        r"batch 2: needs one label for each of 20 examples, got labels of shape \(19,\)",
     ),
     "one-hot labels": (
         changed(0, 1, lambda y: np.eye(3)[y]),
         {},
-        r"batch 0: labels must be one class per example",
+        r"batch 0: needs one label for each of 20 examples, got labels of shape \(20, 3\)",
     ),
     "float labels": (
         changed(1, 1, lambda y: y + 0.5),

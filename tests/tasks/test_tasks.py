@@ -101,7 +101,7 @@ def test_settings_are_plain_data() -> None:
         ({"bases": 0, "final_bases": 0}, r"bases >= 1 \(got 0\); final_bases >= 1 \(got 0\)"),
         ({"weight": float("nan")}, "weight above 0"),
         ({"finetune": "sliced"}, 'finetune "slim" or "masked"'),
-        ({"train": (np.zeros((5, 4, 4, 1)), np.arange(4))}, "one label for each of 5 images"),
+        ({"train": (np.zeros((5, 4, 4, 1)), np.arange(4))}, "one label for each of 5 examples"),
         ({"train": (np.zeros((5, 4, 4, 1)), np.zeros(5, int))}, "at least two classes"),
         ({"train": (np.full((4, 4, 4, 1), np.nan), np.arange(4))}, "finite images"),
     ],
