@@ -1,1 +1,1 @@
-"""TODO."""
+"""Figures of formulas, searches, comparisons, layers and networks, drawn with matplotlib."""

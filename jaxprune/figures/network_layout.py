@@ -1,4 +1,4 @@
-"""Computes where the layers and groups of a network stand in a drawing: a line for each layer, a rail for each group."""
+"""Lays out a drawing of a network: a line for each layer in program order, and a rail for each group."""
 
 from __future__ import annotations
 
@@ -208,9 +208,11 @@ def _rails(structure: Structure, lines: Sequence[Line]) -> list[Rail]:
     rails = []
     for name, channels, makers, readers in ends:
         first, last = min(makers | readers), max(makers | readers)
-        shown = [tuple(sorted(numbers - gaps)) for numbers in (makers, readers)]
+        shown_makers, shown_readers = (tuple(sorted(numbers - gaps)) for numbers in (makers, readers))
         crossed = tuple(sorted(number for number in gaps if first <= number <= last))
-        rails.append(Rail(name, channels, first, last, *shown, crossed, is_unread=not readers))
+        rails.append(
+            Rail(name, channels, first, last, shown_makers, shown_readers, crossed, is_unread=not readers)
+        )
     return rails
 
 

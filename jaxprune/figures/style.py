@@ -1,7 +1,7 @@
-"""How every figure looks, and formulas drawn as trees.
+"""Defines how every figure looks, and writes figures to files.
 
-Colours are the palette of Okabe and Ito, which people with any kind of colour vision can tell apart; each name
-also has a marker and a line of its own.
+The colours are the palette of Okabe and Ito, which people with any kind of colour vision can tell apart; each named
+function also has a marker and a line style of its own.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 DARK, GREY, LIGHT = "#222222", "#8a8a8a", "#d9d9d9"
 DPI = 150
 NAME_LENGTH = 26
-"""Characters of a row's name that a figure shows."""
+"""Characters of a function's name that a figure shows."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """How one function looks in every figure."""
+    """The colour, marker and line style of one function in every figure."""
 
     color: str
     marker: str
@@ -43,7 +43,7 @@ LOOKS = {
     "scratch": Look("#CC79A7", "v", (0, (5, 1, 1, 1, 1, 1))),
     "oracle": Look("#117733", "*", "-"),
 }
-"""The looks of the rows that every comparison has."""
+"""The looks of the functions and controls that most comparisons have."""
 
 OTHERS = (
     Look("#0072B2", "^", "-"),
@@ -52,7 +52,7 @@ OTHERS = (
     Look("#7a5195", ">", "-."),
     Look("#a07800", "h", ":"),
 )
-"""The looks of further functions, in their order."""
+"""The looks that further functions take in turn."""
 
 _RC: dict[Any, Any] = {
     "font.size": 10,
@@ -80,24 +80,23 @@ _RC: dict[Any, Any] = {
 
 
 def looks_of(names: Sequence[str]) -> dict[str, Look]:
-    """A look for every name: fixed for winner, l2, l1 and the controls, the others in their order.
+    """Returns a look for each name: fixed for winner, l2, l1 and the controls, in turn for all others.
 
     Example:
       >>> looks_of(["winner", "fdr"])["fdr"].color
       '#0072B2'
     """
     others = [name for name in dict.fromkeys(names) if name not in LOOKS]
-    return {
-        name: LOOKS[name] if name in LOOKS else OTHERS[others.index(name) % len(OTHERS)] for name in names
-    }
+    return {name: LOOKS.get(name) or OTHERS[others.index(name) % len(OTHERS)] for name in names}
 
 
 @contextmanager
 def new_figure(width: float, height: float) -> Iterator[Figure]:
-    """A figure in the common style, without any window or global state; draw it inside the `with`.
+    """Makes a figure in the common style, to be drawn inside the `with`; opens no window and keeps no global state.
 
     Args:
-      width, height: in inches.
+      width: in inches.
+      height: in inches.
 
     Raises:
       ImportError: if matplotlib is missing.
@@ -117,30 +116,49 @@ def new_figure(width: float, height: float) -> Iterator[Figure]:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Writes a figure as PNG in one step, making its folder; the same figure gives the same bytes.
+    """Writes a figure as PNG in one step, and makes its folder; the same figure gives the same bytes.
+
+    Args:
+      figure: of this package.
+      path: the file to write.
 
     Returns:
       The path.
+
+    Raises:
+      OSError: if the file cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # the style also holds while the text is laid out
-    with atomic_file(path) as temporary, new_figure(1, 1):
+    with atomic_file(path) as temporary, new_figure(1, 1):  # the style also counts while the text is laid out
         figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
     return path
 
 
 def panels(figure: Figure, count: int, columns: int) -> list[Axes]:
-    """`count` panels in rows of `columns`; what is left of the last row stays empty."""
-    rows = -(-count // columns)
-    found: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).ravel())
-    for axes in found[count:]:
+    """Adds panels in rows; the rest of the last row stays empty.
+
+    Args:
+      figure: gets the panels.
+      count: how many.
+      columns: panels of a row.
+
+    Returns:
+      The panels, row by row.
+    """
+    axes_of: list[Axes] = list(figure.subplots(-(-count // columns), columns, squeeze=False).ravel())
+    for axes in axes_of[count:]:
         axes.set_axis_off()
-    return found[:count]
+    return axes_of[:count]
 
 
 def legend_below(figure: Figure, handles: Mapping[str, Line2D]) -> None:
-    """One legend for all panels, in as many columns as fit."""
-    column = 0.085 * max(map(len, handles)) + 0.65
-    columns = max(1, min(len(handles), int(figure.get_figwidth() / column)))
+    """Adds one legend for all panels below them, in as many columns as fit.
+
+    Args:
+      figure: gets the legend.
+      handles: name -> a line that looks like it.
+    """
+    width = 0.085 * max(map(len, handles)) + 0.65
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / width)))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)

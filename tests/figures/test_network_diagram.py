@@ -45,10 +45,10 @@ def test_no_texts_lie_over_each_other_and_all_are_inside(name, structures):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_rails_of_one_lane_never_touch(name, structures):
+def test_rails_of_one_track_never_touch(name, structures):
     rails = diagram_of(structures[name], is_folded=False).rails
     for left, right in combinations(rails, 2):
-        assert left.lane != right.lane or left.last < right.first or right.last < left.first
+        assert left.track != right.track or left.last < right.first or right.last < left.first
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -62,7 +62,7 @@ def test_every_group_joins_its_producers_and_consumers(name, structures):
         made = {path for number in rail.makers for path in diagram.lines[number].layers}
         read = {path for number in rail.readers for path in diagram.lines[number].layers}
         assert made == set(kernels_of(structure, group)) and read == set(group.consumers)
-        assert rail.is_met == (not group.consumers)
+        assert rail.is_unread == (not group.consumers)
 
 
 def test_lenet_by_hand(structures):
