@@ -178,6 +178,38 @@ def test_test_files_have_unique_names():
     assert sorted(names) == sorted(set(names)), "pytest needs unique base names"
 
 
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+
+
+def test_the_architecture_page_names_every_folder_and_top_level_module():
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    names = [f"{name}/" for name in folders] + [path.name for path in PACKAGE.glob("*.py")]
+    words = set(re.findall(r"[\w./]+", ARCHITECTURE.read_text()))
+    missing = sorted(name for name in names if name not in words)
+    assert not missing, f"{ARCHITECTURE.name} does not name {missing}"
+
+
+def test_the_drawing_on_the_architecture_page_is_in_import_order():
+    drawing = ARCHITECTURE.read_text().split("```")[1]
+    drawn = re.findall(r"\b(\w+)(?:/|\.py)(?= )", drawing)
+    present = [name for name in FOLDERS if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()]
+    assert drawn == [*present, "__init__"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def test_every_file_of_code_that_a_page_names_exists(page):
+    """`folder/file.py` counts from the root or from the package; a bare `file.py` may be anywhere in either."""
+    folders = [ROOT / name for name in ("benchmarks", "experiments", "jaxprune", "tests")]
+    bare = {path.name for folder in folders for path in folder.rglob("*.py")}
+    missing = [
+        name
+        for name in re.findall(r"[\w./-]*\w\.py\b", page.read_text())
+        if not ((PACKAGE / name).is_file() or (ROOT / name).is_file() if "/" in name else name in bare)
+    ]
+    assert not missing, f"{page.name} names files that do not exist: {missing}"
+
+
 def test_version_is_stated_once_and_told_everywhere():
     from jaxprune._version import __version__
 
