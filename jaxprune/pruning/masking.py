@@ -1,4 +1,4 @@
-"""Masked networks: the same shapes, pruned channels zeroed, and held at zero while training goes on."""
+"""Masks networks: keeps all shapes, zeroes pruned channels, and holds them at zero during training."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from jaxprune.types import Array
 
 
 def mask(model: nnx.Module, plan: Plan) -> nnx.Module:
-    """A copy of the model whose pruned channels are zero everywhere they are made and read.
+    """Returns a copy of the model in which pruned channels are zero wherever they are made and read.
 
-    Zeroed are the producing kernels and biases, scale, shift and statistics of a normalisation, and the consuming
-    rows. The last make the masked network compute exactly what the slim one does, whatever the activation does to
-    a zero.
+    Zeroed are the kernels and biases that make the channels, the scale, shift and statistics of normalisations, and
+    the rows of the kernels that read the channels. Because these rows are zero, the masked network computes exactly
+    what the slim one does, whatever an activation function makes of a zero.
 
     Args:
-      model: the network the plan was made for; it is not changed.
-      plan: what to keep.
+      model: the network that the plan was made for; it is not changed.
+      plan: which channels to keep.
 
     Returns:
       A new model of the same shapes.
@@ -36,20 +36,18 @@ def mask(model: nnx.Module, plan: Plan) -> nnx.Module:
       ValueError: if the plan was made for another network.
     """
     parts = take_apart(model)
-    structure = check_plan(parts, plan)
-    masked = apply_masks(
-        jax.device_get(parts.flat), channel_masks(structure, plan.kept)
-    )  # on the host: nothing compiles
+    masks = channel_masks(check_plan(parts, plan), plan.kept)
+    masked = apply_masks(jax.device_get(parts.flat), masks)  # on the host: nothing compiles
     return merge_model(parts.graphdef, jax.tree.map(jnp.asarray, masked), parts.rest)
 
 
 def channel_masks(structure: Structure, kept: KeptIndices) -> dict[Path, Array]:
-    """Boolean arrays, True where an entry stays, for every array of the network.
+    """Returns boolean arrays, True where an entry stays, for every array of the network.
 
     Args:
       structure: groups of the network.
-      kept: group name -> kept indices (traced arrays are fine: jit and vmap over candidates); groups left out
-        stay whole.
+      kept: group name -> kept indices; groups left out stay whole. Traced arrays are allowed, for jit and vmap over
+        candidates.
 
     Returns:
       Path -> bool array of the array's shape, for parameters and batch statistics.
@@ -64,7 +62,7 @@ def channel_masks(structure: Structure, kept: KeptIndices) -> dict[Path, Array]:
 
 
 def apply_masks(flat: Mapping[Path, Array], masks: Mapping[Path, Array]) -> FlatState:
-    """The arrays with zeros where a mask is False; arrays without a mask pass.
+    """Returns the arrays with zeros where their mask is False; arrays without a mask are unchanged.
 
     Example:
       >>> apply_masks({("w",): jnp.ones(2)}, {("w",): jnp.array([True, False])})[("w",)]
@@ -76,26 +74,27 @@ def apply_masks(flat: Mapping[Path, Array], masks: Mapping[Path, Array]) -> Flat
 def keep_masked(
     masks: Mapping[Path, Array], optimizer: optax.GradientTransformation | None = None
 ) -> optax.GradientTransformation:
-    """Holds masked parameters at exactly zero, under any optimizer, momentum and weight decay.
+    """Returns an optimizer that holds masked parameters at exactly zero, even with momentum and weight decay.
 
-    Gradients of masked entries are dropped before `optimizer`, so that they reach no norm and no momentum, and its
-    updates are dropped after it. Without `optimizer` it only drops updates: put it last in an `optax.chain`.
+    It zeroes the gradients of masked entries before `optimizer`, so that they enter neither norms nor momentum, and
+    zeroes the updates of masked entries after it. Without `optimizer` it only zeroes updates: put it last in an
+    `optax.chain`.
 
     Args:
       masks: from `channel_masks`.
       optimizer: any Optax transformation.
 
     Returns:
-      An Optax transformation for parameters in whatever tree they come, as long as its paths are the model's:
-      a flat dictionary path -> array, or an NNX state.
+      An Optax transformation for parameters in any tree whose paths are the model's: a flat dictionary path -> array,
+      or an NNX state.
 
     Raises:
       ValueError: at the first `update`, if no parameter has a mask.
 
     Example:
-      >>> held = keep_masked({("w",): jnp.array([True, False])}, optax.sgd(1.0))
+      >>> masked_sgd = keep_masked({("w",): jnp.array([True, False])}, optax.sgd(1.0))
       >>> parameters = {("w",): jnp.array([1.0, 0.0])}
-      >>> updates, _ = held.update({("w",): jnp.ones(2)}, held.init(parameters), parameters)
+      >>> updates, _ = masked_sgd.update({("w",): jnp.ones(2)}, masked_sgd.init(parameters), parameters)
       >>> updates[("w",)]
       Array([-1.,  0.], dtype=float32)
     """
@@ -104,37 +103,38 @@ def keep_masked(
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
-        changes, state = inner.update(_masked(updates, masks), state, params)
-        return _masked(changes, masks), state
+        changes, state = inner.update(_masked_tree(updates, masks), state, params)
+        return _masked_tree(changes, masks), state
 
     return optax.GradientTransformation(inner.init, update)
 
 
-def _masked(tree: optax.Updates, masks: Mapping[Path, Array]) -> optax.Updates:
-    leaves, definition = jax.tree_util.tree_flatten_with_path(tree)
-    found = 0
-    result = []
-    for keys, leaf in leaves:
-        held = _lookup(keys, masks)
-        found += held is not None
-        result.append(leaf if held is None else _zeroed(leaf, held))
-    if masks and not found:
+def _masked_tree(tree: optax.Updates, masks: Mapping[Path, Array]) -> optax.Updates:
+    """Returns a tree of arrays with zeros where the masks of its leaves are False."""
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    leaf_masks = [_mask_of_leaf(keys, masks) for keys, _ in leaves]
+    if masks and all(leaf_mask is None for leaf_mask in leaf_masks):
         paths = ", ".join(jax.tree_util.keystr(keys) for keys, _ in leaves[:3])
         raise ValueError(
             f"needs updates whose paths are those of the masks, such as {next(iter(masks))}, got {paths}. "
             "Use the flat dictionary of split_model or an nnx.State of the same model."
         )
-    return jax.tree_util.tree_unflatten(definition, result)
+    masked = [
+        leaf if leaf_mask is None else _zeroed(leaf, leaf_mask)
+        for (_, leaf), leaf_mask in zip(leaves, leaf_masks, strict=True)
+    ]
+    return jax.tree_util.tree_unflatten(treedef, masked)
 
 
-def _zeroed(array: Array, held: Array) -> Array:
-    if isinstance(array, np.ndarray) and isinstance(held, np.ndarray):
-        return np.where(held, array, np.zeros_like(array))
-    return jnp.where(held, array, jnp.zeros_like(array))
+def _zeroed(array: Array, is_kept: Array) -> Array:
+    """Returns the array with zeros where `is_kept` is False; NumPy arrays stay on the host."""
+    if isinstance(array, np.ndarray) and isinstance(is_kept, np.ndarray):
+        return np.where(is_kept, array, np.zeros_like(array))
+    return jnp.where(is_kept, array, jnp.zeros_like(array))
 
 
-def _lookup(keys: tuple[Any, ...], masks: Mapping[Path, Array]) -> Array | None:
-    """The mask of a leaf: its tree path without the wrappers that NNX variables add at the end."""
+def _mask_of_leaf(keys: tuple[Any, ...], masks: Mapping[Path, Array]) -> Array | None:
+    """Looks up a leaf's mask by its tree path, without the keys that NNX variables add at the end."""
     path: list[str | int] = []
     for key in keys:
         name = getattr(key, "key", getattr(key, "idx", getattr(key, "name", None)))

@@ -1,4 +1,4 @@
-"""From scores to a plan: which channels of each group are kept under a budget."""
+"""Plans prunings: turns scores of channels and a budget into the channels that each group keeps."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ import numpy as np
 from flax import nnx
 
 from jaxprune.files import atomic_file
-from jaxprune.pruning.budgets import Factor, Scope, check_scores, counts_within
+from jaxprune.pruning.budgets import Factor, Scope, budget_counts, check_scores
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import Parts, fingerprint
 from jaxprune.structure.tracing import structure_of_parts, trace_structure
 from jaxprune.types import Array, Kept
+
+KeptIndices = Mapping[str, Sequence[int] | Array] | Kept
+"""Group name -> kept indices, as a mapping or as the pairs of `types.Kept`; indices may be traced arrays."""
 
 _FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is kept of each group, with the network it was made for: plain data, saved as JSON.
+    """The channels that each group keeps, and the network they were chosen for: plain data, saved as JSON.
 
     Example:
       >>> plan = Plan({"conv1.kernel": (0, 2)}, {"conv1.kernel": 4}, "0123456789abcdef", (1, 8, 8, 1), "float32")
@@ -35,11 +38,11 @@ class Plan:
     kept: Mapping[str, tuple[int, ...]]
     """Group name -> sorted kept indices; groups that stay whole are listed too."""
     widths: Mapping[str, int]
-    """Group name -> number of channels before."""
+    """Group name -> number of channels before pruning."""
     fingerprint: str
-    """Of the network's paths, shapes and dtypes."""
+    """A digest of the network's paths, shapes and dtypes."""
     example_shape: tuple[int, ...]
-    """Shape of the images the network takes, batch first."""
+    """Shape of the images that the network takes, batch axis first."""
     example_dtype: str
 
     @property
@@ -53,11 +56,11 @@ class Plan:
         return jax.ShapeDtypeStruct(self.example_shape, np.dtype(self.example_dtype))
 
     def to_kept(self) -> Kept:
-        """The content as hashable pairs."""
+        """Returns the kept indices as hashable pairs."""
         return tuple(self.kept.items())
 
     def to_json(self) -> str:
-        """The plan as JSON text."""
+        """Returns the plan as JSON text."""
         record = {
             "format": _FORMAT,
             "fingerprint": self.fingerprint,
@@ -70,10 +73,10 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """A plan from what `to_json` wrote.
+        """Returns the plan that `to_json` wrote.
 
         Raises:
-          ValueError: for text that is no plan, or of a newer format.
+          ValueError: if the text is not a plan, or is of a newer format.
         """
         try:
             record = json.loads(text)
@@ -96,13 +99,22 @@ class Plan:
             ) from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the plan atomically: a reader sees the old file or the whole new one."""
+        """Writes the plan as JSON; a reader sees either the old file or the complete new one.
+
+        Raises:
+          OSError: if the file cannot be written; nothing is left behind.
+        """
         with atomic_file(FilePath(path)) as temporary:
             temporary.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
-        """Reads what `save` wrote."""
+        """Reads the plan that `save` wrote.
+
+        Raises:
+          OSError: if the file cannot be read.
+          ValueError: if it does not hold a plan, or one of a newer format.
+        """
         return cls.from_json(FilePath(path).read_text())
 
 
@@ -120,56 +132,65 @@ def plan(
     ignore: tuple[str, ...] = (),
     factor: Factor = "inner",
 ) -> Plan:
-    """Chooses the channels to keep: the highest scores under exactly one budget.
+    """Chooses the channels to keep: those with the highest scores, under exactly one budget.
 
     With `scope="group"` every group keeps the same fraction t of its channels: `round(t * C)` (half to even), at
     least 1, then rounded to the nearest multiple of `multiple_of` (up on a tie, at least one multiple, at most C).
-    `kept_fraction` is t itself; for `macs_fraction` and `params_fraction` t is the greatest whose slim network costs at
-    most that fraction of the full one. With `scope="global"` all channels compete by score (scores of `jp.score` are
-    relative to their group's mean) and the lowest fall, in blocks of `multiple_of`, until the budget holds; no group
-    loses its last channel. Lowest scores are pruned first, of equal ones the lower index.
+    `kept_fraction` is t itself. For `macs_fraction` and `params_fraction`, t is the largest fraction whose slim
+    network stays within that fraction of the full network's multiply-adds or parameters. With `scope="global"` the
+    channels of all groups compete by score (`jp.score` divides scores by their group's mean), and the lowest are
+    removed in blocks of `multiple_of` until the budget is met; every group keeps at least one channel. Among equal
+    scores, the lower index is removed first.
 
     Args:
       model: NNX network; it is not changed.
-      scores: group name -> [C], finite, for every group that is not ignored.
+      scores: group name -> [C] finite scores, for every group that is not ignored.
       example: images as the network takes them, or their shape and dtype.
       kept_fraction: fraction of channels kept, in (0, 1].
-      kept_counts: group name -> channels kept; groups left out stay whole, `multiple_of` is not applied.
-      macs_fraction: multiply-adds kept, in (0, 1].
-      params_fraction: trained parameters kept, in (0, 1].
+      kept_counts: group name -> channels kept; groups left out stay whole, and `multiple_of` is not applied.
+      macs_fraction: fraction of multiply-adds kept, in (0, 1].
+      params_fraction: fraction of trained parameters kept, in (0, 1].
       scope: one fraction per group, or all channels in one ranking.
-      multiple_of: counts are multiples of this where a group is at least that wide.
-      ignore: names of groups that stay whole; shell patterns such as `"layers.*"` are fine.
-      factor: which group loses channels where two share every index, such as whole heads (`"outer"`) and the places
-        within each head (`"inner"`), or whole groups of a grouped convolution and the places within each; `"both"`
-        prunes both, so that the product of the two fractions is left. `kept_counts` may name any group.
+      multiple_of: counts are multiples of this in groups that are at least that wide.
+      ignore: names of groups that stay whole; shell patterns such as `"layers.*"` are allowed.
+      factor: which of two groups that share every index loses channels. Whole heads, or whole groups of a grouped
+        convolution, are `"outer"`; the channels within each of them are `"inner"`; `"both"` prunes both, so that the
+        product of the two fractions is left. `kept_counts` may name any group.
 
     Returns:
       The plan.
 
     Raises:
-      ValueError: if nothing can be pruned; for missing, unknown, mis-sized or non-finite scores (group and channel
-        named); for a budget out of range or below what one channel per group costs; if not exactly one is given.
+      ValueError: if nothing can be pruned; for missing, unknown, wrongly sized or non-finite scores (the message names
+        group and channel); for a budget that is out of range or cannot be met; if not exactly one budget is given.
     """
     structure = trace_structure(model, example)
     structure.require_groups()
-    budgets = {
-        "kept_fraction": kept_fraction,
-        "kept_counts": kept_counts,
-        "macs_fraction": macs_fraction,
-        "params_fraction": params_fraction,
-    }
-    counts = counts_within(
-        structure, budgets, scores=scores, scope=scope, multiple_of=multiple_of, ignore=ignore, factor=factor
+    counts = budget_counts(
+        structure,
+        kept_fraction=kept_fraction,
+        kept_counts=kept_counts,
+        macs_fraction=macs_fraction,
+        params_fraction=params_fraction,
+        scores=scores,
+        scope=scope,
+        multiple_of=multiple_of,
+        ignore=ignore,
+        factor=factor,
     )
-    checked = check_scores(
-        structure, scores, needed=[name for name, n in counts.items() if n < structure.widths[name]]
-    )
-    return make_plan(structure, select(checked, counts))
+    pruned_groups = [name for name, count in counts.items() if count < structure.widths[name]]
+    return make_plan(structure, select(check_scores(structure, scores, needed=pruned_groups), counts))
 
 
 def make_plan(structure: Structure, kept: Kept | Mapping[str, tuple[int, ...]]) -> Plan:
-    """A plan for this network from kept indices; groups left out stay whole.
+    """Returns a plan for a network from kept indices.
+
+    Args:
+      structure: groups of the network.
+      kept: group name -> kept indices; groups left out stay whole.
+
+    Returns:
+      The plan.
 
     Raises:
       ValueError: for indices that do not fit the groups.
@@ -177,9 +198,7 @@ def make_plan(structure: Structure, kept: Kept | Mapping[str, tuple[int, ...]]) 
     indices = index_arrays(structure, kept)
     return Plan(
         kept={
-            name: tuple(int(index) for index in np.asarray(indices[name]))
-            if name in indices
-            else tuple(range(width))
+            name: tuple(np.asarray(indices.get(name, range(width))).tolist())
             for name, width in structure.widths.items()
         },
         widths=structure.widths,
@@ -190,83 +209,85 @@ def make_plan(structure: Structure, kept: Kept | Mapping[str, tuple[int, ...]]) 
 
 
 def select(scores: Mapping[str, Array], counts: Mapping[str, int]) -> Kept:
-    """The highest-scored channels of each group: the cheap path for many candidates of one network.
+    """Returns the highest-scored channels of each group; cheap, for many candidates of one network.
 
     Args:
-      scores: group name -> [C], finite.
+      scores: group name -> [C] finite scores; a group without scores keeps its first channels.
       counts: group name -> channels kept, between 1 and C; other groups are left out of the result.
 
     Returns:
-      (group, sorted kept indices) in the order of `counts`; of equal scores the lower index falls first.
+      (group, sorted kept indices) in the order of `counts`; among equal scores the lower index is removed first.
 
     Example:
       >>> select({"conv": np.array([3.0, 1.0, 1.0, 2.0])}, {"conv": 3})
       (('conv', (0, 2, 3)),)
     """
-    return tuple((name, _highest(scores.get(name), count)) for name, count in counts.items())
+    kept = []
+    for name, count in counts.items():
+        rising = np.argsort(np.asarray(scores[name]), kind="stable") if name in scores else np.arange(count)
+        kept.append((name, tuple(np.sort(rising[len(rising) - count :]).tolist())))
+    return tuple(kept)
 
 
 def check_plan(parts: Parts, plan: Plan) -> Structure:
-    """The structure of the plan's network.
+    """Returns the structure of a model, after checking that the plan was made for it.
+
+    Args:
+      parts: the model, taken apart.
+      plan: a plan for it.
+
+    Returns:
+      The model's structure.
 
     Raises:
-      TypeError: if `plan` is no `Plan`.
+      TypeError: if `plan` is not a `Plan`.
       ValueError: if the model has other paths, shapes or dtypes than the network the plan was made for.
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"needs a Plan, got {type(plan).__name__}. Make one with plan() or Plan.load().")
-    found = fingerprint(parts.flat)
-    if found != plan.fingerprint:
+    digest = fingerprint(parts.flat)
+    if digest != plan.fingerprint:
         raise ValueError(
             f"needs the network that the plan was made for (fingerprint {plan.fingerprint}, widths "
-            f"{dict(plan.widths)}), got one with fingerprint {found}. "
+            f"{dict(plan.widths)}), got one with fingerprint {digest}. "
             "Make a new plan for this network, or load the right one."
         )
     return structure_of_parts(parts, plan.example)
 
 
-def _highest(scores: Array | None, count: int) -> tuple[int, ...]:
-    if scores is None:
-        return tuple(range(count))
-    order = np.argsort(np.asarray(scores), kind="stable")
-    return tuple(np.sort(order[len(order) - count :]).tolist())
-
-
-# === merged: """Kept indices of groups as arrays, checked."""
-
-KeptIndices = Mapping[str, Sequence[int] | Array] | Kept
-"""Group name -> kept indices, as a mapping or as the pairs of `types.Kept`; indices may be traced arrays."""
-
-
 def index_arrays(structure: Structure, kept: KeptIndices) -> dict[str, Array]:
-    """Kept indices as integer arrays, checked against the groups as far as their values are known.
+    """Returns kept indices as integer arrays, after checking that they fit the groups.
+
+    Args:
+      structure: groups of the network.
+      kept: group name -> kept indices.
 
     Returns:
-      Group name -> [kept] int32; groups that `kept` leaves out are left out here too: they stay whole.
+      Group name -> [kept channels] int32; groups that `kept` leaves out are left out here too, and stay whole.
 
     Raises:
-      ValueError: for unknown groups, no index at all, or indices out of order or range. Traced indices are not
-        looked at.
+      ValueError: for unknown groups, no index at all, or indices out of order or out of range. The values of traced
+        indices are not checked.
     """
     pairs: Iterable[tuple[str, Sequence[int] | Array]] = kept.items() if isinstance(kept, Mapping) else kept
-    result: dict[str, Array] = {}
+    arrays: dict[str, Array] = {}
     problems: list[str] = []
-    for name, values in pairs:
+    for name, indices in pairs:
         group = structure.groups.get(name)
         if group is None:
             problems.append(f"no group is called {name!r} (groups: {', '.join(structure.groups)})")
             continue
-        if isinstance(values, jax.core.Tracer):
-            result[name] = values
+        if isinstance(indices, jax.core.Tracer):
+            arrays[name] = indices
             continue
-        index = np.asarray(values, np.int32)
-        if index.ndim != 1 or not 1 <= index.size <= group.size:
-            problems.append(f"{name} needs between 1 and {group.size} kept indices, got shape {index.shape}")
-        elif (np.diff(index) <= 0).any() or index[0] < 0 or index[-1] >= group.size:
+        array = np.asarray(indices, np.int32)
+        if array.ndim != 1 or not 1 <= array.size <= group.size:
+            problems.append(f"{name} needs between 1 and {group.size} kept indices, got shape {array.shape}")
+        elif (np.diff(array) <= 0).any() or array[0] < 0 or array[-1] >= group.size:
             problems.append(
-                f"{name} needs rising indices between 0 and {group.size - 1}, got {index.tolist()}"
+                f"{name} needs rising indices between 0 and {group.size - 1}, got {array.tolist()}"
             )
-        result[name] = index
+        arrays[name] = array
     if problems:
         raise ValueError(f"needs kept indices that fit the network's groups: {'; '.join(problems)}.")
-    return result
+    return arrays

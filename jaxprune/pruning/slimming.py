@@ -1,4 +1,4 @@
-"""Slim networks: pruned channels physically gone, from arrays and from the layers' static attributes."""
+"""Slims networks: removes pruned channels from the arrays and from the sizes that layers store."""
 
 from __future__ import annotations
 
@@ -11,53 +11,68 @@ from flax import nnx
 
 from jaxprune.pruning.planning import KeptIndices, Plan, check_plan, index_arrays
 from jaxprune.structure.groups import Structure
+from jaxprune.structure.layer_sizes import stored_sizes
 from jaxprune.structure.layouts import gather
-from jaxprune.structure.model_state import FlatState, Parts, Path, merge_model, take_apart
-from jaxprune.structure.verification import Attributes, find_misfit, remembered_sizes, slim_graph
+from jaxprune.structure.model_state import FlatState, Path, merge_model, take_apart
+from jaxprune.structure.verification import Attributes, find_misfit, slim_graph
 from jaxprune.types import Array
 
 
 def slim(model: nnx.Module, plan: Plan, *, attributes: Attributes | None = None) -> nnx.Module:
-    """A smaller model without the pruned channels.
+    """Returns a smaller model without the pruned channels.
 
-    It computes what the masked one does, wherever no normalisation runs across pruned channels; else, what a network
-    built smaller does. Sizes that Flax's own layers remember are set. The new model is traced on shapes, and every
-    operation must bring together the same channels as before.
+    It computes what the masked model computes, except where a normalisation runs across pruned channels: there it
+    computes what a network built at the smaller size would. The sizes that Flax's own layers store are adjusted. The
+    new model is traced on shapes alone, to check that every operation combines the same channels as before.
 
     Args:
-      model: the network the plan was made for; it is not changed.
-      plan: what to keep.
-      attributes: values for whole numbers that classes of your own remember, by dotted path, such as
+      model: the network that the plan was made for; it is not changed.
+      plan: which channels to keep.
+      attributes: new values for whole numbers that classes of your own store, by dotted path, such as
         `{"blocks.0.attention.head_dim": 16}`.
 
     Returns:
       A new model.
 
     Raises:
-      ValueError: if the plan was made for another network, or if code of the model still counts on an old size; names
-        the attributes that hold one, with the values they need.
+      ValueError: if the plan was made for another network, or if code of the model still relies on an old size; the
+        message names the attributes that hold an old size, with the values they need.
     """
     parts = take_apart(model)
     structure = check_plan(parts, plan)
+    attributes = attributes or {}
     kept = {
-        name: np.asarray(own, np.int32) for name, own in plan.kept.items() if len(own) < plan.widths[name]
+        name: np.asarray(channels, np.int32)
+        for name, channels in plan.kept.items()
+        if len(channels) < plan.widths[name]
     }
     graphdef = slim_graph(parts, structure, kept, attributes)
-    _check_meaning(parts, structure, plan, kept, attributes or {}, graphdef)
-    smaller = slim_state(structure, jax.device_get(parts.flat), plan.kept)  # on the host: nothing compiles
-    return merge_model(graphdef, jax.tree.map(jnp.asarray, smaller), parts.rest)
+    required = {path: len(kept[name]) for name in kept for path in structure.attributes.get(name, ())}
+    problem = "attributes of its own classes must change"
+    if required.keys() <= attributes.keys():
+        misfit = find_misfit(parts, structure, kept, attributes, graph=graphdef)
+        if misfit is None:
+            arrays = slim_state(
+                structure, jax.device_get(parts.flat), plan.kept
+            )  # on the host: nothing compiles
+            return merge_model(graphdef, jax.tree.map(jnp.asarray, arrays), parts.rest)
+        problem = misfit.reason
+        required = stored_sizes(model, {plan.widths[name]: len(channels) for name, channels in kept.items()})
+    missing = {path: size for path, size in required.items() if path not in attributes}
+    raise ValueError(_misfit_message(plan, kept, problem, missing))
 
 
 def slim_state(structure: Structure, flat: Mapping[Path, Array], kept: KeptIndices) -> FlatState:
-    """The arrays of the slim network: gathers only, so jit and vmap over many candidates are fine.
+    """Returns the arrays of the slim network; it only gathers, so it works under jit and vmap over many candidates.
 
     Args:
       structure: groups of the full network.
-      flat: path -> array; anything of the same paths and shapes, optimizer moments too. Other paths pass.
+      flat: path -> array: the network's arrays, or anything with the same paths and shapes, such as optimizer moments.
+        Arrays at other paths are returned unchanged.
       kept: group name -> kept indices, NumPy or (traced) JAX; groups left out stay whole.
 
     Returns:
-      Path -> smaller array, new arrays also where nothing is cut under `jit`.
+      Path -> smaller array.
 
     Raises:
       ValueError: for indices that do not fit the groups.
@@ -69,25 +84,11 @@ def slim_state(structure: Structure, flat: Mapping[Path, Array], kept: KeptIndic
     }
 
 
-def _check_meaning(
-    parts: Parts,
-    structure: Structure,
-    plan: Plan,
-    kept: Mapping[str, np.ndarray],
-    attributes: Attributes,
-    graphdef: nnx.GraphDef[nnx.Module],
-) -> None:
-    """Traces the slim network on shapes and compares what meets what with the full one."""
-    needed = _needed_attributes(structure, kept)
-    missing = {path: value for path, value in needed.items() if path not in attributes}
-    misfit = None if missing else find_misfit(parts, structure, kept, attributes, graph=graphdef)
-    if misfit is None and not missing:
-        return
-    sizes = ", ".join(f"{name} {plan.widths[name]} -> {len(own)}" for name, own in kept.items())
-    if not missing:
-        changed = {plan.widths[name]: len(own) for name, own in kept.items()}
-        found = remembered_sizes(parts, changed)
-        missing = {path: value for path, value in found.items() if path not in attributes}
+def _misfit_message(
+    plan: Plan, kept: Mapping[str, np.ndarray], problem: str, missing: Mapping[str, int]
+) -> str:
+    """Explains why a slim network would not work, and which attributes to pass or what to change in its code."""
+    sizes = ", ".join(f"{name} {plan.widths[name]} -> {len(channels)}" for name, channels in kept.items())
     advice = (
         "Replace the fixed number in its code (often in a reshape) by a shape read from the array, such as "
         "x.reshape(x.shape[0], -1)"
@@ -96,17 +97,7 @@ def _check_meaning(
         advice = (
             f"These attributes still hold an old size: pass slim(..., attributes={missing}), or: {advice}"
         )
-    what = "attributes of its own classes must change" if misfit is None else misfit.reason
-    raise ValueError(
-        f"needs a network whose code follows the sizes of its arrays, but after slimming ({sizes}) {what}. {advice}."
+    return (
+        f"needs a network whose code follows the sizes of its arrays, but after slimming ({sizes}) {problem}. "
+        f"{advice}."
     )
-
-
-def _needed_attributes(structure: Structure, kept: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Attributes that must follow the widths of groups, with the values they need."""
-    return {
-        path: len(kept[name])
-        for name, paths in structure.attributes.items()
-        if name in kept
-        for path in paths
-    }

@@ -1,54 +1,54 @@
-"""Flax's own layers brought in line with their cut arrays: the sizes that a layer remembers next to its arrays.
+"""Adjusts the sizes that layers store beside their arrays, after the arrays have been cut.
 
-One table says, per layer class, which arrays its attributes follow. Layers without a row (dropout, PReLU, `nnx.RNN`,
-`nnx.WeightNorm`, `nnx.SpectralNorm`) remember no sizes of their own.
+One table lists, for each of Flax's layer classes, which arrays decide its attributes. Layers without an entry (dropout,
+PReLU, `nnx.RNN`, `nnx.WeightNorm`, `nnx.SpectralNorm`) store no sizes of their own. Sizes stored in the user's own
+classes can only be guessed (`stored_sizes`) or set by name (`set_size`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple, TypeAlias
 
 from flax import nnx
 
-from jaxprune.structure.model_state import Path, modules_of
+from jaxprune.structure.model_state import Path, dotted, modules_of
 
 Shape: TypeAlias = tuple[int, ...]
 
 Shapes: TypeAlias = Mapping[Path, Shape]
 
-OuterKept: TypeAlias = Callable[[Path, int, int], int | None]
-"""(path, axis, blocks) -> how many whole blocks of an axis made of so many equal blocks stay; None for all."""
+BlocksKept: TypeAlias = Callable[[Path, int, int], int | None]
+"""(path, axis, number of equal blocks along the axis) -> how many whole blocks stay; None for all."""
 
 Blocks: TypeAlias = Callable[[int], int]
-"""Blocks of the last axis of a row's first array -> how many of them stay."""
+"""Number of equal blocks along the last axis of a rule's first array -> how many of them stay."""
 
 
-class Row(NamedTuple):
-    """What the attributes of one layer class follow."""
+class SizeRule(NamedTuple):
+    """Which arrays decide the sizes that one class of layers stores."""
 
     layer: type[nnx.Module]
     arrays: tuple[str, ...]
-    """Dotted names of arrays under the layer; of `a|b` the first that it has."""
+    """Dotted names of arrays under the layer; `a|b` stands for the first of them that the layer has."""
     sizes: Callable[..., Mapping[str, Any]]
     """(layer, blocks, new shape of each array) -> attribute values."""
 
 
-def resize_layers(model: nnx.Module, old_shapes: Shapes, new_shapes: Shapes, outer_kept: OuterKept) -> None:
-    """Edits the static sizes of Flax's layers, and of their subclasses, in place.
+def resize_layers(model: nnx.Module, old_shapes: Shapes, new_shapes: Shapes, blocks_kept: BlocksKept) -> None:
+    """Edits, in place, the sizes that Flax's layers (and their subclasses) store.
 
-    Arrays stay as they are: take the graph of the edited model (`split_model`) and merge it with the cut arrays. Sizes
-    are read from the last axes, so layers stacked by `nnx.vmap` along leading axes are fine. A layer none of whose
-    arrays changed is not touched, and shared variables count for every layer that holds them.
+    The arrays stay as they are: take the graph of the edited model (`split_model`) and merge it with the cut arrays.
+    Sizes are read from the last axes, so layers stacked by `nnx.vmap` along leading axes are handled too. A layer whose
+    arrays did not change is not edited, and shared variables count for every layer that holds them.
 
     Args:
       model: a copy that belongs to the caller.
-      old_shapes: path -> shape of the arrays as they are in `model`.
+      old_shapes: path -> shape of each array in `model`.
       new_shapes: path -> shape after the cut; paths left out do not change.
-      outer_kept: asked where an array's shape cannot tell: for convolution groups on the kernel's output axis and
-        for normalisation groups on the scale's (or shift's) only axis.
+      blocks_kept: asked where an array's shape cannot tell how many blocks stay: for groups of a convolution, on the
+        kernel's output axis, and for groups of a normalisation, on the only axis of its scale (or shift).
 
     Example:
       >>> layer = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
@@ -56,71 +56,108 @@ def resize_layers(model: nnx.Module, old_shapes: Shapes, new_shapes: Shapes, out
       >>> layer.out_features
       2
     """
-    paths = {id(_walk(model, path)): path for path in old_shapes}
-    shapes = {**old_shapes, **new_shapes}
+    path_of = {id(_value_at(model, path)): path for path in old_shapes}
+    new_shapes = {**old_shapes, **new_shapes}
     for layer in modules_of(model):
-        for row in _rows_of(type(layer)):
-            _resize(layer, row, paths, old_shapes, shapes, outer_kept)
-
-
-@lru_cache(maxsize=1024)
-def _rows_of(kind: type[nnx.Module]) -> tuple[Row, ...]:
-    return tuple(row for row in _ROWS if issubclass(kind, row.layer))
+        for rule in _RULES:
+            if isinstance(layer, rule.layer):
+                _resize(layer, rule, path_of, old_shapes, new_shapes, blocks_kept)
 
 
 def _resize(
     layer: nnx.Module,
-    row: Row,
-    paths: Mapping[int, Path],
+    rule: SizeRule,
+    path_of: Mapping[int, Path],
     old_shapes: Shapes,
     new_shapes: Shapes,
-    outer_kept: OuterKept,
+    blocks_kept: BlocksKept,
 ) -> None:
-    found = [_first_path(layer, names, paths) for names in row.arrays]
-    known = [path for path in found if path is not None]
-    if len(known) < len(found):
+    """Applies a rule to a layer; `path_of` maps the identity of a variable to its path."""
+    paths: list[Path] = []
+    for names in rule.arrays:
+        variables = [id(_value_at(layer, tuple(name.split(".")))) for name in names.split("|")]
+        paths += [path_of[variable] for variable in variables if variable in path_of][:1]
+    if len(paths) < len(rule.arrays):
         return
-    is_changed = [any(old_shapes[path] != new_shapes[path] for path in known)]
+    is_changed = any(old_shapes[path] != new_shapes[path] for path in paths)
 
     def blocks(count: int) -> int:
-        path = known[0]
-        if (
-            count == 1 or old_shapes[path][-1] == count
-        ):  # one block is the axis; blocks of one are its indices
-            return 1 if count == 1 else new_shapes[path][-1]
-        kept = outer_kept(path, len(old_shapes[path]) - 1, count)
-        is_changed.append(kept not in (None, count))  # other blocks of another length, side by side as long
-        return count if kept is None else kept
+        nonlocal is_changed
+        old_shape, new_shape = old_shapes[paths[0]], new_shapes[paths[0]]
+        if count == 1:
+            return 1
+        if old_shape[-1] == count:  # every block is a single index
+            return new_shape[-1]
+        num_kept = blocks_kept(paths[0], len(old_shape) - 1, count)
+        # Fewer but longer blocks may fill an axis of the same length.
+        is_changed |= num_kept not in (None, count)
+        return count if num_kept is None else num_kept
 
-    values = row.sizes(layer, blocks, *(new_shapes[path] for path in known))
-    for name, value in values.items() if any(is_changed) else ():
-        if getattr(layer, name, value) != value:
-            setattr(layer, name, value)
-
-
-def _first_path(layer: nnx.Module, names: str, paths: Mapping[int, Path]) -> Path | None:
-    for name in names.split("|"):
-        path = paths.get(id(_walk(layer, tuple(name.split(".")))))
-        if path is not None:
-            return path
-    return None
+    sizes = rule.sizes(layer, blocks, *(new_shapes[path] for path in paths))
+    for name, size in sizes.items() if is_changed else ():
+        if getattr(layer, name, size) != size:
+            setattr(layer, name, size)
 
 
-def _walk(node: object, path: Path) -> object:
-    """The object at a path of attributes and keys, or None."""
+def stored_sizes(model: nnx.Module, new_sizes: Mapping[int, int]) -> dict[str, int]:
+    """Finds whole numbers, stored in modules that are not Flax's own, that equal an old size.
+
+    Args:
+      model: the full network.
+      new_sizes: old size -> new size.
+
+    Returns:
+      Dotted path of the attribute -> the new size.
+    """
+    sizes: dict[str, int] = {}
+    for path, module in nnx.iter_modules(model):
+        if type(module).__module__.split(".")[0] == "flax":
+            continue
+        for name, value in vars(module).items():
+            is_whole_number = isinstance(value, int) and not isinstance(value, bool)
+            if is_whole_number and value in new_sizes and not name.startswith("_"):
+                sizes[dotted((*path, name))] = new_sizes[value]
+    return sizes
+
+
+def set_size(model: nnx.Module, name: str, size: int) -> None:
+    """Sets a whole number that a module stores, in place.
+
+    Args:
+      model: a copy that belongs to the caller.
+      name: dotted path of the attribute, such as `"block.num_heads"`.
+      size: its new value.
+
+    Raises:
+      ValueError: if the network has no such attribute, or it is not a whole number.
+    """
+    *path, attribute = name.split(".")
+    module = _value_at(model, tuple(int(part) if part.isdigit() else part for part in path))
+    if not isinstance(getattr(module, attribute, None), int):
+        raise ValueError(
+            f"attributes needs names of whole numbers in the network, such as 'block.num_heads', got {name!r}."
+        )
+    setattr(module, attribute, size)
+
+
+def _value_at(root: object, path: Path) -> object:
+    """Returns the object at a path of attributes and keys, or None."""
+    value: Any = root
     for part in path:
-        if isinstance(node, Mapping | Sequence):  # first, because a key may be called "keys"
+        if isinstance(value, Mapping | Sequence):  # first, because a key may be called "keys"
             try:
-                node = node[part]  # type: ignore[index]
+                value = value[part]
             except (KeyError, IndexError, TypeError):
                 return None
         else:
-            node = getattr(node, str(part), None)
-    return node
+            value = getattr(value, str(part), None)
+    return value
 
 
-def _like(old: Sequence[int], sizes: Shape) -> Sequence[int]:
-    return type(old)(sizes[len(sizes) - len(old) :])  # type: ignore[call-arg]  # a tuple, or a list as users write it
+def _like(old: Sequence[int], shape: Shape) -> Sequence[int]:
+    """Returns the last sizes of a shape, as many as `old` has, as a list where the user gave a list."""
+    last = shape[len(shape) - len(old) :]
+    return list(last) if isinstance(old, list) else last
 
 
 def _conv(layer: nnx.Conv, blocks: Blocks, kernel: Shape) -> Mapping[str, Any]:
@@ -203,23 +240,23 @@ def _lora(layer: nnx.LoRA, blocks: Blocks, first: Shape, second: Shape) -> Mappi
     return {"in_features": first[-2], "out_features": second[-1]}
 
 
-_ROWS = (
-    Row(nnx.Conv, ("kernel",), _conv),
-    Row(nnx.ConvTranspose, ("kernel",), _conv_transpose),
-    Row(nnx.Linear, ("kernel",), _linear),
-    Row(nnx.LinearGeneral, ("kernel",), _linear_general),
-    Row(nnx.Einsum, ("kernel",), _einsum),
-    Row(nnx.Einsum, ("bias",), _einsum_bias),
-    Row(nnx.Embed, ("embedding",), _embed),
-    Row(nnx.BatchNorm, ("scale|bias|mean",), _norm),
-    Row(nnx.LayerNorm, ("scale|bias",), _norm),
-    Row(nnx.RMSNorm, ("scale",), _norm),
-    Row(nnx.InstanceNorm, ("scale|bias",), _norm),
-    Row(nnx.GroupNorm, ("scale|bias",), _group_norm),
-    Row(nnx.MultiHeadAttention, ("query.kernel", "key.kernel", "out.kernel"), _attention),
-    Row(nnx.LSTMCell, ("ii.kernel", "hi.kernel"), _cell),
-    Row(nnx.OptimizedLSTMCell, ("dense_i.kernel", "dense_h.kernel"), _cell),
-    Row(nnx.GRUCell, ("dense_i.kernel", "dense_h.kernel"), _cell),
-    Row(nnx.SimpleCell, ("dense_i.kernel", "dense_h.kernel"), _cell),
-    Row(nnx.LoRA, ("lora_a", "lora_b"), _lora),
+_RULES = (
+    SizeRule(nnx.Conv, ("kernel",), _conv),
+    SizeRule(nnx.ConvTranspose, ("kernel",), _conv_transpose),
+    SizeRule(nnx.Linear, ("kernel",), _linear),
+    SizeRule(nnx.LinearGeneral, ("kernel",), _linear_general),
+    SizeRule(nnx.Einsum, ("kernel",), _einsum),
+    SizeRule(nnx.Einsum, ("bias",), _einsum_bias),
+    SizeRule(nnx.Embed, ("embedding",), _embed),
+    SizeRule(nnx.BatchNorm, ("scale|bias|mean",), _norm),
+    SizeRule(nnx.LayerNorm, ("scale|bias",), _norm),
+    SizeRule(nnx.RMSNorm, ("scale",), _norm),
+    SizeRule(nnx.InstanceNorm, ("scale|bias",), _norm),
+    SizeRule(nnx.GroupNorm, ("scale|bias",), _group_norm),
+    SizeRule(nnx.MultiHeadAttention, ("query.kernel", "key.kernel", "out.kernel"), _attention),
+    SizeRule(nnx.LSTMCell, ("ii.kernel", "hi.kernel"), _cell),
+    SizeRule(nnx.OptimizedLSTMCell, ("dense_i.kernel", "dense_h.kernel"), _cell),
+    SizeRule(nnx.GRUCell, ("dense_i.kernel", "dense_h.kernel"), _cell),
+    SizeRule(nnx.SimpleCell, ("dense_i.kernel", "dense_h.kernel"), _cell),
+    SizeRule(nnx.LoRA, ("lora_a", "lora_b"), _lora),
 )

@@ -18,10 +18,11 @@ import numpy as np
 
 from jaxprune.structure.groups import Structure, structure_from
 from jaxprune.structure.labels import distinct
+from jaxprune.structure.layer_sizes import stored_sizes
 from jaxprune.structure.model_state import Parts, Path, dotted
 from jaxprune.structure.propagation import propagate_and_factor, with_ties
 from jaxprune.structure.trace import Trace
-from jaxprune.structure.verification import Misfit, find_misfit, remembered_sizes
+from jaxprune.structure.verification import Misfit, find_misfit
 
 Kept = dict[str, np.ndarray]
 """Which channels to keep of some groups; the others stay whole."""
@@ -267,7 +268,7 @@ def _attributes_that_help(parts: Parts, structure: Structure, names: Sequence[st
     """Attributes of the user's classes that hold an old size and, when set to the new one, make the network fit."""
     kept = {name: np.arange(max(1, structure.widths[name] // 2)) for name in names}
     sizes = {structure.widths[name]: len(own) for name, own in kept.items()}
-    found = remembered_sizes(parts, sizes)
+    found = stored_sizes(parts.model, sizes)
     by_name: dict[str, list[str]] = {}
     for path in found:
         by_name.setdefault(re.sub(r"\d+", "*", path), []).append(path)

@@ -1,13 +1,18 @@
-"""Whether a slim network means the same as the full one: its code is traced again, with the labels that are left.
+"""Checks that a slim network means the same as the full one: it is traced again, with the labels that are left.
 
-Shapes that fit do not prove it: code that splits channels in halves puts the border elsewhere when one half has lost
-more of them. So every operation of the slim network is carried out on what is left of the full network's labels, and
-must bring together exactly those that belong together there.
+Matching shapes are no proof: code that splits channels in halves puts the border elsewhere when one half has lost more
+of them. So every operation of the slim network is carried out on the labels that are left of the full network, and
+must bring together exactly the labels that belong together there.
+
+A group that keeps a single channel needs care: an axis of length one could be any axis, and when one of two heads is
+gone, the other looks like one head in two halves. So several copies of such a channel, each with labels of its own, are
+placed side by side wherever the channel sits.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple, cast
 
@@ -16,12 +21,12 @@ import numpy as np
 from flax import nnx
 
 from jaxprune.structure.groups import Structure
-from jaxprune.structure.labels import Labels
-from jaxprune.structure.layer_sizes import resize_layers
-from jaxprune.structure.model_state import FlatState, Parts, Path, dotted, merge_model, take_apart
+from jaxprune.structure.labels import FREE, Labels, distinct
+from jaxprune.structure.layer_sizes import resize_layers, set_size
+from jaxprune.structure.layouts import axis_keep
+from jaxprune.structure.model_state import FlatState, Parts, Path, merge_model, take_apart
 from jaxprune.structure.program import Operation, Program, trace_program
 from jaxprune.structure.propagation import propagate
-from jaxprune.structure.slim_axes import AxisCut, cut_arrays, cut_shape, num_copies
 from jaxprune.structure.trace import Trace
 
 Attributes = Mapping[str, int]
@@ -29,11 +34,23 @@ Attributes = Mapping[str, int]
 
 
 class Misfit(NamedTuple):
-    """Why a slim network would not mean the same."""
+    """Why a slim network would not mean the same as the full one."""
 
     reason: str
     groups: frozenset[str] = frozenset()
-    """Those whose channels were mixed up, as far as that is known; none where the network did not even run."""
+    """Groups whose channels were mixed up, where that is known; empty if the network did not even run."""
+
+
+class AxisCut(NamedTuple):
+    """What is left of one axis of an array: old indices in their new order, and the labels there."""
+
+    indices: np.ndarray
+    labels: tuple[np.ndarray, ...]
+    """One array for each factor of the axis."""
+
+
+Cuts = Mapping[Path, tuple[AxisCut, ...]]
+"""Path of an array -> what is left of each of its axes."""
 
 
 def slim_graph(
@@ -42,56 +59,21 @@ def slim_graph(
     kept: Mapping[str, np.ndarray],
     attributes: Attributes | None = None,
 ) -> nnx.GraphDef[nnx.Module]:
-    """The graph of a model whose layers have the sizes of the slim network, to be merged with the cut arrays.
+    """Returns the graph of a model whose layers store the sizes of the slim network, to be merged with the cut arrays.
 
     Args:
-      parts: of the full network; its weights are not read.
-      structure: its groups.
+      parts: the full network, taken apart; its weights are not read.
+      structure: groups of the full network.
       kept: group -> kept channels; groups left out are whole.
-      attributes: to set besides.
+      attributes: sizes to set besides those of Flax's own layers.
+
+    Returns:
+      The graph of the slim network.
+
+    Raises:
+      ValueError: if the network has no such attribute.
     """
-    return _resized(parts, structure, cut_arrays(structure, kept), attributes)
-
-
-def _resized(
-    parts: Parts,
-    structure: Structure,
-    cuts: Mapping[Path, tuple[AxisCut, ...]],
-    attributes: Attributes | None,
-) -> nnx.GraphDef[nnx.Module]:
-    copy, old = merge_model(*parts[:3]), dict(structure.shapes)
-
-    def outer_kept(path: Path, axis: int, blocks: int) -> int | None:
-        """Of equal blocks, those that stay: as many as labels that are one for a whole block."""
-        whole = [
-            (own, roots)
-            for own, roots in zip(cuts[path][axis].labels, structure.families.roots[path][axis], strict=True)
-            if bool((roots.reshape(blocks, -1) == roots.reshape(blocks, -1)[:, :1]).all())
-        ]
-        if not whole or _num_columns([roots for _, roots in whole]) < blocks:
-            return None  # blocks that are one to the network all stay
-        return _num_columns([own for own, _ in whole])
-
-    resize_layers(copy, old, {path: cut_shape(axes) for path, axes in cuts.items()}, outer_kept)
-    for name, value in (attributes or {}).items():
-        _set_attribute(copy, name, value)
-    return take_apart(copy).graphdef
-
-
-def _num_columns(rows: list[np.ndarray]) -> int:
-    return int(np.unique(np.stack(rows), axis=1).shape[1])
-
-
-def _set_attribute(model: nnx.Module, name: str, value: int) -> None:
-    *path, last = name.split(".")
-    found: object = model
-    for part in path:
-        found = found[int(part)] if part.isdigit() else getattr(found, part, None)  # type: ignore[index]
-    if found is None or not isinstance(getattr(found, last, None), int):
-        raise ValueError(
-            f"attributes needs names of whole numbers in the network, such as 'block.num_heads', got {name!r}."
-        )
-    setattr(found, last, value)
+    return _resized_graph(parts, structure, _cut_arrays(structure, kept), attributes)
 
 
 def find_misfit(
@@ -103,196 +85,266 @@ def find_misfit(
     graph: nnx.GraphDef[nnx.Module] | None = None,
     only_runs: bool = False,
 ) -> Misfit | None:
-    """Traces the slim network on shapes alone; None if it means what it should.
+    """Traces the slim network on shapes alone and says what is wrong with it.
 
     Args:
-      parts: of the full network; its weights are not read.
-      structure: its groups.
+      parts: the full network, taken apart; its weights are not read.
+      structure: groups of the full network.
       kept: group -> kept channels; groups left out are whole.
-      attributes: to set before.
-      graph: what `slim_graph` gives for the same, where it is known.
-      only_runs: ask only whether it runs and returns the same shapes, which takes a part of the time.
+      attributes: sizes to set before tracing.
+      graph: the result of `slim_graph` for the same arguments, if it is known.
+      only_runs: only checks that the network runs and returns the same shapes, which is faster.
 
     Returns:
-      What is wrong, in words, or None.
+      What is wrong, or None if the slim network means the same as the full one.
+
+    Raises:
+      ValueError: if the network has no such attribute.
     """
-    cuts = cut_arrays(structure, kept)
-    graph = _resized(parts, structure, cuts, attributes) if graph is None else graph
-    program = _slim_program(parts, structure, cuts, graph)
-    if only_runs:
+    attributes = attributes or {}
+    cuts = _cut_arrays(structure, kept)
+    program = _slim_program(parts, structure, cuts, attributes, graph)
+    if isinstance(program, Misfit) or only_runs:
         return program if isinstance(program, Misfit) else None
-    copies = num_copies(structure, kept)
-    if not isinstance(program, Misfit) and copies > 1:
-        cuts = cut_arrays(structure, kept, copies=copies)
-        twins = {name: copies if value == 1 else value for name, value in (attributes or {}).items()}
-        program = _slim_program(parts, structure, cuts, _resized(parts, structure, cuts, twins))
-    return program if isinstance(program, Misfit) else _mixed_up(structure, program, cuts, kept, copies)
+    single_widths = {structure.widths[name] for name, channels in kept.items() if len(channels) == 1}
+    copies = 1
+    if single_widths:
+        # Code rarely holds such a number by chance. With as many copies as the group has channels, the network would
+        # look as if nothing were gone.
+        copies = next((count for count in (3, 5, 7, 11) if count not in single_widths), 13)
+        cuts = _cut_arrays(structure, kept, copies)
+        attributes = {name: copies if size == 1 else size for name, size in attributes.items()}
+        program = _slim_program(parts, structure, cuts, attributes)
+    return program if isinstance(program, Misfit) else _find_mix_up(structure, program, cuts, kept, copies)
+
+
+def _cut_arrays(structure: Structure, kept: Mapping[str, np.ndarray], copies: int = 1) -> Cuts:
+    """Cuts every axis of every array, with so many copies of each channel that is left alone in its group."""
+    return {
+        path: tuple(_cut_axis(structure, path, axis, kept, copies) for axis in range(len(shape)))
+        for path, shape in structure.shapes.items()
+    }
+
+
+def _cut_axis(
+    structure: Structure, path: Path, axis: int, kept: Mapping[str, np.ndarray], copies: int
+) -> AxisCut:
+    """Cuts one axis of an array."""
+    length = structure.shapes[path][axis]
+    fields, roots = structure.layouts[path][axis], structure.families.roots[path][axis]
+    if not fields:
+        return AxisCut(np.arange(length), tuple(roots))
+    indices = np.flatnonzero(np.asarray(axis_keep(fields, length, kept)))
+    cut = AxisCut(indices, tuple(labels[indices] for labels in roots))
+    if copies == 1:
+        return cut
+    all_runs = {  # number of the field -> for each index the number of its run of one channel
+        number: np.where(field.channels >= 0, np.cumsum(np.diff(field.channels, prepend=FREE - 1) != 0), FREE)
+        for number, field in enumerate(fields)
+        if len(kept.get(field.group, ())) == 1
+    }
+    runs = {number: run_of[indices] for number, run_of in all_runs.items()}
+    for number in sorted(runs, key=lambda number: int(all_runs[number].max())):
+        # Coarse fields come first: every copy of a head then holds all copies of a place in a head.
+        cut, runs = _with_copies(structure, cut, runs, number, fields[number].group, copies)
+    return cut
+
+
+def _with_copies(
+    structure: Structure, cut: AxisCut, runs: Mapping[int, np.ndarray], number: int, group: str, copies: int
+) -> tuple[AxisCut, dict[int, np.ndarray]]:
+    """Repeats every run of a group's channel along an axis; in each copy the group's labels are others."""
+    family = list(structure.groups).index(group)
+    num_labels = len(structure.families.family_of)
+    run_of = runs[number]
+    is_repeated = run_of >= 0
+    positions = np.concatenate([np.arange(len(run_of)), *[np.flatnonzero(is_repeated)] * (copies - 1)])
+    copy_of = np.repeat(np.arange(copies), [len(run_of), *[int(is_repeated.sum())] * (copies - 1)])
+    run_numbers = np.cumsum(np.diff(run_of, prepend=FREE - 1) != 0)
+    order = np.lexsort((positions, copy_of, run_numbers[positions]))
+    positions, copy_of = positions[order], copy_of[order]
+    labels = []
+    for factor in cut.labels:
+        repeated = factor[positions]
+        original = np.where(repeated >= 0, repeated % num_labels, FREE)
+        is_of_group = structure.families.locate(original)[0] == family
+        labels.append(np.where(is_of_group, repeated + copy_of * num_labels, repeated))
+    num_runs = 1 + max(int(own.max(initial=0)) for own in runs.values())
+    repeated_runs = {
+        key: np.where(own[positions] >= 0, own[positions] + copy_of * num_runs, FREE)
+        for key, own in runs.items()
+    }
+    return AxisCut(cut.indices[positions], tuple(labels)), repeated_runs
+
+
+def _resized_graph(
+    parts: Parts, structure: Structure, cuts: Cuts, attributes: Attributes | None
+) -> nnx.GraphDef[nnx.Module]:
+    """Returns the graph of a copy of the model whose layers store the sizes of the cut arrays."""
+    model = merge_model(*parts[:3])
+
+    def blocks_kept(path: Path, axis: int, blocks: int) -> int | None:
+        """Counts the blocks that stay by the labels that are the same all over a block."""
+        all_labels, labels_left = [], []
+        for roots, labels in zip(structure.families.roots[path][axis], cuts[path][axis].labels, strict=True):
+            by_block = roots.reshape(blocks, -1)
+            if bool((by_block == by_block[:, :1]).all()):
+                all_labels.append(roots)
+                labels_left.append(labels)
+        if not all_labels or np.unique(np.stack(all_labels), axis=1).shape[1] < blocks:
+            return None  # blocks that the network does not tell apart all stay
+        return int(np.unique(np.stack(labels_left), axis=1).shape[1])
+
+    resize_layers(model, structure.shapes, _shapes(cuts), blocks_kept)
+    for name, size in (attributes or {}).items():
+        set_size(model, name, size)
+    return take_apart(model).graphdef
+
+
+def _shapes(cuts: Cuts) -> dict[Path, tuple[int, ...]]:
+    return {path: tuple(len(axis.indices) for axis in axes) for path, axes in cuts.items()}
 
 
 def _slim_program(
     parts: Parts,
     structure: Structure,
-    cuts: Mapping[Path, tuple[AxisCut, ...]],
-    graphdef: nnx.GraphDef[nnx.Module],
+    cuts: Cuts,
+    attributes: Attributes,
+    graph: nnx.GraphDef[nnx.Module] | None = None,
 ) -> Program | Misfit:
+    """Traces the slim network on shapes alone."""
+    graph = _resized_graph(parts, structure, cuts, attributes) if graph is None else graph
     arrays = {
-        path: jax.ShapeDtypeStruct(cut_shape(axes), parts.flat[path].dtype) for path, axes in cuts.items()
+        path: jax.ShapeDtypeStruct(shape, parts.flat[path].dtype) for path, shape in _shapes(cuts).items()
     }
     try:
-        program = trace_program(graphdef, cast(FlatState, arrays), parts.rest, structure.example)
+        program = trace_program(graph, cast(FlatState, arrays), parts.rest, structure.example)
     except ValueError as error:
         cause = error.__cause__ or error
         return Misfit(f"it failed with {type(cause).__name__}: {cause}")
-    full, found = ([run.shapes[number] for number in run.outputs] for run in (structure.program, program))
-    return program if full == found else Misfit(f"its outputs have shapes {found} instead of {full}")
+    full_shapes, slim_shapes = (
+        [run.shapes[number] for number in run.outputs] for run in (structure.program, program)
+    )
+    if full_shapes != slim_shapes:
+        return Misfit(f"its outputs have shapes {slim_shapes} instead of {full_shapes}")
+    return program
 
 
-def _mixed_up(
-    structure: Structure,
-    program: Program,
-    cuts: Mapping[Path, tuple[AxisCut, ...]],
-    kept: Mapping[str, np.ndarray],
-    copies: int,
+def _find_mix_up(
+    structure: Structure, program: Program, cuts: Cuts, kept: Mapping[str, np.ndarray], copies: int
 ) -> Misfit | None:
-    families = structure.families
+    """Says where the slim network brings together other channels than the full one."""
+    family_of = np.tile(
+        structure.families.family_of, copies
+    )  # of every label of the full network, and copies
+    labels = Labels(len(family_of))
+    labels.freeze_each(structure.families.refused)
     seeds = {path: tuple(axis.labels for axis in axes) for path, axes in cuts.items()}
-    labels = Labels(copies * len(families.family_of))
-    labels.freeze_each(families.refused)
     trace = propagate(program, structure.trained, seeds, labels)
-    names = list(structure.groups)
-    family_of = np.tile(families.family_of, copies)
-    is_active = family_of >= 0
-    for step, left, right in trace.unions:
-        a, b = left.reshape(-1), right.reshape(-1)
-        known = (a >= 0) & (b >= 0)
-        a, b = a[known], b[known]
-        inner = len(is_active)  # labels of the slim walk alone are behind those of the full network
-        known = (a < inner) & (b < inner)
-        a, b = a[known], b[known]
-        wrong = (a != b) & (is_active[a] | is_active[b])
-        if wrong.any():
-            mixed = np.unique(family_of[np.concatenate([a[wrong], b[wrong]])])
-            groups = frozenset(names[family] for family in mixed.tolist() if family >= 0)
+    for operation, left, right in trace.unions:
+        pairs = np.stack([left.reshape(-1), right.reshape(-1)])
+        pairs = pairs[:, ((pairs >= 0) & (pairs < len(family_of))).all(axis=0)]  # not the slim network's own
+        mixed = pairs[:, (pairs[0] != pairs[1]) & (family_of[pairs] >= 0).any(axis=0)]
+        if mixed.size:
+            groups = _groups_in(structure, family_of[mixed])
             return Misfit(
-                f"channels of {', '.join(sorted(groups))} meet others than before in {step.location}", groups
+                f"channels of {', '.join(sorted(groups))} meet others than before in {operation.location}",
+                groups,
             )
-    lost = {
+    reasons = {
         root: reason
         for root, reason in trace.labels.reason_by_root().items()
-        if root < len(is_active) and is_active[root]
+        if root < len(family_of) and family_of[root] >= 0
     }
-    if lost:
-        mixed_up = [names[int(family_of[root])] for root in lost]
-        reason = next(iter(lost.values()))
-        return Misfit(
-            f"channels of {mixed_up[0]} cannot be told apart any more: {reason}", frozenset(mixed_up)
-        )
-    active = np.flatnonzero(is_active)
-    is_met = np.zeros(len(trace.labels), bool)
-    is_met[trace.labels.find(active)] = True
-    if is_met.sum() < len(active):
+    if reasons:
+        groups = _groups_in(structure, family_of[list(reasons)])
+        first, reason = next(iter(reasons.items()))
+        name = list(structure.groups)[family_of[first]]
+        return Misfit(f"channels of {name} cannot be told apart any more: {reason}", groups)
+    channels = np.flatnonzero(family_of >= 0)
+    if len(distinct(trace.labels.find(channels))) < len(channels):
         return Misfit("channels meet others than before")
     if trace.factor_requests:
         return Misfit("an axis that was taken apart evenly no longer is")
-    place = misplaced(structure, trace, kept, len(family_of))
-    if place is not None:
-        where, groups = place
-        return Misfit(
-            f"channels of {', '.join(sorted(groups))} are in other parts than before of {where}", groups
-        )
-    return None
+    return _find_moved_part(structure, trace, kept, len(family_of))
 
 
-def remembered_sizes(parts: Parts, sizes: Mapping[int, int]) -> dict[str, int]:
-    """Whole numbers that modules which are not Flax's own remember, where they equal an old size.
-
-    Args:
-      parts: of the full network.
-      sizes: old size -> new one.
-
-    Returns:
-      Dotted path of the attribute -> the new size.
-    """
-    found: dict[str, int] = {}
-    for path, module in nnx.iter_modules(parts.model):
-        if type(module).__module__.split(".")[0] == "flax":
-            continue
-        for name, value in vars(module).items():
-            is_whole = isinstance(value, int) and not isinstance(value, bool)
-            if is_whole and value in sizes and not name.startswith("_"):
-                found[dotted((*cast(Path, path), name))] = sizes[value]
-    return found
-
-
-# === merged: """Which channels lie in which part of an axis that is split or taken apart, in the full n
-
-
-def misplaced(
-    structure: Structure, slim: Trace, kept: Mapping[str, np.ndarray], most: int
-) -> tuple[str, frozenset[str]] | None:
-    """Where the first part is that does not hold what is left of the same part of the full network, and whose channels.
+def _find_moved_part(
+    structure: Structure, slim_trace: Trace, kept: Mapping[str, np.ndarray], num_labels: int
+) -> Misfit | None:
+    """Says where a part of a split axis holds other channels than what is left of that part in the full network.
 
     Args:
       structure: of the full network.
-      slim: a walk of the slim one, with labels of the full one; numbers beyond these stand for copies of channels.
+      slim_trace: a walk of the slim network with labels of the full one.
       kept: group -> kept channels.
-      most: labels from here on belong to the slim network alone.
+      num_labels: number of labels of the full network and their copies; the slim network's own labels come behind.
     """
-    families, names = structure.families, list(structure.groups)
-    if not slim.split_labels and not families.trace.split_labels:
+    families = structure.families
+    if not slim_trace.split_labels and not families.trace.split_labels:
         return None
     stays = families.family_of >= 0
-    for name, own in kept.items():
-        members = families.channel_roots[names.index(name)]
-        stays[np.delete(members, own)] = False
-    # The sum of a random number for each channel tells sets of channels apart (64 bits).
+    for name, channels in kept.items():
+        roots = families.channel_roots[list(structure.groups).index(name)]
+        stays[np.delete(roots, channels)] = False
+
+    def channels_at(labels: np.ndarray, limit: int) -> np.ndarray:
+        """Returns the channel at each position, -1 where there is none that stays."""
+        is_known = (labels >= 0) & (labels < limit)
+        channels = np.where(is_known, labels % len(stays), 0)
+        return np.where(is_known & stays[channels], channels, -1)
+
+    # The sum of one random number per channel identifies a set of channels (64 bits).
     numbers = np.random.default_rng(0).integers(1, 1 << 63, len(stays), dtype=np.uint64)
-    expected, found = (_in_order(trace) for trace in (structure.settled, slim))
-    for key in (own for own in expected if own not in found):  # there are no parts any more
-        lost = _channels(expected[key][1], stays, len(stays))
-        if (lost >= 0).any():
-            mixed = np.unique(families.family_of[lost[lost >= 0]])
-            return expected[key][0].location, frozenset(names[family] for family in mixed.tolist())
-    for key, (step, labels) in found.items():
-        if key not in expected:
+    full_splits, slim_splits = (_splits_in_order(trace) for trace in (structure.settled, slim_trace))
+    for key in [*(key for key in full_splits if key not in slim_splits), *slim_splits]:
+        if key not in full_splits:
             continue  # the slim network takes another way through its code
-        before = _channels(expected[key][1], stays, len(stays))  # without copies: behind is fill
-        after = _channels(slim.labels.find(labels), stays, most)
-        pairs = zip(_parts(before, numbers), _parts(after, numbers), strict=False)
-        is_same = before.ndim == after.ndim and all(np.array_equal(left, right) for left, right in pairs)
+        operation, labels = full_splits[key]
+        before = channels_at(labels, len(stays))
+        if key not in slim_splits:  # nothing is split there any more
+            after, is_same = before, not (before >= 0).any()
+        else:
+            operation, labels = slim_splits[key]
+            after = channels_at(slim_trace.labels.find(labels), num_labels)
+            is_same = before.ndim == after.ndim and all(
+                np.array_equal(left, right)
+                for left, right in zip(_part_sums(before, numbers), _part_sums(after, numbers), strict=False)
+            )
         if not is_same:
-            mixed = np.unique(families.family_of[np.concatenate([before[before >= 0], after[after >= 0]])])
-            return step.location, frozenset(names[family] for family in mixed.tolist())
+            roots = np.concatenate([before[before >= 0], after[after >= 0]])
+            groups = _groups_in(structure, families.family_of[roots])
+            reason = f"channels of {', '.join(sorted(groups))} are in other parts than before of {operation.location}"
+            return Misfit(reason, groups)
     return None
 
 
-def _in_order(trace: Trace) -> dict[tuple[str, int], tuple[Operation, np.ndarray]]:
-    """By operation and source line, numbered where one line does several."""
-    found: dict[tuple[str, int], tuple[Operation, np.ndarray]] = {}
-    times: dict[str, int] = {}
-    for step, labels in trace.split_labels.values():
-        times[step.location] = times.get(step.location, -1) + 1
-        found[step.location, times[step.location]] = (step, labels)
-    return found
+def _splits_in_order(trace: Trace) -> dict[tuple[str, int], tuple[Operation, np.ndarray]]:
+    """Returns what was split, by source line, numbered where one line splits several times."""
+    splits: dict[tuple[str, int], tuple[Operation, np.ndarray]] = {}
+    counts: Counter[str] = Counter()
+    for operation, labels in trace.split_labels.values():
+        splits[operation.location, counts[operation.location]] = (operation, labels)
+        counts[operation.location] += 1
+    return splits
 
 
-def _channels(labels: np.ndarray, stays: np.ndarray, most: int) -> np.ndarray:
-    """The channel at each place, -1 where there is none that stays."""
-    known = (labels >= 0) & (labels < most)
-    own = np.where(known, labels % len(stays), 0)
-    return np.where(known & stays[own], own, -1)
+def _part_sums(channels: np.ndarray, numbers: np.ndarray) -> list[np.ndarray]:
+    """For each axis, read as rows of all later axes, returns the sums of the numbers of the channels in each row.
 
-
-def _parts(channels: np.ndarray, numbers: np.ndarray) -> list[np.ndarray]:
-    """For each way to read the axes as rows, numbers for the sets of channels in the rows.
-
-    Rows without any are left out, and so are those equal to the one before: copies are one.
+    Rows without any channel are left out, and so are rows equal to the one before, which are copies.
     """
-    found = []
+    all_sums = []
     for axis in range(channels.ndim):
         rows = np.sort(channels.reshape(math.prod(channels.shape[:axis]), -1), axis=1)
         is_first = np.diff(rows, axis=1, prepend=-1) != 0
         sums = np.where(is_first & (rows >= 0), numbers[np.maximum(rows, 0)], 0).sum(axis=1)
         sums = sums[sums != 0]
-        found.append(sums[np.diff(sums, prepend=np.uint64(0)) != 0])
-    return found
+        all_sums.append(sums[np.diff(sums, prepend=np.uint64(0)) != 0])
+    return all_sums
+
+
+def _groups_in(structure: Structure, families: np.ndarray) -> frozenset[str]:
+    """Returns the names of the groups of some families; -1 stands for none."""
+    names = list(structure.groups)
+    return frozenset(names[family] for family in distinct(families).tolist() if family >= 0)

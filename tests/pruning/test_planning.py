@@ -103,8 +103,8 @@ def test_ignored_groups_stay_whole():
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ({}, "needs exactly one budget out of"),
-        ({"kept_fraction": 0.5, "macs_fraction": 0.5}, "needs exactly one budget out of"),
+        ({}, "Give exactly one budget out of"),
+        ({"kept_fraction": 0.5, "macs_fraction": 0.5}, "Give exactly one budget out of"),
         ({"kept_fraction": 0.0}, r"kept_fraction must be in \(0, 1\]"),
         ({"kept_fraction": "0.5"}, r"kept_fraction must be in \(0, 1\], got '0.5'"),
         ({"kept_fraction": 0.5, "multiple_of": 2.5}, "multiple_of must be a whole number >= 1, got 2.5"),

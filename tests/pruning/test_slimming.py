@@ -25,7 +25,7 @@ from jaxprune.nets.vgg import VGG16
 from jaxprune.pruning.masking import mask
 from jaxprune.pruning.planning import make_plan, plan
 from jaxprune.pruning.slimming import slim, slim_state
-from jaxprune.structure.model_state import merge_model, split_model, switch, take_apart
+from jaxprune.structure.model_state import merge_model, split_model, set_mode, take_apart
 from jaxprune.structure.tracing import trace_structure
 from jaxprune.structure.verification import slim_graph
 
@@ -142,7 +142,7 @@ def test_functional_path_under_vmap_equals_one_by_one():
     }
     stacked = jax.jit(jax.vmap(lambda kept: slim_state(structure, flat, kept)))(candidates)
     counts = {"stem.kernel": np.arange(2), "conv1.kernel": np.arange(3)}
-    small = slim_graph(take_apart(switch(net, "evaluation")), structure, counts)
+    small = slim_graph(take_apart(set_mode(net, "evaluation")), structure, counts)
     assert graphdef != small
     for member in range(2):
         kept = {name: tuple(np.asarray(index[member])) for name, index in candidates.items()}

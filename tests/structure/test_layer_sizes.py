@@ -369,7 +369,7 @@ CASES = {
     "PReLU": (nnx.PReLU, nnx.PReLU, {}, (2, 3)),
 }
 
-OUTER_KEPT = {
+BLOCKS_KEPT = {
     "Conv in fewer groups": (("kernel",), 3, 3, 2),
     "depthwise Conv with a multiplier": (("kernel",), 3, 3, 2),
     "GroupNorm in fewer groups": (("bias",), 0, 3, 2),
@@ -420,15 +420,15 @@ def test_a_cut_and_resized_layer_is_the_smaller_layer(name):
     assert shapes(fresh) == shapes(smaller)
     asked = []
 
-    def outer_kept(*question):
+    def blocks_kept(*question):
         asked.append(question)
-        return OUTER_KEPT[name][-1] if name in OUTER_KEPT else None
+        return BLOCKS_KEPT[name][-1] if name in BLOCKS_KEPT else None
 
     copy = merge_model(graphdef, arrays, {})
-    resize_layers(copy, shapes(arrays), shapes(smaller), outer_kept)
+    resize_layers(copy, shapes(arrays), shapes(smaller), blocks_kept)
     resized = nnx.split(copy)[0]
-    if name in OUTER_KEPT:
-        assert {*asked} == {OUTER_KEPT[name][:3]}
+    if name in BLOCKS_KEPT:
+        assert {*asked} == {BLOCKS_KEPT[name][:3]}
     if name != "WeightNorm":  # holds a filter that is compared by identity
         assert resized == expected
     x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
