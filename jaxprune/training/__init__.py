@@ -1,1 +1,1 @@
-"""Datasets, recipes, training loops and checkpoints."""
+"""Training: recipes, the training loop, many networks at once, checkpoints."""

@@ -1,4 +1,4 @@
-"""Arrays on disk: one Orbax checkpoint per network, written whole or not at all; and those that users bring."""
+"""Network weights on disk as Orbax checkpoints: ours, written whole or not at all, and those that users bring."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from jaxprune.structure.model_state import FlatState, dotted
 
 
 def save_network(path: str | os.PathLike[str], weights: FlatState, numbers: Mapping[str, float]) -> None:
-    """Writes a network's arrays and a few numbers about it; a reader never sees half of it.
+    """Writes a network's arrays and a few numbers about it, so that a reader never sees half a checkpoint.
 
     Args:
       path: folder to create; an existing one is removed first.
       weights: path -> array.
-      numbers: what to remember along with them, such as the validation accuracy.
+      numbers: name -> number to save with them, such as the validation accuracy.
 
     Raises:
-      OSError: if the folder cannot be written, on a full disk for instance; then there is none.
+      OSError: if the folder cannot be written, on a full disk for instance; then there is no folder.
     """
     import orbax.checkpoint as ocp
 
@@ -32,59 +32,58 @@ def save_network(path: str | os.PathLike[str], weights: FlatState, numbers: Mapp
         "weights": {dotted(key): np.asarray(array) for key, array in weights.items()},
         "numbers": {name: np.asarray(value, np.float64) for name, value in numbers.items()},
     }
-    target = FilePath(path).resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = FilePath(path).resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save(target, tree, force=True)
-    except ValueError as error:  # as the storage below Orbax reports a full disk
+            checkpointer.save(folder, tree, force=True)
+    except ValueError as error:  # the storage library below Orbax reports a full disk in this way
         code = re.search(r"os_error_code='(\d+)'", str(error))
         if code is None:
             raise
-        raise OSError(int(code[1]), os.strerror(int(code[1])), str(target)) from error
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) from error
 
 
 def load_network(path: str | os.PathLike[str], like: FlatState) -> tuple[FlatState, dict[str, float]] | None:
-    """Reads what `save_network` wrote, or None where there is nothing usable.
+    """Reads what `save_network` wrote.
 
-    A folder that cannot be read, or holds other arrays than `like`, is removed: what it cached is made anew.
+    A folder that cannot be read or holds other arrays than `like` is removed, so that its content is computed again.
 
     Args:
       path: the folder.
-      like: arrays (or their shapes) by path, of the network expected.
+      like: path -> array (or its shape) of the expected network.
 
     Returns:
-      The weights and the numbers, or None.
+      The weights and the numbers, or None if there is no usable checkpoint.
     """
     import orbax.checkpoint as ocp
 
-    target = FilePath(path).resolve()
-    if not target.exists():
+    folder = FilePath(path).resolve()
+    if not folder.exists():
         return None
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
-            tree = checkpointer.restore(target, restore_args=None)
-        weights = {key: tree["weights"][dotted(key)] for key in like}
+            tree = checkpointer.restore(folder, restore_args=None)
+        weights = {key: jax.numpy.asarray(tree["weights"][dotted(key)]) for key in like}
         numbers = {name: float(value) for name, value in tree["numbers"].items()}
+        if all(weights[key].shape == like[key].shape for key in like):
+            return weights, numbers
     except (OSError, ValueError, KeyError, TypeError):
-        shutil.rmtree(target, ignore_errors=True)
-        return None
-    if any(weights[key].shape != like[key].shape for key in like):
-        shutil.rmtree(target, ignore_errors=True)
-        return None
-    return {key: jax.numpy.asarray(array) for key, array in weights.items()}, numbers
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+    return None
 
 
 def read_weights(path: str | os.PathLike[str], like: FlatState) -> FlatState:
-    """The arrays of a network, out of an Orbax checkpoint that somebody made; the folder is left as it is.
+    """Reads the weights of a network from any Orbax checkpoint; the folder is not changed.
 
     Args:
       path: a folder written by `save_network`, or by Orbax from `nnx.state(model)` or a nested dictionary of arrays;
-        that of one step of a checkpoint manager too.
-      like: arrays (or their shapes) by path, of the network expected.
+        the folder of one step of a checkpoint manager will do too.
+      like: path -> array (or its shape) of the expected network.
 
     Returns:
-      Path -> array, in the dtypes of `like`. What else the checkpoint holds, an optimiser's state say, is left out.
+      Path -> array, in the dtypes of `like`. Other content of the checkpoint, an optimiser's state say, is left out.
 
     Raises:
       ValueError: if there is no checkpoint, or arrays are missing or of other shapes; names all of them.
@@ -96,53 +95,52 @@ def read_weights(path: str | os.PathLike[str], like: FlatState) -> FlatState:
       >>> read_weights(folder, {("dense", "kernel"): np.zeros((2, 3), np.float32)})[("dense", "kernel")].sum()
       Array(6., dtype=float32)
     """
-    found = {}
-    for name, array in _leaves(_restored(FilePath(path).resolve())):
-        found[name.removeprefix("weights.")] = np.asarray(array)
-    wanted = {key: dotted(key) for key in like}
-    wrong = [f"{name} is missing" for name in wanted.values() if name not in found]
-    wrong += [
-        f"{name} is {found[name].shape} and not {like[key].shape}"
-        for key, name in wanted.items()
-        if name in found and found[name].shape != like[key].shape
+    stored = {
+        name.removeprefix("weights."): np.asarray(array)
+        for name, array in _named_leaves(_restore(FilePath(path).resolve()))
+    }
+    names = {key: dotted(key) for key in like}
+    problems = [f"{name} is missing" for name in names.values() if name not in stored]
+    problems += [
+        f"{name} is {stored[name].shape} and not {like[key].shape}"
+        for key, name in names.items()
+        if name in stored and stored[name].shape != like[key].shape
     ]
-    if wrong:
+    if problems:
         raise ValueError(
-            f"a checkpoint needs all arrays of the network, got {path} with {len(found)} arrays: "
-            f"{'; '.join(wrong[:8])}{f'; and {len(wrong) - 8} others' if len(wrong) > 8 else ''}. "
+            f"a checkpoint needs all arrays of the network, got {path} with {len(stored)} arrays: "
+            f"{'; '.join(problems[:8])}{f'; and {len(problems) - 8} others' if len(problems) > 8 else ''}. "
             "Name the network and the widths that it was made from."
         )
-    return {key: jax.numpy.asarray(found[name], like[key].dtype) for key, name in wanted.items()}
+    return {key: jax.numpy.asarray(stored[name], like[key].dtype) for key, name in names.items()}
 
 
-def _restored(folder: FilePath) -> object:
-    """The tree of a checkpoint, or of the only item of a checkpoint manager's step."""
+def _restore(folder: FilePath) -> object:
+    """Reads the tree of a checkpoint, or of the only item in a checkpoint manager's step."""
     import orbax.checkpoint as ocp
 
-    for place in (folder, folder / "default"):
+    for source in (folder, folder / "default"):
         try:
             with warnings.catch_warnings(), ocp.PyTreeCheckpointer() as checkpointer:
-                warnings.simplefilter("ignore")  # about shardings, which are not asked for
-                return checkpointer.restore(place)
+                warnings.simplefilter("ignore")  # Orbax warns about shardings, which do not matter here
+                return checkpointer.restore(source)
         except (OSError, ValueError, KeyError):
             continue
-    what = "what is no folder" if not folder.is_dir() else f"a folder with {_some(folder)}"
+    content = "which is no folder"
+    if folder.is_dir():
+        names = sorted(child.name for child in folder.iterdir())
+        listed = ", ".join(names[:4]) + (" and others" if len(names) > 4 else "")
+        content = f"a folder with {listed or 'nothing in it'}"
     raise ValueError(
-        f"needs an Orbax checkpoint of a network's state, got {folder}, {what}. Write one with "
+        f"needs an Orbax checkpoint of a network's state, got {folder}, {content}. Write one with "
         "orbax.checkpoint.StandardCheckpointer().save(folder, flax.nnx.state(model))."
     )
 
 
-def _some(folder: FilePath) -> str:
-    names = sorted(each.name for each in folder.iterdir())
-    return ", ".join(names[:4]) + (" and others" if len(names) > 4 else "") if names else "nothing in it"
-
-
-def _leaves(tree: object, above: tuple[str, ...] = ()) -> Iterator[tuple[str, object]]:
-    """Dotted names and arrays; the `value` that Orbax puts below every variable is left out of the name."""
+def _named_leaves(tree: object, above: tuple[str, ...] = ()) -> Iterator[tuple[str, object]]:
+    """Dotted names and arrays of a tree, without the `value` that Orbax puts below every variable."""
     if isinstance(tree, Mapping | list | tuple):
-        parts = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
-        for key, part in parts:
-            yield from _leaves(part, (*above, str(key)))
+        for key, part in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+            yield from _named_leaves(part, (*above, str(key)))
     elif tree is not None:
         yield dotted(above[:-1] if above[-1:] == ("value",) else above), tree

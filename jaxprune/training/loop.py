@@ -1,7 +1,7 @@
-"""One training run as a pure function: network, images and a data order in; trained network and accuracies out.
+"""One training run as a pure function of weights, examples and their order to trained weights and accuracies.
 
-A model is split once into static graphs (training and evaluation mode) and arrays. `train` is then a pure
-function of arrays, so that the same program trains a base network, fine-tunes a slim one, or, vmapped, many.
+A model is split once into static graphs (for training and evaluation mode) and arrays. `train` is then a pure
+function of arrays, so the same code trains a base network, fine-tunes a slim one or, under `vmap`, trains many.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from jaxprune.structure.model_state import FlatState, Path, merge_model, paramet
 from jaxprune.training.recipes import Augmentation, Recipe
 
 EVALUATION_BATCH = 500
-"""Images per evaluation step: enough to keep the cores busy, little enough for patches of 28x28 images."""
+"""Most images per forward pass when evaluating; patches of so many 28x28 images still fit into memory."""
 
 
 class Examples(NamedTuple):
-    """Images [N, H, W, C] (or [N, F]) and their labels [N], class ids from 0."""
+    """Images `x` [N, H, W, C] (or features [N, F]) and their labels `y` [N], class ids from 0."""
 
     x: jax.Array
     y: jax.Array
@@ -34,13 +34,13 @@ class Examples(NamedTuple):
 
 @dataclass(frozen=True)
 class Network:
-    """A model without its weights: static graphs for both modes and what training leaves alone.
+    """A model without its weights.
 
     Args:
-      training: graph with batch statistics and dropout switched on.
-      evaluation: graph with running statistics and without dropout.
-      rest: random keys and counters by path.
-      trained: paths of the arrays that the optimiser changes; the others are running statistics.
+      training: graph of training mode, with batch statistics and dropout.
+      evaluation: graph of evaluation mode, with running statistics and without dropout.
+      rest: path -> random key or counter, which training does not change.
+      trained: paths of the arrays that the optimiser changes; the other weights are running statistics.
     """
 
     training: nnx.GraphDef[nnx.Module]
@@ -49,13 +49,13 @@ class Network:
     trained: frozenset[Path]
 
     def logits(self, weights: FlatState, x: jax.Array) -> jax.Array:
-        """[N, K] logits in evaluation mode."""
+        """Returns [N, K] logits of examples `x` in evaluation mode."""
         model = merge_model(self.evaluation, weights, self.rest)
         return model(x)
 
 
 def split_network(model: nnx.Module) -> tuple[Network, FlatState]:
-    """Splits a model into static graphs and weights (path -> array); the model itself is not changed.
+    """Splits a model into static graphs and weights (path -> array); the model is not changed.
 
     Example:
       >>> from jaxprune.nets import PlainConvNet
@@ -69,7 +69,15 @@ def split_network(model: nnx.Module) -> tuple[Network, FlatState]:
 
 
 def batch_order(key: jax.Array, num_examples: int, recipe: Recipe) -> np.ndarray:
-    """Example indices [steps, batch] of a whole run: every epoch a new permutation, the incomplete last batch dropped.
+    """Draws the order of examples for a whole run: each epoch is a new permutation without its incomplete last batch.
+
+    Args:
+      key: a typed key.
+      num_examples: number of training examples.
+      recipe: gives the number of epochs and the batch size.
+
+    Returns:
+      [steps, batch] int32 example indices.
 
     Raises:
       ValueError: if there are fewer examples than one batch holds.
@@ -93,7 +101,7 @@ def batch_order(key: jax.Array, num_examples: int, recipe: Recipe) -> np.ndarray
 
 
 class StepState(NamedTuple):
-    """What one step hands to the next."""
+    """The state that one step passes to the next."""
 
     weights: FlatState
     optimiser: optax.OptState
@@ -102,12 +110,17 @@ class StepState(NamedTuple):
 def make_step(
     network: Network, recipe: Recipe, num_steps: int
 ) -> tuple[Callable[[FlatState], StepState], Callable[..., StepState]]:
-    """The two pure functions of a training run.
+    """Makes the two pure functions of a training run, `init` and `step`.
+
+    Args:
+      network: the model without weights.
+      recipe: optimiser, schedule, augmentation.
+      num_steps: steps of the whole run.
 
     Returns:
       `init(weights) -> StepState` and
-      `step(state, images, labels, key, masks) -> StepState`, where `masks` is None or path -> booleans: entries
-      where one is False are zero after every step, whatever the optimiser does.
+      `step(state, images, labels, key, masks) -> StepState`. `masks` is None or path -> booleans; entries where
+      a mask is False are zero after every step, whatever the optimiser does.
     """
     optimiser = recipe.transformation(num_steps)
 
@@ -117,7 +130,7 @@ def make_step(
     def step(
         state: StepState, images: jax.Array, labels: jax.Array, key: jax.Array, masks: FlatState | None = None
     ) -> StepState:
-        weights, slots = state
+        weights, optimiser_state = state
         params = _trained(network, weights)
 
         def loss(params: FlatState) -> tuple[jax.Array, FlatState]:
@@ -128,35 +141,43 @@ def make_step(
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             return losses.mean(), split_model(model)[1]
 
-        gradients, moved = jax.grad(loss, has_aux=True)(params)
-        updates, slots = optimiser.update(gradients, slots, params)
-        new = moved | optax.apply_updates(params, updates)
-        return StepState(new if masks is None else apply_masks(new, masks), slots)
+        gradients, new_weights = jax.grad(loss, has_aux=True)(params)
+        updates, optimiser_state = optimiser.update(gradients, optimiser_state, params)
+        new_weights |= optax.apply_updates(params, updates)
+        return StepState(new_weights if masks is None else apply_masks(new_weights, masks), optimiser_state)
 
     return init, step
 
 
 def count_correct(network: Network, weights: FlatState, examples: Examples) -> jax.Array:
-    """The number of rightly classified examples, int32; a non-finite logit counts as wrong.
+    """Counts rightly classified examples; examples with a non-finite logit count as wrong.
 
-    Evaluated in equal batches (the last one padded with label -1), so that memory does not grow with N.
+    Examples are evaluated in equal batches (the last one padded with label -1), so that memory does not grow with N.
+
+    Args:
+      network: the model without weights.
+      weights: path -> array.
+      examples: images and labels.
+
+    Returns:
+      The int32 count, a scalar.
     """
-    num = examples.x.shape[0]
-    batches = -(-num // EVALUATION_BATCH)
-    size = -(-num // batches)
-    padding = batches * size - num
+    num_examples = examples.x.shape[0]
+    num_batches = -(-num_examples // EVALUATION_BATCH)
+    batch_size = -(-num_examples // num_batches)
+    padding = num_batches * batch_size - num_examples
     x = jnp.pad(examples.x, ((0, padding), *((0, 0),) * (examples.x.ndim - 1)))
     y = jnp.pad(examples.y, (0, padding), constant_values=-1)
 
     def correct(batch: Examples) -> jax.Array:
         logits = network.logits(weights, batch.x)
-        right = (jnp.argmax(logits, -1) == batch.y) & jnp.all(jnp.isfinite(logits), -1)
-        return jnp.sum(right, dtype=jnp.int32)
+        is_correct = (jnp.argmax(logits, -1) == batch.y) & jnp.all(jnp.isfinite(logits), -1)
+        return jnp.sum(is_correct, dtype=jnp.int32)
 
-    if batches == 1:
+    if num_batches == 1:
         return correct(Examples(x, y))
-    shaped = Examples(x.reshape(batches, size, *x.shape[1:]), y.reshape(batches, size))
-    return jnp.sum(jax.lax.map(correct, shaped))
+    batches = Examples(x.reshape(num_batches, batch_size, *x.shape[1:]), y.reshape(num_batches, batch_size))
+    return jnp.sum(jax.lax.map(correct, batches))
 
 
 def train(
@@ -171,17 +192,18 @@ def train(
     masks: FlatState | None = None,
     evaluations: int = 1,
 ) -> tuple[FlatState, jax.Array]:
-    """Trains for all steps of `order` and counts right answers along the way; one compiled loop, jit it outside.
+    """Trains a network for all steps of `order` and evaluates it along the way; to be jitted by the caller.
 
     Args:
-      network, weights: of `split_network`, a slim network's or a full one's.
+      network: the model without weights, from `split_network`.
       recipe: optimiser, schedule, augmentation.
+      weights: path -> array, the weights to start from.
       data: training examples.
       validation: examples held out of the training set.
-      order: [steps, batch] example indices, of `batch_order`.
+      order: [steps, batch] example indices, from `batch_order`.
       key: seeds dropout and augmentation.
-      masks: see `make_step`.
-      evaluations: how often to evaluate, evenly spread, the last time after the last step; 1 to steps.
+      masks: None or path -> booleans, see `make_step`.
+      evaluations: number of evaluations, 1 to steps, evenly spread with the last one after the last step.
 
     Returns:
       The trained weights and [evaluations] int32 counts of rightly classified validation examples.
@@ -190,21 +212,27 @@ def train(
     init, step = make_step(network, recipe, num_steps)
     state = init(weights if masks is None else apply_masks(weights, masks))
 
-    def one(state: StepState, item: tuple[jax.Array, jax.Array]) -> tuple[StepState, None]:
+    def numbered_step(state: StepState, item: tuple[jax.Array, jax.Array]) -> tuple[StepState, None]:
         number, rows = item
-        key_now = jax.random.fold_in(key, number)
-        return step(state, data.x[rows], data.y[rows], key_now, masks), None
+        return step(state, data.x[rows], data.y[rows], jax.random.fold_in(key, number), masks), None
 
     counts = []
     numbers = jnp.arange(num_steps)
     for first, last in segments(num_steps, evaluations):
-        state, _ = jax.lax.scan(one, state, (numbers[first:last], order[first:last]))
+        state, _ = jax.lax.scan(numbered_step, state, (numbers[first:last], order[first:last]))
         counts.append(count_correct(network, state.weights, validation))
     return state.weights, jnp.stack(counts)
 
 
 def segments(num_steps: int, evaluations: int) -> list[tuple[int, int]]:
-    """The (first, last) steps between evaluations, evenly spread.
+    """Splits steps into nearly equal parts, one before each evaluation.
+
+    Args:
+      num_steps: number of steps.
+      evaluations: number of parts.
+
+    Returns:
+      (first step, step after the last) of each part.
 
     Raises:
       ValueError: if there are more evaluations than steps, or none.
@@ -221,28 +249,13 @@ def segments(num_steps: int, evaluations: int) -> list[tuple[int, int]]:
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
-def _trained(network: Network, weights: FlatState) -> FlatState:
-    return {path: array for path, array in weights.items() if path in network.trained}
-
-
-def _reseeded(rest: FlatState, key: jax.Array) -> FlatState:
-    """Every random stream reseeded from `key`, so that the step's argument decides dropout."""
-    return {
-        path: jax.random.fold_in(key, i) if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else value
-        for i, (path, value) in enumerate(sorted(rest.items()))
-    }
-
-
-# === merged: """Random changes to training images that keep their label."""
-
-
 def augment(key: jax.Array, images: jax.Array, kind: Augmentation) -> jax.Array:
-    """The batch of images, each changed at random as `kind` says.
+    """Changes each image of a batch at random in a way that leaves its label true.
 
     Args:
       key: a typed key.
       images: [N, H, W, C].
-      kind: "none", or "crop_flip": zero-pad by H // 8, crop back at a random place, mirror half of the images.
+      kind: "none"; or "crop_flip": pads with H // 8 zeros, crops back at a random place, mirrors half of the images.
 
     Returns:
       [N, H, W, C] of the same dtype.
@@ -263,10 +276,10 @@ def augment(key: jax.Array, images: jax.Array, kind: Augmentation) -> jax.Array:
             f'crop_flip needs images [N, H, W, C], got shape {images.shape}. Use augment="none".'
         )
     n, height, width, channels = images.shape
-    reach = max(1, height // 8)
-    padded = jnp.pad(images, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+    margin = max(1, height // 8)
+    padded = jnp.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
     key_crop, key_flip = jax.random.split(key)
-    corners = jax.random.randint(key_crop, (n, 2), 0, 2 * reach + 1)
+    corners = jax.random.randint(key_crop, (n, 2), 0, 2 * margin + 1)
 
     def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, channels))
@@ -274,3 +287,16 @@ def augment(key: jax.Array, images: jax.Array, kind: Augmentation) -> jax.Array:
     cropped = jax.vmap(crop)(padded, corners)
     is_mirrored = jax.random.bernoulli(key_flip, 0.5, (n,))[:, None, None, None]
     return jnp.where(is_mirrored, cropped[:, :, ::-1], cropped)
+
+
+def _trained(network: Network, weights: FlatState) -> FlatState:
+    """The arrays that the optimiser changes."""
+    return {path: array for path, array in weights.items() if path in network.trained}
+
+
+def _reseeded(rest: FlatState, key: jax.Array) -> FlatState:
+    """Reseeds every random stream from `key`, so that dropout depends on the key of the step alone."""
+    return {
+        path: jax.random.fold_in(key, i) if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else value
+        for i, (path, value) in enumerate(sorted(rest.items()))
+    }

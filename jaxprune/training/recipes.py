@@ -1,10 +1,10 @@
-"""Training recipes: frozen named settings that become Optax transformations."""
+"""Training recipes: named, frozen settings of a training run, and the Optax transformation they describe."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, get_args
@@ -24,21 +24,21 @@ class Recipe:
     """How to train or fine-tune a network: optimiser, learning rate over time, length, batches, augmentation.
 
     Attributes:
-      name: what the recipe is called in records.
+      name: the recipe's name in records and tables.
       optimizer: "adam" or "sgd" (with momentum).
-      learning_rate: its value at the start, > 0.
+      learning_rate: learning rate of the first step, > 0.
       epochs: passes over the training split, >= 1.
-      batch_size: examples a step, >= 1; an incomplete last batch is left out.
-      weight_decay: ridge added to the gradient of every array of two or more axes, `weight_decay * w`, >= 0.
-      momentum: of "sgd", in [0, 1); "adam" does not read it.
-      nesterov: whether "sgd" looks ahead.
+      batch_size: examples per step, >= 1; an incomplete last batch is left out.
+      weight_decay: `weight_decay * w` is added to the gradient of every array w of two or more axes, >= 0.
+      momentum: momentum of "sgd", in [0, 1); not read by "adam".
+      nesterov: whether "sgd" uses Nesterov momentum.
       schedule: "constant"; "cosine" down to 0 at the last step; "steps" multiplies by `drop_factor` at each milestone.
-      milestones: parts of the whole run in (0, 1), increasing; read by "steps".
-      drop_factor: in (0, 1); read by "steps".
+      milestones: fractions of the whole run in (0, 1), increasing; read by "steps".
+      drop_factor: factor on the learning rate at each milestone, in (0, 1); read by "steps".
       augment: "none", or "crop_flip": random shifts by up to an eighth of the side and left-right flips.
 
     Raises:
-      ValueError: if a setting is out of its range; names all of them.
+      ValueError: if settings are out of their range; names all of them.
 
     Example:
       >>> recipe = RECIPES["adam_short"].replace(epochs=5)
@@ -67,7 +67,10 @@ class Recipe:
             raise ValueError(f"Recipe {self.name!r} needs {'; '.join(problems)}.")
 
     def replace(self, **changes: object) -> Recipe:
-        """A recipe with some settings changed, checked again.
+        """Returns a copy with some settings changed, checked again.
+
+        Args:
+          changes: setting name -> new value.
 
         Raises:
           ValueError: if a setting is unknown or out of its range.
@@ -82,13 +85,14 @@ class Recipe:
             raise ValueError(
                 f"Recipe has the settings {', '.join(known)}, got {', '.join(unknown)}. Check the spelling."
             )
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+        copy: Callable[..., Recipe] = dataclasses.replace
+        return copy(self, **changes)
 
     def num_steps(self, num_examples: int) -> int:
-        """Steps of the whole run over `num_examples` training examples.
+        """Returns the number of steps of a whole run over `num_examples` training examples.
 
         Raises:
-          ValueError: if there are fewer examples than one batch.
+          ValueError: if there are fewer examples than one batch holds.
         """
         if num_examples < self.batch_size:
             raise ValueError(
@@ -98,7 +102,10 @@ class Recipe:
         return self.epochs * (num_examples // self.batch_size)
 
     def learning_rates(self, num_steps: int) -> optax.Schedule:
-        """Step number -> learning rate, for a run of `num_steps` steps in all.
+        """Returns the learning rate as a function of the step number.
+
+        Args:
+          num_steps: steps of the whole run.
 
         Example:
           >>> rates = RECIPES["paper_vgg"].learning_rates(1000)
@@ -108,7 +115,7 @@ class Recipe:
         if self.schedule == "cosine":
             return optax.cosine_decay_schedule(self.learning_rate, max(num_steps, 1))
         if self.schedule == "steps":
-            # A dict keeps one drop a step: milestones that round to one step multiply.
+            # Milestones that round to the same step multiply.
             drops: dict[int, float] = {}
             for milestone in self.milestones:
                 step = round(milestone * num_steps)
@@ -117,13 +124,13 @@ class Recipe:
         return optax.constant_schedule(self.learning_rate)
 
     def transformation(self, num_steps: int) -> optax.GradientTransformation:
-        """The Optax transformation of a run of `num_steps` steps.
+        """Returns the Optax transformation of a run of `num_steps` steps.
 
-        Weight decay looks at how many axes an array has, so stacked members go through it under `jax.vmap` (or one
-        by one), not as one tree with a leading member axis.
+        Weight decay depends on how many axes an array has, so stacked members must go through it under `jax.vmap`
+        (or one by one), not as one tree with a leading member axis.
 
         Args:
-          num_steps: steps of the whole run, as `num_steps` gives them; the schedule ends there.
+          num_steps: steps of the whole run, from the method of that name; the schedule ends there.
 
         Returns:
           A transformation with `init(params)` and `update(gradients, state, params)`.
@@ -154,7 +161,7 @@ class Recipe:
         return optax.chain(optax.add_decayed_weights(self.weight_decay, mask=_has_two_axes), optimizer)
 
     def _checks(self) -> list[tuple[bool, str]]:
-        """(Whether a setting is good, what is needed and what came) for every setting with a range."""
+        """(whether a setting is in its range, the range and the value as text) of every setting with a range."""
         rising = all(low < high for low, high in itertools.pairwise((0.0, *self.milestones, 1.0)))
         return [
             (self.optimizer in get_args(Optimizer), f"optimizer adam or sgd, got {self.optimizer!r}"),
@@ -164,19 +171,13 @@ class Recipe:
             ),
             (self.augment in get_args(Augmentation), f"augment none or crop_flip, got {self.augment!r}"),
             (0 < self.learning_rate < float("inf"), f"learning_rate > 0, got {self.learning_rate}"),
-            (
-                _is_count(self.epochs),
-                f"epochs a whole number >= 1, got {self.epochs}",
-            ),
-            (
-                _is_count(self.batch_size),
-                f"batch_size a whole number >= 1, got {self.batch_size}",
-            ),
+            (_is_count(self.epochs), f"epochs a whole number >= 1, got {self.epochs}"),
+            (_is_count(self.batch_size), f"batch_size a whole number >= 1, got {self.batch_size}"),
             (0 <= self.weight_decay < float("inf"), f"weight_decay >= 0, got {self.weight_decay}"),
             (0 <= self.momentum < 1, f"momentum in [0, 1), got {self.momentum}"),
             (
                 self.schedule != "steps" or bool(self.milestones),
-                "milestones for schedule='steps', parts of the run such as (0.5, 0.75), got none",
+                "milestones for schedule='steps', fractions of the run such as (0.5, 0.75), got none",
             ),
             (not self.milestones or rising, f"milestones increasing in (0, 1), got {self.milestones}"),
             (0 < self.drop_factor < 1, f"drop_factor in (0, 1), got {self.drop_factor}"),
@@ -184,7 +185,7 @@ class Recipe:
 
 
 def find_recipe(recipe: str | Recipe) -> Recipe:
-    """The recipe of that name; a recipe comes back as it is.
+    """Returns the recipe of that name; a `Recipe` is returned unchanged.
 
     Raises:
       ValueError: if there is no recipe of that name.
@@ -202,12 +203,12 @@ def find_recipe(recipe: str | Recipe) -> Recipe:
 
 
 def _is_count(value: object) -> bool:
-    """Whether `value` is a whole number of at least 1."""
+    """Whether `value` is a whole number >= 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _has_two_axes(params: optax.Params) -> optax.Params:
-    """True for kernels, False for biases and normalisation: what weight decay applies to."""
+    """Tells arrays with weight decay (kernels) from those without (biases and normalisation)."""
     return jax.tree.map(lambda array: array.ndim >= 2, params)
 
 
@@ -236,4 +237,4 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         )
     }
 )
-"""Every named recipe: fine-tuning on the quick tasks, training their base networks, and the paper's two."""
+"""Every named recipe: two to fine-tune on the quick tasks, two to train their base networks, and the paper's two."""

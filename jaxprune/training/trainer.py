@@ -1,13 +1,13 @@
 """Trains many networks of one shape with one compiled program: base networks, slim ones, masked ones.
 
-Equal kept counts give equal shapes, so all candidates and bases of a task are members of one program. How members
-are batched is a matter of speed:
+Networks with equal kept counts have equal shapes, so all candidates and base networks of a task are members of one
+program. A strategy says how members are batched, which only matters for speed:
 
-- "scan": one compiled loop over the steps of one member, members dealt to threads (`training/threads.py`);
+- "scan": one compiled loop over the steps of one member, members distributed over threads (`map_in_order`);
   fastest on a CPU when every convolution runs as patches and one matrix product.
-- "loop": a Python loop around one jitted, donated step; for networks whose convolutions must stay the library's,
-  which a CPU runs 5 to 8 times slower inside a compiled loop.
-- "vmap": chunks of one fixed size, the last one padded, vmapped; for accelerators.
+- "loop": a Python loop around one jitted step that reuses its input's memory; for networks whose convolutions must
+  stay the library's, which a CPU runs 5 to 8 times slower inside a compiled loop.
+- "vmap": chunks of a fixed size, the last one padded, under `jax.vmap`; for accelerators.
 
 docs/fine_tuning.md holds the measurements behind the choice.
 """
@@ -45,42 +45,44 @@ from jaxprune.training.loop import (
 from jaxprune.training.recipes import Recipe
 
 Strategy = Literal["auto", "scan", "loop", "vmap"]
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class Job(NamedTuple):
-    """One training run to do."""
+    """The inputs of one training run."""
 
     weights: FlatState
-    """Where it starts, path -> array."""
+    """Path -> array, the weights to start from."""
     order: np.ndarray
-    """[steps, batch] example indices, of `batch_order`; equal shapes for all jobs of a trainer."""
+    """[steps, batch] example indices from `batch_order`, of equal shape for all jobs of a trainer."""
     key: jax.Array
     """Seeds dropout and augmentation."""
     masks: FlatState | None = None
-    """Path -> booleans of what may be non-zero; given for all jobs of a trainer or for none."""
+    """Path -> booleans, False where weights stay zero; given for all jobs of a trainer or for none."""
 
 
 class Trained(NamedTuple):
-    """What a training run gave."""
+    """The result of one training run."""
 
     weights: FlatState
     accuracies: np.ndarray
-    """[evaluations] validation accuracy in percent along the way, the last one after the last step."""
+    """[evaluations] validation accuracies in percent, the last one after the last step."""
     seconds: float
 
 
 @dataclass(frozen=True, eq=False)
 class Trainer:
-    """Trains networks of one shape on one dataset with one recipe; compiles once, at the first job.
+    """Trains networks of one shape on one dataset with one recipe; it compiles once, at the first job.
 
     Args:
-      model: any network of the wanted shape; its weights are not read and it is not changed.
-      recipe: optimiser, length, batches.
+      model: any network of this shape; its weights are not read and it is not changed.
+      recipe: optimiser, number of epochs, batch size.
       data: training examples.
       validation: examples held out of the training set.
-      evaluations: how often a run is evaluated, evenly spread over its steps.
-      strategy: see the module; "auto" picks by backend and network.
-      chunk: members per program of "vmap"; a smaller last chunk is padded, so that nothing recompiles.
+      evaluations: number of evaluations in a run, evenly spread over its steps.
+      strategy: how members are batched, see above; "auto" chooses by backend and network.
+      chunk: members per chunk of "vmap"; a smaller last chunk is padded, so that nothing recompiles.
 
     Raises:
       ValueError: if a setting is out of range.
@@ -115,7 +117,7 @@ class Trainer:
 
     @cached_property
     def chosen(self) -> Strategy:
-        """The strategy in use."""
+        """The strategy in use, never "auto"."""
         if self.strategy != "auto":
             return self.strategy
         if jax.default_backend() != "cpu":
@@ -124,14 +126,20 @@ class Trainer:
 
     @cached_property
     def network(self) -> Network:
-        """Static graphs of the network; on a CPU its convolutions run as matrix products."""
-        on_patches = self.strategy != "loop" and (jax.default_backend() == "cpu" or self.strategy == "scan")
-        return split_network(with_patch_convolutions(self.model) if on_patches else self.model)[0]
+        """The network without weights; on a CPU its convolutions run as matrix products."""
+        uses_patches = self.strategy != "loop" and (jax.default_backend() == "cpu" or self.strategy == "scan")
+        return split_network(with_patch_convolutions(self.model) if uses_patches else self.model)[0]
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Trained]:
-        """Trains every job and yields the results in the order of the jobs; jobs are taken as they are needed.
+        """Trains every job.
 
-        Safe to call from several threads at once: that is how "scan" and "loop" use more than one core.
+        Several threads may call this at once; this is how "scan" and "loop" use more than one core.
+
+        Args:
+          jobs: the training runs, taken one by one (or in chunks) as they are needed.
+
+        Yields:
+          The result of each job, in the order of the jobs.
         """
         if self.chosen == "vmap":
             yield from self._run_chunks(iter(jobs))
@@ -139,15 +147,16 @@ class Trainer:
             yield from map(self._run_one, jobs)
 
     def _run_one(self, job: Job) -> Trained:
+        """Runs one job by "scan" or "loop"."""
         start = time.perf_counter()
-        if self.chosen == "loop":
-            weights, counts = self._loop(job)
-        else:
-            weights, counts = self._jitted(job, self.data, self.validation)
+        weights, counts = (
+            self._loop(job) if self.chosen == "loop" else self._jitted(job, self.data, self.validation)
+        )
         jax.block_until_ready(counts)
         return Trained(weights, self._percent(counts), time.perf_counter() - start)
 
     def _run_chunks(self, jobs: Iterator[Job]) -> Iterator[Trained]:
+        """Runs jobs by "vmap"."""
         while members := list(islice(jobs, self.chunk)):
             start = time.perf_counter()
             padded = members + [members[-1]] * (self.chunk - len(members))
@@ -155,11 +164,11 @@ class Trainer:
             weights, counts = jax.block_until_ready(self._vmapped(stacked, self.data, self.validation))
             seconds = (time.perf_counter() - start) / len(members)
             for i in range(len(members)):
-                yield Trained(
-                    jax.tree.map(lambda leaf, i=i: leaf[i], weights), self._percent(counts[i]), seconds
-                )
+                member_weights = jax.tree.map(lambda leaf, i=i: leaf[i], weights)
+                yield Trained(member_weights, self._percent(counts[i]), seconds)
 
     def _program(self, job: Job, data: Examples, validation: Examples) -> tuple[FlatState, jax.Array]:
+        """The training run as a pure function of arrays, to be jitted."""
         return train(
             self.network, self.recipe, job.weights, data, validation, jnp.asarray(job.order), job.key,
             masks=job.masks, evaluations=self.evaluations,
@@ -176,13 +185,11 @@ class Trainer:
     @cached_property
     def _loop_parts(
         self,
-    ) -> tuple[
-        Callable[[FlatState], StepState], Callable[..., StepState], Callable[[FlatState, Examples], jax.Array]
-    ]:
-        """Jitted initialisation, donated step and evaluation of "loop"."""
+    ) -> tuple[Callable[[FlatState], StepState], Callable[..., StepState], Callable[..., jax.Array]]:
+        """Jitted initialisation, step and evaluation of "loop"; the step reuses the memory of the old state."""
         init, step = make_step(self.network, self.recipe, self.recipe.num_steps(self.data.x.shape[0]))
 
-        def take_step(
+        def numbered_step(
             state: StepState,
             number: int,
             rows: jax.Array,
@@ -192,16 +199,14 @@ class Trainer:
         ) -> StepState:
             return step(state, data.x[rows], data.y[rows], jax.random.fold_in(key, number), masks)
 
-        return (
-            jax.jit(init),
-            jax.jit(take_step, donate_argnums=0),
-            jax.jit(partial(count_correct, self.network)),
-        )
+        count = jax.jit(partial(count_correct, self.network))
+        return jax.jit(init), jax.jit(numbered_step, donate_argnums=0), count
 
     def _loop(self, job: Job) -> tuple[FlatState, jax.Array]:
+        """The training run as a Python loop; returns what `train` returns."""
         init, step, count = self._loop_parts
         weights = job.weights if job.masks is None else apply_masks(job.weights, job.masks)
-        state = init(jax.tree.map(jnp.copy, weights))  # donation must not eat the caller's arrays
+        state = init(jax.tree.map(jnp.copy, weights))  # the first step must not reuse the caller's arrays
         counts = []
         for first, last in segments(len(job.order), self.evaluations):
             for number in range(first, last):
@@ -210,23 +215,18 @@ class Trainer:
         return state.weights, jnp.stack(counts)
 
     def _percent(self, counts: jax.Array) -> np.ndarray:
+        """Accuracies in percent from counts of rightly classified validation examples."""
         return np.asarray(counts, np.float64) * 100.0 / self.validation.x.shape[0]
 
     def _has_library_convolutions(self) -> bool:
-        """Whether the network, with patches wherever they can be, still calls the library's convolution."""
+        """Whether the network still calls the library's convolution after patches replaced it where they can."""
         weights = split_network(self.model)[1]
         image = jax.ShapeDtypeStruct((2, *self.data.x.shape[1:]), self.data.x.dtype)
         return "conv_general_dilated" in str(jax.make_jaxpr(self.network.logits)(weights, image))
 
 
-# === merged: """Independent work on a few threads, with results in order."""
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-
-
 def default_workers() -> int:
-    """Threads that train at the same time: one per core on a CPU, where small networks leave cores idle; else one."""
+    """Returns the number of training threads: one per core on a CPU, where a small network cannot fill all; else 1."""
     return (
         len(os.sched_getaffinity(0))
         if jax.default_backend() == "cpu" and hasattr(os, "sched_getaffinity")
@@ -237,15 +237,15 @@ def default_workers() -> int:
 def map_in_order(
     function: Callable[[_Item], _Result], items: Iterable[_Item], *, workers: int | None = None
 ) -> Iterator[_Result]:
-    """`map` on threads: results in the order of the items, items taken as they are needed.
+    """Calls a function on every item on several threads and yields the results in the order of the items.
 
-    At most twice as many items as threads are under way; closing the iterator drops those not yet begun. Which
-    thread runs an item has no influence on its result.
+    Items are taken as they are needed: at most twice as many as there are threads are submitted at a time. Closing
+    the iterator drops those not yet begun.
 
     Args:
       function: called once for each item, on any thread.
-      items: what to work on.
-      workers: number of threads; `default_workers()` when None. 1 runs in the caller's thread.
+      items: arguments of the calls.
+      workers: number of threads; None for `default_workers()`. With 1, calls run in the caller's thread.
 
     Yields:
       `function(item)` for each item in turn.
@@ -257,20 +257,20 @@ def map_in_order(
       >>> list(map_in_order(abs, [-2, 1], workers=2))
       [2, 1]
     """
-    count = default_workers() if workers is None else workers
-    if count < 1:
-        raise ValueError(f"workers must be at least 1, got {count}.")
-    if count == 1:
+    workers = default_workers() if workers is None else workers
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}.")
+    if workers == 1:
         yield from map(function, items)
         return
-    waiting: deque[Future[_Result]] = deque()
+    futures: deque[Future[_Result]] = deque()
     source = iter(items)
-    with ThreadPoolExecutor(count) as pool:
+    with ThreadPoolExecutor(workers) as executor:
         try:
-            waiting.extend(pool.submit(function, item) for item in islice(source, 2 * count))
-            while waiting:
-                yield waiting.popleft().result()
-                waiting.extend(pool.submit(function, item) for item in islice(source, 1))
+            futures.extend(executor.submit(function, item) for item in islice(source, 2 * workers))
+            while futures:
+                yield futures.popleft().result()
+                futures.extend(executor.submit(function, item) for item in islice(source, 1))
         finally:
-            for future in waiting:
+            for future in futures:
                 future.cancel()
