@@ -1,7 +1,7 @@
-"""A task's base networks: independently trained, cached on disk, observed together; and what pruning does to them.
+"""Base networks of a task: trained independently, cached on disk, observed together, then pruned and fine-tuned.
 
-A pool is `"search"` (selection sees it) or `"final"` (trained after the search, for the report alone). Everything
-random follows from (seed, task, pool, base, repeat), so that functions are compared on equal keys.
+A pool is `"search"` (used for selection) or `"final"` (trained after the search, for the report alone). Everything
+random follows from (seed, task, pool, base, repeat), so that all functions are compared on equal keys.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from math import prod, sqrt
 from pathlib import Path as FilePath
 from typing import Literal, cast
 
@@ -29,6 +30,7 @@ from jaxprune.structure.model_state import FlatState
 from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.training.checkpoint import load_network, save_network
 from jaxprune.training.loop import batch_order, split_network
+from jaxprune.training.recipes import Recipe
 from jaxprune.training.trainer import Job, Trained, map_in_order
 from jaxprune.types import Invalid, Kept
 
@@ -46,7 +48,7 @@ class Base:
 
 @dataclass(frozen=True)
 class FirstRoundPlan:
-    """A function's first-round plan on one base."""
+    """The channels that a function keeps in the first round on one base network, and the ranking behind it."""
 
     kept: Kept
     ranking: Ranking
@@ -57,11 +59,12 @@ class Entry:
     """One network to prune and fine-tune.
 
     Args:
-      base: which base.
-      repeat: which data order and augmentation.
-      function: plans every round; or None for a fixed or random plan, or a network from scratch.
-      kept: the plan of the first round; None takes `function`'s, or random ones for `draw`, or starts from scratch.
-      draw: number of a random draw.
+      base: number of the base network.
+      repeat: number of the data order and augmentation.
+      function: chooses the channels of every round; None for fixed or random channels, or training from scratch.
+      kept: channels kept in the first round; None to take those of `function`, or random ones if there is a `draw`,
+        or to train from scratch.
+      draw: number of a random draw of channels.
     """
 
     base: int
@@ -77,15 +80,15 @@ class Entry:
 
 
 class BasePool:
-    """The bases of one task and pool, ready to score, prune and fine-tune.
+    """The base networks of one task and pool, ready to score, prune and fine-tune.
 
     Args:
-      programs: the task's compiled machinery.
-      seed: base networks and data orders follow from it.
+      programs: the task's compiled programs.
+      seed: determines base networks and data orders.
       pool: "search" or "final".
-      num_bases: how many; they are trained (or read back) at the first use of `bases`.
-      folder: where trained bases are kept; None trains them anew each time.
-      on_base: told about each base that is ready.
+      num_bases: number of base networks; they are trained (or read from disk) at the first use of `bases`.
+      folder: where trained base networks are cached; None trains them again each time.
+      on_base: called with (task name, base) for each base network that is ready.
     """
 
     def __init__(
@@ -108,55 +111,75 @@ class BasePool:
     @cached_property
     def bases(self) -> tuple[Base, ...]:
         """The trained base networks."""
-        found = {index: self._load(index) for index in range(self.num_bases)}
-        missing = [index for index, base in found.items() if base is None]
-        if self.programs.base_trainer.chosen == "vmap":
-            trained: Iterator[Trained] = self.programs.base_trainer.run(
-                self._base_job(index) for index in missing
-            )
+        bases = {index: base for index in range(self.num_bases) if (base := self._load(index)) is not None}
+        missing = [index for index in range(self.num_bases) if index not in bases]
+        trainer = self.programs.base_trainer
+        if trainer.chosen == "vmap":
+            results = trainer.run(map(self._base_job, missing))
         else:
-            trained = map_in_order(
-                lambda i: next(self.programs.base_trainer.run([self._base_job(i)])), missing
-            )
-        for index, result in zip(missing, trained, strict=True):
-            found[index] = base = Base(index, result.weights, float(result.accuracies[-1]))
+            results = map_in_order(lambda index: next(trainer.run([self._base_job(index)])), missing)
+        for index, result in zip(missing, results, strict=True):
+            bases[index] = base = Base(index, result.weights, float(result.accuracies[-1]))
             if self.folder is not None:
-                with explained(f"save base network {self._path(index)}"):
-                    save_network(self._path(index), base.weights, {"accuracy": base.accuracy})
+                path = self.folder / f"{self.pool}-{index}"
+                with explained(f"save base network {path}"):
+                    save_network(path, base.weights, {"accuracy": base.accuracy})
             self.on_base(self.task.name, base)
-        return tuple(base for base in found.values() if base is not None)
+        return tuple(bases[index] for index in range(self.num_bases))
 
     def observed(self, base: int) -> Observed:
-        """Operands of one base."""
+        """Returns the operands of one base network."""
         return self._stacks[base // self._stack_size].member(base % self._stack_size)
 
     def plans(self, functions: Sequence[PruningFunction]) -> list[list[FirstRoundPlan | Invalid]]:
-        """First-round plans of every function on every base; one list per function, in base order."""
+        """Plans the first round of every function on every base network.
+
+        Args:
+          functions: the pruning functions.
+
+        Returns:
+          For each function a list with its plan, or why there is none, on each base network in order.
+        """
         counts = self.programs.rounds[0].counts
-        found: list[list[FirstRoundPlan | Invalid]] = [[] for _ in functions]
+        plans: list[list[FirstRoundPlan | Invalid]] = [[] for _ in functions]
         for stack in self._stacks if functions else ():
             ranked = cast(list[list[Ranking | Invalid]], rank_population(functions, stack))
-            for plans, by_base in zip(found, ranked, strict=True):
-                plans += [
-                    one if isinstance(one, Invalid) else FirstRoundPlan(select(one.scores, counts), one)
-                    for one in by_base
+            for function_plans, rankings in zip(plans, ranked, strict=True):
+                function_plans += [
+                    ranking
+                    if isinstance(ranking, Invalid)
+                    else FirstRoundPlan(select(ranking.scores, counts), ranking)
+                    for ranking in rankings
                 ]
-        return [plans[: self.num_bases] for plans in found]
+        return [function_plans[: self.num_bases] for function_plans in plans]
 
     def random_kept(self, base: int, draw: int, round_index: int = 0) -> Kept:
-        """A plan of uniformly random channels."""
-        at = self.programs.rounds[round_index]
+        """Draws which channels to keep uniformly at random.
+
+        Args:
+          base: number of the base network.
+          draw: number of the draw.
+          round_index: number of the round, 0 for the first.
+        """
+        this_round = self.programs.rounds[round_index]
         rng = generator(derive(self.key, "random", base, draw, round_index))
-        widths = at.structure.widths
+        widths = this_round.structure.widths
         return tuple(
             (name, tuple(np.sort(rng.permutation(widths[name])[:count]).tolist()))
-            for name, count in at.counts.items()
+            for name, count in this_round.counts.items()
         )
 
     def finetune(self, entries: Sequence[Entry], *, evaluations: int = 1) -> Iterator[Trained]:
-        """Prunes and fine-tunes every entry, all rounds; results in order, each as soon as it is known.
+        """Prunes and fine-tunes every entry through all rounds.
 
-        `accuracies` holds `evaluations` of the last round. Members of one base and repeat share data order and keys.
+        Entries with the same base and repeat have the same data order and keys.
+
+        Args:
+          entries: the networks to prune and fine-tune.
+          evaluations: number of evaluations in the last round.
+
+        Yields:
+          The result of each entry in order, as soon as it is known; `accuracies` [evaluations] are of the last round.
         """
         if self.programs.is_vmapped:
             source = iter(entries)
@@ -166,16 +189,17 @@ class BasePool:
             yield from map_in_order(lambda entry: self.finetune_one(entry, evaluations=evaluations), entries)
 
     def finetune_one(self, entry: Entry, *, evaluations: int = 1) -> Trained:
-        """`finetune` of one entry, in the caller's thread."""
+        """Prunes and fine-tunes one entry as `finetune` does, in the caller's thread."""
         return self._finetune([entry], evaluations)[0]
 
     @property
     def _stack_size(self) -> int:
+        """Number of base networks that are scored together."""
         return self.task.bases + self.task.extra_bases
 
     @cached_property
     def _stacks(self) -> tuple[Observed, ...]:
-        """Operands of all bases in stacks of one size, the last one padded, so that no pool compiles anew."""
+        """Operands of all base networks in stacks of one size; the last is padded, so that no pool compiles again."""
         observer = self.programs.observer(0)
         members = [observer(base.weights) for base in self.bases]
         members += [members[-1]] * (-len(members) % self._stack_size)
@@ -185,36 +209,36 @@ class BasePool:
         )
 
     def _finetune(self, entries: Sequence[Entry], evaluations: int) -> list[Trained]:
+        """Prunes and fine-tunes entries together, round by round."""
+        programs = self.programs
         scratch = [entry for entry in entries if entry.is_scratch]
         pruned = [entry for entry in entries if not entry.is_scratch]
-        trainer = self.programs.scratch_trainer(evaluations=evaluations) if scratch else None
-        done = (
-            dict(zip(scratch, trainer.run(map(self._scratch_job, scratch)), strict=True)) if trainer else {}
-        )
+        done: dict[Entry, Trained] = {}
+        if scratch:
+            trainer = programs.scratch_trainer(evaluations=evaluations)
+            done = dict(zip(scratch, trainer.run(map(self._scratch_job, scratch)), strict=True))
         weights = [self.bases[entry.base].weights for entry in pruned]
         seconds = np.zeros(len(pruned))
         results: list[Trained] = []
-        for r in range(len(self.programs.rounds)):
-            last = r == len(self.programs.rounds) - 1
-            kept = [self._kept(entry, r, array) for entry, array in zip(pruned, weights, strict=True)]
-            jobs = [self._job(*each, r) for each in zip(pruned, weights, kept, strict=True)]
-            results = list(self.programs.trainer(r, evaluations=evaluations if last else 1).run(jobs))
+        for r in range(len(programs.rounds)):
+            is_last = r == len(programs.rounds) - 1
+            kept = [self._kept(entry, r, before) for entry, before in zip(pruned, weights, strict=True)]
+            jobs = [self._round_job(*inputs, r) for inputs in zip(pruned, weights, kept, strict=True)]
+            results = list(programs.trainer(r, evaluations=evaluations if is_last else 1).run(jobs))
             seconds += [result.seconds for result in results]
             weights = [result.weights for result in results]
             if self.task.finetune == "masked":
-                weights = [
-                    self.programs.prune(r, array, plan) for array, plan in zip(weights, kept, strict=True)
-                ]
-        for entry, array, result, spent in zip(pruned, weights, results, seconds, strict=True):
-            done[entry] = Trained(array, result.accuracies, float(spent))
+                weights = [programs.prune(r, full, plan) for full, plan in zip(weights, kept, strict=True)]
+        for entry, slim, result, total in zip(pruned, weights, results, seconds, strict=True):
+            done[entry] = Trained(slim, result.accuracies, float(total))
         return [done[entry] for entry in entries]
 
     def _kept(self, entry: Entry, round_index: int, weights: FlatState) -> Kept:
+        """Which channels an entry keeps in a round, given the weights before it."""
         if round_index == 0 and entry.kept is not None:
             return entry.kept
         if entry.draw is not None:
             return self.random_kept(entry.base, entry.draw, round_index)
-        counts = self.programs.rounds[round_index].counts
         if entry.function is None:
             raise ValueError(
                 "an entry with a fixed plan is for tasks of one round; give a function or a draw."
@@ -228,72 +252,62 @@ class BasePool:
                 )
             return plan.kept
         observed = self.programs.observer(round_index)(weights)
-        ranking, fallback = cast(
+        ranking, l2_ranking = cast(
             list[Ranking | Invalid], rank_population([entry.function, library["l2"]], observed)
         )
+        counts = self.programs.rounds[round_index].counts
         if isinstance(ranking, Invalid):
-            # Valid on the base but not on what an earlier round left (a channel that died, say): ordered by l2, the
-            # rule that also holds for a single group without a ranking.
-            ranking = fallback
+            # The function is valid on the base network but not after an earlier round (a channel died, say): use
+            # l2, which also ranks single groups that a function leaves unranked.
+            ranking = l2_ranking
         if isinstance(ranking, Invalid):
-            # The weights diverged in an earlier round: any plan will do, and its accuracy tells.
+            # The weights diverged in an earlier round: any channels will do, the accuracy will show it.
             return tuple((name, tuple(range(count))) for name, count in counts.items())
         return select(ranking.scores, counts)
 
-    def _job(self, entry: Entry, weights: FlatState, kept: Kept, round_index: int) -> Job:
+    def _round_job(self, entry: Entry, weights: FlatState, kept: Kept, round_index: int) -> Job:
+        """The fine-tuning of one entry in one round."""
         key = derive(self.key, "finetune", entry.base, entry.repeat, round_index)
-        order = batch_order(derive(key, "order"), self.programs.data.x.shape[0], self.programs.recipe())
         if self.task.finetune == "masked":
-            return Job(weights, order, derive(key, "train"), self.programs.masks(round_index, kept))
-        return Job(self.programs.prune(round_index, weights, kept), order, derive(key, "train"))
+            return self._job(key, weights, self.programs.recipe(), self.programs.masks(round_index, kept))
+        return self._job(key, self.programs.prune(round_index, weights, kept), self.programs.recipe())
 
     def _scratch_job(self, entry: Entry) -> Job:
+        """The training of the final slim shape from a fresh initialisation."""
         key = derive(self.key, "scratch", entry.base, entry.repeat)
-        programs = self.programs
-        full = split_network(self.task.model(nnx.Rngs(derive(key, "init"))))[1]
-        # a slice of a fresh network is a fresh slim network, but for its scale
-        for r, at in enumerate(programs.rounds):
-            full = programs.prune(
-                r, full, tuple((name, tuple(range(count))) for name, count in at.counts.items())
-            )
-        recipe = programs.recipe(is_scratch=True)
-        weights = _rescaled(full, programs)
-        return Job(
-            weights, batch_order(derive(key, "order"), programs.data.x.shape[0], recipe), derive(key, "train")
-        )
+        weights = self._initial_weights(key)
+        fan_in = {path: prod(array.shape[:-1]) for path, array in weights.items()}
+        # A slice of a fresh network is a fresh slim network but for the scale of its kernels.
+        for r, this_round in enumerate(self.programs.rounds):
+            kept = tuple((name, tuple(range(count))) for name, count in this_round.counts.items())
+            weights = self.programs.prune(r, weights, kept)
+        weights = {
+            path: array * sqrt(fan_in[path] / prod(array.shape[:-1])) if array.ndim >= 2 else array
+            for path, array in weights.items()
+        }
+        return self._job(key, weights, self.programs.recipe(is_scratch=True))
 
     def _base_job(self, index: int) -> Job:
+        """The training of one base network."""
         key = derive(self.key, "base", index)
-        recipe = self.programs.base_trainer.recipe
-        weights = split_network(self.task.model(nnx.Rngs(derive(key, "init"))))[1]
-        order = batch_order(derive(key, "order"), self.programs.data.x.shape[0], recipe)
-        return Job(weights, order, derive(key, "train"))
+        return self._job(key, self._initial_weights(key), self.programs.base_trainer.recipe)
 
-    def _path(self, index: int) -> FilePath:
-        assert self.folder is not None
-        return self.folder / f"{self.pool}-{index}"
+    def _initial_weights(self, key: jax.Array) -> FlatState:
+        """Weights of a freshly initialised network of the task."""
+        return split_network(self.task.model(nnx.Rngs(derive(key, "init"))))[1]
+
+    def _job(self, key: jax.Array, weights: FlatState, recipe: Recipe, masks: FlatState | None = None) -> Job:
+        """A training run whose data order and augmentation follow from `key`."""
+        order = batch_order(derive(key, "order"), self.programs.data.x.shape[0], recipe)
+        return Job(weights, order, derive(key, "train"), masks)
 
     def _load(self, index: int) -> Base | None:
+        """Reads a cached base network, if there is one."""
         if self.folder is None:
             return None
-        loaded = load_network(self._path(index), split_network(self.programs.model)[1])
+        loaded = load_network(self.folder / f"{self.pool}-{index}", split_network(self.programs.model)[1])
         if loaded is None:
             return None
         base = Base(index, loaded[0], loaded[1]["accuracy"])
         self.on_base(self.task.name, base)
         return base
-
-
-def _rescaled(weights: FlatState, programs: TaskPrograms) -> FlatState:
-    """Kernels scaled to their smaller fan-in, as an initialiser for the slim shape would have drawn them."""
-    full = split_network(programs.model)[1]
-
-    def fan_in(shape: tuple[int, ...]) -> int:
-        return int(np.prod(shape[:-1]))
-
-    return {
-        path: array * float(np.sqrt(fan_in(full[path].shape) / fan_in(array.shape)))
-        if array.ndim >= 2
-        else array
-        for path, array in weights.items()
-    }

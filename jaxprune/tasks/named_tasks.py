@@ -1,27 +1,25 @@
-"""The named tasks on the images in the package, and how a name becomes a task."""
+"""The named tasks, on images in the package, and how a name becomes a task."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from flax import nnx
-
 from jaxprune.datasets.dataset import load_dataset
 from jaxprune.nets import LeNet5, PlainConvNet, SmallConvNet
 from jaxprune.nets.factories import import_attribute
-from jaxprune.tasks.tasks import Schedule, Task
+from jaxprune.tasks.tasks import ModelFactory, Schedule, Task
 from jaxprune.text import closest
-from jaxprune.training.recipes import RECIPES
+from jaxprune.training.recipes import RECIPES, Recipe
 
 
 def digits() -> Task:
     """8x8 digits, a plain convolutional network cut from 16-32-64 to 6-12-24 channels."""
-    return _packaged(
+    return _packaged_task(
         "digits",
         "digits",
         lambda rngs: PlainConvNet(rngs, widths=(16, 32, 64)),
-        schedule=Schedule(kept_counts=((6, 12, 24),)),
+        kept_counts=(6, 12, 24),
         recipe="adam_short",
         base_recipe="adam_base_digits",
     )
@@ -29,11 +27,11 @@ def digits() -> Task:
 
 def digits_deep() -> Task:
     """8x8 digits, four convolutions with batch norm cut from 16-16-32-32-64 to 6-6-12-12-24 channels."""
-    return _packaged(
+    return _packaged_task(
         "digits-deep",
         "digits",
         lambda rngs: SmallConvNet(rngs, widths=(16, 16, 32, 32, 64)),
-        schedule=Schedule(kept_counts=((6, 6, 12, 12, 24),)),
+        kept_counts=(6, 6, 12, 12, 24),
         recipe=RECIPES["adam_short"].replace(epochs=2),
         base_recipe="adam_base_digits",
     )
@@ -41,27 +39,25 @@ def digits_deep() -> Task:
 
 def fashion() -> Task:
     """28x28 Fashion-MNIST, LeNet-5 cut from 20-50-500 to 8-20-100 channels."""
-    return _packaged(
+    return _packaged_task(
         "fashion",
         "fashion",
         lambda rngs: LeNet5(rngs, widths=(20, 50, 500)),
-        schedule=Schedule(kept_counts=((8, 20, 100),)),
+        kept_counts=(8, 20, 100),
         recipe="adam_fashion",
         base_recipe="adam_base_fashion",
-        bases=2,
-        extra_bases=0,
-        final_bases=5,
+        bases=(2, 0, 5),
     )
 
 
 TASKS: Mapping[str, Callable[[], Task]] = MappingProxyType(
     {"digits": digits, "digits-deep": digits_deep, "fashion": fashion}
 )
-"""Task name -> a function that makes it."""
+"""Task name -> function that makes the task."""
 
 
 def find_task(name: str) -> Task:
-    """The task of that name, or what a factory `module:function` of one's own returns.
+    """Returns the task of that name, or the task that your own `module:function` returns.
 
     Raises:
       ValueError: if there is no such task, module or function, or it returns something else.
@@ -76,13 +72,35 @@ def find_task(name: str) -> Task:
         raise ValueError(
             f"a task needs to be one of {', '.join(TASKS)}, or module:factory, got {name!r}.{closest(name, TASKS)}"
         )
-    made = import_attribute("task", name)
-    task = made() if callable(made) else made
+    factory = import_attribute("task", name)
+    task = factory() if callable(factory) else factory
     if not isinstance(task, Task):
         raise ValueError(f"task {name!r} needs to be, or return, a jaxprune Task, got {type(task).__name__}.")
     return task
 
 
-def _packaged(name: str, dataset: str, model: Callable[[nnx.Rngs], nnx.Module], **settings: object) -> Task:
+def _packaged_task(
+    name: str,
+    dataset: str,
+    model: ModelFactory,
+    *,
+    kept_counts: tuple[int, ...],
+    recipe: Recipe | str,
+    base_recipe: str,
+    bases: tuple[int, int, int] = (4, 2, 8),
+) -> Task:
+    """A task of one round on a packaged dataset; `bases` are for the search, its leading candidates, the report."""
     data = load_dataset(dataset)
-    return Task(name, model=model, train=data.train, validation=data.validation, test=data.test, **settings)  # type: ignore[arg-type]
+    return Task(
+        name,
+        model,
+        data.train,
+        data.validation,
+        schedule=Schedule(kept_counts=(kept_counts,)),
+        recipe=recipe,
+        base_recipe=base_recipe,
+        bases=bases[0],
+        extra_bases=bases[1],
+        final_bases=bases[2],
+        test=data.test,
+    )

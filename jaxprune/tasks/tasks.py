@@ -1,7 +1,7 @@
-"""What gives a pruning function a fitness: a task is data, a network, a pruning schedule and recipes.
+"""A task gives pruning functions a fitness: it is data, a network, a pruning schedule and recipes.
 
-A `Task` is a frozen description; nothing is trained when one is made. `evolution/bases.py` trains its base
-networks, and prunes and fine-tunes them.
+A `Task` is a frozen description; making one trains nothing. `base_networks.py` trains its base networks, and prunes
+and fine-tunes them.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from jaxprune.training.recipes import Recipe, find_recipe
 from jaxprune.types import Array
 
 ModelFactory = Callable[[nnx.Rngs], nnx.Module]
-"""Builds a freshly initialised network from random streams."""
+"""A function that builds a freshly initialised network from random streams."""
 
 
 @dataclass(frozen=True)
 class Schedule:
     """How many channels of each group are kept, in one or several rounds of pruning and fine-tuning.
 
-    Give either `kept_fraction`, the share of all channels that is left at the end (round r of R keeps
+    Give either `kept_fraction`, the share of channels left at the end (round r of R keeps
     `kept_fraction ** (r / R)` of the original width), or `kept_counts`, explicit numbers.
 
     Args:
       kept_fraction: share of each group's channels left after the last round, in (0, 1].
       rounds: number of rounds, >= 1.
-      kept_counts: one sequence per round with the number of kept channels of each group in program order.
+      kept_counts: one sequence per round with the number of kept channels of each group, in program order.
 
     Raises:
-      ValueError: if both or neither is given, or a value is out of range or grows from round to round.
+      ValueError: if both or neither is given, a value is out of range, or counts grow from round to round.
 
     Example:
       >>> Schedule(kept_fraction=0.375).counts({"conv1.kernel": 16, "conv2.kernel": 32})
@@ -60,28 +60,27 @@ class Schedule:
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}.")
         if self.kept_counts is not None:
-            counts = tuple(tuple(int(count) for count in each) for each in self.kept_counts)
+            counts = tuple(tuple(int(count) for count in round_counts) for round_counts in self.kept_counts)
             object.__setattr__(self, "kept_counts", counts)
             object.__setattr__(self, "rounds", len(counts))
-            if not counts or len({len(each) for each in counts}) != 1:
-                raise ValueError(
-                    f"kept_counts needs one sequence of equal length per round, got {self.kept_counts}."
-                )
+            if not counts or len({len(round_counts) for round_counts in counts}) != 1:
+                raise ValueError(f"kept_counts needs one sequence of equal length per round, got {counts}.")
             if any(
-                now > before
-                for a, b in zip(counts, counts[1:], strict=False)
-                for before, now in zip(a, b, strict=True)
+                list(by_round) != sorted(by_round, reverse=True) for by_round in zip(*counts, strict=True)
             ):
-                raise ValueError(f"kept_counts must not grow from round to round, got {self.kept_counts}.")
+                raise ValueError(f"kept_counts must not grow from round to round, got {counts}.")
 
     def counts(self, sizes: Mapping[str, int]) -> tuple[dict[str, int], ...]:
-        """The kept number of every group after each round.
+        """Computes how many channels each group keeps in each round.
 
         Args:
           sizes: group name -> number of channels before pruning, in program order.
 
+        Returns:
+          For each round, group name -> number of kept channels.
+
         Raises:
-          ValueError: if explicit counts do not fit the groups, naming all that do not.
+          ValueError: if explicit counts do not fit the groups; names all that do not.
         """
         if self.kept_counts is None:
             assert self.kept_fraction is not None
@@ -97,41 +96,41 @@ class Schedule:
             )
         bad = [
             f"{name}: {count} of {size}"
-            for each in self.kept_counts
-            for (name, size), count in zip(sizes.items(), each, strict=True)
+            for round_counts in self.kept_counts
+            for (name, size), count in zip(sizes.items(), round_counts, strict=True)
             if not 1 <= count <= size
         ]
         if bad:
             raise ValueError(f"kept counts must be from 1 to the group's width, got {'; '.join(bad)}.")
-        return tuple(dict(zip(sizes, each, strict=True)) for each in self.kept_counts)
+        return tuple(dict(zip(sizes, round_counts, strict=True)) for round_counts in self.kept_counts)
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A pruning problem that gives functions a fitness: data, network, schedule, recipes, base networks.
+    """A pruning problem: data, a network, a pruning schedule, recipes, and numbers of base networks.
 
     Args:
       name: short and unique; part of keys and file names.
       model: builds the network from random streams, `lambda rngs: MyNet(rngs=rngs)`; any chain-like NNX network.
       train: (images [N, ...], labels [N]).
       validation: (images, labels) held out of the training set; fitness is the accuracy on them.
-      schedule: how much is pruned, in how many rounds.
+      schedule: how many channels are kept, in how many rounds.
       recipe: how a pruned network is fine-tuned, a `Recipe` or the name of one.
       base_recipe: how base networks are trained; by default `recipe` with 8 times the epochs.
-      bases: number of independently trained networks that the search uses, >= 1.
-      extra_bases: number of further ones, for its leading candidates only.
-      final_bases: number of those trained after the search, for the report only.
+      bases: number of independently trained base networks that the search uses, >= 1.
+      extra_bases: number of further base networks, for leading candidates only.
+      final_bases: number of base networks trained after the search, for the report only.
       weight: weight in a joint fitness, > 0.
       test: guarded test images that only the final report opens, or None.
       calibration: number of training images that activations are observed on, at most all of them.
-      num_samples: number of those in the sample that functions of whole sample matrices read.
-      max_positions: positions in that sample, average-pooled to at most this many.
-      finetune: "slim" trains physically smaller networks, "masked" full-shape ones held at zero.
+      num_samples: number of these images in the sample, which functions of whole sample matrices read.
+      max_positions: most positions of an activation map in the sample; larger maps are average-pooled.
+      finetune: "slim" trains physically smaller networks, "masked" full-shape ones with pruned weights held at zero.
       num_classes: number of classes, read from the training labels; not an argument.
       data_fingerprint: a digest of the images and labels; not an argument.
 
     Raises:
-      ValueError: for bad settings, or data that does not fit (`Dataset.from_arrays` says what it checks).
+      ValueError: if a setting is out of range, or the data does not fit (see `Dataset.from_arrays`).
 
     Example:
       >>> import numpy as np
@@ -175,43 +174,55 @@ class Task:
         set_field(self, "recipe", recipe)
         base = recipe.replace(epochs=8 * recipe.epochs) if self.base_recipe is None else self.base_recipe
         set_field(self, "base_recipe", find_recipe(base))
-        bad = [
+        smallest = {
+            "bases": 1, "extra_bases": 0, "final_bases": 1, "calibration": 2, "num_samples": 2, "max_positions": 1,
+        }  # fmt: skip
+        problems = [
             f"{name} >= {low} (got {getattr(self, name)})"
-            for name, low in {
-                "bases": 1, "extra_bases": 0, "final_bases": 1, "calibration": 2, "num_samples": 2, "max_positions": 1,
-            }.items()
+            for name, low in smallest.items()
             if getattr(self, name) < low
-        ]  # fmt: skip
+        ]
         if not (math.isfinite(self.weight) and self.weight > 0):
-            bad.append(f"weight above 0 (got {self.weight})")
+            problems.append(f"weight above 0 (got {self.weight})")
         if self.finetune not in ("slim", "masked"):
-            bad.append(f'finetune "slim" or "masked" (got {self.finetune!r})')
-        if bad:
-            raise ValueError(f"task {self.name!r} needs {'; '.join(bad)}.")
+            problems.append(f'finetune "slim" or "masked" (got {self.finetune!r})')
+        if problems:
+            raise ValueError(f"task {self.name!r} needs {'; '.join(problems)}.")
         data = Dataset.from_arrays(self.name, train=self.train, validation=self.validation)
-        set_field(self, "train", data.train)
-        set_field(self, "validation", data.validation)
-        set_field(self, "num_classes", data.num_classes)
+        for name in ("train", "validation", "num_classes"):
+            set_field(self, name, getattr(data, name))
         set_field(self, "data_fingerprint", data.fingerprint)
 
     @property
     def settings(self) -> dict[str, object]:
-        """Everything that is plain data, for `config.json` and fingerprints."""
+        """All settings that are plain data, for `config.json` and fingerprints."""
         skipped = {"model", "train", "validation", "test", "num_classes"}
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skipped}
-        nested = (Schedule, Recipe)
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skipped}
         return {
-            name: dataclasses.asdict(value) if isinstance(value, nested) else value
-            for name, value in plain.items()
+            name: dataclasses.asdict(value) if isinstance(value, Schedule | Recipe) else value
+            for name, value in values.items()
         }
 
     def replace(self, **changes: object) -> Task:
-        """A copy with some fields changed, checked again."""
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+        """Returns a copy with some fields changed, checked again.
+
+        Args:
+          changes: field name -> new value.
+
+        Raises:
+          TypeError: if there is no such field.
+          ValueError: if a value is out of range.
+        """
+        copy: Callable[..., Task] = dataclasses.replace
+        return copy(self, **changes)
 
 
 def check_unique(tasks: Sequence[Task]) -> None:
-    """Raises a ValueError if there are no tasks, or two share a name."""
+    """Checks that there are tasks and that their names differ.
+
+    Raises:
+      ValueError: if there are none, or two share a name.
+    """
     names = [task.name for task in tasks]
     if not names:
         raise ValueError(

@@ -64,8 +64,8 @@ def load_network(path: str | os.PathLike[str], like: FlatState) -> tuple[FlatSta
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             tree = checkpointer.restore(folder, restore_args=None)
-        weights = {key: jax.numpy.asarray(tree["weights"][dotted(key)]) for key in like}
-        numbers = {name: float(value) for name, value in tree["numbers"].items()}
+        weights: FlatState = {key: jax.numpy.asarray(tree["weights"][dotted(key)]) for key in like}
+        numbers: dict[str, float] = {name: float(value) for name, value in tree["numbers"].items()}
         if all(weights[key].shape == like[key].shape for key in like):
             return weights, numbers
     except (OSError, ValueError, KeyError, TypeError):

@@ -17,12 +17,13 @@ from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse
 from jaxprune.language.registration import register_operand
 from jaxprune.language.vocabulary import OPERANDS
+from jaxprune.observation.sample import balanced_sample
 from jaxprune.search.problem import Behaviour, Trial
 from jaxprune.search.proposals import seeds
 from jaxprune.search.task_problem import TaskProblem, available_operands, kept_digest
 from jaxprune.tasks import base_networks as bases
 from jaxprune.tasks.base_networks import BasePool, Entry, FirstRoundPlan
-from jaxprune.tasks.task_programs import TaskPrograms, calibration_rows
+from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.tasks.tasks import Schedule
 from jaxprune.training.loop import Examples, split_network
 from jaxprune.training.recipes import RECIPES
@@ -192,8 +193,8 @@ def test_an_invalid_function_cannot_be_fine_tuned(pool: BasePool) -> None:
 
 def test_calibration_rows_are_balanced_and_bounded() -> None:
     labels = np.array([0, 0, 0, 1, 1, 2])
-    assert calibration_rows(labels, 3).tolist() == [0, 3, 5]
-    assert calibration_rows(labels, 100).tolist() == list(range(6))
+    assert np.sort(balanced_sample(labels, 3)).tolist() == [0, 3, 5]
+    assert np.sort(balanced_sample(labels, 100)).tolist() == list(range(6))
 
 
 def test_the_fingerprint_follows_data_network_schedule_and_recipe() -> None:
