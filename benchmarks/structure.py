@@ -40,7 +40,7 @@ from jaxprune.pruning.planning import Plan, make_plan, plan, select
 from jaxprune.pruning.slimming import slim, slim_state
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState, merge_model, split_model, take_apart
-from jaxprune.structure.tracing import forget_structures, structure_of_parts, trace_structure
+from jaxprune.structure.tracing import clear_structures, structure_of_parts, trace_structure
 from jaxprune.structure.verification import find_misfit, slim_graph
 
 RECORDED = {
@@ -99,15 +99,15 @@ def sizes_of_weights(structure: Structure, flat: FlatState) -> dict[str, np.ndar
     found: dict[str, list[np.ndarray]] = {}
     for site in structure.sites.values():
         kernel = flat[site.kernel]
-        squares = np.square(kernel).sum(tuple(a for a in range(kernel.ndim) if a not in site.made.axes))
-        norm = squares.reshape(-1)[site.made.positions].sum(1)
+        squares = np.square(kernel).sum(tuple(a for a in range(kernel.ndim) if a not in site.kernel_channels.axes))
+        norm = squares.reshape(-1)[site.kernel_channels.positions].sum(1)
         found.setdefault(site.group, []).append(np.sqrt(norm))
     return {name: np.mean(own, axis=0) for name, own in found.items()}
 
 
 def own_steps(model: nnx.Module, example: jax.ShapeDtypeStruct) -> None:
     """Groups, scores, plan, and slicing with its check, each once."""
-    forget_structures()
+    clear_structures()
     parts = take_apart(model)
     structure = structure_of_parts(parts, example)
     flat = jax.device_get(parts.flat)
@@ -122,7 +122,7 @@ def own_steps(model: nnx.Module, example: jax.ShapeDtypeStruct) -> None:
 
 def user_steps(model: nnx.Module, example: jax.ShapeDtypeStruct, scores: Mapping[str, np.ndarray]) -> None:
     """What a user calls, on a network that has not been seen before."""
-    forget_structures()
+    clear_structures()
     slim(model, plan(model, scores, example, kept_fraction=0.5))
 
 

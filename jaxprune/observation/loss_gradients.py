@@ -1,7 +1,9 @@
-"""Gradients of the loss with respect to producing weights and to activations, in one jitted pass over the images.
+"""Gradients of the loss with respect to producing weights and to activations, and mean squares of the former.
 
-The traced program runs with a zero added to every value that a channel is read from; the derivative with respect to
-that zero is the gradient of the value, whatever the network does with it afterwards.
+`make_gradients` runs the traced program with a zero added to every value that a channel is read from. The derivative
+with respect to that zero is the gradient of the value, whatever the network does with it afterwards; one jitted pass
+over the images gives all gradients. `make_squared_gradients` averages the squares of each example's own gradient with
+respect to the weights (the diagonal of the empirical Fisher matrix), which takes a backward pass for each example.
 """
 
 from __future__ import annotations
@@ -10,33 +12,33 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxprune.observation.gradients import Contributions, Gradients, contributions
-from jaxprune.observation.sample import flat_positions, pool_positions
+from jaxprune.observation.gradients import EffectSums, Gradients, sum_effects
+from jaxprune.observation.sample import batch_indices, flat_positions, pool_positions
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState, Path
-from jaxprune.structure.producer_sites import ProducerSite, channels_last, filter_columns
+from jaxprune.structure.producer_sites import ProducerSite, channel_columns, channels_last
 from jaxprune.structure.program import Program, evaluate
 from jaxprune.types import Array
 
 Loss = Callable[[Any, jax.Array], jax.Array]
 """What the network returns (a tuple where it returns several arrays) and labels [N] -> [N] losses, one per example."""
 
+NOT_DIFFERENTIABLE = (NotImplementedError, TypeError, ValueError)
+"""What JAX raises for a network or a loss that it cannot differentiate."""
+_MAX_TOGETHER = 32
+"""Examples that are differentiated side by side at most."""
+_BYTES_TOGETHER = 1 << 28
+"""Memory for the gradients of examples that are differentiated side by side."""
 
-class GradientSums(NamedTuple):
-    """What is summed over examples at one producer."""
 
-    weights: jax.Array
-    """[F, C] gradient of the sum of losses with respect to the producing weights."""
-    contributions: Contributions
-
-
-class Sample(NamedTuple):
-    """The images whose gradients are kept one by one, and the structure traced at their number."""
+class SampledImages(NamedTuple):
+    """The images whose own gradients are returned, and the structure traced with as many of them."""
 
     structure: Structure
     images: jax.Array
@@ -44,8 +46,23 @@ class Sample(NamedTuple):
     max_positions: int
 
 
+class GradientSums(NamedTuple):
+    """Sums over examples at one producer."""
+
+    weights: jax.Array
+    """[F, C] gradient of the sum of losses with respect to the producing weights."""
+    effects: EffectSums
+
+
 def cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """The cross-entropy of [N, K] logits with labels 0 .. K-1, per example [N] and in at least float32.
+    """Returns the cross-entropy of each example, in at least float32.
+
+    Args:
+      outputs: [N, K] logits.
+      labels: [N] classes 0 .. K-1.
+
+    Returns:
+      [N] losses.
 
     Example:
       >>> cross_entropy(jnp.zeros((1, 4)), jnp.array([2])).tolist()
@@ -58,36 +75,36 @@ def cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
 def make_gradients(
     structure: Structure,
     batches: Sequence[tuple[jax.Array, np.ndarray, np.ndarray]],
-    sample: Sample,
+    sample: SampledImages,
     loss: Loss | None = None,
 ) -> Callable[[Mapping[Path, Array]], dict[str, Gradients]]:
-    """A function that gives the gradients at every producer of any network of one architecture; it compiles once.
+    """Makes a function that returns the gradients at every producer of any network of one architecture.
 
     Args:
       structure: of the network, traced at the batches' size.
       batches: (images, labels, which of them are real) of all calibration examples; empty if these are the sample.
-      sample: the images whose own gradients are kept.
+      sample: the images whose own gradients are returned.
       loss: losses of examples from the network's outputs and the labels; `cross_entropy` by default.
 
     Returns:
-      A function from a network's arrays to producer path -> `Gradients`.
+      A function from a network's arrays to producer path -> `Gradients`; it compiles once.
 
     Raises:
-      ValueError: from the returned function, if outputs and labels do not suit the loss, or the network cannot be
+      ValueError: from the returned function, if outputs or labels do not suit the loss, or the network cannot be
         differentiated.
     """
-    chosen = cross_entropy if loss is None else loss
-    on_sample = jax.jit(partial(sample_gradients, sample.structure, chosen, sample.max_positions))
-    on_batch = jax.jit(partial(add_gradients, structure, chosen))
+    loss_of = cross_entropy if loss is None else loss
+    on_sample = jax.jit(partial(sample_gradients, sample.structure, loss_of, sample.max_positions))
+    on_batch = jax.jit(partial(add_gradients, structure, loss_of))
     labels = np.concatenate([batch[1][batch[2]] for batch in batches]) if batches else sample.labels
-
-    is_checked: list[bool] = []  # what suits one network suits all of the architecture
+    is_checked = False  # what suits one network suits all of the architecture
 
     def gradients(arrays: Mapping[Path, Array]) -> dict[str, Gradients]:
+        nonlocal is_checked
         flat = dict(arrays)
         if not is_checked:
-            check_loss(sample.structure.program, sample.images, sample.labels, labels, loss, flat)
-            is_checked.append(True)
+            _check_loss(sample.structure.program, sample.images, sample.labels, labels, loss, flat)
+            is_checked = True
         try:
             sums, rows = on_sample(flat, sample.images, sample.labels)
             if batches:
@@ -95,8 +112,12 @@ def make_gradients(
                 for batch in batches:
                     sums = on_batch(flat, sums, *batch)
         except NOT_DIFFERENTIABLE as error:
-            raise ValueError(explain_failure(error)) from error
-        return {name: _averaged(sums[name], rows[name], len(labels)) for name in structure.sites}
+            raise ValueError(_explain_failure(error)) from error
+        result = {}
+        for name in structure.sites:
+            fisher, first_order = (effects / len(labels) for effects in sums[name].effects)
+            result[name] = Gradients(sums[name].weights / len(labels), rows[name], fisher, first_order)
+        return result
 
     return gradients
 
@@ -109,7 +130,19 @@ def sample_gradients(
     images: jax.Array,
     labels: jax.Array,
 ) -> tuple[dict[str, GradientSums], dict[str, jax.Array]]:
-    """Per producer the sums over a sample, and [n, D', C] gradients of each example's own loss, summed over windows."""
+    """Differentiates the loss on the sample; jittable in the last three arguments.
+
+    Args:
+      structure: of the network, traced with as many images.
+      loss: of examples.
+      max_positions: gradients at more positions are summed over windows.
+      arrays: of the network.
+      images: [n, ...] the sample.
+      labels: [n] their labels.
+
+    Returns:
+      For each producer the sums over the sample, and the [n, D', C] gradients of each example's own loss.
+    """
     sums, gradients = _differentiate(structure, loss, arrays, images, labels, jnp.ones(labels.shape, bool))
     pooled = {name: pool_positions(value, max_positions, jnp.sum) for name, value in gradients.items()}
     return sums, {name: flat_positions(value) for name, value in pooled.items()}
@@ -124,9 +157,22 @@ def add_gradients(
     labels: jax.Array,
     is_real: jax.Array,
 ) -> dict[str, GradientSums]:
-    """The sums with one batch more."""
-    found, _ = _differentiate(structure, loss, arrays, images, labels, is_real)
-    return jax.tree.map(jnp.add, sums, found)
+    """Adds a batch to the sums over examples; jittable in the last five arguments.
+
+    Args:
+      structure: of the network, traced with as many images.
+      loss: of examples.
+      arrays: of the network.
+      sums: of the batches before, by producer.
+      images: [N, ...] of the batch.
+      labels: [N] their labels.
+      is_real: [N] False for images that only fill up the batch.
+
+    Returns:
+      The sums including the batch.
+    """
+    sums_of_batch, _ = _differentiate(structure, loss, arrays, images, labels, is_real)
+    return jax.tree.map(jnp.add, sums, sums_of_batch)
 
 
 def _differentiate(
@@ -137,7 +183,9 @@ def _differentiate(
     labels: jax.Array,
     is_real: jax.Array,
 ) -> tuple[dict[str, GradientSums], dict[str, jax.Array]]:
-    """Per producer the sums over a batch, and [N, *space, C] gradients of each example's own loss."""
+    """Returns for each producer the sums over a batch, and [N, *space, C] gradients of each example's own loss."""
+    chex.assert_equal_shape([labels, is_real])
+    chex.assert_equal_shape_prefix([images, labels], 1)
     sites, program = structure.sites, structure.program
     numbers = list(dict.fromkeys(site.value for site in sites.values()))
     kernels = {path: jnp.asarray(arrays[path]) for path in dict.fromkeys(s.kernel for s in sites.values())}
@@ -146,79 +194,161 @@ def _differentiate(
         number: jnp.zeros(shape.shape, shape.dtype) for number, shape in zip(numbers, shapes, strict=True)
     }
 
-    def total(kernels: FlatState, zeros: dict[int, jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
+    def total_loss(kernels: FlatState, zeros: dict[int, jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
         flat = {**arrays, **kernels}
-        found = evaluate(program, flat, images, [*numbers, *program.outputs], zeros)
-        values, outputs = found[: len(numbers)], found[len(numbers) :]
+        values = evaluate(program, flat, images, [*numbers, *program.outputs], zeros)
+        activations, outputs = values[: len(numbers)], values[len(numbers) :]
         losses = loss(outputs[0] if len(outputs) == 1 else tuple(outputs), labels)
-        # examples do not see each other in evaluation mode: the gradient of the sum holds everyone's own
-        return jnp.sum(jnp.where(is_real, losses, 0)), values
+        # in evaluation mode examples do not affect each other: the gradient of the sum holds that of each one
+        return jnp.sum(jnp.where(is_real, losses, 0)), activations
 
-    (of_kernels, of_values), values = jax.grad(total, argnums=(0, 1), has_aux=True)(kernels, zeros)
-    known = dict(zip(numbers, values, strict=True))
+    (of_kernels, of_values), activations = jax.grad(total_loss, argnums=(0, 1), has_aux=True)(kernels, zeros)
+    by_number = dict(zip(numbers, activations, strict=True))
     gradients = {name: channels_last(of_values[site.value], site) for name, site in sites.items()}
     sums = {}
     for name, site in sites.items():
-        features = flat_positions(channels_last(known[site.value], site))
-        columns = filter_columns(of_kernels[site.kernel], site)
+        features = flat_positions(channels_last(by_number[site.value], site))
+        columns = channel_columns(of_kernels[site.kernel], site.kernel_channels)
         wide = columns.astype(jnp.promote_types(columns.dtype, jnp.float32))
-        sums[name] = GradientSums(wide, contributions(features, flat_positions(gradients[name]), is_real))
+        sums[name] = GradientSums(wide, sum_effects(features, flat_positions(gradients[name]), is_real))
     return sums, gradients
 
 
-def _averaged(sums: GradientSums, rows: jax.Array, count: int) -> Gradients:
-    fisher, first_order = (each / count for each in sums.contributions)
-    return Gradients(sums.weights / count, rows, fisher, first_order)
+def make_squared_gradients(
+    trace_one: Callable[[jax.ShapeDtypeStruct], Program],
+    sites: Mapping[str, ProducerSite],
+    images: np.ndarray,
+    labels: np.ndarray,
+    loss: Loss | None = None,
+) -> Callable[[Mapping[Path, Array]], dict[str, jax.Array]]:
+    """Makes a function that returns the mean squared gradient at every producer of any network of one architecture.
+
+    Args:
+      trace_one: traces the network's program for images of a shape; it is called at the first call, with one image.
+      sites: producer path -> where its weights are.
+      images: [N, ...] all calibration images.
+      labels: [N] their labels.
+      loss: losses of examples from the network's outputs and the labels; `cross_entropy` by default.
+
+    Returns:
+      A function from a network's arrays to producer path -> [C, F] mean over images, at least float32; it compiles
+      once.
+
+    Raises:
+      ValueError: from the returned function, as for `make_gradients`.
+    """
+    loss_of = cross_entropy if loss is None else loss
+    compiled: Callable[..., FlatState] | None = None
+    kernels = list(dict.fromkeys(site.kernel for site in sites.values()))
+
+    def squared_gradients(arrays: Mapping[Path, Array]) -> dict[str, jax.Array]:
+        nonlocal compiled
+        flat = dict(arrays)
+        if compiled is None:
+            program = trace_one(jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
+            _check_loss(program, jnp.asarray(images[:1]), labels[:1], labels, loss, flat)
+            compiled = jax.jit(partial(add_squares, program, loss_of))
+        sums: FlatState = {
+            path: jnp.zeros(flat[path].shape, jnp.promote_types(flat[path].dtype, jnp.float32))
+            for path in kernels
+        }
+        size = num_together(sum(array.nbytes for array in sums.values()), len(images))
+        try:
+            for index, is_real in batch_indices(len(images), size):
+                sums = compiled(flat, sums, images[index], labels[index], is_real)
+        except NOT_DIFFERENTIABLE as error:
+            raise ValueError(_explain_failure(error)) from error
+        return {name: channel_columns(sums[site.kernel], site.kernel_channels).T / len(images) for name, site in sites.items()}
+
+    return squared_gradients
 
 
-NOT_DIFFERENTIABLE = (NotImplementedError, TypeError, ValueError)
-"""What JAX raises for a network or a loss that it cannot differentiate."""
+def add_squares(
+    program: Program,
+    loss: Loss,
+    arrays: FlatState,
+    sums: FlatState,
+    images: jax.Array,
+    labels: jax.Array,
+    is_real: jax.Array,
+) -> FlatState:
+    """Adds the squared gradients of some examples, which are differentiated side by side, to the sums of squares.
+
+    Args:
+      program: of the network, for one image.
+      loss: of examples.
+      arrays: of the network.
+      sums: kernel path -> sum over the examples before.
+      images: [N, ...] of the examples.
+      labels: [N] their labels.
+      is_real: [N] False for examples that only fill up.
+
+    Returns:
+      Kernel path -> sum including these examples.
+    """
+
+    def loss_of_one(kernels: FlatState, image: jax.Array, label: jax.Array) -> jax.Array:
+        # what is added to the images reaches no operation: it only asks for the network's own derivative rules
+        added = {program.example: jnp.zeros(())}
+        outputs = evaluate(program, {**arrays, **kernels}, image[None], program.outputs, added)
+        return jnp.sum(loss(outputs[0] if len(outputs) == 1 else tuple(outputs), label[None]))
+
+    kernels = {path: jnp.asarray(arrays[path]) for path in sums}
+    gradients = jax.vmap(jax.grad(loss_of_one), in_axes=(None, 0, 0))(kernels, images, labels)
+
+    def with_squares(total: jax.Array, gradient: jax.Array) -> jax.Array:
+        real = is_real.reshape(-1, *[1] * total.ndim)
+        return total + jnp.sum(jnp.where(real, jnp.square(gradient.astype(total.dtype)), 0), axis=0)
+
+    return {path: with_squares(jnp.asarray(total), gradients[path]) for path, total in sums.items()}
 
 
-def explain_failure(error: Exception) -> str:
-    """What one of these means here."""
-    return (
-        "gradients of the loss need a network and a loss that JAX can differentiate, but it failed with "
-        f"{type(error).__name__}: {error}. Use functions without GW, GX and GW2, or leave that operation out."
-    )
+def num_together(num_bytes: int, num_images: int) -> int:
+    """Returns how many examples to differentiate side by side.
+
+    Args:
+      num_bytes: of the gradient of one example.
+      num_images: how many there are in all.
+
+    Example:
+      >>> num_together(60_000_000, 2000), num_together(100_000, 2000), num_together(10**10, 2000)
+      (4, 32, 1)
+    """
+    return max(1, min(_MAX_TOGETHER, num_images, _BYTES_TOGETHER // max(num_bytes, 1)))
 
 
-def check_loss(
+def _check_loss(
     program: Program,
     images: jax.Array,
     labels: np.ndarray,
-    every_label: np.ndarray,
+    all_labels: np.ndarray,
     loss: Loss | None,
     arrays: FlatState,
 ) -> None:
-    """Refuses labels and outputs that do not suit the loss.
-
-    Args:
-      program: of the network at the size of `images`.
-      images: some of them, with their labels.
-      labels: theirs.
-      every_label: of all images.
-      loss: the caller's, or None for the cross-entropy.
-      arrays: of the network.
-
-    Raises:
-      ValueError: saying what does not suit.
-    """
-    _check_labels(every_label)
-    if loss is None:
-        _check_logits(program, every_label)
-    _check_losses(program, images, labels, cross_entropy if loss is None else loss, arrays)
-
-
-def _check_labels(labels: np.ndarray) -> None:
-    if not np.issubdtype(labels.dtype, np.integer):
+    """Refuses labels and outputs that do not suit the loss (None is the cross-entropy); `images` are some of them."""
+    if not np.issubdtype(all_labels.dtype, np.integer):
         raise ValueError(
-            f"GW and GX need labels that a loss can read, whole numbers, got dtype {labels.dtype}. "
+            f"GW and GX need labels that a loss can read, whole numbers, got dtype {all_labels.dtype}. "
             "Number the classes as the network's outputs are."
+        )
+    if loss is None:
+        _check_logits(program, all_labels)
+
+    def losses(arrays: FlatState) -> jax.Array:
+        outputs = evaluate(program, arrays, images, program.outputs)
+        loss_of = cross_entropy if loss is None else loss
+        return loss_of(outputs[0] if len(outputs) == 1 else tuple(outputs), jnp.asarray(labels))
+
+    result = jax.eval_shape(losses, arrays)
+    if getattr(result, "shape", None) != labels.shape or not jnp.issubdtype(result.dtype, jnp.floating):
+        raise ValueError(
+            f"GW and GX need a loss that gives one number per example, {labels.shape}, got {result}. "
+            "Do not average: loss(outputs, labels) -> [N]."
         )
 
 
 def _check_logits(program: Program, labels: np.ndarray) -> None:
+    """Refuses networks without [N, K] logits, and labels that are not 0 .. K-1."""
     shapes = [program.shapes[number] for number in program.outputs]
     if len(shapes) != 1 or len(shapes[0]) != 2:
         raise ValueError(
@@ -233,121 +363,8 @@ def _check_logits(program: Program, labels: np.ndarray) -> None:
         )
 
 
-def _check_losses(
-    program: Program, images: jax.Array, labels: np.ndarray, loss: Loss, arrays: FlatState
-) -> None:
-    def losses(arrays: FlatState) -> jax.Array:
-        outputs = evaluate(program, arrays, images, program.outputs)
-        return loss(outputs[0] if len(outputs) == 1 else tuple(outputs), jnp.asarray(labels))
-
-    found = jax.eval_shape(losses, arrays)
-    wanted = labels.shape
-    if getattr(found, "shape", None) != wanted or not jnp.issubdtype(found.dtype, jnp.floating):
-        raise ValueError(
-            f"GW and GX need a loss that gives one number per example, {wanted}, got {found}. "
-            "Do not average: loss(outputs, labels) -> [N]."
-        )
-
-
-# === merged: """Mean squares of each example's own gradient with respect to the producing weights: the
-
-_MAX_TOGETHER = 32
-_BYTES_TOGETHER = 1 << 28
-"""Of the gradients of examples that are differentiated side by side."""
-
-
-def make_squared_gradients(
-    trace_one: Callable[[jax.ShapeDtypeStruct], Program],
-    sites: Mapping[str, ProducerSite],
-    images: np.ndarray,
-    labels: np.ndarray,
-    loss: Loss | None = None,
-) -> Callable[[Mapping[Path, Array]], dict[str, jax.Array]]:
-    """A function that gives the mean squared gradient at every producer of any network of one architecture.
-
-    Args:
-      trace_one: gives the network's program for images of a shape; it is asked for one image, at the first call.
-      sites: producer path -> where its weights are.
-      images: [N, ...] all calibration images.
-      labels: [N] theirs.
-      loss: losses of examples from the network's outputs and the labels; `cross_entropy` by default.
-
-    Returns:
-      A function from a network's arrays to producer path -> [C, F] mean over images, at least float32; it compiles
-      once.
-
-    Raises:
-      ValueError: from the returned function, as for `make_gradients`.
-    """
-    chosen = cross_entropy if loss is None else loss
-    compiled: list[Callable[..., FlatState]] = []
-    kernels = list(dict.fromkeys(site.kernel for site in sites.values()))
-
-    def squared_gradients(arrays: Mapping[Path, Array]) -> dict[str, jax.Array]:
-        flat = dict(arrays)
-        if not compiled:
-            one = trace_one(jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
-            check_loss(one, jnp.asarray(images[:1]), labels[:1], labels, loss, flat)
-            compiled.append(jax.jit(partial(add_squares, one, chosen)))
-        sums: FlatState = {path: jnp.zeros(flat[path].shape, _wide(flat[path])) for path in kernels}
-        size = num_together(sum(array.nbytes for array in sums.values()), len(images))
-        try:
-            for start in range(0, len(images), size):
-                index = np.arange(start, start + size)
-                is_real = index < len(images)
-                index = np.where(is_real, index, start)
-                sums = compiled[0](flat, sums, images[index], labels[index], is_real)
-        except NOT_DIFFERENTIABLE as error:
-            raise ValueError(explain_failure(error)) from error
-        return {name: filter_columns(sums[site.kernel], site).T / len(images) for name, site in sites.items()}
-
-    return squared_gradients
-
-
-def add_squares(
-    program: Program,
-    loss: Loss,
-    arrays: FlatState,
-    sums: FlatState,
-    images: jax.Array,
-    labels: jax.Array,
-    is_real: jax.Array,
-) -> FlatState:
-    """The sums of squares with some examples more, which are differentiated side by side.
-
-    Args:
-      program: of the network, for one image.
-      loss: of examples.
-      arrays: of the network.
-      sums: kernel path -> sum so far.
-      images, labels, is_real: of the examples; False for those that only fill up.
-    """
-
-    def own_loss(kernels: FlatState, image: jax.Array, label: jax.Array) -> jax.Array:
-        # what is added to the images reaches no step: it only asks for the network's own derivative rules
-        asked = {program.example: jnp.zeros(())}
-        outputs = evaluate(program, {**arrays, **kernels}, image[None], program.outputs, asked)
-        return jnp.sum(loss(outputs[0] if len(outputs) == 1 else tuple(outputs), label[None]))
-
-    kernels = {path: jnp.asarray(arrays[path]) for path in sums}
-    found = jax.vmap(jax.grad(own_loss), in_axes=(None, 0, 0))(kernels, images, labels)
-
-    def with_squares(total: jax.Array, each: jax.Array) -> jax.Array:
-        real = is_real.reshape(-1, *[1] * total.ndim)
-        return total + jnp.sum(jnp.where(real, jnp.square(each.astype(total.dtype)), 0), axis=0)
-
-    return {path: with_squares(jnp.asarray(total), found[path]) for path, total in sums.items()}
-
-
-def num_together(num_bytes: int, num_images: int) -> int:
-    """How many examples are differentiated side by side, when the gradient of one takes this many bytes.
-
-    Example:
-      >>> num_together(60_000_000, 2000), num_together(100_000, 2000), num_together(10**10, 2000)
-      (4, 32, 1)
-    """
-    return max(1, min(_MAX_TOGETHER, num_images, _BYTES_TOGETHER // max(num_bytes, 1)))
-
-
-def _wide(array: Array) -> np.dtype:
-    return np.dtype(jnp.promote_types(array.dtype, jnp.float32))
+def _explain_failure(error: Exception) -> str:
+    return (
+        "gradients of the loss need a network and a loss that JAX can differentiate, but it failed with "
+        f"{type(error).__name__}: {error}. Use functions without GW, GX and GW2, or leave that operation out."
+    )

@@ -1,14 +1,16 @@
 """The groups of a network: which indices of which arrays fall together, and what must stay whole and why.
 
-`trace_structure` is the one entry: model and example in, `Structure` out. Everything after it (observing, planning,
-masking, slimming) reads the structure and never the network's code.
+`Structure` is the result of `trace_structure`. Everything that comes later (observing, planning, masking, slimming)
+reads the structure and never the network's code.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import combinations, permutations
 from math import prod
 from typing import Literal
 
@@ -19,10 +21,10 @@ from jaxprune.structure.channel_classes import ChannelFamilies, find_families, n
 from jaxprune.structure.labels import Labels, distinct
 from jaxprune.structure.layouts import Field, Layout, count_kept
 from jaxprune.structure.model_state import Path, dotted
-from jaxprune.structure.producer_sites import ProducerSite, sites_of
-from jaxprune.structure.program import Body, Program
+from jaxprune.structure.producer_sites import ProducerSite, find_sites
+from jaxprune.structure.program import Operation, Program
 from jaxprune.structure.propagation import propagate
-from jaxprune.structure.trace import ContractionMacs, Trace
+from jaxprune.structure.trace import Trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +34,12 @@ class Member:
     path: Path
     axis: int
     channels: np.ndarray
-    """[length] the channel at each index, -1 where none of the group's sits."""
+    """[length] the channel at each index, -1 at indices of no channel of the group."""
+
+    @property
+    def indices_per_channel(self) -> int:
+        """How many indices of the axis fall with each channel."""
+        return int((self.channels >= 0).sum()) // (int(self.channels.max()) + 1)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -52,9 +59,9 @@ class Member:
 class Group:
     """Channels that are kept or removed together.
 
-    `name` is the dotted path of the first kernel that makes them, with a mark where it makes several groups.
-    `producers` are scored (kernels, in program order), `consumers` read the channels. `inner` names groups
-    that share indices with this one and are finer: heads have the places within a head as inner groups.
+    `name` is the dotted path of the first kernel that makes them, with a mark if that kernel makes several groups.
+    `producers` are scored (kernels, in program order); `consumers` read the channels. `inner` names finer groups that
+    share indices with this one: a group of heads has the group of channels within each head as an inner group.
     """
 
     name: str
@@ -64,23 +71,23 @@ class Group:
     consumers: tuple[str, ...]
     inner: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
-    """In words, what falls with a channel by more than being the same channel."""
+    """In words: the axes on which a channel has several indices."""
     is_of_blocks: bool = False
-    """Whether a channel is several neighbours on the kernel that first makes it, such as a whole head."""
+    """Whether a channel is several neighbouring indices of the kernel that first makes it, such as a whole head."""
 
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """Groups of one network, what is frozen and why, and its costs as functions of the groups' widths.
+    """The groups of one network, what is frozen and why, and its size as a function of the groups' widths.
 
-    Compared by identity, so that it can be a static argument of `jax.jit`.
+    Structures are compared by identity, so that they can be static arguments of `jax.jit`.
     """
 
     groups: Mapping[str, Group]
     frozen: Mapping[str, str]
-    """`"path[axis]"` -> reason, for every axis longer than one that is not, or not all, in groups."""
+    """`"path[axis]"` -> reason, for every axis longer than one that is not, or not entirely, in groups."""
     sites: Mapping[str, ProducerSite]
-    """Producer -> what to observe for it: its path, with the group's name behind it where it makes several groups."""
+    """Producer -> what to observe for it: its path, followed by the group's name if it makes several groups."""
     layouts: Mapping[Path, Layout]
     shapes: Mapping[Path, tuple[int, ...]]
     trained: frozenset[Path]
@@ -97,53 +104,93 @@ class Structure:
         return {name: group.size for name, group in self.groups.items()}
 
     def shared_groups(self, factor: Literal["inner", "outer", "both"]) -> frozenset[str]:
-        """Groups that stay whole because another one that shares their indices loses channels instead.
+        """Returns the groups that stay whole because another group that shares their indices loses channels instead.
 
-        With "inner", groups of whole blocks (heads, say) whose number an attribute of the user's remembers stay too.
+        With "inner", groups of whole blocks (such as heads) stay too if an attribute of the user's stores their number.
+
+        Args:
+          factor: which of two groups that share indices loses channels.
         """
         if factor == "both":
             return frozenset()
         if factor == "outer":
             return frozenset(inner for group in self.groups.values() for inner in group.inner)
-        remembered = [name for name in self.attributes if self.groups[name].is_of_blocks]
-        return frozenset((*(name for name, group in self.groups.items() if group.inner), *remembered))
+        has_inner = (name for name, group in self.groups.items() if group.inner)
+        return frozenset((*has_inner, *(name for name in self.attributes if self.groups[name].is_of_blocks)))
 
     def count_macs(self, widths: Mapping[str, int] | None = None) -> int:
-        """Multiply-adds of convolutions and matrix products for one example, at these widths."""
-        counts = widths or {}
+        """Counts the multiply-adds of convolutions and matrix products for one example.
+
+        Args:
+          widths: group -> number of channels; groups left out are whole.
+        """
         return sum(
-            constant * prod(count_kept(fields, length, counts) for fields, length in factors)
-            for constant, factors in self._costs
+            constant * prod(count_kept(fields, length, widths or {}) for fields, length in factors)
+            for constant, factors in self._macs_factors
         )
 
     def count_parameters(self, widths: Mapping[str, int] | None = None) -> int:
-        """Number of trained parameters at these widths."""
+        """Counts the trained parameters.
+
+        Args:
+          widths: group -> number of channels; groups left out are whole.
+        """
         return sum(prod(self.slim_shape(path, widths or {})) for path in self.trained)
 
     def slim_shape(self, path: Path, widths: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape of an array when groups have these widths; groups left out are whole."""
+        """Returns the shape of an array for some widths of the groups.
+
+        Args:
+          path: of the array.
+          widths: group -> number of channels; groups left out are whole.
+        """
         return tuple(
             count_kept(fields, length, widths) if fields else length
             for fields, length in zip(self.layouts[path], self.shapes[path], strict=True)
         )
 
     @cached_property
-    def _costs(self) -> list[tuple[int, list[tuple[tuple[Field, ...], int]]]]:
-        batch = self.program.shapes[self.program.example][0]
-        names = list(self.groups)
-        return [_factored(self.families, names, cost, batch) for cost in self.families.trace.contraction_macs]
+    def _macs_factors(self) -> list[tuple[int, list[tuple[tuple[Field, ...], int]]]]:
+        """For each contraction its multiply-adds for one example: a constant, and (fields, length) of other factors."""
+        names, families = list(self.groups), self.families
+        batch_size = self.program.shapes[self.program.example][0]
+        contractions = []
+        for macs in families.trace.contraction_macs:
+            constant = macs.constant
+            factors: list[tuple[tuple[Field, ...], int]] = []
+            for cluster in macs.clusters:
+                fields: list[Field] = []
+                for labels in cluster:
+                    family_at, channel_at = families.locate(families.trace.labels.find(labels))
+                    fields += [
+                        Field(names[family], np.where(family_at == family, channel_at, -1).astype(np.int32))
+                        for family in distinct(family_at[family_at >= 0]).tolist()
+                    ]
+                if fields:
+                    factors.append((tuple(fields), len(cluster[0])))
+                else:
+                    constant *= len(cluster[0])
+            contractions.append((constant // batch_size, factors))
+        return contractions
 
     @property
     def settled(self) -> Trace:
-        """A walk that begins with all that is known of labels: each has one name wherever it is."""
-        known = self.families.trace
-        if known.settled is None:  # the same whatever is frozen besides
+        """A second walk that starts with all that is known of labels, so that each has one name everywhere; cached."""
+        trace = self.families.trace
+        if trace.settled is None:
             seeds = {path: tuple(tuple(axis) for axis in axes) for path, axes in self.families.roots.items()}
-            known.settled = propagate(self.program, self.trained, seeds, Labels(len(self.families.family_of)))
-        return known.settled
+            labels = Labels(len(self.families.family_of))
+            trace.settled = propagate(self.program, self.trained, seeds, labels)
+        return trace.settled
 
     def why_frozen(self, path: str) -> str:
-        """Why a parameter's axes, or factors of them such as heads, are never cut, in words; says so when they can be.
+        """Says in words why axes of a parameter, or factors of them such as heads, are never cut.
+
+        Args:
+          path: dotted path of the parameter.
+
+        Returns:
+          One line for each axis with a reason; a sentence that nothing is frozen if there is none.
 
         Raises:
           ValueError: if the network has no such parameter.
@@ -159,28 +206,27 @@ class Structure:
 
     @cached_property
     def _frozen_factors(self) -> dict[str, str]:
-        """Like `frozen`, for what stays of axes that lose channels otherwise: heads, where places in each can go."""
-        result: dict[str, str] = {}
+        """Like `frozen`, for factors of axes that otherwise lose channels: heads, where channels in each can go."""
+        reasons: dict[str, str] = {}
         for path, axes in self.families.roots.items():
             for axis, factors in enumerate(axes):
                 key = f"{dotted(path)}[{axis}]"
-                roots = [distinct(each).tolist() for each in factors if not self._is_in_groups(each)]
-                reasons = [self.families.refused.get(root) for own in roots if len(own) > 1 for root in own]
-                known = dict.fromkeys(reason for reason in reasons if reason is not None)
-                if known and key not in self.frozen:
-                    result[key] = (
-                        f"{'; '.join(known)} (one of {len(factors)} factors of the axis, not all of it)"
-                    )
-        return result
-
-    def _is_in_groups(self, roots: np.ndarray) -> bool:
-        return bool((self.families.locate(roots)[0] >= 0).any())
+                axis_reasons: dict[str, None] = {}
+                for roots in factors:
+                    labels = distinct(roots).tolist()
+                    if len(labels) > 1 and not (self.families.locate(roots)[0] >= 0).any():
+                        known = (self.families.refused.get(label) for label in labels)
+                        axis_reasons.update(dict.fromkeys(reason for reason in known if reason is not None))
+                if axis_reasons and key not in self.frozen:
+                    note = f"(one of {len(factors)} factors of the axis, not all of it)"
+                    reasons[key] = f"{'; '.join(axis_reasons)} {note}"
+        return reasons
 
     def require_groups(self) -> None:
-        """Raises if nothing can be pruned, with the reasons.
+        """Checks that something can be pruned.
 
         Raises:
-          ValueError: if there is no group at all.
+          ValueError: if there is no group at all; the message lists the reasons.
         """
         if not self.groups:
             reasons = "; ".join(f"{key}: {reason}" for key, reason in self.frozen.items())
@@ -193,33 +239,54 @@ class Structure:
 def structure_from(
     trace: Trace, digest: str, example: jax.ShapeDtypeStruct, never: Mapping[int, str] | None = None
 ) -> Structure:
-    """The structure of a finished walk; `never` says of further labels why they are not cut."""
+    """Builds the structure from a finished walk.
+
+    Args:
+      trace: the walk.
+      digest: fingerprint of the network.
+      example: shape and dtype of the images.
+      never: label -> reason, for further labels that are not cut.
+
+    Returns:
+      The structure.
+    """
     families = find_families(trace, never)
     names = name_families(families)
-    sites, missing = sites_of(families, names, _turns(trace.program.operations))
+    sites, missing = find_sites(families, names, _loop_lengths(trace.program.operations))
     if missing:  # what cannot be scored is not pruned
-        more = {
+        reasons = {
             int(root): reason for family, reason in missing.items() for root in families.channel_roots[family]
         }
-        return structure_from(trace, digest, example, {**(never or {}), **more})
+        return structure_from(trace, digest, example, {**(never or {}), **reasons})
     shapes = {path: trace.program.shapes[number] for path, number in trace.program.parameters.items()}
     layouts = {
-        path: tuple(_fields(families, names, path, axis) for axis in range(len(shape)))
+        path: tuple(
+            tuple(
+                Field(names[family], channels)
+                for family, factors in families.on_axis(path, axis).items()
+                for channels in factors
+            )
+            for axis in range(len(shape))
+        )
         for path, shape in shapes.items()
     }
-    groups = _groups(families, names, layouts)
-    shared: dict[Path, int] = {}
-    for _, path in sites:
-        shared[path] = shared.get(path, 0) + 1
-    keyed = {
-        (dotted(path) if shared[path] == 1 else _part_of(dotted(path), names[family])): site
-        for (family, path), site in sites.items()
+    num_groups = Counter(kernel for _, kernel in sites)
+    named_sites = {}
+    for (family, kernel), site in sites.items():
+        producer, group = dotted(kernel), names[family]
+        if num_groups[kernel] > 1 and group != producer:  # the kernel makes several groups
+            producer = group if group.startswith(f"{producer}:") else f"{producer}|{group}"
+        named_sites[producer] = site
+    groups = {
+        group.name: replace(
+            group, producers=tuple(name for name, site in named_sites.items() if site.group == group.name)
+        )
+        for group in _groups_without_producers(families, names, layouts)
     }
-    by_group = {name: tuple(key for key, site in keyed.items() if site.group == name) for name in groups}
     return Structure(
-        groups={name: replace(group, producers=by_group[name]) for name, group in groups.items()},
-        frozen=_frozen(families, layouts, shapes),
-        sites={key: keyed[key] for own in by_group.values() for key in own},
+        groups=groups,
+        frozen=_frozen_axes(families, layouts, shapes),
+        sites={name: named_sites[name] for group in groups.values() for name in group.producers},
         layouts=layouts,
         shapes=shapes,
         trained=trace.trained & set(layouts),
@@ -230,174 +297,126 @@ def structure_from(
     )
 
 
-def _part_of(kernel: str, group: str) -> str:
-    """What the channels of one group are called on a kernel that makes several groups."""
-    return group if group == kernel or group.startswith(f"{kernel}:") else f"{kernel}|{group}"
+def _loop_lengths(operations: Sequence[Operation], outer: tuple[int, ...] = ()) -> dict[int, tuple[int, ...]]:
+    """Number of a value in loops -> lengths of the loops around it, outermost first."""
+    lengths: dict[int, tuple[int, ...]] = {}
+    for operation in operations:
+        for body in operation.bodies:
+            length = operation.equation.params.get("length")
+            loops = (*outer, int(length)) if length is not None else outer
+            lengths.update(dict.fromkeys(body.value_numbers, loops))
+            lengths.update(_loop_lengths(body.operations, loops))
+    return lengths
 
 
-def _is_of_blocks(families: ChannelFamilies, family: int) -> bool:
-    production = families.trace.producer_uses[families.producer_uses[family][0]]
-    for axis in sorted(production.axes):
-        for channels in families.on_axis(production.kernel, axis).get(family, []):
-            own = channels[channels >= 0]
-            return bool((np.diff(own) == 0).sum() >= len(families.channel_roots[family]))
-    return False
-
-
-def _turns(steps: Iterable[object], outer: tuple[int, ...] = ()) -> dict[int, tuple[int, ...]]:
-    """Value in a loop -> lengths of the loops around it."""
-    found: dict[int, tuple[int, ...]] = {}
-    for step in steps:
-        bodies: tuple[Body, ...] = step.bodies  # type: ignore[attr-defined]
-        for body in bodies:
-            length = step.equation.params.get("length")  # type: ignore[attr-defined]
-            own = (*outer, int(length)) if length is not None else outer
-            found.update(dict.fromkeys(body.value_numbers, own))
-            found.update(_turns(body.operations, own))
-    return found
-
-
-def _fields(families: ChannelFamilies, names: Sequence[str], path: Path, axis: int) -> tuple[Field, ...]:
-    return tuple(
-        Field(names[family], channels)
-        for family, columns in families.on_axis(path, axis).items()
-        for channels in columns
-    )
-
-
-def _groups(
+def _groups_without_producers(
     families: ChannelFamilies, names: Sequence[str], layouts: Mapping[Path, Layout]
-) -> dict[str, Group]:
+) -> Iterable[Group]:
+    """Yields a group for each family, all but its producers."""
     members: dict[str, list[Member]] = {name: [] for name in names}
     for path, layout in layouts.items():
         for axis, fields in enumerate(layout):
             for own in fields:
                 members[own.group].append(Member(path, axis, own.channels))
     inner = _inner_groups(families, names, layouts)
-    result = {}
     for family, name in enumerate(names):
-        uses = [families.trace.reads[index] for index in families.reads[family]]
-        consumers = dict.fromkeys(dotted(use.kernel) for use in uses if use.kernel is not None)
-        result[name] = Group(
+        consumers = (families.trace.reads[index].kernel for index in families.reads[family])
+        yield Group(
             name=name,
             size=len(families.channel_roots[family]),
             members=tuple(members[name]),
             producers=(),
-            consumers=tuple(consumers),
+            consumers=tuple(dict.fromkeys(dotted(kernel) for kernel in consumers if kernel is not None)),
             inner=inner[name],
-            constraints=_constraints(members[name]),
+            constraints=tuple(
+                f"{member.indices_per_channel} indices of {dotted(member.path)} axis {member.axis} with each channel"
+                for member in members[name]
+                if member.indices_per_channel > 1
+            ),
             is_of_blocks=_is_of_blocks(families, family),
         )
-    return result
+
+
+def _is_of_blocks(families: ChannelFamilies, family: int) -> bool:
+    """Whether the channels of a family are blocks of neighbouring indices on the first kernel that makes them."""
+    use = families.trace.producer_uses[families.producer_uses[family][0]]
+    for axis in sorted(use.axes):
+        for channels in families.on_axis(use.kernel, axis).get(family, []):
+            num_repeats = (np.diff(channels[channels >= 0]) == 0).sum()
+            return bool(num_repeats >= len(families.channel_roots[family]))
+    return False
 
 
 def _inner_groups(
     families: ChannelFamilies, names: Sequence[str], layouts: Mapping[Path, Layout]
 ) -> dict[str, tuple[str, ...]]:
-    """Group -> the finer ones that share indices with it, on an axis or on a later axis of a kernel that makes both."""
-    pairs: dict[tuple[str, str], None] = {}
+    """Group -> finer groups that share indices with it, on an axis or on a later axis of a kernel that makes both."""
+    pairs: dict[tuple[str, str], None] = {}  # (outer, inner), in order
     for layout in layouts.values():
         for fields in layout:
-            here = list(dict.fromkeys(own.group for own in fields))
-            for name in here:
-                pairs.update(
-                    ((name, other), None)
-                    for other in here
-                    if other != name and _is_finer(fields, other, name)
-                )
-    for production in families.trace.producer_uses:
-        axes = [
-            dict.fromkeys(own.group for own in layouts[production.kernel][axis])
-            for axis in sorted(production.axes)
+            first_field = {own.group: own for own in reversed(fields)}
+            for outer, inner in permutations(dict.fromkeys(own.group for own in fields), 2):
+                if _is_finer(first_field[inner].channels, first_field[outer].channels):
+                    pairs[outer, inner] = None
+    for use in families.trace.producer_uses:
+        groups_by_axis = [
+            dict.fromkeys(own.group for own in layouts[use.kernel][axis]) for axis in sorted(use.axes)
         ]
-        for place, earlier in enumerate(axes):
-            later = [name for own in axes[place + 1 :] for name in own]
-            pairs.update(((name, other), None) for name in earlier for other in later if other != name)
+        for earlier, later in combinations(groups_by_axis, 2):
+            pairs.update({(outer, inner): None for outer in earlier for inner in later if inner != outer})
     return {
         name: tuple(inner for outer, inner in pairs if outer == name and (inner, outer) not in pairs)
         for name in names
     }
 
 
-def _is_finer(fields: Sequence[Field], group: str, other: str) -> bool:
-    """Whether two groups share indices of an axis, and the first changes faster along it."""
-    own, rival = ([f.channels for f in fields if f.group == name] for name in (group, other))
-    shared = (own[0] >= 0) & (rival[0] >= 0)
-    if not shared.any():
-        return False
-    changes = [int((np.diff(channels[0][shared]) != 0).sum()) for channels in (own, rival)]
-    return changes[0] > changes[1]
+def _is_finer(channels: np.ndarray, others: np.ndarray) -> bool:
+    """Whether channels share indices of an axis with those of another group, and change faster along it."""
+    is_shared = (channels >= 0) & (others >= 0)
+    num_changes, num_other_changes = (int((np.diff(own[is_shared]) != 0).sum()) for own in (channels, others))
+    return num_changes > num_other_changes
 
 
-def _constraints(members: Sequence[Member]) -> tuple[str, ...]:
-    found = []
-    for member in members:
-        places = member.channels[member.channels >= 0]
-        times = len(places) // max(1, int(places.max()) + 1)
-        if times > 1:
-            found.append(f"{times} indices of {dotted(member.path)} axis {member.axis} with each channel")
-    return tuple(found)
-
-
-def _frozen(
+def _frozen_axes(
     families: ChannelFamilies, layouts: Mapping[Path, Layout], shapes: Mapping[Path, tuple[int, ...]]
 ) -> dict[str, str]:
-    result: dict[str, str] = {}
+    """`"path[axis]"` -> reason, for every axis longer than one that is not entirely in groups."""
+    frozen: dict[str, str] = {}
     for path, shape in shapes.items():
         for axis, size in enumerate(shape):
-            is_free = np.zeros(size, bool)
+            is_frozen = np.ones(size, bool)
             for own in layouts[path][axis]:
-                is_free |= own.channels >= 0
-            if size == 1 or is_free.all():
+                is_frozen &= own.channels < 0
+            if size == 1 or not is_frozen.any():
                 continue
             roots = [
-                root for each in families.roots[path][axis] for root in distinct(each[~is_free]).tolist()
+                root for factor in families.roots[path][axis] for root in distinct(factor[is_frozen]).tolist()
             ]
-            reasons = [families.refused[root] for root in roots if root in families.refused]
-            stays = int((~is_free).sum())
-            part = "" if stays == size else f" ({stays} of {size} indices)"
-            reason = "; ".join(dict.fromkeys(reasons)) or "a single channel, unlike all others"
-            result[f"{dotted(path)}[{axis}]"] = reason + part
-    return result
-
-
-def _factored(
-    families: ChannelFamilies, names: Sequence[str], cost: ContractionMacs, batch: int
-) -> tuple[int, list[tuple[tuple[Field, ...], int]]]:
-    factors: list[tuple[tuple[Field, ...], int]] = []
-    constant = cost.constant
-    for cluster in cost.clusters:
-        fields: list[Field] = []
-        for flat in cluster:
-            members, channels = families.locate(families.trace.labels.find(flat))
-            fields += [
-                Field(names[family], np.where(members == family, channels, -1).astype(np.int32))
-                for family in distinct(members[members >= 0]).tolist()
-            ]
-        length = len(cluster[0])
-        if fields:
-            factors.append((tuple(fields), length))
-        else:
-            constant *= length
-    return constant // batch, factors
+            reasons = dict.fromkeys(families.refused[root] for root in roots if root in families.refused)
+            num_frozen = int(is_frozen.sum())
+            part = "" if num_frozen == size else f" ({num_frozen} of {size} indices)"
+            frozen[f"{dotted(path)}[{axis}]"] = (
+                "; ".join(reasons) or "a single channel, unlike all others"
+            ) + part
+    return frozen
 
 
 def _pattern(channels: np.ndarray) -> str:
-    """How channels sit along an axis, where it is not one after the other.
+    """Says in short how channels sit along an axis, unless each channel is one index, in order.
 
     Example:
       >>> _pattern(np.array([0, 1, 2])), _pattern(np.array([0, 1, 0, 1])), _pattern(np.array([-1, 0, 1]))
       ('', ' as 2 x channel x 1', ' at 1-2')
     """
-    count = int(channels.max()) + 1
-    if np.array_equal(channels, np.arange(count)):
+    num_channels = int(channels.max()) + 1
+    if np.array_equal(channels, np.arange(num_channels)):
         return ""
     changes = np.flatnonzero(channels != channels[0])
     block = int(changes[0]) if changes.size else len(channels)
-    repeats = max(1, len(channels) // (block * count))
-    if np.array_equal(channels, np.tile(np.repeat(np.arange(count), block), repeats)):
+    repeats = max(1, len(channels) // (block * num_channels))
+    if np.array_equal(channels, np.tile(np.repeat(np.arange(num_channels), block), repeats)):
         return f" as {repeats} x channel x {block}"
-    places = np.flatnonzero(channels >= 0)
-    if np.array_equal(channels[places], np.arange(count)) and places[-1] - places[0] == count - 1:
-        return f" at {places[0]}-{places[-1]}"
-    return f" at {len(places)} indices"
+    indices = np.flatnonzero(channels >= 0)
+    if np.array_equal(channels[indices], np.arange(num_channels)) and np.ptp(indices) == num_channels - 1:
+        return f" at {indices[0]}-{indices[-1]}"
+    return f" at {len(indices)} indices"

@@ -1,9 +1,9 @@
-"""Where the channels of a group are made and read: what scoring looks at, for every producer of every group."""
+"""Producer sites: where the channels of a group are made and read, and the arrays found there as scoring wants them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.structure.channel_classes import ChannelFamilies
-from jaxprune.structure.model_state import Path
+from jaxprune.structure.model_state import Path, dotted
 from jaxprune.structure.propagation import BATCH
 from jaxprune.structure.trace import ChannelRead, LabelledValue
 from jaxprune.types import Array
@@ -19,9 +19,9 @@ from jaxprune.types import Array
 
 @dataclass(frozen=True, eq=False)
 class ChannelIndices:
-    """Indices of an array, or a value, that belong to each channel of a group.
+    """The indices of an array, or of an activation, that belong to each channel of a group.
 
-    `axes` are laid out last, flat, and `positions` [C, m] are places there.
+    The array is read with `axes` as its last axes, flattened into one; `positions` [C, m] are indices of that axis.
     """
 
     axes: tuple[int, ...]
@@ -30,228 +30,226 @@ class ChannelIndices:
 
 @dataclass(frozen=True, eq=False)
 class ProducerSite:
-    """What is read for one producer of a group: its kernel, the norm after it, and its first consumer.
+    """Where the operands of one producer of a group are read: its kernel, the norm after it, and its first consumer.
 
-    `value` numbers the activations entering that consumer; `batch_axis` is their batch axis, and there is one value for
-    each of `turns` (lengths of loops around it, outermost first).
+    `value` is the number of the activations that enter that consumer, and `batch_axis` their batch axis. If they are in
+    loops, there is one value for each turn; `loop_lengths` are the numbers of turns, outermost loop first.
     """
 
     group: str
     kernel: Path
-    made: ChannelIndices
+    kernel_channels: ChannelIndices
     gamma: tuple[Path, ChannelIndices] | None
     beta: tuple[Path, ChannelIndices] | None
     consumer: Path | None
     """The kernel that first reads the channels; None where they are multiplied with other activations."""
-    consumed: ChannelIndices | None
+    consumer_channels: ChannelIndices | None
     value: int
-    seen: ChannelIndices
+    value_channels: ChannelIndices
     batch_axis: int
-    turns: tuple[int, ...]
+    loop_lengths: tuple[int, ...]
 
 
-def sites_of(
-    families: ChannelFamilies, names: Sequence[str], turns: dict[int, tuple[int, ...]]
+def find_sites(
+    families: ChannelFamilies, names: Sequence[str], loop_lengths: Mapping[int, tuple[int, ...]]
 ) -> tuple[dict[tuple[int, Path], ProducerSite], dict[int, str]]:
-    """The site of each producer of each family, and why families have none.
+    """Finds the site of every producer of every family.
 
     Args:
-      families: of the network.
-      names: theirs.
-      turns: value -> lengths of the loops around it, for values in loops.
+      families: families of the network.
+      names: a name for each family.
+      loop_lengths: number of a value in loops -> lengths of the loops around it, outermost first.
+
+    Returns:
+      (family, kernel) -> site, and family -> reason for the families that cannot be scored.
     """
     sites: dict[tuple[int, Path], ProducerSite] = {}
-    missing: dict[int, str] = {}
-    for family, makers in enumerate(families.producer_uses):
-        for number in makers:
-            production = families.trace.producer_uses[number]
-            key = (family, production.kernel)
-            if key in sites:  # of a shared kernel's uses the first one is read
+    reasons: dict[int, str] = {}
+    for family, use_numbers in enumerate(families.producer_uses):
+        for use_number in use_numbers:
+            kernel = families.trace.producer_uses[use_number].kernel
+            if (family, kernel) in sites:  # a shared kernel is read at its first use
                 continue
-            found = _site(families, family, number, names[family], turns)
-            if isinstance(found, ProducerSite):
-                sites[key] = found
+            site = _find_site(families, family, use_number, names[family], loop_lengths)
+            if isinstance(site, ProducerSite):
+                sites[family, kernel] = site
             else:
-                missing.setdefault(family, found)
-    for family in missing:
-        sites = {key: site for key, site in sites.items() if key[0] != family}
-    return sites, missing
+                reasons.setdefault(family, site)
+    return {key: site for key, site in sites.items() if key[0] not in reasons}, reasons
 
 
-def _site(
-    families: ChannelFamilies, family: int, number: int, name: str, turns: dict[int, tuple[int, ...]]
+def _find_site(
+    families: ChannelFamilies,
+    family: int,
+    use_number: int,
+    name: str,
+    loop_lengths: Mapping[int, tuple[int, ...]],
 ) -> ProducerSite | str:
-    trace, production = families.trace, families.trace.producer_uses[number]
-    uses = [trace.reads[index] for index in families.reads[family]]
-    use = next((own for own in uses if number in own.value.producers), None)
-    kernel = ".".join(str(part) for part in production.kernel)
-    if use is None:
-        return f"channels of {kernel} never enter a layer with weights"
-    use = _before_reshapes(families, family, use)
-    batch = [axis for axis, own in enumerate(use.value.fixed) if own == trace.labels.fixed_marker(BATCH)]
-    seen = _place_in_value(families, family, use.value)
-    made = place_in_array(families, family, production.kernel, sorted(production.axes))
-    if len(batch) != 1 or seen is None or made is None:
-        return f"activations of {kernel} have no plain batch and channel axes"
-    gamma, beta = _norm(families, family, number, use)
-    consumed = None
-    if use.kernel is not None:
-        consumed = place_in_array(families, family, use.kernel, sorted(use.kernel_axes))
+    """Returns the site of one use of a producer, or the reason why there is none."""
+    trace, use = families.trace, families.trace.producer_uses[use_number]
+    reads = [trace.reads[index] for index in families.reads[family]]
+    read = next((read for read in reads if use_number in read.value.producers), None)
+    if read is None:
+        return f"channels of {dotted(use.kernel)} never enter a layer with weights"
+    read = _before_reshapes(families, family, read)
+    batch_marker = trace.labels.fixed_marker(BATCH)
+    batch_axes = [axis for axis, marker in enumerate(read.value.fixed) if marker == batch_marker]
+    value_channels = _indices_in_value(families, family, read.value)
+    kernel_channels = _indices_in_array(families, family, use.kernel, sorted(use.axes))
+    if len(batch_axes) != 1 or value_channels is None or kernel_channels is None:
+        return f"activations of {dotted(use.kernel)} have no plain batch and channel axes"
+    gamma, beta = _find_norm(families, family, use_number, read)
+    consumer_channels = None
+    if read.kernel is not None:
+        consumer_channels = _indices_in_array(families, family, read.kernel, sorted(read.kernel_axes))
     return ProducerSite(
         group=name,
-        kernel=production.kernel,
-        made=made,
+        kernel=use.kernel,
+        kernel_channels=kernel_channels,
         gamma=gamma,
         beta=beta,
-        consumer=use.kernel if consumed is not None else None,
-        consumed=consumed,
-        value=use.value_number,
-        seen=seen,
-        batch_axis=batch[0],
-        turns=turns.get(use.value_number, ()),
+        consumer=read.kernel if consumer_channels is not None else None,
+        consumer_channels=consumer_channels,
+        value=read.value_number,
+        value_channels=value_channels,
+        batch_axis=batch_axes[0],
+        loop_lengths=loop_lengths.get(read.value_number, ()),
     )
 
 
-def _before_reshapes(families: ChannelFamilies, family: int, use: ChannelRead) -> ChannelRead:
-    """The same activations before they were laid out anew, as long as channels had an axis of their own there."""
+def _before_reshapes(families: ChannelFamilies, family: int, read: ChannelRead) -> ChannelRead:
+    """Goes back over reshapes of the activations as long as that leaves fewer indices to each channel."""
     trace = families.trace
-    place = _place_in_value(families, family, use.value)
-    while place is not None and place.positions.shape[1] > 1 and use.value_number in trace.reshaped:
-        number = trace.reshaped[use.value_number]
-        before = trace.values[number]
-        found = _place_in_value(families, family, before)
-        if found is None or found.positions.shape[1] >= place.positions.shape[1]:
+    indices = _indices_in_value(families, family, read.value)
+    while indices is not None and indices.positions.shape[1] > 1 and read.value_number in trace.reshaped:
+        number = trace.reshaped[read.value_number]
+        earlier = _indices_in_value(families, family, trace.values[number])
+        if earlier is None or earlier.positions.shape[1] >= indices.positions.shape[1]:
             break
-        use, place = use._replace(value_number=number, value=before), found
-    return use
+        read, indices = read._replace(value_number=number, value=trace.values[number]), earlier
+    return read
 
 
-def _place_in_value(families: ChannelFamilies, family: int, value: LabelledValue) -> ChannelIndices | None:
-    found: ChannelIndices | None = None
-    for own in value.fields:
-        members, channels = families.locate(families.trace.labels.find(own.labels))
-        if not (members == family).any():
+def _indices_in_value(families: ChannelFamilies, family: int, value: LabelledValue) -> ChannelIndices | None:
+    """Returns where a family sits in a value; None where it sits in no field, in several, or unevenly."""
+    result: ChannelIndices | None = None
+    for field in value.fields:
+        family_at, channel_at = families.locate(families.trace.labels.find(field.labels))
+        if not (family_at == family).any():
             continue
-        if found is not None:
+        channels = np.where(family_at == family, channel_at, -1).reshape(-1)
+        positions = _positions_of(channels, len(families.channel_roots[family]))
+        if result is not None or positions is None:
             return None
-        flat = np.where(members == family, channels, -1).reshape(-1)
-        positions = positions_of(flat, len(families.channel_roots[family]))
-        if positions is None:
-            return None
-        found = ChannelIndices(own.axes, positions)
-    return found
+        result = ChannelIndices(field.axes, positions)
+    return result
 
 
-def place_in_array(
+def _indices_in_array(
     families: ChannelFamilies, family: int, path: Path, axes: Sequence[int]
 ) -> ChannelIndices | None:
-    """Where a family sits on one of some axes of an array; None where on none, on several, or unevenly."""
-    found: ChannelIndices | None = None
+    """Returns where a family sits on some axes of an array; None where it sits on no axis, on several, or unevenly."""
+    result: ChannelIndices | None = None
     for axis in axes:
         for channels in families.on_axis(path, axis).get(family, []):
-            positions = positions_of(channels, len(families.channel_roots[family]))
-            if found is not None or positions is None:
+            positions = _positions_of(channels, len(families.channel_roots[family]))
+            if result is not None or positions is None:
                 return None
-            found = ChannelIndices((axis,), positions)
-    return found
+            result = ChannelIndices((axis,), positions)
+    return result
 
 
-def positions_of(channels: np.ndarray, count: int) -> np.ndarray | None:
-    """[C, m] the places of each channel; None where they are not equally many.
+def _positions_of(channels: np.ndarray, num_channels: int) -> np.ndarray | None:
+    """Returns the [C, m] positions of each channel; None where channels have different numbers of positions.
 
     Example:
-      >>> positions_of(np.array([0, 1, 0, 1, -1]), 2).tolist()
+      >>> _positions_of(np.array([0, 1, 0, 1, -1]), 2).tolist()
       [[0, 2], [1, 3]]
     """
-    places = np.flatnonzero(channels >= 0)
-    if places.size == 0 or places.size % count:
+    occupied = np.flatnonzero(channels >= 0)
+    if occupied.size == 0 or occupied.size % num_channels:
         return None
-    order = np.argsort(channels[places], kind="stable")
-    found = places[order].reshape(count, -1)
-    return found if (channels[found] == np.arange(count)[:, None]).all() else None
+    order = np.argsort(channels[occupied], kind="stable")
+    positions = occupied[order].reshape(num_channels, -1)
+    return positions if (channels[positions] == np.arange(num_channels)[:, None]).all() else None
 
 
-def _norm(
-    families: ChannelFamilies, family: int, number: int, use: ChannelRead
+def _find_norm(
+    families: ChannelFamilies, family: int, use_number: int, read: ChannelRead
 ) -> tuple[tuple[Path, ChannelIndices] | None, tuple[Path, ChannelIndices] | None]:
-    """The first learned scale after a production and before its first use, and the first shift after that."""
+    """Returns the first learned scale after a producer and before its channels are read, and the first later shift."""
     trace = families.trace
     gamma: Path | None = None
     beta: Path | None = None
     is_scaled = False
-    for touch in trace.affine_uses[: use.num_affine_uses]:
-        if (
-            number not in touch.producers
-            or (touch.is_scale and is_scaled)
-            or not (touch.is_scale or is_scaled)
-        ):
+    for affine in trace.affine_uses[: read.num_affine_uses]:
+        if use_number not in affine.producers or affine.is_scale == is_scaled:
             continue
-        if not (families.locate(trace.labels.find(touch.labels))[0] == family).any():
+        if not (families.locate(trace.labels.find(affine.labels))[0] == family).any():
             continue
-        trained = sorted((touch.sources & trace.trained) - {gamma}, key=str)
-        only = trained[0] if len(trained) == 1 else None
-        if touch.is_scale:
-            is_scaled, gamma = True, only
-        elif beta is None:
-            beta = only
+        paths = sorted((affine.sources & trace.trained) - {gamma}, key=str)
+        path = paths[0] if len(paths) == 1 else None
+        if affine.is_scale:
+            is_scaled, gamma = True, path
+        else:
+            beta = path
             break
-    return _vector(families, family, gamma), _vector(families, family, beta)
 
+    def with_indices(path: Path | None) -> tuple[Path, ChannelIndices] | None:
+        if path is None:
+            return None
+        indices = _indices_in_array(families, family, path, range(len(families.roots[path])))
+        return None if indices is None else (path, indices)
 
-def _vector(families: ChannelFamilies, family: int, path: Path | None) -> tuple[Path, ChannelIndices] | None:
-    if path is None:
-        return None
-    place = place_in_array(families, family, path, range(len(families.roots[path])))
-    return None if place is None else (path, place)
-
-
-# === merged: """Arrays at the places where channels are made and read, brought into the shapes that sco
+    return with_indices(gamma), with_indices(beta)
 
 
 def channels_last(value: jax.Array, site: ProducerSite) -> jax.Array:
-    """The activations of a site (or their gradient) as [N, *space, C], at least float32.
+    """Returns the activations of a site (or their gradient) with examples first and channels last.
 
     Args:
-      value: the value that enters the site's first consumer, in the network's own order of axes; where that is in a
-        loop, one for each turn, along leading axes.
-      site: where that is.
+      value: the value that enters the site's first consumer, in the network's own order of axes; if it is in loops,
+        one for each turn, along leading axes.
+      site: the producer site.
+
+    Returns:
+      [N, *space, C], at least float32.
     """
-    turns = len(site.turns)
-    moved = jnp.moveaxis(value, site.batch_axis + turns, 0)
-    axes = [axis + turns + (axis < site.batch_axis) for axis in site.seen.axes]
-    found = _channels_behind(moved, axes, site.seen.positions)
-    return found.astype(jnp.promote_types(found.dtype, jnp.float32))
+    num_loops = len(site.loop_lengths)
+    moved = jnp.moveaxis(value, site.batch_axis + num_loops, 0)
+    axes = [axis + num_loops + (axis < site.batch_axis) for axis in site.value_channels.axes]
+    activations = _with_channels_last(moved, axes, site.value_channels.positions)
+    return activations.astype(jnp.promote_types(activations.dtype, jnp.float32))
 
 
-def channel_columns(array: Array, place: ChannelIndices) -> jax.Array:
-    """A kernel (or its gradient) as [F, C]: the entries of each channel, one column per channel."""
-    found = _channels_behind(jnp.asarray(array), list(place.axes), place.positions)
-    return found.reshape(math.prod(found.shape[:-1]), found.shape[-1])
+def channel_columns(array: Array, indices: ChannelIndices) -> jax.Array:
+    """Returns the entries of a kernel (or its gradient) as a matrix with one column for each channel.
+
+    Args:
+      array: the kernel.
+      indices: where the channels sit in it.
+
+    Returns:
+      [F, C], of the array's dtype.
+    """
+    matrix = _with_channels_last(jnp.asarray(array), list(indices.axes), indices.positions)
+    return matrix.reshape(math.prod(matrix.shape[:-1]), matrix.shape[-1])
 
 
-def filter_columns(kernel: Array, site: ProducerSite) -> jax.Array:
-    """A producing kernel (or its gradient) as [F, C]: one column per channel."""
-    return channel_columns(kernel, site.made)
-
-
-def _channels_behind(array: jax.Array, axes: list[int], positions: np.ndarray) -> jax.Array:
-    """[..., C]: channels behind everything else; where each has several places, these stay at the first of the axes.
+def _with_channels_last(array: jax.Array, axes: list[int], positions: np.ndarray) -> jax.Array:
+    """Moves channels to the last axis; where each has several positions, these stay at the first of the axes.
 
     Args:
       array: of any shape.
-      axes: that hold the channels, rising; their flat index is what `positions` count.
-      positions: [C, m] places of each channel.
+      axes: the axes that hold the channels, rising; `positions` are indices of these axes, flattened into one.
+      positions: [C, m] positions of each channel.
     """
     first = axes[0]
     joined = jnp.moveaxis(array, axes, range(first, first + len(axes)))
-    shape = joined.shape
-    joined = joined.reshape((*shape[:first], -1, *shape[first + len(axes) :]))
-    count, each = positions.shape
-    is_whole = (
-        each == 1 and count == joined.shape[first] and bool((positions[:, 0] == np.arange(count)).all())
-    )
-    if not is_whole:
+    joined = joined.reshape((*joined.shape[:first], -1, *joined.shape[first + len(axes) :]))
+    num_channels, num_positions = positions.shape
+    if not np.array_equal(positions.T, np.arange(joined.shape[first])[None]):
         joined = jnp.take(joined, positions.T.reshape(-1), axis=first)
-    apart = joined.reshape((*joined.shape[:first], each, count, *joined.shape[first + 1 :]))
-    found = jnp.moveaxis(apart, first + 1, -1)
-    return found[(slice(None),) * first + (0,)] if each == 1 else found
+    apart = joined.reshape((*joined.shape[:first], num_positions, num_channels, *joined.shape[first + 1 :]))
+    result = jnp.moveaxis(apart, first + 1, -1)
+    return result[(slice(None),) * first + (0,)] if num_positions == 1 else result

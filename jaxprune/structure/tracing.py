@@ -1,4 +1,4 @@
-"""The structure of any Flax network: traced, taken apart into groups, and tried out where code may count on sizes."""
+"""Finds the structure of any Flax network: traces it, groups its channels, and tries out code that may hold sizes."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from jaxprune.structure.groups import Structure, structure_from
 from jaxprune.structure.model_state import FlatState, Parts, Path, fingerprint, modules_of, take_apart
 from jaxprune.structure.program import trace_program
 from jaxprune.structure.propagation import propagate_and_factor, starting_labels, with_ties
-from jaxprune.structure.trial_pruning import tried
+from jaxprune.structure.trial_pruning import try_groups
 from jaxprune.types import Array
 
-_KNOWN: dict[object, Structure] = {}
-"""The last structures, by architecture and shape of the input."""
-_MOST_KNOWN = 4
+_CACHE: dict[object, Structure] = {}
+"""The latest structures, by architecture and shape of the input."""
+_CACHE_SIZE = 4
 
 
 def trace_structure(model: nnx.Module, example: Array | jax.ShapeDtypeStruct) -> Structure:
     """Finds the groups of a network by tracing it in evaluation mode.
 
-    Only shapes are used. What the tracer does not understand is frozen with a reason that names the operation and the
-    source line; inputs and outputs of the network are never cut. Networks of one architecture have one structure: the
-    last few are remembered, so that planning and slimming do not trace anew.
+    Only shapes are used. What the tracer does not understand is frozen, with a reason that names the operation and the
+    source line; inputs and outputs of the network are never cut. Networks of one architecture share a structure: the
+    latest few are cached, so that planning and slimming do not trace the network again.
 
     Args:
       model: NNX module called as `model(images)`; it is not changed. Its arrays may be abstract
         (`nnx.eval_shape(lambda: Net(nnx.Rngs(0)))`).
-      example: images as the network takes them, batch first (values and batch size do not matter), or their shape
-        and dtype.
+      example: images as the network takes them, batch axis first (values and batch size do not matter), or their
+        shape and dtype.
 
     Returns:
       The structure; `structure.groups` is empty if nothing can be pruned (see `Structure.require_groups`).
@@ -56,37 +56,35 @@ def trace_structure(model: nnx.Module, example: Array | jax.ShapeDtypeStruct) ->
 
 
 def structure_of_parts(parts: Parts, example: Array | jax.ShapeDtypeStruct) -> Structure:
-    """`trace_structure` of a model that has been taken apart already."""
-    images = _at_batch(example, 2)
+    """Does what `trace_structure` does, for a model that has been taken apart already.
+
+    Args:
+      parts: the model, taken apart.
+      example: images as the network takes them, or their shape and dtype.
+
+    Returns:
+      The structure.
+
+    Raises:
+      ValueError: if the network does not run on such an example.
+    """
+    images = _with_batch_size(example, 2)
     key = (parts.graphdef, fingerprint(parts.flat), images.shape, images.dtype)
     try:
-        known = _KNOWN.get(key)
-    except TypeError:  # a network may remember what has no hash
-        return _traced(parts, images)
-    if known is None:
-        known = _traced(parts, images)
-        while len(_KNOWN) >= _MOST_KNOWN:
-            _KNOWN.pop(next(iter(_KNOWN)))
-        _KNOWN[key] = known
-    return known
+        structure = _CACHE.get(key)
+    except TypeError:  # the network stores a value that has no hash
+        return _trace_anew(parts, images)
+    if structure is None:
+        structure = _trace_anew(parts, images)
+        while len(_CACHE) >= _CACHE_SIZE:
+            _CACHE.pop(next(iter(_CACHE)))
+        _CACHE[key] = structure
+    return structure
 
 
-def forget_structures() -> None:
-    """Lets go of the last structures, so that the next network is traced anew."""
-    _KNOWN.clear()
-
-
-def _traced(parts: Parts, images: jax.ShapeDtypeStruct) -> Structure:
-    program = trace_program(*parts[:3], images)
-    shapes = {path: program.shapes[number] for path, number in program.parameters.items()}
-    state = starting_labels(shapes, tied_axes(parts.model, shapes))
-    trace = propagate_and_factor(program, parts.trained, state)
-    fills = [
-        delicate.ties for delicate in trace.suspect_axes if delicate.is_fill and delicate.ties is not None
-    ]
-    if fills:
-        trace = propagate_and_factor(program, trace.trained, with_ties(trace, fills))
-    return tried(parts, structure_from(trace, fingerprint(parts.flat), images))
+def clear_structures() -> None:
+    """Empties the cache, so that the next network is traced again."""
+    _CACHE.clear()
 
 
 def structure_of(
@@ -98,32 +96,57 @@ def structure_of(
     *,
     batch: int,
 ) -> Structure:
-    """The structure of a network already known, traced at another batch size (at least 2); its groups are the same."""
-    images = _at_batch(example, batch)
-    known = like.families.trace
-    assert known.start is not None
-    trace = propagate_and_factor(trace_program(graphdef, flat, rest, images), like.trained, known.start)
-    return replace(
-        structure_from(trace, like.fingerprint, images, like.families.refused), attributes=like.attributes
-    )
+    """Returns the structure of a network whose groups are known, traced at another batch size.
+
+    Args:
+      graphdef, flat, rest: the network, from `split_model`.
+      example: images as the network takes them, or their shape and dtype.
+      like: the known structure.
+      batch: the batch size, at least 2.
+
+    Returns:
+      A structure with the same groups.
+    """
+    images = _with_batch_size(example, batch)
+    start = like.families.trace.start
+    assert start is not None
+    trace = propagate_and_factor(trace_program(graphdef, flat, rest, images), like.trained, start)
+    structure = structure_from(trace, like.fingerprint, images, like.families.refused)
+    return replace(structure, attributes=like.attributes)
 
 
-def _at_batch(example: Array | jax.ShapeDtypeStruct, batch: int) -> jax.ShapeDtypeStruct:
+def _with_batch_size(example: Array | jax.ShapeDtypeStruct, size: int) -> jax.ShapeDtypeStruct:
+    """Returns the shape and dtype of a batch of that size."""
     if len(example.shape) == 0:
         raise ValueError("needs an example with a batch axis, got a scalar. Pass images[:1].")
-    return jax.ShapeDtypeStruct((batch, *example.shape[1:]), jax.dtypes.canonicalize_dtype(example.dtype))
+    return jax.ShapeDtypeStruct((size, *example.shape[1:]), jax.dtypes.canonicalize_dtype(example.dtype))
 
 
-def tied_axes(
+def _trace_anew(parts: Parts, images: jax.ShapeDtypeStruct) -> Structure:
+    """Finds the structure of a network that is not in the cache."""
+    program = trace_program(*parts[:3], images)
+    shapes = {path: program.shapes[number] for path, number in program.parameters.items()}
+    start = starting_labels(shapes, _tied_axes(parts.model, shapes))
+    trace = propagate_and_factor(program, parts.trained, start)
+    pad_ties = [axis.ties for axis in trace.suspect_axes if axis.is_fill and axis.ties is not None]
+    if pad_ties:
+        trace = propagate_and_factor(program, trace.trained, with_ties(trace, pad_ties))
+    return try_groups(parts, structure_from(trace, fingerprint(parts.flat), images))
+
+
+def _tied_axes(
     model: nnx.Module, shapes: Mapping[Path, tuple[int, ...]]
 ) -> list[tuple[tuple[Path, int], tuple[Path, int]]]:
-    """Axes of Flax's own layers that must stay equally long though nothing computes with both."""
+    """Returns pairs of axes in Flax's layers that must stay equally long although no operation combines them.
+
+    Flax's attention refuses values of another size than its queries.
+    """
     pairs: list[tuple[tuple[Path, int], tuple[Path, int]]] = []
     if not any(isinstance(module, nnx.MultiHeadAttention) for module in modules_of(model)):
-        return pairs  # looking for paths costs several times as much
+        return pairs  # finding paths takes several times as long as finding modules
     for key, module in nnx.iter_modules(model):
-        if isinstance(module, nnx.MultiHeadAttention):  # refuses values of another size than queries
-            left, right = ((*cast(Path, key), name, "kernel") for name in ("query", "value"))
-            if left in shapes and right in shapes:
-                pairs.append(((left, len(shapes[left]) - 1), (right, len(shapes[right]) - 1)))
+        if isinstance(module, nnx.MultiHeadAttention):
+            query, value = ((*cast(Path, key), name, "kernel") for name in ("query", "value"))
+            if query in shapes and value in shapes:
+                pairs.append(((query, len(shapes[query]) - 1), (value, len(shapes[value]) - 1)))
     return pairs

@@ -92,7 +92,7 @@ def test_activations_times_gradients_are_weights_times_gradients_of_the_consumer
         site = structure.sites[path]
         consumer = ".".join(map(str, site.consumer))
         product = np.asarray(arrays[site.consumer]) * np.asarray(of_weights[consumer])
-        expected = np.asarray(channel_columns(product, site.consumed)).sum(0)
+        expected = np.asarray(channel_columns(product, site.consumer_channels)).sum(0)
         found = jnp.sum(operands.samples * operands.gradients.samples, axis=(0, 1)) / len(IMAGES)
         assert_close(found, expected)
 

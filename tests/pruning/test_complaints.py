@@ -231,7 +231,7 @@ def groups_in(mode, name, monkeypatch):
     """Members of every group, traced in that mode."""
     for module in (structure_module, retracing):
         monkeypatch.setattr(module, "trace_program", partial(trace_program, mode=mode))
-    structure_module.forget_structures()
+    structure_module.clear_structures()
     structure = trace_structure(abstract(ZOO[name].small), ZOO[name].small_input)
     return {group.name: [str(member) for member in group.members] for group in structure.groups.values()}
 
