@@ -1,6 +1,6 @@
-"""The settings of a run, from flags, a TOML file, an earlier run's `config.json` and a preset, in this order.
+"""The settings of a run: from flags, a TOML file, an earlier run's `config.json` and a preset, the first one wins.
 
-`RunConfig` is plain data: what it holds goes to `config.json`, which is accepted back as a file of settings.
+`RunConfig` is plain data; its content is written to `config.json`, which can be read again as a file of settings.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Literal, cast, get_args, get_type_hints
 
 from jaxprune.search.settings import EvolveConfig
 from jaxprune.text import closest
@@ -37,7 +37,7 @@ TASK_OPTIONS: Mapping[str, tuple[type, str]] = {
     "base_epochs": (int, "epochs of training a base network"),
     "finetune": (str, "slim (physically smaller networks) or masked (full shapes held at zero)"),
 }
-"""What can be changed of tasks: name -> (kind, help). One value for all, or values by task name."""
+"""Settings of tasks that a run can change: name -> (type, help). A value may hold for all tasks or be given by task."""
 
 SHORT_NAMES: Mapping[str, str] = {
     "task": "tasks",
@@ -45,24 +45,24 @@ SHORT_NAMES: Mapping[str, str] = {
     "evaluations": "max_evaluations",
     "time": "time_limit_seconds",
 }
-"""Other spellings that files and flags may use."""
+"""Short names that files and flags may use -> names of settings."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that says what a run of `jaxprune evolve` does, as plain data.
+    """All settings of a run of `jaxprune evolve`, as plain data.
 
     Args:
-      preset: what was not said otherwise comes from this preset.
-      tasks: names or `module:factory`; empty for the preset's.
+      preset: name of the preset that gives all settings not made otherwise.
+      tasks: names of tasks or `module:factory`; empty for the preset's tasks.
       task_options: option of `TASK_OPTIONS` -> a value for all tasks, or task name -> value.
-      search: how to search.
+      search: settings of the search.
       guesses: formulas that join generation 0.
       controls: rows of the final comparison: "standard", or "full" with the whole library and a random search.
-      batching: how members of one program are batched; "auto" picks by backend and network.
+      batching: how members of one program are batched; "auto" chooses by backend and network.
 
     Raises:
-      ValueError: for an unknown preset, option or choice, or a value of the wrong kind; names the closest match.
+      ValueError: for an unknown preset, option or choice, or a value of the wrong type; names the closest match.
 
     Example:
       >>> config = RunConfig.of({"preset": "quick", "population": 8, "time": "20m"})
@@ -84,18 +84,18 @@ class RunConfig:
     batching: Batching = "auto"
 
     def __post_init__(self) -> None:
-        for name, choices in (("controls", Controls), ("batching", Batching)):
-            if getattr(self, name) not in get_args(choices):
+        for name, choices in (("controls", get_args(Controls)), ("batching", get_args(Batching))):
+            if getattr(self, name) not in choices:
                 raise ValueError(
-                    f"{name} needs to be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}."
+                    f"{name} needs to be one of {', '.join(choices)}, got {getattr(self, name)!r}."
                 )
 
     @staticmethod
     def of(*layers: Mapping[str, object]) -> RunConfig:
-        """The settings of flat layers, the first that names an option wins; what none names is the preset's.
+        """Merges layers of settings; where several name an option the first wins, the preset gives all others.
 
         Args:
-          layers: option name -> value, as flags or a TOML file give them: fields of `EvolveConfig` and of
+          layers: each option name -> value, as flags or a TOML file give them: fields of `EvolveConfig` and of
             `TASK_OPTIONS`, `preset`, `task` or `tasks`, `guess` or `guesses`, `controls`, `batching`, `time`
             ("20m"), `evaluations`.
 
@@ -106,46 +106,50 @@ class RunConfig:
 
         given: dict[str, object] = {}
         for layer in layers:
-            given |= {name: value for name, value in _plain_names(layer).items() if name not in given}
-        preset, tasks = str(given.pop("preset", "quick")), _texts(given.pop("tasks", ()), "tasks")
-        found = find_preset(preset, tasks=tasks)
+            given = {**_with_full_names(layer), **given}
+        preset_name, tasks = str(given.pop("preset", "quick")), _texts(given.pop("tasks", ()), "tasks")
+        preset = find_preset(preset_name, tasks=tasks)
         guesses = _texts(given.pop("guesses", ()), "guesses")
         options = task_options({name: given.pop(name) for name in TASK_OPTIONS if name in given})
-        rest = {name: given.pop(name) for name in ("controls", "batching") if name in given}
+        controls = cast(Controls, given.pop("controls", "standard"))
+        batching = cast(Batching, given.pop("batching", "auto"))
         if "time_limit_seconds" in given:
             given["time_limit_seconds"] = parse_seconds(given["time_limit_seconds"])
         try:
-            search = found.config.replace(**given)
+            search = preset.config.replace(**given)
         except TypeError as error:
             raise ValueError(str(error)) from error
-        return RunConfig(preset, found.tasks, options, search, guesses, **rest)  # type: ignore[arg-type]
+        return RunConfig(preset_name, preset.tasks, options, search, guesses, controls, batching)
 
     def settings(self) -> dict[str, object]:
-        """What `config.json` holds besides the search's own settings and guesses."""
+        """Returns the settings in `config.json` other than guesses and the settings of the search."""
         return {
             "preset": self.preset,
             "tasks": list(self.tasks),
-            "task_options": _plain(self.task_options),
+            "task_options": {
+                name: dict(value) if isinstance(value, Mapping) else value
+                for name, value in self.task_options.items()
+            },
             "controls": self.controls,
             "batching": self.batching,
         }
 
     def to_json(self) -> str:
-        """The settings in the form of a run's `config.json`."""
-        plain = {
+        """Returns the settings in the form of a run's `config.json`."""
+        document = {
             "config": self.search.to_json(),
             "guesses": list(self.guesses),
             "settings": self.settings(),
         }
-        return json.dumps(plain, indent=2)
+        return json.dumps(document, indent=2)
 
     @staticmethod
     def from_json(text: str) -> RunConfig:
-        """The settings that `to_json`, or a run, wrote."""
-        return RunConfig.of(_run_layer(json.loads(text)))
+        """Reads the settings that `to_json`, or a run, wrote."""
+        return RunConfig.of(_flat_layer(json.loads(text)))
 
     def make_tasks(self) -> list[Task]:
-        """The tasks, with this run's changes.
+        """Makes the tasks, with the changes in `task_options`.
 
         Raises:
           ValueError: for an unknown task, or changes that do not fit it.
@@ -156,13 +160,16 @@ class RunConfig:
 def make_tasks(
     names: Iterable[str], options: Mapping[str, TaskValue | Mapping[str, TaskValue]] | None = None
 ) -> list[Task]:
-    """Tasks by name, with some of `TASK_OPTIONS` changed.
+    """Makes tasks by name, with some of `TASK_OPTIONS` changed.
 
-    Modules of `module:factory` are found on the Python path and in the working directory.
+    Modules of `module:factory` are looked up on the Python path and in the working directory.
 
     Args:
       names: names of tasks, or `module:factory`.
       options: option -> a value for all tasks, or task name -> value.
+
+    Returns:
+      The tasks, in the order of the names.
 
     Raises:
       ValueError: for an unknown task, two of one name, or changes that do not fit.
@@ -178,9 +185,10 @@ def make_tasks(
     names, options = list(names), options or {}
     if any(":" in name for name in names):
         look_in_working_directory()
-    found = [(name, find_task(name)) for name in names]
-    check_unique([task for _, task in found])
-    known = {*names, *(task.name for _, task in found)}
+    tasks = [find_task(name) for name in names]
+    check_unique(tasks)
+    known = {*names, *(task.name for task in tasks)}
+    changed_tasks = []
     for option, value in options.items():
         unknown = [name for name in value if name not in known] if isinstance(value, Mapping) else []
         if unknown:
@@ -188,24 +196,26 @@ def make_tasks(
                 f"{option} needs names of this run's tasks ({', '.join(names)}), got {', '.join(unknown)}."
                 f"{closest(unknown[0], known)}"
             )
-    tasks = []
-    for name, task in found:
+    for name, task in zip(names, tasks, strict=True):
         changes = {
             option: value.get(name, value.get(task.name)) if isinstance(value, Mapping) else value
             for option, value in options.items()
         }
-        tasks.append(_changed(task, {option: v for option, v in changes.items() if v is not None}))
-    return tasks
+        changed_tasks.append(_changed(task, {name: v for name, v in changes.items() if v is not None}))
+    return changed_tasks
 
 
 def task_options(given: Mapping[str, object]) -> dict[str, TaskValue | Mapping[str, TaskValue]]:
-    """Some of `TASK_OPTIONS`, read from texts and tables and checked.
+    """Reads and checks values of some `TASK_OPTIONS`.
 
     Args:
       given: option -> one value, task name -> value, or the text `task=value,task=value`.
 
+    Returns:
+      Option -> a value of the option's type for all tasks, or task name -> value.
+
     Raises:
-      ValueError: for a value of the wrong kind.
+      ValueError: for a value of the wrong type.
 
     Example:
       >>> task_options({"bases": "digits=3,fashion=2", "weight": 2})
@@ -216,17 +226,23 @@ def task_options(given: Mapping[str, object]) -> dict[str, TaskValue | Mapping[s
         if isinstance(value, str) and "=" in value:
             value = dict(part.strip().rpartition("=")[::2] for part in value.split(","))
         if isinstance(value, Mapping):
-            options[name] = {str(task): _of_kind(name, each) for task, each in value.items()}
+            options[name] = {str(task): _task_value(name, task_value) for task, task_value in value.items()}
         else:
-            options[name] = _of_kind(name, value)
+            options[name] = _task_value(name, value)
     return options
 
 
 def read_config(path: str | Path) -> dict[str, object]:
-    """A layer of settings for `RunConfig.of`, from a TOML file, or from `config.json` of a run or its folder.
+    """Reads a layer of settings for `RunConfig.of`.
+
+    Args:
+      path: a TOML file, the `config.json` of a run, or the run's folder.
+
+    Returns:
+      Option name -> value.
 
     Raises:
-      ValueError: if there is no such file, or it cannot be read as TOML or as a run's settings.
+      ValueError: if there is no such file, or it cannot be read as TOML or as the settings of a run.
       RunDirectoryError: if the run is of a newer format.
     """
     path = Path(path)
@@ -234,27 +250,31 @@ def read_config(path: str | Path) -> dict[str, object]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "not a text file"
         raise ValueError(
-            f"--config needs a TOML file, or config.json of a run, got {path}: {_reason(error)}."
+            f"--config needs a TOML file, or config.json of a run, got {path}: {reason}."
         ) from error
+    is_json = path.suffix == ".json"
     try:
-        plain = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        data = json.loads(text) if is_json else tomllib.loads(text)
     except ValueError as error:
-        kind = "JSON" if path.suffix == ".json" else "TOML"
-        raise ValueError(f"{path} needs to be {kind}, got an error at {error}.") from error
-    if path.suffix != ".json":
-        return dict(plain)
-    if not isinstance(plain, dict):
-        raise ValueError(f"{path} needs settings by name, got a {type(plain).__name__}.")
-    if "format" in plain:
-        from jaxprune.search.run_directory import of_known_format
+        raise ValueError(
+            f"{path} needs to be {'JSON' if is_json else 'TOML'}, got an error at {error}."
+        ) from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} needs settings by name, got a {type(data).__name__}.")
+    if is_json and "format" in data:
+        from jaxprune.search.run_directory import check_format
 
-        of_known_format(plain, path)  # before a setting that only a newer version knows is called a mistake
-    return _run_layer(plain) if "config" in plain else plain
+        check_format(data, path)  # otherwise a setting of a newer version would be reported as unknown
+    return _flat_layer(data) if is_json and "config" in data else data
 
 
 def parse_seconds(value: object) -> float | None:
-    """A time as people write it, in seconds; "none" for no limit.
+    """Reads a time as people write it, in seconds; "none" is no limit.
+
+    Args:
+      value: a number of seconds, or a text like those below.
 
     Raises:
       ValueError: for anything else, or a time that is not above 0.
@@ -269,114 +289,111 @@ def parse_seconds(value: object) -> float | None:
     match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text)
     try:
         hours, minutes, seconds = (float(part or 0) for part in (match.groups() if match else ()))
+        total = hours * 3600 + minutes * 60 + seconds
     except ValueError:
-        hours = minutes = seconds = 0.0
-    total = hours * 3600 + minutes * 60 + seconds
+        total = 0.0
     if not total > 0:
         raise ValueError(f'a time needs to look like "90s", "20m" or "1h30m", and be above 0, got {value!r}.')
     return total
 
 
 def setting_help() -> dict[str, str]:
-    """Name -> what it does, for every setting of a search: the sentences of its docstring.
+    """Returns the sentence about each setting of a search in the docstring of `EvolveConfig`.
+
+    Returns:
+      Name of the setting -> sentence.
 
     Example:
-      >>> setting_help()["population"]
-      'new functions evaluated per generation, and survivors that may become parents, >= 2'
+      >>> setting_help()["max_depth"]
+      'limits of every new expression'
     """
     hints = get_type_hints(EvolveConfig)
     text = " ".join((EvolveConfig.__doc__ or "").partition("Args:")[2].partition("Raises:")[0].split())
-    told = re.split(r"((?:\b\w+, )*\b\w+): ", text)
-    sentences: dict[str, str] = {}
-    for names, sentence in zip(told[1::2], told[2::2], strict=False):
-        for name in names.split(", "):
-            sentences[name] = sentence.strip().rstrip(".")
+    parts = re.split(r"((?:\b\w+, )*\b\w+): ", text)
+    sentences = {
+        name: sentence.strip().rstrip(".")
+        for names, sentence in zip(parts[1::2], parts[2::2], strict=False)
+        for name in names.split(", ")
+    }
     return {name: sentences.get(name, "") for name in hints}
 
 
-def _known_options() -> list[str]:
-    own = [f.name for f in dataclasses.fields(RunConfig) if f.name not in ("task_options", "search")]
-    return [*own, *TASK_OPTIONS, *get_type_hints(EvolveConfig), *SHORT_NAMES]
-
-
-def _plain_names(layer: Mapping[str, object]) -> dict[str, object]:
-    """The layer with dashes as underscores and the short names written out."""
-    plain: dict[str, object] = {}
+def _with_full_names(layer: Mapping[str, object]) -> dict[str, object]:
+    """Checks option names, and writes them with underscores and in full."""
+    known = [f.name for f in dataclasses.fields(RunConfig) if f.name not in ("task_options", "search")]
+    known += [*TASK_OPTIONS, *get_type_hints(EvolveConfig), *SHORT_NAMES]
+    full: dict[str, object] = {}
     for given, value in layer.items():
         name = given.replace("-", "_")
-        if name not in _known_options():
+        if name not in known:
             raise ValueError(
-                f"an option needs to be a setting of a run, got {given!r}.{closest(name, _known_options())}"
+                f"an option needs to be a setting of a run, got {given!r}.{closest(name, known)}"
             )
         name = SHORT_NAMES.get(name, name)
-        if name in plain:
-            raise ValueError(f"an option needs to be given once, got {given!r} besides {name!r}.")
-        plain[name] = value
-    return plain
+        if name in full:
+            raise ValueError(f"Give {name!r} only once, got it again as {given!r}.")
+        full[name] = value
+    return full
 
 
-def _run_layer(plain: Mapping[str, object]) -> dict[str, object]:
-    """A run's `config.json` as a flat layer."""
-    search, settings = plain.get("config"), plain.get("settings", {})
+def _flat_layer(document: Mapping[str, object]) -> dict[str, object]:
+    """Turns a run's `config.json` into one layer of settings."""
+    search, settings = document.get("config"), document.get("settings", {})
     if not isinstance(search, Mapping) or not isinstance(settings, Mapping):
         raise ValueError("settings of a run need the tables config and settings, got something else.")
-    options = settings.get("task_options", {})
-    top = {name: value for name, value in settings.items() if name != "task_options"}
-    tasks = plain.get("tasks", {})  # of a run that was started from Python, which says no names of factories
-    named = {"tasks": list(tasks)} if isinstance(tasks, Mapping) and tasks else {}
-    return {**search, **named, **top, **options, "guesses": plain.get("guesses", [])}
+    layer = {**search, "guesses": document.get("guesses", [])}
+    tasks = document.get(
+        "tasks", {}
+    )  # a run started from Python has its tasks here, and no names of factories
+    if isinstance(tasks, Mapping) and tasks:
+        layer["tasks"] = list(tasks)
+    layer |= settings
+    return layer | layer.pop("task_options", {})
 
 
 def _texts(value: object, name: str) -> tuple[str, ...]:
+    """Checks that a value is a text or a list of texts."""
     texts = (value,) if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{name} needs to be a text or a list of texts, got {value!r}.")
     return tuple(texts)
 
 
-def _of_kind(name: str, value: object) -> TaskValue:
+def _task_value(name: str, value: object) -> TaskValue:
+    """Converts a value to the type of an option in `TASK_OPTIONS`."""
     kind = TASK_OPTIONS[name][0]
-    wanted = {int: "a whole number", float: "a number", str: "a name"}[kind]
     try:
-        if isinstance(value, bool) or (kind is str) != isinstance(value, str) and not isinstance(value, str):
+        if isinstance(value, bool) or (kind is str and not isinstance(value, str)):
             raise ValueError
         converted: TaskValue = kind(value)
         if kind is int and not isinstance(value, str) and converted != value:
             raise ValueError
     except (TypeError, ValueError):
+        wanted = {int: "a whole number", float: "a number", str: "a name"}[kind]
         raise ValueError(
             f"{name} needs {wanted}, or {wanted} for each task as in task=value, got {value!r}."
         ) from None
     return converted
 
 
-def _changed(task: Task, changes: dict[str, TaskValue]) -> Task:
+def _changed(task: Task, changes: Mapping[str, TaskValue]) -> Task:
+    """A task with some `TASK_OPTIONS` changed."""
     from jaxprune.tasks.tasks import Schedule
     from jaxprune.training.recipes import Recipe
 
-    plain: dict[str, object] = dict(changes)
-    fraction, rounds = plain.pop("kept_fraction", None), plain.pop("rounds", None)
-    epochs, base_epochs = plain.pop("epochs", None), plain.pop("base_epochs", None)
-    if fraction is not None or rounds is not None:
-        fraction = task.schedule.kept_fraction if fraction is None else fraction
+    of_parts = ("kept_fraction", "rounds", "epochs", "base_epochs")
+    fields: dict[str, object] = {name: value for name, value in changes.items() if name not in of_parts}
+    if "kept_fraction" in changes or "rounds" in changes:
+        fraction = changes.get("kept_fraction", task.schedule.kept_fraction)
         if fraction is None:
             raise ValueError(
-                f"rounds needs kept_fraction as well for task {task.name!r}, whose schedule gives counts, got none."
+                f"Give kept_fraction as well as rounds for task {task.name!r}, whose schedule gives counts."
             )
-        plain["schedule"] = Schedule(
-            kept_fraction=float(str(fraction)), rounds=int(str(rounds or task.schedule.rounds))
-        )
-    task = task.replace(**plain) if plain else task
-    for name, value in (("recipe", epochs), ("base_recipe", base_epochs)):
+        rounds = int(changes.get("rounds", 0)) or task.schedule.rounds
+        fields["schedule"] = Schedule(kept_fraction=float(fraction), rounds=rounds)
+    task = task.replace(**fields) if fields else task
+    for name, option in (("recipe", "epochs"), ("base_recipe", "base_epochs")):
         recipe = getattr(task, name)
-        if value is not None and isinstance(recipe, Recipe):
-            task = task.replace(**{name: recipe.replace(epochs=value)})
+        if option in changes and isinstance(recipe, Recipe):
+            task = task.replace(**{name: recipe.replace(epochs=changes[option])})
     return task
-
-
-def _plain(value: object) -> object:
-    return {name: _plain(each) for name, each in value.items()} if isinstance(value, Mapping) else value
-
-
-def _reason(error: OSError | UnicodeDecodeError) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else "not a text file"

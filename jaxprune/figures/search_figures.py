@@ -71,7 +71,7 @@ def pareto_figure(state: SearchState, *, max_labels: int = 10) -> Figure:
     Returns:
       A figure for `save_figure`.
     """
-    front, individuals = [state.member(id_) for id_ in state.archive], state.ranked()
+    front, individuals = [state.individual(id_) for id_ in state.archive], state.ranked()
     labelled = front[-max_labels:]
     complexity = np.array([individual.candidate.complexity for individual in individuals])
     lower = np.array([individual.fitness.lower for individual in individuals])

@@ -1,4 +1,4 @@
-"""What a running search shows: a live table in a terminal, plain lines anywhere else."""
+"""Shows what a running search does: a live table in a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from jaxprune.search.search import Callback, SearchState
-from jaxprune.search.state import GenerationSummary
+from jaxprune.search.search import Callback
+from jaxprune.search.state import GenerationSummary, SearchState
 from jaxprune.text import duration, shortened
 
 if TYPE_CHECKING:
@@ -28,20 +28,20 @@ MAX_FORMULA = 100
 """Characters of a formula that a plain line shows."""
 
 STATUS_SECONDS = 10.0
-"""Time between two plain lines on what is going on."""
+"""Least time between two plain lines on what is going on."""
 
 
 class LiveTable(Callback):
     """A callback that shows one row per generation, and in a terminal what is going on right now.
 
-    Use it as a context manager, so that the terminal is given back whatever happens. The columns: generation,
-    the leader's mean +- standard error and the number n of bases behind it, candidates evaluated of the unique
-    ones proposed, evaluated in all, results known from equal plans, time of the generation, estimated time left,
-    and the leader's formula.
+    Use it as a context manager, so that the terminal is restored whatever happens. The columns: generation, the
+    leader's mean +- standard error and the number n of bases behind it, candidates evaluated of the unique ones
+    proposed, candidates evaluated in all, results that were known from equal plans, time of the generation, estimated
+    time left, and the leader's formula.
 
     Args:
       console: where to write; by default the standard output.
-      is_live: redraw one table rather than write lines; by default only where the console is a terminal.
+      is_live: whether one table is redrawn instead of writing lines; by default only if the console is a terminal.
 
     Example:
       >>> from jaxprune.search.state import GenerationSummary
@@ -57,12 +57,10 @@ class LiveTable(Callback):
         self.is_live = is_terminal if is_live is None else is_live
         self._rows: list[GenerationSummary] = []
         self._unit = ""
-        self._status = ""
-        self._started = time.monotonic()
-        self._ran = self._cached = 0
-        self._bases: dict[str, list[float]] = {}
+        self._bases: dict[str, int] = {}
         self._live: Live | None = None
         self._next_status = 0.0
+        self._begin("")
 
     def __enter__(self) -> LiveTable:
         if self.is_live and self._live is None:
@@ -77,97 +75,111 @@ class LiveTable(Callback):
         self.close()
 
     def close(self) -> None:
-        """Leaves the table as it stands and gives the terminal back; may be called again."""
+        """Leaves the table on the screen and restores the terminal; does nothing the second time."""
         if self._live is not None:
             live, self._live, self._status = self._live, None, ""
             live.stop()
             atexit.unregister(self.close)
 
     def __rich__(self) -> Group:
-        """The table with as many of the last rows as fit, and a line on what is going on."""
-        space = len(self._rows) if self._live is None else max(3, self.console.height - 8)
-        table = self._table(self._rows[-space:])
-        return Group(table, Text(self._now(), style="dim")) if self._status else Group(table)
+        """Returns the table with as many of the last rows as fit, and a line on what is going on."""
+        num_rows = len(self._rows) if self._live is None else max(3, self.console.height - 8)
+        table = self._table(self._rows[-num_rows:])
+        if not self._status:
+            return Group(table)
+        status = f"{self._status} ({duration(time.monotonic() - self._started)})"
+        return Group(table, Text(status, style="dim"))
 
     def on_start(self, state: SearchState) -> None:
-        """Shows what will be searched on, and the generations that a resumed run has behind it."""
+        """Shows what is searched on, and the generations that a resumed run has finished.
+
+        Args:
+          state: with which the search starts.
+        """
         self.__enter__()
-        if (
-            self._rows and self.is_live
-        ):  # an earlier search, such as the one that a random search is a control of
+        if self._rows and self.is_live:  # of an earlier search, when this is the random search beside it
             self.console.print(self._table(self._rows))
-        self._unit = " sd" if state.config.fitness == "paired" else " %"
         self._rows = list(state.summaries)
+        is_paired, num_generations = state.config.fitness == "paired", state.config.generations
+        self._unit = " sd" if is_paired else " %"
         tasks = ", ".join(f"{task.name} ({_count(task.bases, 'base')})" for task in state.tasks)
         meaning = (
             "difference to l2 in standard deviations of the library (sd)"
-            if state.config.fitness == "paired"
+            if is_paired
             else f"{state.config.fitness} mean of accuracies (%)"
         )
-        self._say(
+        self.on_message(
             f"Searching on {tasks}; fitness: {meaning}, mean +- standard error over bases (n, all tasks)."
         )
         if state.summaries:
             last = state.summaries[-1].generation
-            self._say(f"Going on after generation {last} of {state.config.generations}.")
-        self._next(f"generation {state.generation} of {state.config.generations}: preparing")
+            self.on_message(f"Going on after generation {last} of {num_generations}.")
+        self._begin(f"generation {state.generation} of {num_generations}: preparing")
 
     def on_base(self, task: str, base: Base) -> None:
-        """Shows that a base network is ready."""
-        self._bases.setdefault(task, []).append(base.accuracy)
-        found = self._bases[task]
+        """Shows that a base network is ready.
+
+        Args:
+          task: its task.
+          base: the trained network.
+        """
+        self._bases[task] = self._bases.get(task, 0) + 1
         if self.is_live:
-            self._status = f"base networks of {task}: {len(found)} ready, the last at {base.accuracy:.1f} %"
+            count = self._bases[task]
+            self._status = f"base networks of {task}: {count} ready, the last at {base.accuracy:.1f} %"
         else:
-            self._say(f"base network {base.index} of {task}: {base.accuracy:.1f} % validation accuracy")
+            self.on_message(f"base network {base.index} of {task}: {base.accuracy:.1f} % validation accuracy")
 
     def on_evaluation(self, record: TrialRecord) -> None:
-        """Counts a fine-tuning, and shows it in a terminal."""
-        self._ran += not record.is_cached
-        self._cached += record.is_cached
+        """Counts a fine-tuning, and shows it in a terminal.
+
+        Args:
+          record: of the fine-tuning.
+        """
+        self._num_run += not record.is_cached
+        self._num_cached += record.is_cached
         self._status = (
-            f"generation {record.generation}: {_count(self._ran, 'fine-tuning')}, {self._cached} cached; "
+            f"generation {record.generation}: {_count(self._num_run, 'fine-tuning')}, {self._num_cached} cached; "
             f"{record.purpose} on {record.task}, base {record.base}: {record.accuracy:.1f} %"
         )
 
     def on_generation(self, summary: GenerationSummary) -> None:
-        """Adds the generation's row."""
+        """Adds the row of a generation.
+
+        Args:
+          summary: of the generation.
+        """
         self._rows.append(summary)
         if not self.is_live:
-            self._say(self._line(summary))
-        is_last = summary.generation >= summary.num_generations
-        following = f"generation {summary.generation + 1} of {summary.num_generations}: proposing"
-        self._next("" if is_last else following)
+            self.on_message(self._line(summary))
+        number, last = summary.generation, summary.num_generations
+        self._begin("" if number >= last else f"generation {number + 1} of {last}: proposing")
 
     def on_message(self, message: str) -> None:
-        """Shows the message above the table."""
-        self._say(message)
+        """Shows a message above the table."""
+        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     def on_status(self, message: str) -> None:
-        """Shows what is going on in the line under the table; where there is none, a plain line now and then."""
+        """Shows what is going on in the line under the table; without a terminal, as a plain line now and then."""
         if self.is_live:
             self._status = message
         elif time.monotonic() >= self._next_status:
             self._next_status = time.monotonic() + STATUS_SECONDS
-            self._say(message)
+            self.on_message(message)
 
-    def _next(self, status: str) -> None:
+    def _begin(self, status: str) -> None:
+        """Starts the clock and the counts of what comes next."""
         self._status, self._started = status, time.monotonic()
-        self._ran = self._cached = 0
-        self._bases = {}
-
-    def _now(self) -> str:
-        return f"{self._status} ({duration(time.monotonic() - self._started)})"
-
-    def _say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._num_run = self._num_cached = 0
+        self._bases.clear()
 
     def _table(self, rows: list[GenerationSummary]) -> Table:
+        """Returns the rows as a table; a leader that stays the same is dimmed."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in COLUMNS[:-1]:
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column(COLUMNS[-1], no_wrap=True, overflow="ellipsis", ratio=1)
-        best: str | None = None
+        leader: str | None = None
         for row in rows:
             table.add_row(
                 f"{row.generation}/{row.num_generations}",
@@ -179,15 +191,14 @@ class LiveTable(Callback):
                 duration(row.seconds),
                 duration(row.eta_seconds) if row.eta_seconds else "",
                 Text(row.best_text),  # brackets are no markup
-                style="" if row.best_text != best else "dim",
+                style="" if row.best_text != leader else "dim",
             )
-            best = row.best_text
+            leader = row.best_text
         return table
 
     def _line(self, row: GenerationSummary) -> str:
+        """Returns the row of a generation as a plain line."""
         generation = f"{row.generation}/{row.num_generations}"
-        formula = shortened(row.best_text, MAX_FORMULA)
-        left = f"left {duration(row.eta_seconds)}" if row.eta_seconds else ""
         parts = [
             f"gen {generation:>5}",
             f"best {row.best_mean:+.2f} +- {row.best_se:.2f}{self._unit} (n={row.best_bases})",
@@ -195,11 +206,12 @@ class LiveTable(Callback):
             f"{row.evaluated_total} in all",
             f"{row.cache_hits} cached",
             duration(row.seconds),
-            left,
-            formula,
+            f"left {duration(row.eta_seconds)}" if row.eta_seconds else "",
+            shortened(row.best_text, MAX_FORMULA),
         ]
         return "  ".join(part for part in parts if part)
 
 
 def _count(number: int, noun: str) -> str:
+    """Returns a number with its noun, in the plural where it is not 1."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

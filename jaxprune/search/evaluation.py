@@ -1,8 +1,8 @@
-"""From proposals to records: which fine-tunings a generation runs, in which order, and their retries.
+"""Evaluates proposals: decides which fine-tunings a generation runs and in which order, and retries failed ones.
 
-Every candidate is tried on one base per task, the better third on all bases, elites on one further base or
-key per task; wherever a candidate is tried, l2 is tried first with the same keys. A fine-tuning whose plan
-is already known on that base, with those keys, is never run again.
+Every candidate is tried on one base per task, the better third of them on all bases, and elites on one further base or
+repeat per task. Wherever a candidate is tried, l2 is tried first with the same keys. A fine-tuning whose plan is
+already known on that base with those keys is never run again.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import gc
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import jax
@@ -30,18 +30,21 @@ from jaxprune.search.problem import (
 from jaxprune.search.state import REFERENCE_ID, Candidate, SearchState
 
 RETRIES = 2
-"""How often a fine-tuning is tried again after an infrastructure error, before the run stops."""
+"""How often something is tried again after an infrastructure error before the run stops."""
 
 FAILURES = (InfrastructureError, MemoryError, OSError, jax.errors.JaxRuntimeError)
-"""What counts as an infrastructure error: trying again may help, and it says nothing about the function."""
+"""The errors that count as infrastructure errors: trying again may help, and they say nothing about the function."""
 
 Purpose = Literal["reference", "screen", "promote", "again"]
-"""Why a fine-tuning was run: l2 to pair with, the first base, all bases, or an elite's further ones."""
+"""Why a fine-tuning was run: l2 for the pairing, a first base, all bases, or a further base or repeat of an elite."""
+
+Condition = tuple[TaskInfo, int, int]
+"""The task, base and repeat under which a candidate is fine-tuned."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """One thing to evaluate: a new candidate, or a known one `again` on further bases and keys."""
+    """A candidate to evaluate: a new one, or with `again` a known one on further bases and keys."""
 
     candidate: Candidate
     again: bool = False
@@ -49,16 +52,16 @@ class Proposal:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """What one fine-tuning of one candidate gave.
+    """The journal's record of one fine-tuning of one candidate.
 
     Args:
-      generation: in which it was wanted.
-      candidate: the id of the candidate it was wanted for.
-      purpose: why.
+      generation: the generation that needed it.
+      candidate: the id of the candidate that needed it.
+      purpose: why it was run.
       task, pool, base, repeat, digest: the trial's key.
       accuracy: validation accuracy in percent.
       seconds: how long the fine-tuning took.
-      is_cached: whether it was known already from an equal plan, so that nothing ran.
+      is_cached: whether the accuracy was known already from an equal plan, so that nothing was run.
     """
 
     generation: int
@@ -75,16 +78,16 @@ class TrialRecord:
 
     @property
     def key(self) -> TrialKey:
-        """What the accuracy is a function of."""
+        """The values that determine the accuracy."""
         return (self.task, self.pool, self.base, self.repeat, self.digest)
 
 
 Record = Candidate | TrialRecord
-"""One line of a generation: a new candidate, or a fine-tuning of a candidate."""
+"""One record of a generation: a new candidate, or a fine-tuning of a candidate."""
 
 
 class SearchStopped(Exception):
-    """Raised between two fine-tunings when `should_stop` gave a reason."""
+    """Raised between two fine-tunings because `should_stop` gave a reason."""
 
 
 def evaluate(
@@ -96,77 +99,80 @@ def evaluate(
     should_stop: Callable[[], str | None] = lambda: None,
     recorded: Mapping[TrialKey, Outcome] | None = None,
 ) -> tuple[Record, ...]:
-    """Runs what the proposals of `ask` need and returns what `tell` wants to know.
+    """Runs the fine-tunings that the proposals of `ask` need, and returns the records for `tell`.
 
     Args:
       state: the state that was asked.
-      proposals: what `ask(state)` gave.
+      proposals: the result of `ask(state)`.
       on_record: called with every record as soon as it is known, in their order.
       on_retry: called with a message before a fine-tuning is tried again.
-      should_stop: called before every fine-tuning; a text stops, None goes on.
-      recorded: outcomes of an interrupted run of this generation, which are taken instead of run again.
+      should_stop: called before every fine-tuning; returns a reason to stop, or None to go on.
+      recorded: outcomes of an interrupted run of this generation, which are used instead of running them again.
 
     Returns:
-      The new candidates, then one record per candidate and fine-tuning, in an order that depends on
-      nothing but `state` and `proposals`.
+      The new candidates, then one record per candidate and fine-tuning. Their order depends on nothing but `state` and
+      `proposals`.
 
     Raises:
-      InfrastructureError: if a fine-tuning failed for reasons of its surroundings `RETRIES + 1` times.
+      InfrastructureError: if a fine-tuning failed `RETRIES + 1` times for reasons outside it.
       SearchStopped: if `should_stop` gave a reason.
     """
-    run = _Evaluation(state, on_record, on_retry, should_stop, recorded or {})
-    return run.all_of(proposals)
+    return _Evaluation(state, on_record, on_retry, should_stop, recorded or {}).run(proposals)
 
 
 @dataclass(frozen=True)
-class _Want:
+class _Request:
+    """A candidate that needs the result of a trial."""
+
     candidate: Candidate
     purpose: Purpose
     trial: Trial
 
 
+@dataclass
 class _Evaluation:
-    """One generation under evaluation: what is known so far, and the records made of it."""
+    """The evaluation of one generation: the accuracies known so far, and the records made so far."""
 
-    def __init__(
-        self,
-        state: SearchState,
-        on_record: Callable[[Record], None],
-        on_retry: Callable[[str], None],
-        should_stop: Callable[[], str | None],
-        recorded: Mapping[TrialKey, Outcome],
-    ) -> None:
-        self.state, self.recorded = state, recorded
-        self.on_record, self.on_retry, self.should_stop = on_record, on_retry, should_stop
-        self.known = dict(state.results)
-        self.records: list[Record] = []
+    state: SearchState
+    on_record: Callable[[Record], None]
+    on_retry: Callable[[str], None]
+    should_stop: Callable[[], str | None]
+    recorded: Mapping[TrialKey, Outcome]
+    records: list[Record] = field(default_factory=list)
 
-    def all_of(self, proposals: Sequence[Proposal]) -> tuple[Record, ...]:
+    def run(self, proposals: Sequence[Proposal]) -> tuple[Record, ...]:
         state = self.state
+        self.accuracies = dict(state.results)
         new = [proposal.candidate for proposal in proposals if not proposal.again]
         for candidate in new:
-            self._keep(candidate)
-        self.reference = next(found for found in (*state.candidates[:1], *new) if found.id == REFERENCE_ID)
+            self._add(candidate)
+        self.reference = (*state.candidates, *new)[REFERENCE_ID]
         valid = [candidate for candidate in new if candidate.status == "ok"]
-        everywhere = [(task, base, 0) for task in state.tasks for base in range(task.bases)]
-        first = [(task, state.generation % task.bases, 0) for task in state.tasks]
-        others = [place for place in everywhere if place not in first]
+        all_bases = [(task, base, 0) for task in state.tasks for base in range(task.bases)]
         if state.generation == 0:
-            self._stage("screen", [(candidate, everywhere) for candidate in valid])
+            self._run_stage(
+                "screen", [(candidate, condition) for candidate in valid for condition in all_bases]
+            )
             return tuple(self.records)
-        self._stage("screen", [(candidate, first) for candidate in valid])
-        self._stage("promote", [(candidate, others) for candidate in self._better(valid)])
+        one_base = [(task, state.generation % task.bases, 0) for task in state.tasks]
+        other_bases = [condition for condition in all_bases if condition not in one_base]
+        self._run_stage("screen", [(candidate, condition) for candidate in valid for condition in one_base])
+        promoted = self._better(valid)
+        self._run_stage(
+            "promote", [(candidate, condition) for candidate in promoted for condition in other_bases]
+        )
         elites = [proposal.candidate for proposal in proposals if proposal.again]
-        self._stage("again", [(elite, self._further(elite)) for elite in elites])
+        further = [(elite, self._next_condition(elite, task)) for elite in elites for task in state.tasks]
+        self._run_stage("again", further)
         return tuple(self.records)
 
     def _better(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """The share that is promoted, judged on what is known of each, simpler ones first among equals."""
+        """Returns the share that is promoted, judged on the results so far; of equals the simpler come first."""
         state = self.state
-        scored = []
+        ranked = []
         for candidate in candidates:
             fitness = fitness_of(
-                self.known,
+                self.accuracies,
                 state.tasks,
                 state.scales,
                 candidate.digests,
@@ -174,86 +180,66 @@ class _Evaluation:
                 state.config.fitness,
             )
             if fitness is not None:
-                scored.append((-fitness.mean, candidate.complexity, candidate.id, candidate))
-        scored.sort(key=lambda entry: entry[:3])
-        return [entry[3] for entry in scored[: num_promoted(len(candidates), state.config.promote_fraction)]]
+                ranked.append((-fitness.mean, candidate.complexity, candidate.id, candidate))
+        ranked.sort(key=lambda entry: entry[:3])
+        return [entry[3] for entry in ranked[: num_promoted(len(candidates), state.config.promote_fraction)]]
 
-    def _further(self, candidate: Candidate) -> list[tuple[TaskInfo, int, int]]:
-        """Per task the first (base, repeat) the candidate was not tried on: bases first, then keys."""
-        places = []
-        for task in self.state.tasks:
-            bases = range(task.bases + task.extra_bases)
-            places.append(
-                next(
-                    (task, base, repeat)
-                    for repeat in itertools.count()
-                    for base in bases
-                    if (task.name, SEARCH_POOL, base, repeat, candidate.digests[task.name][base])
-                    not in self.known
-                )
-            )
-        return places
+    def _next_condition(self, candidate: Candidate, task: TaskInfo) -> Condition:
+        """Returns the first condition under which the candidate was not tried: all bases, then the next repeat."""
+        conditions = (
+            (task, base, repeat)
+            for repeat in itertools.count()
+            for base in range(task.bases + task.extra_bases)
+        )
+        return next(
+            condition for condition in conditions if _trial(candidate, *condition).key not in self.accuracies
+        )
 
-    def _stage(
-        self, purpose: Purpose, wanted: Iterable[tuple[Candidate, Sequence[tuple[TaskInfo, int, int]]]]
-    ) -> None:
-        """Runs l2 wherever it is missing, then every candidate at its places, and keeps the records."""
-        candidates = [(candidate, place) for candidate, places in wanted for place in places]
+    def _run_stage(self, purpose: Purpose, wanted: Sequence[tuple[Candidate, Condition]]) -> None:
+        """Runs l2 under every condition where it is missing, then the candidates; records all of them."""
         references = [
-            _Want(self.reference, "reference", _trial(self.reference, *place))
-            for place in dict.fromkeys(place for _, place in candidates)
+            _Request(self.reference, "reference", _trial(self.reference, *condition))
+            for condition in dict.fromkeys(condition for _, condition in wanted)
         ]
-        wants = [want for want in references if want.trial.key not in self.known]
-        paired = {want.trial.key for want in wants}
-        for candidate, place in candidates:
-            want = _Want(candidate, purpose, _trial(candidate, *place))
-            own_result = candidate.id == REFERENCE_ID and want.trial.key in paired
-            if not own_result:
-                wants.append(want)
-        self._run(wants)
-
-    def _run(self, wants: Sequence[_Want]) -> None:
-        fresh = {want.trial.key: want.trial for want in wants if want.trial.key not in self.known}
-        missing = [trial for key, trial in fresh.items() if key not in self.recorded]
+        requests = [request for request in references if request.trial.key not in self.accuracies]
+        paired = {request.trial.key for request in requests}
+        for candidate, condition in wanted:
+            request = _Request(candidate, purpose, _trial(candidate, *condition))
+            if candidate.id != REFERENCE_ID or request.trial.key not in paired:  # l2 itself is there already
+                requests.append(request)
+        trials = {request.trial.key: request.trial for request in requests}
+        missing = [
+            trial for key, trial in trials.items() if key not in self.accuracies and key not in self.recorded
+        ]
         outcomes = outcomes_of(self.state.problem, missing, self.on_retry)
-        for want in wants:
-            key = want.trial.key
-            if key in self.known:
-                self._keep(self._record(want, self.known[key], 0.0, is_cached=True))
-                continue
-            if key in self.recorded:
+        generation = self.state.generation
+        for request in requests:
+            key = request.trial.key
+            is_cached = key in self.accuracies
+            if is_cached:
+                outcome = Outcome(self.accuracies[key])
+            elif key in self.recorded:
                 outcome = self.recorded[key]
             else:
                 reason = self.should_stop()
                 if reason is not None:
                     raise SearchStopped(reason)
                 outcome = next(outcomes)
-            self.known[key] = outcome.accuracy
-            self._keep(self._record(want, outcome.accuracy, outcome.seconds, is_cached=False))
+            self.accuracies[key] = outcome.accuracy
+            number, accuracy, seconds = request.candidate.id, outcome.accuracy, outcome.seconds
+            self._add(TrialRecord(generation, number, request.purpose, *key, accuracy, seconds, is_cached))
 
-    def _record(self, want: _Want, accuracy: float, seconds: float, is_cached: bool) -> TrialRecord:
-        trial = want.trial
-        return TrialRecord(
-            self.state.generation,
-            want.candidate.id,
-            want.purpose,
-            trial.task,
-            trial.pool,
-            trial.base,
-            trial.repeat,
-            trial.digest,
-            accuracy,
-            seconds,
-            is_cached,
-        )
-
-    def _keep(self, record: Record) -> None:
+    def _add(self, record: Record) -> None:
         self.records.append(record)
         self.on_record(record)
 
 
 def num_promoted(num_candidates: int, promote_fraction: float) -> int:
-    """How many of a generation's candidates go on to all bases: the fraction, rounded up.
+    """Computes how many of a generation's candidates are tried on all bases: the fraction, rounded up.
+
+    Args:
+      num_candidates: number of valid new candidates.
+      promote_fraction: the share of them that is promoted, in [0, 1].
 
     Example:
       >>> num_promoted(16, 1 / 3), num_promoted(16, 0.0)
@@ -262,17 +248,24 @@ def num_promoted(num_candidates: int, promote_fraction: float) -> int:
     return math.ceil(num_candidates * promote_fraction - 1e-9)
 
 
-def largest_cost(num_slots: int, tasks: Sequence[TaskInfo], promote_fraction: float, elites: int) -> int:
-    """The most fine-tunings that a generation of `num_slots` new candidates can take.
+def max_fine_tunings(num_slots: int, tasks: Sequence[TaskInfo], promote_fraction: float, elites: int) -> int:
+    """Computes the largest number of fine-tunings that a generation can need.
 
-    Elites count twice: l2 may have to be tried with the same new keys.
+    Elites count twice, because l2 may have to be tried with the same new keys.
+
+    Args:
+      num_slots: number of new candidates.
+      tasks: the problem's tasks.
+      promote_fraction: the share of candidates that is promoted, in [0, 1].
+      elites: number of elites that are tried again.
 
     Example:
-      >>> largest_cost(6, [TaskInfo("a", bases=4)], promote_fraction=1 / 3, elites=1)
+      >>> max_fine_tunings(6, [TaskInfo("a", bases=4)], promote_fraction=1 / 3, elites=1)
       14
     """
-    rest = sum(task.bases - 1 for task in tasks)
-    return num_slots * len(tasks) + num_promoted(num_slots, promote_fraction) * rest + 2 * elites * len(tasks)
+    other_bases = sum(task.bases - 1 for task in tasks)
+    promoted = num_promoted(num_slots, promote_fraction)
+    return num_slots * len(tasks) + promoted * other_bases + 2 * elites * len(tasks)
 
 
 def outcomes_of(
@@ -280,36 +273,52 @@ def outcomes_of(
 ) -> Iterator[Outcome]:
     """Yields the outcome of every trial in order, trying again after an infrastructure error.
 
+    Args:
+      problem: the problem that runs the trials.
+      trials: the trials.
+      on_retry: called with a message before a trial is tried again.
+
     Raises:
       InfrastructureError: if one trial failed `RETRIES + 1` times in a row.
+      RuntimeError: if the problem's `run_many` yields fewer outcomes than trials.
     """
     done = failures = 0
     while done < len(trials):
+        rest = trials[done:]
         try:
-            for outcome in _attempt(problem, trials[done:]):
+            for outcome in (
+                problem.run_many(rest) if isinstance(problem, BatchProblem) else map(problem.run, rest)
+            ):
                 yield outcome
                 done, failures = done + 1, 0
-        except FAILURES as error:
-            trial = trials[done]
-            failures += 1
-            told = f"fine-tuning on task {trial.task}, base {trial.base}, repeat {trial.repeat} failed"
-            cause = f"{type(error).__name__}: {error}"
-            if failures > RETRIES:
-                raise InfrastructureError(f"{told} {failures} times, the last time with {cause}") from error
-            on_retry(f"{told} ({cause}); trying again, {failures} of {RETRIES}")
-            gc.collect()  # frees device buffers that the traceback held
-        else:
             if done != len(trials):
                 raise RuntimeError(
                     f"run_many needs one outcome per trial, got {done} for {len(trials)} trials."
                 )
+        except FAILURES as error:
+            failures += 1
+            trial = trials[done]
+            action = f"fine-tuning on task {trial.task}, base {trial.base}, repeat {trial.repeat}"
+            report_failure(action, failures, error, on_retry)
+            gc.collect()  # frees device buffers that the traceback held
 
 
-def _attempt(problem: Problem, trials: Sequence[Trial]) -> Iterator[Outcome]:
-    if isinstance(problem, BatchProblem):
-        yield from problem.run_many(trials)
-    else:
-        yield from (problem.run(trial) for trial in trials)
+def report_failure(action: str, failures: int, error: Exception, on_retry: Callable[[str], None]) -> None:
+    """Reports that something failed and will be tried again.
+
+    Args:
+      action: what failed, for the messages.
+      failures: how often it has failed in a row.
+      error: the last failure.
+      on_retry: called with the message.
+
+    Raises:
+      InfrastructureError: if it has failed more than `RETRIES` times.
+    """
+    cause = f"{type(error).__name__}: {error}"
+    if failures > RETRIES:
+        raise InfrastructureError(f"{action} failed {failures} times, the last time with {cause}") from error
+    on_retry(f"{action} failed ({cause}); trying again, {failures} of {RETRIES}")
 
 
 def _trial(candidate: Candidate, task: TaskInfo, base: int, repeat: int) -> Trial:

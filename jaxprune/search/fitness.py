@@ -1,8 +1,8 @@
-"""From accuracies to a fitness: paired differences to l2, averaged over bases and tasks.
+"""Turns accuracies into a fitness: paired differences to l2, averaged over bases and tasks.
 
-Which base network a function is tried on changes its accuracy more than the fine-tuning seed does, so n,
-means and standard errors count bases, and every accuracy is compared with that of l2 on the same base with
-the same keys. Everything here is a pure function of a table of accuracies.
+The base network that a function is tried on changes its accuracy more than the fine-tuning seed does. Therefore n,
+means and standard errors count bases, and every accuracy is compared with that of l2 on the same base with the same
+keys. Everything here is a pure function of a table of accuracies.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from jaxprune.search.problem import SEARCH_POOL, TaskInfo, TrialKey
 
 Results = Mapping[TrialKey, float]
-"""What has been fine-tuned so far: trial key -> validation accuracy in percent."""
+"""Trial key -> validation accuracy in percent, of everything fine-tuned so far."""
 
 Digests = Mapping[str, Sequence[str]]
 """Task name -> one plan digest per search base."""
@@ -27,11 +27,11 @@ FitnessKind = Literal["paired", "geometric", "arithmetic"]
 
 @dataclass(frozen=True)
 class TaskScale:
-    """How much results on one task vary, measured on the library in generation 0.
+    """How much the results on one task vary, measured on the library in generation 0.
 
     Args:
       spread: standard deviation of the library functions' mean paired differences to l2, in points.
-      base_sd: base-to-base standard deviation of one function's paired difference, pooled over the library.
+      base_sd: standard deviation of one function's paired difference between bases, pooled over the library.
       reference: mean accuracy of l2 over the normal bases, in percent.
     """
 
@@ -42,13 +42,13 @@ class TaskScale:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What is known of one candidate on one task.
+    """The results of one candidate on one task.
 
     Args:
       difference: mean over bases of the paired difference to l2, in points of accuracy.
       se: its standard error over bases, in points; 0 for l2 itself.
-      bases: number of bases it was tried on (n).
-      trials: number of fine-tunings behind it.
+      bases: number of bases that the candidate was tried on (n).
+      trials: number of fine-tunings behind the mean.
       accuracy: mean validation accuracy over bases, in percent.
     """
 
@@ -61,7 +61,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Fitness:
-    """A mean and its standard error over bases, with the task results behind it."""
+    """A mean and its standard error over bases, with the results per task behind them."""
 
     mean: float
     se: float
@@ -69,7 +69,7 @@ class Fitness:
 
     @property
     def lower(self) -> float:
-        """Mean minus standard error: what selection goes by, so that luck on few bases does not lead."""
+        """Mean minus standard error. Selection goes by it, so that a lucky result on few bases does not lead."""
         return self.mean - self.se
 
 
@@ -80,13 +80,13 @@ def paired_differences(
 
     Args:
       results: accuracies in percent by trial key.
-      task: which task to look at; normal and extra bases count alike.
-      digests: the candidate's plans.
-      reference: the plans of l2.
+      task: the task; normal and extra bases count alike.
+      digests: digests of the candidate's plans.
+      reference: digests of the plans of l2.
 
     Returns:
-      base -> (mean difference in points, mean accuracy in percent, number of repeats) for every base on
-      which both were tried with the same keys.
+      base -> (mean difference in points, mean accuracy in percent, number of repeats) for every base on which both
+      were tried with the same keys.
 
     Example:
       >>> task = TaskInfo("t", bases=1)
@@ -98,11 +98,11 @@ def paired_differences(
     for base, digest in enumerate(digests[task.name]):
         differences, accuracies = [], []
         repeat = 0
-        while (found := results.get((task.name, SEARCH_POOL, base, repeat, digest))) is not None:
+        while (accuracy := results.get((task.name, SEARCH_POOL, base, repeat, digest))) is not None:
             paired = results.get((task.name, SEARCH_POOL, base, repeat, reference[task.name][base]))
             if paired is not None:
-                differences.append(found - paired)
-                accuracies.append(found)
+                differences.append(accuracy - paired)
+                accuracies.append(accuracy)
             repeat += 1
         if differences:
             by_base[base] = (_mean(differences), _mean(accuracies), len(differences))
@@ -110,18 +110,17 @@ def paired_differences(
 
 
 def task_scale(results: Results, task: TaskInfo, library: Sequence[Digests], reference: Digests) -> TaskScale:
-    """Measures on the library how much functions, and bases, differ on a task.
+    """Measures on the library how much functions and bases differ on a task.
 
-    Functions with the same plans count once, and l2 counts as a function of difference 0. Where the spread
-    cannot be told (fewer than two different functions, or no difference at all) it is 1 point, so that
-    fitness stays in points; where the base-to-base variation cannot (one base), it is the spread: as
-    unsure as it can be.
+    Functions with the same plans count once, and l2 counts as a function of difference 0. If the spread cannot be
+    estimated (fewer than two different functions, or no difference at all), it is 1 point, so that fitness stays in
+    points. If the variation between bases cannot be estimated (one base), it equals the spread, a cautious guess.
 
     Args:
       results: accuracies of generation 0, in percent.
       task: the task; only its normal bases count.
-      library: plans of the valid library functions.
-      reference: plans of l2.
+      library: digests of the plans of the valid library functions.
+      reference: digests of the plans of l2.
 
     Returns:
       The scale, in points of accuracy.
@@ -151,30 +150,30 @@ def fitness_of(
     reference: Digests,
     kind: FitnessKind = "paired",
 ) -> Fitness | None:
-    """Combines what is known of a candidate into one number.
+    """Combines the results of a candidate into one number.
 
-    "paired": per task the mean difference to l2 divided by the library's spread; weighted mean over tasks.
-    "geometric", "arithmetic": weighted mean over tasks of accuracies in percent, where a candidate tried on
-    few bases is given the accuracy that its paired difference adds to l2's mean (equal to the plain mean
-    once it was tried on all), because otherwise an easy base would win.
+    "paired" is the weighted mean over tasks of the mean difference to l2, divided by the library's spread.
+    "geometric" and "arithmetic" are weighted means over tasks of accuracies in percent. There the accuracy is the mean
+    of l2 plus the candidate's paired difference, so that a candidate tried on an easy base alone does not win; once
+    the candidate was tried on all bases this equals its plain mean.
 
     Args:
       results: accuracies by trial key, in percent.
       tasks: the tasks with their weights.
       scales: task name -> its scale.
-      digests: the candidate's plans.
-      reference: the plans of l2.
+      digests: digests of the candidate's plans.
+      reference: digests of the plans of l2.
       kind: how tasks are combined.
 
     Returns:
-      The fitness with its standard error, or None where a task has no result yet.
+      The fitness with its standard error; None if a task has no result yet.
 
     Example:
       >>> task = TaskInfo("t", bases=1)
       >>> results = {("t", "search", 0, 0, "f"): 83.0, ("t", "search", 0, 0, "l2"): 80.0}
       >>> scales = {"t": TaskScale(spread=2.0, base_sd=1.0, reference=80.0)}
-      >>> found = fitness_of(results, [task], scales, {"t": ["f"]}, {"t": ["l2"]})
-      >>> found.mean, found.se
+      >>> fitness = fitness_of(results, [task], scales, {"t": ["f"]}, {"t": ["l2"]})
+      >>> fitness.mean, fitness.se
       (1.5, 0.5)
 
     Source:
@@ -188,11 +187,11 @@ def fitness_of(
         # A base where the plan is l2's own has no noise: its difference is exactly 0.
         num_noisy = sum(digests[task.name][base] != reference[task.name][base] for base in by_base)
         by_task[task.name] = TaskResult(
-            difference=_mean([found[0] for found in by_base.values()]),
+            difference=_mean([difference for difference, _, _ in by_base.values()]),
             se=scales[task.name].base_sd * math.sqrt(num_noisy) / len(by_base),
             bases=len(by_base),
-            trials=sum(found[2] for found in by_base.values()),
-            accuracy=_mean([found[1] for found in by_base.values()]),
+            trials=sum(repeats for _, _, repeats in by_base.values()),
+            accuracy=_mean([accuracy for _, accuracy, _ in by_base.values()]),
         )
     total = sum(task.weight for task in tasks)
     shares = {task.name: task.weight / total for task in tasks}
@@ -202,7 +201,7 @@ def fitness_of(
 
 
 def _mean(values: Sequence[float]) -> float:
-    """The mean of a few numbers, without the cost of an array."""
+    """Computes the mean of a few numbers without the cost of an array."""
     return sum(values) / len(values)
 
 
@@ -212,7 +211,7 @@ def _combined(
     shares: Mapping[str, float],
     kind: FitnessKind,
 ) -> tuple[float, dict[str, float]]:
-    """The combined value, and its derivative by each task's difference."""
+    """Computes the combined value, and its derivative with respect to each task's difference."""
     if kind == "paired":
         slopes = {name: shares[name] / scales[name].spread for name in by_task}
         return sum(slopes[name] * by_task[name].difference for name in by_task), slopes

@@ -1,8 +1,8 @@
-"""The journal of a run: append-only, one JSON object per line, on the disk before the run goes on.
+"""The journal of a run: an append-only file with one JSON object per line, each on the disk before the run goes on.
 
-A resumed run starts from the last checkpoint, which knows how many lines came before it. The lines after it
-belong to the generation that was interrupted: their results are taken instead of run again, and the lines
-themselves are recognised instead of written again, so that the file ends up as if nothing had happened.
+A resumed run starts from the last checkpoint, which stores how many lines came before it. The lines after these belong
+to the generation that was interrupted. Their results are used instead of running the fine-tunings again, and the lines
+are recognised instead of written again, so that the file ends up as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from jaxprune.files import RunDirectoryError, explained, to_text
 from jaxprune.search.problem import Outcome, TrialKey
 
 TIMES = ("seconds", "eta_seconds")
-"""The fields that differ between two runs of the same seed."""
+"""The fields that differ between two runs with the same seed."""
 
 
 def without_times(plain: dict[str, Any]) -> dict[str, Any]:
-    """A journal line's content, comparable between runs.
+    """Returns the content of a journal line without its times, comparable between runs.
 
     Example:
       >>> without_times({"accuracy": 80.0, "seconds": 1.5})
@@ -36,7 +36,7 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
     """Yields the lines of a journal as plain data; an incomplete last line is left out.
 
     Raises:
-      RunDirectoryError: if a line before the last is not a JSON object.
+      RunDirectoryError: if a complete line is not JSON.
     """
     with explained(f"read {path}"), path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -53,18 +53,18 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class Journal:
-    """Appends lines, and recognises the ones an interrupted run has left after its last checkpoint."""
+    """An open journal: appends lines, and recognises those that an interrupted run wrote after its last checkpoint."""
 
     def __init__(self, path: Path, num_checkpointed: int, notice: Callable[[str], None]) -> None:
-        """Opens or creates the journal, dropping an incomplete last line.
+        """Opens or creates the journal, and drops an incomplete last line.
 
         Args:
           path: the file.
-          num_checkpointed: number of lines that the checkpoint accounts for.
-          notice: is told of repairs.
+          num_checkpointed: number of lines up to the last checkpoint.
+          notice: called with a message about each repair.
 
         Raises:
-          RunDirectoryError: if it cannot be opened, is damaged, or is shorter than the checkpoint says.
+          RunDirectoryError: if the file cannot be opened, is damaged, or is shorter than the checkpoint says.
         """
         self.path = path
         self._notice = notice
@@ -82,7 +82,7 @@ class Journal:
         self.num_lines = num_checkpointed
 
     def recorded_outcomes(self) -> dict[TrialKey, Outcome]:
-        """The fine-tunings that the interrupted run had finished after its last checkpoint."""
+        """Returns the outcomes of the fine-tunings that the interrupted run finished after its last checkpoint."""
         return {
             (line["task"], line["pool"], line["base"], line["repeat"], line["digest"]): Outcome(
                 line["accuracy"], line["seconds"]
@@ -94,11 +94,14 @@ class Journal:
     def write(self, plain: dict[str, Any]) -> bool:
         """Appends one line and waits until it is on the disk.
 
+        Args:
+          plain: the line's content.
+
         Returns:
           False if the interrupted run had written this very line already, so that nothing was appended.
 
         Raises:
-          RunDirectoryError: if the line cannot be written; what was there before is intact.
+          RunDirectoryError: if the line cannot be written; the lines before it are intact.
         """
         if self._pending:
             if without_times(self._pending[0]) == without_times(plain):
@@ -111,10 +114,11 @@ class Journal:
         return True
 
     def close(self) -> None:
-        """Closes the file; every line is on the disk already."""
+        """Closes the file, whose lines are all on the disk already."""
         os.close(self._descriptor)
 
     def _append(self, line: bytes) -> None:
+        """Appends a whole line or, if that fails, nothing."""
         size = os.fstat(self._descriptor).st_size
         with explained(f"append to {self.path}"):
             try:
@@ -123,21 +127,21 @@ class Journal:
                     raise OSError(errno.ENOSPC, "the line was cut short")
                 os.fsync(self._descriptor)
             except OSError:
-                os.ftruncate(self._descriptor, size)  # no half lines
+                os.ftruncate(self._descriptor, size)
                 raise
 
     def _discard_pending(self) -> None:
-        """Moves the lines of an interrupted generation, which now goes another way, out of the journal."""
+        """Moves the pending lines to another file, because the generation did not repeat as they say."""
         beside = self.path.with_name("journal.discarded.jsonl")
         with explained(f"write {beside}"), beside.open("ab") as file:
             for line in self._pending:
                 file.write(to_text(line).encode() + b"\n")
-        kept = 0
+        num_bytes = 0
         with explained(f"shorten {self.path}"):
             with self.path.open("rb") as file:
                 for _ in range(self.num_lines):
-                    kept += len(file.readline())
-            os.truncate(self.path, kept)
+                    num_bytes += len(file.readline())
+            os.truncate(self.path, num_bytes)
         self._notice(
             f"the interrupted generation did not repeat as recorded (another machine or version?): its "
             f"{len(self._pending)} remaining journal lines are now in {beside.name}"
@@ -146,7 +150,7 @@ class Journal:
 
 
 def _drop_incomplete_line(path: Path, notice: Callable[[str], None]) -> None:
-    """Cuts off what follows the last newline: the write that a kill or power cut interrupted."""
+    """Cuts off what follows the last newline, because a kill or power cut interrupted that write."""
     with explained(f"repair {path}"):
         content = path.read_bytes()
         end = content.rfind(b"\n") + 1

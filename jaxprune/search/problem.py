@@ -1,8 +1,7 @@
-"""What a search and the problem it searches on tell each other: behaviours, trials, outcomes.
+"""The interface between a search and the problem it searches on: tasks, behaviours, trials and outcomes.
 
-A `Problem` turns expressions into behaviours (cheap, in bulk) and trials into outcomes (expensive, one
-fine-tuning each). The search knows nothing else about networks, which is why it can be tested in
-milliseconds on a made-up one.
+A `Problem` turns expressions into behaviours (cheap, in bulk) and trials into outcomes (expensive, one fine-tuning
+each). The search knows nothing else about networks, so it can be tested in milliseconds on a made-up problem.
 """
 
 from __future__ import annotations
@@ -22,26 +21,26 @@ if TYPE_CHECKING:
     from jaxprune.language.vocabulary import Vocabulary
 
 TrialKey = tuple[str, str, int, int, str]
-"""(task, pool, base, repeat, digest): what a fine-tuning is a function of, and so the key of its cache."""
+"""(task, pool, base, repeat, digest): determines the result of a fine-tuning, and is the key of its cache."""
 
 SEARCH_POOL = "search"
-"""The pool of bases that selection sees; the `final` pool is trained after the search, for the report."""
+"""The pool of base networks that the search selects on; the `final` pool is trained after it, for the report."""
 
 
 class InfrastructureError(RuntimeError):
-    """A crash, a full memory or a lost device: retried, then the run stops; never a fitness."""
+    """A crash, exhausted memory or a lost device. It is retried, then the run stops; it never becomes a fitness."""
 
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What the search needs to know of a task.
+    """What the search needs to know about a task.
 
     Args:
       name: the task's name, unique within a problem.
       weight: its weight in the fitness, > 0.
-      bases: number of search bases a promoted candidate is tried on, >= 1; their indices are `0..bases - 1`.
+      bases: number of search bases that a promoted candidate is tried on, >= 1; their indices are `0..bases - 1`.
       extra_bases: number of further search bases, which only elites are tried on, >= 0; their indices follow.
-      fingerprint: hash of data split, base networks, schedule and recipe; a run resumes only on equal ones.
+      fingerprint: hash of data split, base networks, schedule and recipe; a run resumes only if it is unchanged.
 
     Raises:
       ValueError: if the name is empty or a number is out of range.
@@ -67,14 +66,14 @@ class TaskInfo:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """The plans one function makes on the search bases of all tasks; equal ones share every result.
+    """The plans that one function makes on the search bases of all tasks. Equal behaviours share every result.
 
     Args:
-      digests: task name -> one hash of the kept indices per search base (`bases + extra_bases` of them, in
-        base order). Two functions with one digest on a base are one fine-tuning there.
-      fallbacks: number of groups, over all bases, whose scores were all equal and were ordered by l2.
-      ties: number of equal neighbouring scores, over all bases, that the channel index decided.
-      kept: optional, `pack_kept` of all plans; with it the search keeps new plans apart from known ones.
+      digests: task name -> one hash of the kept indices per search base (`bases + extra_bases` of them, in base
+        order). Two functions with the same digest on a base share one fine-tuning there.
+      fallbacks: number of groups, over all bases, whose scores were all equal, so that l2 ordered them.
+      ties: number of neighbouring equal scores, over all bases, that were ordered by channel index.
+      kept: `pack_kept` of all plans, so that the search can prefer plans that differ from known ones; may be empty.
     """
 
     digests: Mapping[str, tuple[str, ...]]
@@ -84,7 +83,7 @@ class Behaviour:
 
     @property
     def digest(self) -> str:
-        """One hash of all plans.
+        """The hash of all plans.
 
         Example:
           >>> Behaviour({"a": ("x", "y")}).digest == Behaviour({"a": ("x", "y")}, ties=3).digest
@@ -95,22 +94,31 @@ class Behaviour:
 
 
 def pack_kept(is_kept: Sequence[np.ndarray]) -> str:
-    """Packs boolean vectors (one per task, base and group, in a fixed order) into one hexadecimal text.
+    """Packs the plans of a function on all bases into one hexadecimal text.
+
+    Args:
+      is_kept: one boolean vector [C] per task, base and group, in a fixed order.
+
+    Returns:
+      The bits of all vectors, padded with zeros to whole bytes; "" for no vectors.
 
     Example:
       >>> pack_kept([np.array([True, False, False, False]), np.array([True, True, False, True])])
       '8d'
     """
-    joined = (
-        np.concatenate([np.asarray(part, bool).ravel() for part in is_kept]) if is_kept else np.zeros(0, bool)
-    )
-    return np.packbits(joined).tobytes().hex()
+    bits = [np.zeros(0, bool), *(np.asarray(vector, bool).ravel() for vector in is_kept)]
+    return np.packbits(np.concatenate(bits)).tobytes().hex()
 
 
 def plan_distance(kept: str, other: str) -> float:
-    """The share of kept channels that two packed plans do not have in common, from 0 (equal) to 1.
+    """Computes the share of kept channels that two packed plans do not have in common.
 
-    Returns 1 where either is empty: nothing is known, so nothing is too near.
+    Args:
+      kept: a text of `pack_kept`.
+      other: another one, of the same length.
+
+    Returns:
+      A number from 0 (equal plans) to 1; 1 if either text is empty, because unknown plans count as different.
 
     Example:
       >>> plan_distance("c0", "90"), plan_distance("c0", "c0")
@@ -125,10 +133,10 @@ def plan_distance(kept: str, other: str) -> float:
 
 @dataclass(frozen=True)
 class Trial:
-    """One fine-tuning to run: `function` on one base of one task, with the keys of one repeat.
+    """One fine-tuning to run: a function on one base of one task, with the random keys of one repeat.
 
-    `repeat` picks data order and augmentation: members of one (task, pool, base, repeat) share them, so that
-    differences between functions are paired.
+    The repeat selects data order and augmentation. All trials with the same task, pool, base and repeat share them,
+    so that differences between functions are paired.
     """
 
     task: str
@@ -140,17 +148,17 @@ class Trial:
 
     @property
     def key(self) -> TrialKey:
-        """What the outcome is a function of."""
+        """The values that determine the outcome."""
         return (self.task, self.pool, self.base, self.repeat, self.digest)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one fine-tuning gave.
+    """The result of one fine-tuning.
 
     Args:
       accuracy: validation accuracy in percent, 0 to 100.
-      seconds: how long it took.
+      seconds: how long the fine-tuning took.
 
     Raises:
       ValueError: if the accuracy is not a number from 0 to 100.
@@ -168,7 +176,7 @@ class Outcome:
 
 
 class Problem(Protocol):
-    """What can be searched on. `evolution/problem.py` has the real one, over tasks of networks and images."""
+    """Something that can be searched on. `TaskProblem` is the real one, over tasks of networks and images."""
 
     @property
     def tasks(self) -> Sequence[TaskInfo]:
@@ -177,26 +185,26 @@ class Problem(Protocol):
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Operands that exist on every task, with the operators and literals to use."""
+        """The operands that exist on every task, and the operators and literals to use."""
         ...
 
     def behaviours(self, functions: Sequence[Expression]) -> Sequence[Behaviour | Invalid]:
-        """Scores and plans every function on every search base: cheap, in bulk, one result per function."""
+        """Scores all functions on all search bases and plans with each; returns one result per function."""
         ...
 
     def run(self, trial: Trial) -> Outcome:
-        """Fine-tunes one slim network; a function of `trial.key` alone.
+        """Fine-tunes one slim network. The accuracy depends on nothing but `trial.key`.
 
         Raises:
-          InfrastructureError: if something outside the trial went wrong and trying again may help.
+          InfrastructureError: if something outside the trial failed, so that trying again may help.
         """
         ...
 
 
 @runtime_checkable
 class BatchProblem(Protocol):
-    """A problem that runs many trials faster together than one by one."""
+    """A problem that runs many trials together faster than one by one."""
 
     def run_many(self, trials: Sequence[Trial]) -> Iterable[Outcome]:
-        """Yields the outcomes in the order of `trials`, each as soon as it is known, equal to `run`."""
+        """Yields the outcomes that `run` would return, in the order of `trials`, each as soon as it is known."""
         ...

@@ -1,12 +1,12 @@
-"""A run directory: one process at a time, one config, and files that survive a kill at any moment.
+"""The directory of a run, for one process at a time and one config. Its files survive a kill at any moment.
 
-config.json        settings, tasks with fingerprints, guesses, what was measured in generation 0
+config.json        settings, tasks with fingerprints, guesses, scales measured in generation 0
 journal.jsonl      append-only: every candidate, fine-tuning and generation (see `journal.py`)
 state.json         the search's state after the last complete generation
 archive.json       the Pareto archive
 hall_of_fame.csv   the best candidates, for a spreadsheet
 events.jsonl       when the run was started, stopped, repaired; not part of its results
-lock               held while a process is at work
+lock               locked while a process uses the directory
 """
 
 from __future__ import annotations
@@ -19,41 +19,42 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxprune.files import RunDirectoryError, explained, read_json, to_text, write_atomically
 from jaxprune.search.journal import Journal
 from jaxprune.search.problem import Problem
-from jaxprune.search.serialization import member_to_json, state_from_json, state_to_json
+from jaxprune.search.serialization import individual_to_json, state_from_json, state_to_json
 from jaxprune.search.settings import STOPS
 from jaxprune.search.state import Individual, SearchState, one_per_behaviour
 
 FORMAT = 1
-"""Of config.json, state.json and the journal; a directory of a newer one is refused."""
+"""The format version of config.json, state.json and the journal; newer ones are refused."""
 
 HALL_OF_FAME_SIZE = 20
+"""Number of candidates in hall_of_fame.csv."""
 
 
 class RunDirectory:
-    """An open, locked run directory. Use it as a context manager."""
+    """A locked run directory, to be used as a context manager."""
 
     def __init__(self, path: Path | str, notice: Callable[[str], None] = lambda message: None) -> None:
         """Creates the directory if needed and locks it.
 
         Args:
           path: the directory.
-          notice: is told of repairs; events are also appended to `events.jsonl`.
+          notice: called with a message about each repair, which is also written to `events.jsonl`.
 
         Raises:
-          RunDirectoryError: if another process holds it, or it cannot be written.
+          RunDirectoryError: if another process uses the directory, or it cannot be written.
         """
         self.path = Path(path)
         self._notice = notice
         with explained(f"create the run directory {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self.path)
+        self._lock = _lock(self.path)
         self.journal: Journal | None = None
 
     def __enter__(self) -> RunDirectory:
@@ -62,22 +63,22 @@ class RunDirectory:
     def __exit__(self, *_: object) -> None:
         if self.journal is not None:
             self.journal.close()
-        os.close(self._lock)  # releases the lock; the file stays, so that no one locks a deleted one
+        os.close(self._lock)  # releases the lock; the file stays, so that nobody locks a deleted file
 
     def open_run(self, start: SearchState, settings: Mapping[str, Any], resume: bool) -> SearchState:
-        """Starts a run here, or goes on with the one that is here.
+        """Starts a run in the directory, or opens the run that it holds.
 
         Args:
-          start: the state a fresh run begins with; it says the config, tasks and guesses.
-          settings: further plain settings of the caller, which a resume must repeat.
-          resume: go on if there is a run; a directory without one is started either way.
+          start: the state that a new run begins with; its config, tasks and guesses are those of the run.
+          settings: further plain settings of the caller; a resumed run needs the same ones.
+          resume: whether an existing run is opened; a directory without a run is started in either case.
 
         Returns:
-          `start`, or the state of the last complete generation with `start`'s stops.
+          `start`, or the state of the last complete generation with the config of `start`.
 
         Raises:
-          RunDirectoryError: if there is a run and `resume` is false, if it has other settings or a newer
-            format, or if a file is damaged.
+          RunDirectoryError: if there is a run and `resume` is false, if the run has other settings or a newer format,
+            or if a file is damaged.
         """
         document = _document(start, settings)
         config_path, state_path = self.path / "config.json", self.path / "state.json"
@@ -90,19 +91,19 @@ class RunDirectory:
                 )
             write_atomically(config_path, to_text(document, indent=2) + "\n")
         else:
-            found = of_known_format(read_json(config_path), config_path)
+            existing = check_format(read_json(config_path), config_path)
             if not resume:
                 raise RunDirectoryError(
                     f"{self.path} already holds a run. Go on with it by resume=True (--resume), or choose "
                     "another directory for a new one."
                 )
-            _refuse_changes(found, document, self.path)
-            if "measured" in found:
-                document["measured"] = found["measured"]
-            if found != document:
+            _refuse_changes(existing, document, self.path)
+            if "measured" in existing:
+                document["measured"] = existing["measured"]
+            if existing != document:
                 write_atomically(config_path, to_text(document, indent=2) + "\n")
         if state_path.exists():
-            saved = of_known_format(read_json(state_path), state_path)
+            saved = check_format(read_json(state_path), state_path)
             num_lines = saved["journal_lines"]
             state = state_from_json(saved["state"], start.problem)
             state = dataclasses.replace(state, config=start.config)
@@ -112,13 +113,13 @@ class RunDirectory:
         return state
 
     def checkpoint(self, state: SearchState) -> None:
-        """Saves the state after a complete generation, and the archive and hall of fame with it.
+        """Saves the state after a complete generation, with the archive and the hall of fame.
 
         Raises:
-          RunDirectoryError: if a file cannot be written; each then still has its last content.
+          RunDirectoryError: if a file cannot be written; it then keeps its previous content.
         """
         assert self.journal is not None, "open_run comes first"
-        archive = [member_to_json(state.member(id_)) for id_ in state.archive]
+        archive = [individual_to_json(state.individual(id_)) for id_ in state.archive]
         document = {"format": FORMAT, "generation": state.generation - 1, "members": archive}
         write_atomically(self.path / "archive.json", to_text(document, indent=2) + "\n")
         best = one_per_behaviour(state.ranked())[:HALL_OF_FAME_SIZE]
@@ -127,20 +128,22 @@ class RunDirectory:
             config = read_json(self.path / "config.json")
             config["measured"] = {name: dataclasses.asdict(state.scales[name]) for name in state.scales}
             write_atomically(self.path / "config.json", to_text(config, indent=2) + "\n")
-        saved = {
-            "format": FORMAT,
-            "journal_lines": self.journal.num_lines,
-            "state": state_to_json(state),
-        }
+        num_lines = self.journal.num_lines
+        saved = {"format": FORMAT, "journal_lines": num_lines, "state": state_to_json(state)}
         write_atomically(self.path / "state.json", to_text(saved) + "\n")
 
     def notice(self, message: str) -> None:
-        """Tells of something worth knowing, and keeps it in `events.jsonl`."""
+        """Reports a message to the user, and writes it to `events.jsonl`."""
         self.event("notice", message)
         self._notice(message)
 
     def event(self, kind: str, message: str = "") -> None:
-        """Appends to `events.jsonl` what happened when; results do not depend on it."""
+        """Appends an event with the current time to `events.jsonl`, on which no result depends.
+
+        Args:
+          kind: what happened, in one word.
+          message: the details.
+        """
         line = to_text({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": kind, "message": message})
         path = self.path / "events.jsonl"
         with explained(f"append to {path}"), path.open("a", encoding="utf-8") as file:
@@ -150,6 +153,10 @@ class RunDirectory:
 def load_run(path: Path | str, problem: Problem) -> SearchState:
     """Reads the state of a run without locking or changing anything, for reports.
 
+    Args:
+      path: the run directory.
+      problem: the problem that the state refers to.
+
     Raises:
       RunDirectoryError: if there is no complete generation, or the state is damaged or of a newer format.
     """
@@ -158,11 +165,30 @@ def load_run(path: Path | str, problem: Problem) -> SearchState:
         raise RunDirectoryError(
             f"{path} needs a run with at least one complete generation, got no state.json."
         )
-    return state_from_json(of_known_format(read_json(state_path), state_path)["state"], problem)
+    return state_from_json(check_format(read_json(state_path), state_path)["state"], problem)
 
 
-def _locked(folder: Path) -> int:
-    """A descriptor holding the lock, which the system releases when the process ends, however it ends."""
+def check_format(plain: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Returns the content of a run's file after checking its format.
+
+    Args:
+      plain: the content.
+      path: the file, for the message.
+
+    Raises:
+      RunDirectoryError: if a newer version wrote the file.
+    """
+    version = plain.get("format")
+    if not isinstance(version, int) or version > FORMAT:
+        raise RunDirectoryError(
+            f"{path} needs format {FORMAT} or older, got {version!r}, of a newer jaxprune. Upgrade jaxprune, or "
+            "start in another directory."
+        )
+    return plain
+
+
+def _lock(folder: Path) -> int:
+    """Locks the directory; returns the descriptor, with which the system releases the lock when the process ends."""
     path = folder / "lock"
     with explained(f"lock the run directory {folder}"):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -180,6 +206,7 @@ def _locked(folder: Path) -> int:
 
 
 def _document(state: SearchState, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the content of config.json."""
     document = {
         "format": FORMAT,
         "config": state.config.to_json(),
@@ -187,28 +214,15 @@ def _document(state: SearchState, settings: Mapping[str, Any]) -> dict[str, Any]
         "guesses": list(state.guesses),
         "settings": dict(settings),
     }
-    plain: dict[str, Any] = json.loads(to_text(document))  # tuples become lists, as they will be when read
+    plain: dict[str, Any] = json.loads(
+        to_text(document)
+    )  # tuples become lists, as in the file when it is read
     return plain
 
 
-def of_known_format(plain: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The content of a run's file, as it is.
-
-    Raises:
-      RunDirectoryError: if a newer version wrote it.
-    """
-    found = plain.get("format")
-    if not isinstance(found, int) or found > FORMAT:
-        raise RunDirectoryError(
-            f"{path} needs format {FORMAT} or older, got {found!r}, of a newer jaxprune. Upgrade jaxprune, or "
-            "start in another directory."
-        )
-    return plain
-
-
-def _refuse_changes(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
-    """Names every setting that differs, stops apart."""
-    before, now = _flat(found), _flat(wanted)
+def _refuse_changes(existing: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+    """Raises an error that names every setting that differs, unless it only says when to stop."""
+    before, now = _flat(existing), _flat(wanted)
     stops = {f"config.{name}" for name in STOPS}
     changes = [
         f"{name.removeprefix('config.')} was {before.get(name, 'absent')!r} and is now {now.get(name, 'absent')!r}"
@@ -223,7 +237,7 @@ def _refuse_changes(found: Mapping[str, Any], wanted: Mapping[str, Any], folder:
 
 
 def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as dotted names.
+    """Flattens nested dictionaries into one with dotted names.
 
     Example:
       >>> _flat({"config": {"seed": 1}, "format": 1})
@@ -238,15 +252,16 @@ def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _hall_of_fame(members: tuple[Individual, ...]) -> str:
-    tasks = list(members[0].fitness.tasks) if members else []
+def _hall_of_fame(individuals: Sequence[Individual]) -> str:
+    """Writes ranked individuals as CSV."""
+    tasks = list(individuals[0].fitness.tasks) if individuals else []
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     names = ["rank", "id", "formula", "mean", "se", "lower", "complexity", "origin", "generation"]
     per_task = [f"{task} {column}" for task in tasks for column in ("difference", "se", "bases", "accuracy")]
     writer.writerow(names + per_task)
-    for rank, member in enumerate(members, start=1):
-        candidate, fitness = member.candidate, member.fitness
+    for rank, individual in enumerate(individuals, start=1):
+        candidate, fitness = individual.candidate, individual.fitness
         row: list[object] = [rank, candidate.id, candidate.text]
         row += [f"{value:.4f}" for value in (fitness.mean, fitness.se, fitness.lower)]
         row += [candidate.complexity, candidate.origin, candidate.generation]

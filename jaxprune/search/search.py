@@ -1,4 +1,7 @@
-"""The search: `init_search`, `ask`, `evaluate`, `tell` by hand, or `evolve_problem` with a run directory."""
+"""Runs a search: `evolve` on tasks, or `evolve_problem` on any problem, generation by generation in a run directory.
+
+One generation by hand is `tell(state, evaluate(state, ask(state)))`, from the state that `init_search` returns.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from jaxprune.language.expression import Expression
 from jaxprune.language.parsing import parse
-from jaxprune.search.evaluation import (
-    FAILURES,
-    RETRIES,
-    Proposal,
-    Record,
-    SearchStopped,
-    TrialRecord,
-    evaluate,
-)
+from jaxprune.search.evaluation import FAILURES, Record, SearchStopped, TrialRecord, evaluate, report_failure
 from jaxprune.search.interrupts import Interrupts, SearchInterrupted
+from jaxprune.search.journal import Journal
 from jaxprune.search.problem import InfrastructureError, Problem
-from jaxprune.search.proposals import Asked, ask, propose
+from jaxprune.search.proposals import ProposalBatch, propose
 from jaxprune.search.run_directory import RunDirectory
 from jaxprune.search.serialization import candidate_to_json
 from jaxprune.search.settings import EvolveConfig
-from jaxprune.search.state import Candidate, GenerationSummary, Individual, SearchState, ancestry
+from jaxprune.search.state import Candidate, GenerationSummary, Individual, SearchState
 from jaxprune.search.task_problem import TaskProblem
 from jaxprune.search.update import tell
 from jaxprune.tasks.base_networks import Base
@@ -39,29 +35,12 @@ from jaxprune.training.trainer import Strategy
 if TYPE_CHECKING:
     import pandas
 
-__all__ = [
-    "Callback",
-    "EvolveConfig",
-    "GenerationSummary",
-    "Proposal",
-    "SearchInterrupted",
-    "SearchResult",
-    "SearchState",
-    "TrialRecord",
-    "ancestry",
-    "ask",
-    "evaluate",
-    "evolve_problem",
-    "init_search",
-    "tell",
-]
-
 
 class Callback:
-    """What a search tells while it runs. Override what is of interest; every method does nothing."""
+    """Receives the progress of a search. Every method does nothing; override those of interest."""
 
     def on_start(self, state: SearchState) -> None:
-        """Called once, with a fresh state or the one that the run goes on from."""
+        """Called once, with the initial state or the one that a resumed run goes on from."""
 
     def on_evaluation(self, record: TrialRecord) -> None:
         """Called after every fine-tuning, cached ones included."""
@@ -70,19 +49,19 @@ class Callback:
         """Called after every generation, when its checkpoint is on the disk."""
 
     def on_message(self, message: str) -> None:
-        """Called with what a user should know: repairs, retries, why the search ended."""
+        """Called with messages for the user: repairs, retries, why the search ended."""
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """The result of a search.
 
     Args:
       best: the leader by mean minus standard error, with its expression and fitness.
       archive: the Pareto front of fitness and complexity, simplest first.
       journal: path of the journal; its folder is the run directory.
       state: the state after the last complete generation.
-      stopped: why it ended: "generations", "evaluations", "time" or "exhausted" (nothing new was found).
+      stopped: why the search ended: "generations", "evaluations", "time" or "exhausted" (nothing new was found).
     """
 
     best: Individual
@@ -92,7 +71,7 @@ class SearchResult:
     stopped: str
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """All evaluated candidates as a table, best first; needs pandas.
+        """Returns all evaluated candidates as a table, best first; needs pandas.
 
         Returns:
           One row per candidate: id, formula, mean, se, lower, complexity, origin, parents, generation,
@@ -101,8 +80,8 @@ class SearchResult:
         import pandas
 
         rows = []
-        for member in self.state.ranked():
-            candidate, fitness = member.candidate, member.fitness
+        for individual in self.state.ranked():
+            candidate, fitness = individual.candidate, individual.fitness
             row: dict[str, Any] = {
                 "id": candidate.id,
                 "formula": candidate.text,
@@ -122,217 +101,6 @@ class SearchResult:
         return pandas.DataFrame(rows)
 
 
-def init_search(
-    problem: Problem, config: EvolveConfig, guesses: Sequence[str | Expression] = ()
-) -> SearchState:
-    """The state before generation 0.
-
-    Args:
-      problem: what to search on.
-      config: how.
-      guesses: one's own formulas, which join generation 0.
-
-    Returns:
-      A state for `ask`.
-
-    Raises:
-      ValueError: if there are no tasks, two of one name, or a guess is not a pruning function.
-    """
-    tasks = tuple(problem.tasks)
-    names = [task.name for task in tasks]
-    if not tasks or len(set(names)) < len(names):
-        raise ValueError(f"a search needs one or more tasks with different names, got {names}.")
-    parsed = [guess if isinstance(guess, Expression) else parse(guess) for guess in guesses]
-    arrays = [str(guess) for guess in parsed if guess.type != ()]
-    if arrays:
-        raise ValueError(
-            f"a guess needs to give one number per channel, got an array from {'; '.join(arrays)}. "
-            "Reduce it, as in sum(...)."
-        )
-    return SearchState(config, tasks, problem, tuple(str(guess) for guess in parsed))
-
-
-def evolve_problem(
-    problem: Problem,
-    config: EvolveConfig,
-    run_dir: Path | str,
-    *,
-    callbacks: Sequence[object] = (),
-    resume: bool = False,
-    guesses: Sequence[str | Expression] = (),
-    settings: Mapping[str, Any] | None = None,
-) -> SearchResult:
-    """Searches until a stop, with everything on the disk after every fine-tuning.
-
-    A kill at any moment loses at most the fine-tuning under way: resumed, the run ends with the journal and
-    archive that it would have had. The first Ctrl-C or SIGTERM lets the fine-tuning under way end.
-
-    Args:
-      problem: what to search on.
-      config: how, and when to stop. The time limit counts from this call and is kept between two
-        fine-tunings; a generation it cuts short is not part of the result, but a resume goes on from there.
-      run_dir: where journal, state and archive are written; created if missing.
-      callbacks: objects with any of the methods of `Callback`.
-      resume: go on with the run that is in `run_dir`; without one, start it.
-      guesses: one's own formulas for generation 0.
-      settings: further plain values for `config.json`, which a resume must repeat.
-
-    Returns:
-      The best candidate, the archive and the state.
-
-    Raises:
-      RunDirectoryError: if the directory is in use, not writable, full, or holds another run.
-      SearchInterrupted: after Ctrl-C or SIGTERM.
-      InfrastructureError: if training, scoring or a fine-tuning failed three times for reasons of its surroundings.
-    """
-    start = init_search(problem, config, guesses)
-    tellers = _Tellers(callbacks)
-    with RunDirectory(run_dir, tellers.message) as run, Interrupts() as interrupts:
-        state = run.open_run(start, settings or {}, resume)
-        run.event("resumed" if state.generation else "started", f"generation {state.generation}")
-        tellers.start(state)
-        loop = _Loop(run, interrupts, tellers, config.time_limit_seconds)
-        try:
-            state, stopped = loop.until_stopped(state)
-        except InfrastructureError as error:
-            run.event("failed", str(error))
-            raise InfrastructureError(
-                f"{error}. Everything before it is saved in {run.path}; when the cause is gone, go on with "
-                "resume=True (--resume)."
-            ) from error
-        run.event("stopped", stopped)
-        assert run.journal is not None
-        archive = tuple(state.member(id_) for id_ in state.archive)
-        return SearchResult(state.ranked()[0], archive, run.journal.path, state, stopped)
-
-
-class _Loop:
-    """Asks, evaluates, tells and checkpoints, generation by generation."""
-
-    def __init__(
-        self, run: RunDirectory, interrupts: Interrupts, tellers: _Tellers, time_limit_seconds: float | None
-    ) -> None:
-        self.run, self.interrupts, self.tellers = run, interrupts, tellers
-        self.deadline = None if time_limit_seconds is None else time.monotonic() + time_limit_seconds
-
-    def until_stopped(self, state: SearchState) -> tuple[SearchState, str]:
-        while state.generation <= state.config.generations:
-            try:
-                told = self._generation(state)
-            except SearchStopped as stop:
-                self._raise_if_interrupted(state)
-                return state, str(stop)
-            except KeyboardInterrupt:
-                self._raise_if_interrupted(state)
-                raise
-            if told is None:
-                limit = state.config.max_evaluations
-                return state, "exhausted" if limit is None else "evaluations"
-            state = told
-        return state, "generations"
-
-    def _generation(self, state: SearchState) -> SearchState | None:
-        """One generation, journaled and checkpointed; None if there is nothing left to evaluate."""
-        journal = self.run.journal
-        assert journal is not None
-        started = time.monotonic()
-        if reason := self._reason_to_stop(state):
-            raise SearchStopped(reason)
-        with self.interrupts.at_once():  # nothing is lost: it is a pure function of the state
-            asked = self._asked(state)
-        if not asked.proposals:
-            return None
-        records = evaluate(
-            state,
-            asked.proposals,
-            on_record=self._keep,
-            on_retry=self.run.notice,
-            should_stop=lambda: self._reason_to_stop(state),
-            recorded=journal.recorded_outcomes(),
-        )
-        told = tell(state, records, tally=asked.tally, seconds=time.monotonic() - started)
-        summary = told.summaries[-1]
-        journal.write({"kind": "generation", **dataclasses.asdict(summary)})
-        self.run.checkpoint(told)
-        self.tellers.generation(summary)
-        return told
-
-    def _asked(self, state: SearchState) -> Asked:
-        """`propose`, tried again after a failure of its surroundings: it scores, and trains base networks."""
-        failures = 0
-        while True:
-            try:
-                return propose(state)
-            except FAILURES as error:
-                failures += 1
-                told = f"training base networks or scoring for generation {state.generation} failed"
-                cause = f"{type(error).__name__}: {error}"
-                if failures > RETRIES:
-                    raise InfrastructureError(
-                        f"{told} {failures} times, the last time with {cause}"
-                    ) from error
-                self.run.notice(f"{told} ({cause}); trying again, {failures} of {RETRIES}")
-            gc.collect()  # frees device buffers that the traceback held
-
-    def _keep(self, record: Record) -> None:
-        journal = self.run.journal
-        assert journal is not None
-        if isinstance(record, Candidate):
-            journal.write({"kind": "candidate", **candidate_to_json(record)})
-            return
-        if not record.is_cached:
-            plain = dataclasses.asdict(record)
-            del plain["is_cached"]
-            journal.write({"kind": "trial", **plain})
-        self.tellers.evaluation(record)
-
-    def _reason_to_stop(self, state: SearchState) -> str | None:
-        if self.interrupts.received is not None:
-            return "interrupted"
-        is_late = self.deadline is not None and time.monotonic() >= self.deadline
-        return "time" if is_late and state.generation > 0 else None
-
-    def _raise_if_interrupted(self, state: SearchState) -> None:
-        number = self.interrupts.received
-        if number is None:
-            return
-        message = (
-            f"stopped by signal {number} after {state.generation} complete generation(s) and {state.evaluations} "
-            f"fine-tunings in them. Everything is saved in {self.run.path}; go on with resume=True (--resume)."
-        )
-        self.run.event("interrupted", message)
-        raise SearchInterrupted(message, number)
-
-
-class _Tellers:
-    """All callbacks as one; a callback may lack any method."""
-
-    def __init__(self, callbacks: Sequence[object]) -> None:
-        self.callbacks = callbacks
-
-    def start(self, state: SearchState) -> None:
-        self._call("on_start", state)
-
-    def evaluation(self, record: TrialRecord) -> None:
-        self._call("on_evaluation", record)
-
-    def generation(self, summary: GenerationSummary) -> None:
-        self._call("on_generation", summary)
-
-    def message(self, message: str) -> None:
-        if not self._call("on_message", message):
-            warnings.warn(message, stacklevel=2)
-
-    def _call(self, name: str, argument: object) -> bool:
-        methods = [getattr(callback, name) for callback in self.callbacks if hasattr(callback, name)]
-        for method in methods:
-            method(argument)
-        return bool(methods)
-
-
-# === merged: """`evolve`: tasks in, evolved pruning functions out."""
-
-
 def evolve(
     tasks: Sequence[Task],
     config: EvolveConfig | None = None,
@@ -346,18 +114,18 @@ def evolve(
 ) -> SearchResult:
     """Evolves pruning functions that are good on all of `tasks`.
 
-    Base networks are trained first and kept in the run directory; every fine-tuning is journaled when it is done, so
-    that a run that was stopped, or killed, goes on with `resume=True` to the very result it would have had.
+    Base networks are trained first and stored in the run directory. Every fine-tuning is written to the journal when it
+    is done, so that a stopped or killed run goes on with `resume=True` to the same result that it would have had.
 
     Args:
-      tasks: what a function must be good at, see `Task`.
+      tasks: the tasks that a function must be good at, see `Task`.
       config: how to search; by default `EvolveConfig()`.
       run_dir: where everything is written; created if missing.
       callbacks: objects with any of the methods of `Callback`, and `on_base(task_name, base)`.
-      guesses: formulas of one's own that join the first generation.
+      guesses: the user's own formulas, which join generation 0.
       resume: go on with the run in `run_dir`.
-      strategy: how members of one program are batched; "auto" picks by backend and network.
-      settings: further plain values for `config.json`, which a resume must repeat.
+      strategy: how networks are batched; "auto" chooses by backend and network.
+      settings: further plain values for `config.json`; a resumed run needs the same ones.
 
     Returns:
       The best function with its fitness, the Pareto archive of fitness and complexity, and the journal.
@@ -366,7 +134,7 @@ def evolve(
       ValueError: for bad tasks, settings or guesses.
       RunDirectoryError: if the run directory is in use, not writable, full, or holds another run.
       SearchInterrupted: after Ctrl-C or SIGTERM; the run can be resumed.
-      InfrastructureError: if a fine-tuning failed three times for reasons of its surroundings.
+      InfrastructureError: if a fine-tuning failed three times for reasons outside it.
 
     Example:
       >>> import numpy as np, tempfile
@@ -387,7 +155,7 @@ def evolve(
     config = config or EvolveConfig()
     problem = make_problem(tasks, config, run_dir, callbacks=callbacks, strategy=strategy)
     return evolve_problem(
-        problem, config, Path(run_dir), callbacks=callbacks, resume=resume, guesses=guesses, settings=settings
+        problem, config, run_dir, callbacks=callbacks, resume=resume, guesses=guesses, settings=settings
     )
 
 
@@ -399,12 +167,220 @@ def make_problem(
     callbacks: Sequence[object] = (),
     strategy: Strategy = "auto",
 ) -> TaskProblem:
-    """The problem that `evolve` searches on, with base networks kept in `run_dir/bases`."""
+    """Makes the problem that `evolve` searches on, with base networks stored in `run_dir/bases`.
+
+    Args:
+      tasks: the tasks that a function must be good at.
+      config: the settings of the search; only the seed is used.
+      run_dir: the run directory.
+      callbacks: their method `on_base(task_name, base)`, if any, is called for each base network that is ready.
+      strategy: how networks are batched; "auto" chooses by backend and network.
+
+    Raises:
+      ValueError: for no tasks, two of one name, or networks that cannot be pruned.
+    """
 
     def on_base(task: str, base: Base) -> None:
-        for callback in callbacks:
-            tell = getattr(callback, "on_base", None)
-            if tell is not None:
-                tell(task, base)
+        notify(callbacks, "on_base", task, base)
 
     return TaskProblem(tasks, config.seed, folder=Path(run_dir) / "bases", strategy=strategy, on_base=on_base)
+
+
+def evolve_problem(
+    problem: Problem,
+    config: EvolveConfig,
+    run_dir: str | os.PathLike[str],
+    *,
+    callbacks: Sequence[object] = (),
+    resume: bool = False,
+    guesses: Sequence[str | Expression] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> SearchResult:
+    """Searches until a stop, with everything on the disk after every fine-tuning.
+
+    A kill at any moment loses at most the running fine-tuning: a resumed run ends with the journal and archive that
+    it would have had. The first Ctrl-C or SIGTERM lets the running fine-tuning end.
+
+    Args:
+      problem: what to search on.
+      config: how to search, and when to stop. The time limit counts from this call and is checked between two
+        fine-tunings. A generation that it cuts short is not part of the result, but a resumed run goes on from there.
+      run_dir: where journal, state and archive are written; created if missing.
+      callbacks: objects with any of the methods of `Callback`.
+      resume: go on with the run in `run_dir`; without a run there, start it.
+      guesses: the user's own formulas for generation 0.
+      settings: further plain values for `config.json`; a resumed run needs the same ones.
+
+    Returns:
+      The best candidate, the archive and the state.
+
+    Raises:
+      RunDirectoryError: if the directory is in use, not writable, full, or holds another run.
+      SearchInterrupted: after Ctrl-C or SIGTERM.
+      InfrastructureError: if training, scoring or a fine-tuning failed three times for reasons outside it.
+    """
+    start = init_search(problem, config, guesses)
+
+    def on_message(message: str) -> None:
+        if not notify(callbacks, "on_message", message):
+            warnings.warn(message, stacklevel=2)
+
+    with RunDirectory(Path(run_dir), on_message) as run, Interrupts() as interrupts:
+        state = run.open_run(start, settings or {}, resume)
+        assert run.journal is not None
+        run.event("resumed" if state.generation else "started", f"generation {state.generation}")
+        notify(callbacks, "on_start", state)
+        loop = _Loop(run, run.journal, interrupts, callbacks, config.time_limit_seconds)
+        try:
+            state, stopped = loop.until_stopped(state)
+        except InfrastructureError as error:
+            run.event("failed", str(error))
+            raise InfrastructureError(
+                f"{error}. Everything before it is saved in {run.path}; when the cause is gone, go on with "
+                "resume=True (--resume)."
+            ) from error
+        run.event("stopped", stopped)
+        archive = tuple(state.individual(id_) for id_ in state.archive)
+        return SearchResult(state.ranked()[0], archive, run.journal.path, state, stopped)
+
+
+def init_search(
+    problem: Problem, config: EvolveConfig, guesses: Sequence[str | Expression] = ()
+) -> SearchState:
+    """Returns the state before generation 0.
+
+    Args:
+      problem: what to search on.
+      config: how to search.
+      guesses: the user's own formulas, which join generation 0.
+
+    Returns:
+      A state for `ask`.
+
+    Raises:
+      ValueError: if there are no tasks, two of one name, or a guess is not a pruning function.
+    """
+    tasks = tuple(problem.tasks)
+    names = [task.name for task in tasks]
+    if not tasks or len(set(names)) < len(names):
+        raise ValueError(f"a search needs one or more tasks with different names, got {names}.")
+    formulas = [guess if isinstance(guess, Expression) else parse(guess) for guess in guesses]
+    arrays = [str(formula) for formula in formulas if formula.type != ()]
+    if arrays:
+        raise ValueError(
+            f"a guess needs to give one number per channel, got an array from {'; '.join(arrays)}. "
+            "Reduce it, as in sum(...)."
+        )
+    return SearchState(config, tasks, problem, tuple(str(formula) for formula in formulas))
+
+
+def notify(callbacks: Sequence[object], method: str, *arguments: object) -> bool:
+    """Calls a method of every callback that has it.
+
+    Args:
+      callbacks: any objects.
+      method: the name of the method.
+      arguments: its arguments.
+
+    Returns:
+      Whether any callback has the method.
+    """
+    methods = [getattr(callback, method) for callback in callbacks if hasattr(callback, method)]
+    for call in methods:
+        call(*arguments)
+    return bool(methods)
+
+
+class _Loop:
+    """Asks, evaluates, tells and saves a checkpoint, generation by generation."""
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        journal: Journal,
+        interrupts: Interrupts,
+        callbacks: Sequence[object],
+        time_limit_seconds: float | None,
+    ) -> None:
+        self.run, self.journal, self.interrupts, self.callbacks = run, journal, interrupts, callbacks
+        self.deadline = None if time_limit_seconds is None else time.monotonic() + time_limit_seconds
+
+    def until_stopped(self, state: SearchState) -> tuple[SearchState, str]:
+        """Runs generations until a stop; returns the last complete state and the reason."""
+        while state.generation <= state.config.generations:
+            try:
+                after = self._generation(state)
+            except SearchStopped as stop:
+                self._raise_if_interrupted(state)
+                return state, str(stop)
+            except KeyboardInterrupt:
+                self._raise_if_interrupted(state)
+                raise
+            if after is None:
+                return state, "exhausted" if state.config.max_evaluations is None else "evaluations"
+            state = after
+        return state, "generations"
+
+    def _generation(self, state: SearchState) -> SearchState | None:
+        """Runs one generation, writes it to the journal and saves it; None if there is nothing to evaluate."""
+        started = time.monotonic()
+        if reason := self._reason_to_stop(state):
+            raise SearchStopped(reason)
+        with self.interrupts.at_once():  # nothing is lost, because proposals follow from the state
+            batch = self._propose(state)
+        if not batch.proposals:
+            return None
+        records = evaluate(
+            state,
+            batch.proposals,
+            on_record=self._save,
+            on_retry=self.run.notice,
+            should_stop=lambda: self._reason_to_stop(state),
+            recorded=self.journal.recorded_outcomes(),
+        )
+        after = tell(state, records, tally=batch.tally, seconds=time.monotonic() - started)
+        summary = after.summaries[-1]
+        self.journal.write({"kind": "generation", **dataclasses.asdict(summary)})
+        self.run.checkpoint(after)
+        notify(self.callbacks, "on_generation", summary)
+        return after
+
+    def _propose(self, state: SearchState) -> ProposalBatch:
+        """Calls `propose`, which scores and trains base networks; tries again after an infrastructure error."""
+        failures = 0
+        while True:
+            try:
+                return propose(state)
+            except FAILURES as error:
+                failures += 1
+                action = f"training base networks or scoring for generation {state.generation}"
+                report_failure(action, failures, error, self.run.notice)
+            gc.collect()  # frees device buffers that the traceback held
+
+    def _save(self, record: Record) -> None:
+        """Writes a record to the journal and reports fine-tunings."""
+        if isinstance(record, Candidate):
+            self.journal.write({"kind": "candidate", **candidate_to_json(record)})
+            return
+        if not record.is_cached:
+            plain = dataclasses.asdict(record)
+            del plain["is_cached"]
+            self.journal.write({"kind": "trial", **plain})
+        notify(self.callbacks, "on_evaluation", record)
+
+    def _reason_to_stop(self, state: SearchState) -> str | None:
+        if self.interrupts.received is not None:
+            return "interrupted"
+        is_late = self.deadline is not None and time.monotonic() >= self.deadline
+        return "time" if is_late and state.generation > 0 else None
+
+    def _raise_if_interrupted(self, state: SearchState) -> None:
+        number = self.interrupts.received
+        if number is None:
+            return
+        message = (
+            f"stopped by signal {number} after {state.generation} complete generation(s) and {state.evaluations} "
+            f"fine-tunings in them. Everything is saved in {self.run.path}; go on with resume=True (--resume)."
+        )
+        self.run.event("interrupted", message)
+        raise SearchInterrupted(message, number)

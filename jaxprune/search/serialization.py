@@ -1,4 +1,4 @@
-"""A search's state as plain JSON data, and back: what `state.json` and the journal's lines hold."""
+"""Turns the state of a search into plain JSON data and back, for `state.json` and the journal."""
 
 from __future__ import annotations
 
@@ -11,54 +11,37 @@ from jaxprune.search.problem import Behaviour, Problem, TaskInfo
 from jaxprune.search.settings import EvolveConfig
 from jaxprune.search.state import Candidate, GenerationSummary, Individual, SearchState
 
-Plain = dict[str, Any]
-"""What `json.loads` gives for an object."""
+JsonObject = dict[str, Any]
+"""A JSON object as `json.loads` returns it."""
 
 
-def candidate_to_json(candidate: Candidate) -> Plain:
-    """The candidate as plain data; its behaviour is spread over `digests`, `fallbacks`, `ties` and `kept`."""
-    plain: Plain = {
-        "id": candidate.id,
-        "text": candidate.text,
-        "complexity": candidate.complexity,
-        "origin": candidate.origin,
-        "parents": list(candidate.parents),
-        "generation": candidate.generation,
-        "status": candidate.status,
-        "reason": candidate.reason,
-        "last_evaluated": candidate.last_evaluated,
-    }
-    if candidate.behaviour is not None:
-        behaviour = candidate.behaviour
+def candidate_to_json(candidate: Candidate) -> JsonObject:
+    """Returns the candidate as plain data, with the fields of its behaviour beside its own."""
+    plain: JsonObject = {name: value for name, value in vars(candidate).items() if name != "behaviour"}
+    plain["parents"] = list(candidate.parents)
+    behaviour = candidate.behaviour
+    if behaviour is not None:
         plain["behaviour"] = behaviour.digest
-        plain["digests"] = {task: list(behaviour.digests[task]) for task in behaviour.digests}
+        plain["digests"] = {task: list(digests) for task, digests in behaviour.digests.items()}
         plain |= {"fallbacks": behaviour.fallbacks, "ties": behaviour.ties, "kept": behaviour.kept}
     return plain
 
 
 def candidate_from_json(plain: Mapping[str, Any]) -> Candidate:
-    """The candidate that `candidate_to_json` wrote."""
+    """Returns the candidate that `candidate_to_json` wrote."""
     behaviour = None
     if "digests" in plain:
-        digests = {task: tuple(found) for task, found in plain["digests"].items()}
+        digests = {task: tuple(digests) for task, digests in plain["digests"].items()}
         behaviour = Behaviour(digests, plain["fallbacks"], plain["ties"], plain["kept"])
-    return Candidate(
-        id=plain["id"],
-        text=plain["text"],
-        complexity=plain["complexity"],
-        origin=plain["origin"],
-        parents=tuple(plain["parents"]),
-        generation=plain["generation"],
-        status=plain["status"],
-        reason=plain["reason"],
-        behaviour=behaviour,
-        last_evaluated=plain["last_evaluated"],
-    )
+    fields = {
+        field.name: plain[field.name] for field in dataclasses.fields(Candidate) if field.name != "behaviour"
+    }
+    return Candidate(**fields | {"parents": tuple(plain["parents"]), "behaviour": behaviour})
 
 
-def member_to_json(member: Individual) -> Plain:
-    """A member of the archive as plain data: formula, fitness, per-task results and where it is from."""
-    candidate, fitness = member.candidate, member.fitness
+def individual_to_json(individual: Individual) -> JsonObject:
+    """Returns an individual of the archive as plain data: formula, fitness, results per task, and how it was made."""
+    candidate, fitness = individual.candidate, individual.fitness
     return {
         "id": candidate.id,
         "text": candidate.text,
@@ -72,8 +55,8 @@ def member_to_json(member: Individual) -> Plain:
     }
 
 
-def state_to_json(state: SearchState) -> Plain:
-    """The state as plain data: everything but the problem."""
+def state_to_json(state: SearchState) -> JsonObject:
+    """Returns the state as plain data, without its problem."""
     return {
         "config": state.config.to_json(),
         "tasks": [dataclasses.asdict(task) for task in state.tasks],
@@ -90,14 +73,19 @@ def state_to_json(state: SearchState) -> Plain:
 
 
 def state_from_json(plain: Mapping[str, Any], problem: Problem) -> SearchState:
-    """The state that `state_to_json` wrote, searching on `problem`."""
+    """Returns the state that `state_to_json` wrote.
+
+    Args:
+      plain: the plain data.
+      problem: the problem that the state searches on.
+    """
     return SearchState(
         config=EvolveConfig.from_json(plain["config"]),
         tasks=tuple(TaskInfo(**task) for task in plain["tasks"]),
         problem=problem,
         guesses=tuple(plain["guesses"]),
         generation=plain["generation"],
-        candidates=tuple(candidate_from_json(found) for found in plain["candidates"]),
+        candidates=tuple(candidate_from_json(candidate) for candidate in plain["candidates"]),
         population=tuple(plain["population"]),
         archive=tuple(plain["archive"]),
         results={
@@ -106,5 +94,5 @@ def state_from_json(plain: Mapping[str, Any], problem: Problem) -> SearchState:
         },
         scales={name: TaskScale(**scale) for name, scale in plain["scales"].items()},
         evaluations=plain["evaluations"],
-        summaries=tuple(GenerationSummary(**found) for found in plain["summaries"]),
+        summaries=tuple(GenerationSummary(**summary) for summary in plain["summaries"]),
     )

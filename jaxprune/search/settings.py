@@ -1,4 +1,4 @@
-"""The frozen settings of a search: flat, plain values, checked once, kept in `config.json`."""
+"""The settings of a search, checked once and stored in `config.json`, and named presets of tasks and settings."""
 
 from __future__ import annotations
 
@@ -7,44 +7,45 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jaxprune.text import closest
 
 STOPS = ("generations", "max_evaluations", "time_limit_seconds")
-"""The settings that only say when to stop: a resume may change them, because no result depends on them."""
+"""The settings that only say when to stop. A resumed run may change them, because no result depends on them."""
 
 
 @dataclass(frozen=True)
 class EvolveConfig:
-    """How to search. Everything a run's result depends on, apart from its tasks and guesses.
+    """How to search: everything that a run's result depends on, apart from its tasks and guesses.
 
     Args:
-      generations: generations of new functions after generation 0 (library, own seeds, guesses), >= 0.
-      population: new functions evaluated per generation, and survivors that may become parents, >= 2.
-      proposals_per_slot: expressions scored and planned for each one evaluated, >= 1.
+      generations: number of generations after generation 0 (library, own seeds, guesses), >= 0.
+      population: number of new functions evaluated per generation, and of survivors that may become parents, >= 2.
+      proposals_per_slot: number of expressions scored and planned for each one that is evaluated, >= 1.
       promote_fraction: share of a generation, best first, that is tried on all bases, in [0, 1].
-      elites: number of leading candidates that get one further base or key per task and generation, >= 0.
-      max_evaluations: stop before this many fine-tunings are exceeded (generation 0 always runs whole).
-      time_limit_seconds: stop after the fine-tuning under way at this time, counted from this call (generation 0
-        always runs whole).
-      seed: every random choice follows from it, in [0, 2**31).
+      elites: number of leading candidates that are tried on one further base or repeat per task and generation, >= 0.
+      max_evaluations: stop before the number of fine-tunings exceeds this (generation 0 always runs completely).
+      time_limit_seconds: stop after the fine-tuning that is running at this time, counted from the start of this call
+        (generation 0 always runs completely).
+      seed: determines every random choice, in [0, 2**31).
       max_size, max_depth: limits of every new expression.
-      vocabulary: "default" has everything the tasks offer; "paper" only what the paper's functions read.
-      fitness: "paired" differences to l2, standardised per task; or the paper's "geometric" or
-        "arithmetic" weighted mean of accuracies over tasks.
-      strategy: "evolution", or "random", the control of equal budget whose proposals are fresh random
-        expressions and never variations.
+      vocabulary: "default" has everything that the tasks offer; "paper" only what the paper's functions read.
+      fitness: "paired" differences to l2, standardised per task; or the paper's "geometric" or "arithmetic" weighted
+        mean of accuracies over tasks.
+      strategy: "evolution"; or "random", the control of equal budget, which proposes random expressions and never
+        variations.
       seeds: generation 0 is the library and our own seeds ("all"), or the paper's seven metrics ("paper").
-      variation: "default" is the typed mix of operators; "paper" the paper's mutation and crossover.
-      tournament: number of candidates a parent is the best of, >= 1.
-      max_age: generations without re-evaluation after which a candidate stops being a parent, >= 1.
-      min_plan_distance: proposals nearer than this share of kept channels to a known plan come last.
-      guided_fraction: share of a generation picked by what their plans let expect (see `guidance.py`), in
-        [0, 1]; the rest are picked in order of proposal. The random control is never guided.
+      variation: "default" is the typed mix of mutations and crossovers; "paper" is the paper's.
+      tournament: number of candidates drawn for each parent, of which the best becomes the parent, >= 1.
+      max_age: number of generations without re-evaluation after which a candidate is no longer a parent, >= 1.
+      min_plan_distance: proposals whose plans differ from a known plan by less than this share of kept channels are
+        picked last.
+      guided_fraction: share of a generation that the surrogate picks by expected fitness, in [0, 1]; the others are
+        picked in order of proposal. The random control is never guided.
 
     Raises:
-      ValueError: if any setting is out of range, naming all that are.
+      ValueError: if any setting is out of range; the message names all of them.
 
     Example:
       >>> EvolveConfig(generations=20, fitness="geometric").population
@@ -75,21 +76,12 @@ class EvolveConfig:
     guided_fraction: float = 0.5
 
     def __post_init__(self) -> None:
-        lowest = {
-            "generations": 0,
-            "population": 2,
-            "proposals_per_slot": 1,
-            "elites": 0,
-            "max_size": 1,
-            "max_depth": 1,
-            "tournament": 1,
-            "max_age": 1,
-            "seed": 0,
-        }
+        minima = {"population": 2} | dict.fromkeys(("generations", "elites", "seed"), 0)
+        minima |= dict.fromkeys(("proposals_per_slot", "max_size", "max_depth", "tournament", "max_age"), 1)
         problems = [
-            f"{name} >= {low} (got {getattr(self, name)})"
-            for name, low in lowest.items()
-            if getattr(self, name) < low
+            f"{name} >= {minimum} (got {getattr(self, name)})"
+            for name, minimum in minima.items()
+            if getattr(self, name) < minimum
         ]
         if self.seed >= 2**31:
             problems.append(f"seed < 2**31 (got {self.seed})")
@@ -103,18 +95,20 @@ class EvolveConfig:
             if limit is not None and not (limit > 0 and math.isfinite(limit)):
                 problems.append(f"{name} above 0 or None (got {limit})")
         for name, hint in get_type_hints(EvolveConfig).items():
-            choices = get_args(hint)
-            if (
-                choices
-                and all(isinstance(choice, str) for choice in choices)
-                and getattr(self, name) not in choices
-            ):
-                problems.append(f"{name} one of {', '.join(choices)} (got {getattr(self, name)!r})")
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                problems.append(f"{name} one of {', '.join(get_args(hint))} (got {getattr(self, name)!r})")
         if problems:
             raise ValueError(f"EvolveConfig needs {'; '.join(problems)}.")
 
     def replace(self, **changes: object) -> EvolveConfig:
-        """A copy with some settings changed, checked again.
+        """Returns a copy with some settings changed, checked again.
+
+        Args:
+          changes: setting name -> new value.
+
+        Raises:
+          ValueError: if a setting does not exist or a value is out of range.
+          TypeError: if a value is of the wrong type.
 
         Example:
           >>> EvolveConfig().replace(seed=3).seed
@@ -123,16 +117,19 @@ class EvolveConfig:
         return EvolveConfig.from_json({**self.to_json(), **changes})
 
     def to_json(self) -> dict[str, object]:
-        """The settings as a flat dictionary of plain values."""
+        """Returns the settings as a flat dictionary of plain values."""
         return dataclasses.asdict(self)
 
     @staticmethod
     def from_json(plain: Mapping[str, object]) -> EvolveConfig:
-        """The settings from a flat dictionary; what it lacks keeps its default.
+        """Reads the settings from a flat dictionary.
+
+        Args:
+          plain: setting name -> value; missing settings take their defaults.
 
         Raises:
-          ValueError: if it holds a setting that does not exist, or one out of range.
-          TypeError: if a value is of the wrong kind.
+          ValueError: if a setting does not exist or a value is out of range.
+          TypeError: if a value is of the wrong type.
 
         Example:
           >>> EvolveConfig.from_json({"generations": 3}) == EvolveConfig(generations=3)
@@ -148,31 +145,13 @@ class EvolveConfig:
         return EvolveConfig(**{name: _checked(name, value, hints[name]) for name, value in plain.items()})
 
 
-def _checked(name: str, value: object, hint: object) -> Any:  # noqa: ANN401 - as the setting is annotated
-    """`value`, if it is of the kind that the annotation says; a whole number passes for a float."""
-    kinds = get_args(hint) or (hint,)
-    if value is None and type(None) in kinds:
-        return None
-    if all(isinstance(kind, str) for kind in kinds):
-        return value  # a choice: __post_init__ names the allowed ones
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if float in kinds:
-            return float(value)
-        if float(value).is_integer():
-            return int(value)
-    raise TypeError(f"{name} needs {'a number' if float in kinds else 'a whole number'}, got {value!r}.")
-
-
-# === merged: """Named tasks on the images in the package, and presets that combine them with search set
-
-
 class PresetUnavailableError(ValueError):
-    """A preset whose data this version cannot read."""
+    """A preset cannot be used, because this version has no reader for its data."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Tasks by name, and how to search on them."""
+    """The names of tasks, and the settings of a search on them."""
 
     name: str
     tasks: tuple[str, ...]
@@ -215,11 +194,15 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 
 
 def find_preset(name: str, *, tasks: Sequence[str] = ()) -> Preset:
-    """The preset of that name, with other tasks if any are given.
+    """Returns the preset of that name.
+
+    Args:
+      name: a key of `PRESETS`.
+      tasks: names of tasks to use instead of the preset's own.
 
     Raises:
       ValueError: if there is no such preset.
-      PresetUnavailableError: if its own tasks need data that this version cannot read.
+      PresetUnavailableError: if the tasks need data that this version cannot read.
 
     Example:
       >>> find_preset("paper", tasks=["digits"]).tasks
@@ -229,13 +212,25 @@ def find_preset(name: str, *, tasks: Sequence[str] = ()) -> Preset:
         raise ValueError(
             f"a preset needs to be one of {', '.join(PRESETS)}, got {name!r}.{closest(name, PRESETS)}"
         )
-    preset = PRESETS[name]
-    chosen = tuple(tasks) or preset.tasks
-    missing = [task for task in chosen if task in ("mnist-lenet5", "cifar10-vgg16")]
+    preset = PRESETS[name] if not tasks else dataclasses.replace(PRESETS[name], tasks=tuple(tasks))
+    missing = [task for task in preset.tasks if task in ("mnist-lenet5", "cifar10-vgg16")]
     if missing:
         raise PresetUnavailableError(
             f"preset {name!r} needs the tasks {', '.join(missing)}, and with them the full MNIST and CIFAR-10, "
             f"which this version has no reader for yet. Its loop runs on other tasks: --preset {name} --task digits "
             "--task fashion (or --task module:factory for your own)."
         )
-    return Preset(preset.name, chosen, preset.config, preset.about)
+    return preset
+
+
+def _checked(name: str, value: object, hint: object) -> Any:  # noqa: ANN401 - as the setting is annotated
+    """Returns the value as the type that the setting is annotated with; refuses values of other types."""
+    types = get_args(hint) or (hint,)
+    if get_origin(hint) is Literal or (value is None and type(None) in types):
+        return value  # __post_init__ checks the choices
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if float in types:
+            return float(value)
+        if float(value).is_integer():
+            return int(value)
+    raise TypeError(f"{name} needs {'a number' if float in types else 'a whole number'}, got {value!r}.")

@@ -1,7 +1,7 @@
-"""Candidates, the plain state of a search, and who survives: ranking, age, Pareto front, ancestry.
+"""The state of a search: candidates with their fitness, the population, the archive, and what each generation did.
 
-`SearchState` is frozen and says everything: the same state always leads to the same run. Files are not read
-or written here; `plain.py` turns the state into plain data and back.
+`SearchState` is frozen and complete: the same state always leads to the same run. `serialization.py` turns it into
+plain data and back; this module reads and writes no files.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     from jaxprune.language.expression import Expression
 
 REFERENCE_ID = 0
-"""The candidate id of l2, which every run starts with: all differences are to it."""
+"""The id of the candidate l2, which every run starts with and to which all differences are taken."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One expression that was evaluated, or found invalid when it was a seed or a guess.
+    """An expression that was evaluated, or a seed or guess that was found invalid.
 
     Args:
       id: its number in order of proposal; l2 is 0.
       text: the canonical infix text.
       complexity: the expression's complexity.
-      origin: where it is from: "library:NAME", "seed:NAME", "guess", "random" or the variation's name.
+      origin: how it was made: "library:NAME", "seed:NAME", "guess", "random" or the name of the variation.
       parents: ids of the candidates it was made from.
-      generation: in which it was born.
+      generation: the generation in which it was proposed.
       status: "ok" or "invalid".
-      reason: why it is invalid, else empty.
-      behaviour: its plans on the search bases; None when invalid.
-      last_evaluated: the last generation in which something was fine-tuned for it.
+      reason: why it is invalid, otherwise empty.
+      behaviour: its plans on the search bases; None if it is invalid.
+      last_evaluated: the last generation in which it was fine-tuned.
     """
 
     id: int
@@ -54,18 +54,18 @@ class Candidate:
 
     @property
     def expression(self) -> Expression:
-        """The text, parsed."""
+        """The parsed text."""
         return parse(self.text)
 
     @property
     def digests(self) -> Mapping[str, tuple[str, ...]]:
-        """Its plan digests by task; empty when invalid."""
+        """Task name -> digest of the plan on each search base; empty for an invalid candidate."""
         return self.behaviour.digests if self.behaviour is not None else {}
 
 
 @dataclass(frozen=True)
 class Individual:
-    """A candidate with its fitness, as it stands in a population or archive."""
+    """A candidate with its fitness, as populations and archives rank it."""
 
     candidate: Candidate
     fitness: Fitness
@@ -80,147 +80,14 @@ class Individual:
 
 
 @dataclass(frozen=True)
-class SearchState:
-    """All that a search knows between two generations.
-
-    Args:
-      config: its settings.
-      tasks: the problem's tasks.
-      problem: what scores and fine-tunes; not part of the plain data.
-      guesses: texts of the user's own formulas.
-      generation: the generation to ask for next.
-      candidates: everything evaluated so far, in order of id.
-      population: ids of those that may become parents, best first.
-      archive: ids of the Pareto front of fitness and complexity, simplest first.
-      results: every accuracy found so far, by trial key.
-      scales: task name -> variation measured in generation 0; empty before.
-      evaluations: number of fine-tunings run, references included.
-      summaries: one per generation told.
-    """
-
-    config: EvolveConfig
-    tasks: tuple[TaskInfo, ...]
-    problem: Problem = field(compare=False, repr=False)
-    guesses: tuple[str, ...] = ()
-    generation: int = 0
-    candidates: tuple[Candidate, ...] = ()
-    population: tuple[int, ...] = ()
-    archive: tuple[int, ...] = ()
-    results: Mapping[TrialKey, float] = field(default_factory=dict)
-    scales: Mapping[str, TaskScale] = field(default_factory=dict)
-    evaluations: int = 0
-    summaries: tuple[GenerationSummary, ...] = ()
-
-    @cached_property
-    def fitnesses(self) -> dict[int, Fitness]:
-        """Candidate id -> fitness, of every candidate that was tried on all tasks."""
-        if not self.scales:
-            return {}
-        reference = self.candidates[REFERENCE_ID].digests
-        found = {
-            candidate.id: fitness_of(
-                self.results, self.tasks, self.scales, candidate.digests, reference, self.config.fitness
-            )
-            for candidate in self.candidates
-            if candidate.status == "ok"
-        }
-        return {id_: fitness for id_, fitness in found.items() if fitness is not None}
-
-    def member(self, candidate_id: int) -> Individual:
-        """The candidate with its fitness.
-
-        Raises:
-          ValueError: if it was never tried on all tasks.
-        """
-        if candidate_id not in self.fitnesses:
-            raise ValueError(
-                f"candidate {candidate_id} has no fitness: it is unknown, invalid, or not tried on every task."
-            )
-        return Individual(self.candidates[candidate_id], self.fitnesses[candidate_id])
-
-    def ranked(self, ids: Iterable[int] | None = None) -> tuple[Individual, ...]:
-        """Members with a fitness, best first: by mean minus standard error, then simpler, then older."""
-        chosen = self.fitnesses if ids is None else [id_ for id_ in ids if id_ in self.fitnesses]
-        members = [self.member(id_) for id_ in chosen]
-        return tuple(sorted(members, key=_rank))
-
-
-def _rank(member: Individual) -> tuple[float, int, int]:
-    return (-member.fitness.lower, member.candidate.complexity, member.candidate.id)
-
-
-def one_per_behaviour(members: Sequence[Individual]) -> tuple[Individual, ...]:
-    """Of members with equal behaviour keeps the first, which is the better or simpler one when ranked."""
-    first: dict[str, Individual] = {}
-    for member in members:
-        assert member.candidate.behaviour is not None
-        first.setdefault(member.candidate.behaviour.digest, member)
-    return tuple(first.values())
-
-
-def survivors(state: SearchState) -> tuple[int, ...]:
-    """The ids of the best candidates that are young enough to be parents, best first, one per behaviour.
-
-    A candidate retires when nothing was fine-tuned for it in `max_age` generations: what once was lucky
-    must show it again.
-    """
-    last = state.generation - 1
-    young = [
-        member for member in state.ranked() if last - member.candidate.last_evaluated <= state.config.max_age
-    ]
-    return tuple(member.candidate.id for member in one_per_behaviour(young)[: state.config.population])
-
-
-def pareto_front(members: Iterable[Individual]) -> tuple[Individual, ...]:
-    """The members that no other beats in both fitness (mean minus standard error) and complexity.
-
-    Returns:
-      Simplest first, each better than all simpler ones; of equals the older one.
-    """
-    front: list[Individual] = []
-    best = -math.inf
-    by_complexity = sorted(
-        members, key=lambda member: (member.candidate.complexity, -member.fitness.lower, member.candidate.id)
-    )
-    for member in by_complexity:
-        if member.fitness.lower > best:
-            front.append(member)
-            best = member.fitness.lower
-    return tuple(front)
-
-
-def ancestry(state: SearchState, candidate_id: int) -> tuple[Candidate, ...]:
-    """The candidate and all it descends from, oldest first; `origin` and `parents` of each tell the story.
-
-    Raises:
-      ValueError: if there is no such candidate.
-    """
-    if not 0 <= candidate_id < len(state.candidates):
-        raise ValueError(
-            f"no candidate {candidate_id}: the run has candidates 0 to {len(state.candidates) - 1}."
-        )
-    family: set[int] = set()
-    waiting = [candidate_id]
-    while waiting:
-        current = waiting.pop()
-        if current not in family:
-            family.add(current)
-            waiting.extend(state.candidates[current].parents)
-    return tuple(state.candidates[id_] for id_ in sorted(family))
-
-
-# === merged: """One generation in one record: what the live table shows and the journal keeps."""
-
-
-@dataclass(frozen=True)
 class Tally:
-    """What became of a generation's proposals before anything was fine-tuned.
+    """Counts what became of a generation's proposals before anything was fine-tuned.
 
     Args:
-      proposed: expressions made.
-      duplicates: those whose canonical form or behaviour was already known, or came twice.
-      invalid: those whose scores were invalid.
-      unique: those left; the generation is picked from them.
+      proposed: number of expressions proposed.
+      duplicates: number of those whose canonical form or behaviour was known already or came twice.
+      invalid: number of those whose scores were invalid.
+      unique: number of the others, from which the generation is picked.
     """
 
     proposed: int = 0
@@ -231,24 +98,24 @@ class Tally:
 
 @dataclass(frozen=True)
 class GenerationSummary:
-    """What one generation did, and where the search stands after it.
+    """What one generation did and where the search stands after it: the live table shows it, the journal stores it.
 
     Args:
-      generation: its number; 0 is the library, own seeds and guesses.
+      generation: its number; generation 0 is the library, own seeds and guesses.
       num_generations: number of the last generation that the config asks for.
-      best_id, best_mean, best_se, best_text: the leader by mean minus standard error, after this generation.
-      best_bases: bases the leader was tried on, over all tasks.
+      best_id, best_mean, best_se, best_text: the leader by mean minus standard error after this generation.
+      best_bases: number of bases that the leader was tried on, over all tasks.
       proposed, unique, duplicates, invalid: see `Tally`.
-      evaluated: new candidates fine-tuned in this generation.
-      evaluated_total: the same, since the start.
-      fine_tunings: fine-tunings run in this generation, references and re-evaluations included.
-      fine_tunings_total: the same, since the start.
-      references: fine-tunings of l2 under new keys, for the paired differences.
-      reevaluations: fine-tunings of elites on further bases and keys.
-      cache_hits: results that were already known from an equal plan.
-      archive_size: number of members of the Pareto archive.
+      evaluated: number of new candidates fine-tuned in this generation.
+      evaluated_total: the same since the start.
+      fine_tunings: number of fine-tunings run in this generation, references and re-evaluations included.
+      fine_tunings_total: the same since the start.
+      references: number of fine-tunings of l2 under new keys, which paired differences need.
+      reevaluations: number of fine-tunings of elites on further bases and keys.
+      cache_hits: number of results that were known already from an equal plan.
+      archive_size: number of individuals in the Pareto archive.
       seconds: wall-clock time of the generation, scoring included.
-      eta_seconds: estimated time to the end, or None before it can be told.
+      eta_seconds: estimated time to the end; None while nothing can be estimated.
     """
 
     generation: int
@@ -274,26 +141,162 @@ class GenerationSummary:
     eta_seconds: float | None = None
 
 
-def estimate_seconds_left(seconds: list[float], generations_left: int) -> float | None:
-    """The mean time of the last three generations, times those left; generation 0 only while alone.
+@dataclass(frozen=True)
+class SearchState:
+    """Everything that a search knows between two generations.
 
-    Example:
-      >>> estimate_seconds_left([100.0, 10.0, 12.0, 14.0, 16.0], 2)
-      28.0
+    Args:
+      config: its settings.
+      tasks: the problem's tasks.
+      problem: scores and fine-tunes; not part of the plain data.
+      guesses: texts of the user's own formulas.
+      generation: the generation to ask for next.
+      candidates: everything evaluated so far, in order of id.
+      population: ids of the candidates that may become parents, best first.
+      archive: ids of the Pareto front of fitness and complexity, simplest first.
+      results: trial key -> validation accuracy in percent, of everything fine-tuned so far.
+      scales: task name -> variation measured in generation 0; empty before it.
+      evaluations: number of fine-tunings run, references included.
+      summaries: one per generation that was completed.
     """
-    recent = seconds[1:][-3:] or seconds
-    return generations_left * sum(recent) / len(recent) if recent else None
+
+    config: EvolveConfig
+    tasks: tuple[TaskInfo, ...]
+    problem: Problem = field(compare=False, repr=False)
+    guesses: tuple[str, ...] = ()
+    generation: int = 0
+    candidates: tuple[Candidate, ...] = ()
+    population: tuple[int, ...] = ()
+    archive: tuple[int, ...] = ()
+    results: Mapping[TrialKey, float] = field(default_factory=dict)
+    scales: Mapping[str, TaskScale] = field(default_factory=dict)
+    evaluations: int = 0
+    summaries: tuple[GenerationSummary, ...] = ()
+
+    @cached_property
+    def fitnesses(self) -> dict[int, Fitness]:
+        """Candidate id -> fitness, of every candidate that was tried on all tasks."""
+        if not self.scales:
+            return {}
+        reference = self.candidates[REFERENCE_ID].digests
+        fitnesses = {
+            candidate.id: fitness_of(
+                self.results, self.tasks, self.scales, candidate.digests, reference, self.config.fitness
+            )
+            for candidate in self.candidates
+            if candidate.status == "ok"
+        }
+        return {id_: fitness for id_, fitness in fitnesses.items() if fitness is not None}
+
+    def individual(self, candidate_id: int) -> Individual:
+        """Returns a candidate with its fitness.
+
+        Raises:
+          ValueError: if the candidate is unknown or was never tried on all tasks.
+        """
+        if candidate_id not in self.fitnesses:
+            raise ValueError(
+                f"candidate {candidate_id} has no fitness: it is unknown, invalid, or not tried on every task."
+            )
+        return Individual(self.candidates[candidate_id], self.fitnesses[candidate_id])
+
+    def ranked(self, ids: Iterable[int] | None = None) -> tuple[Individual, ...]:
+        """Ranks individuals by mean minus standard error; of equals the simpler, then the older comes first.
+
+        Args:
+          ids: the candidates to rank; None for all. Those without a fitness are left out.
+
+        Returns:
+          The individuals, best first.
+        """
+        chosen = self.fitnesses if ids is None else [id_ for id_ in ids if id_ in self.fitnesses]
+        return tuple(
+            sorted(
+                (self.individual(id_) for id_ in chosen),
+                key=lambda one: (-one.fitness.lower, one.candidate.complexity, one.candidate.id),
+            )
+        )
+
+
+def one_per_behaviour(individuals: Sequence[Individual]) -> tuple[Individual, ...]:
+    """Keeps the first of the individuals with equal behaviour, which is the best of them if they are ranked."""
+    first: dict[str, Individual] = {}
+    for individual in individuals:
+        assert individual.candidate.behaviour is not None
+        first.setdefault(individual.candidate.behaviour.digest, individual)
+    return tuple(first.values())
+
+
+def survivors(state: SearchState) -> tuple[int, ...]:
+    """Selects the candidates that may become parents: the best of the young ones, one per behaviour.
+
+    A candidate retires when it was not fine-tuned in `max_age` generations, so that a lucky result has to be
+    confirmed.
+
+    Returns:
+      At most `population` candidate ids, best first.
+    """
+    oldest = state.generation - 1 - state.config.max_age
+    young = [individual for individual in state.ranked() if individual.candidate.last_evaluated >= oldest]
+    return tuple(
+        individual.candidate.id for individual in one_per_behaviour(young)[: state.config.population]
+    )
+
+
+def pareto_front(individuals: Iterable[Individual]) -> tuple[Individual, ...]:
+    """Selects the individuals that no other beats in both fitness (mean minus standard error) and complexity.
+
+    Returns:
+      The front, simplest first, so that each is better than all before it; of equals only the older one is there.
+    """
+    front: list[Individual] = []
+    best = -math.inf
+    for individual in sorted(
+        individuals, key=lambda one: (one.candidate.complexity, -one.fitness.lower, one.candidate.id)
+    ):
+        if individual.fitness.lower > best:
+            front.append(individual)
+            best = individual.fitness.lower
+    return tuple(front)
+
+
+def ancestry(state: SearchState, candidate_id: int) -> tuple[Candidate, ...]:
+    """Finds a candidate and all its ancestors; `origin` and `parents` of each say how it was made.
+
+    Args:
+      state: any state of the run.
+      candidate_id: the candidate.
+
+    Returns:
+      The candidate and its ancestors, oldest first.
+
+    Raises:
+      ValueError: if there is no such candidate.
+    """
+    if not 0 <= candidate_id < len(state.candidates):
+        raise ValueError(
+            f"no candidate {candidate_id}: the run has candidates 0 to {len(state.candidates) - 1}."
+        )
+    family: set[int] = set()
+    waiting = [candidate_id]
+    while waiting:
+        current = waiting.pop()
+        if current not in family:
+            family.add(current)
+            waiting.extend(state.candidates[current].parents)
+    return tuple(state.candidates[id_] for id_ in sorted(family))
 
 
 def start_formulas(state: SearchState) -> list[Individual]:
-    """Library functions and own seeds, the highest mean fitness first.
+    """Returns the library functions and own seeds of generation 0, the highest mean fitness first.
 
-    By the mean, not the mean minus standard error: l2 has no error by definition, so it would too often come first.
+    They are ranked by the mean rather than by the mean minus standard error, because l2 has no error by definition
+    and would come first too often.
     """
-    known = [member for member in state.ranked() if member.candidate.origin.startswith(("library:", "seed:"))]
-    return sorted(known, key=lambda member: -member.fitness.mean)
+    start = [one for one in state.ranked() if one.candidate.origin.startswith(("library:", "seed:"))]
+    return sorted(start, key=lambda one: -one.fitness.mean)
 
 
-def origin_name(member: Individual) -> str:
-    """The name of a library function or own seed, else what its origin is."""
-    return member.candidate.origin.split(":")[-1]
+def origin_name(individual: Individual) -> str:
+    """Returns the name of a library function or own seed; for other candidates their origin."""
+    return individual.candidate.origin.split(":")[-1]

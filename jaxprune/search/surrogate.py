@@ -1,7 +1,7 @@
-"""What to expect of a plan before training it: a Gaussian process over plans already evaluated.
+"""Predicts the fitness of a plan before it is trained, by a Gaussian process over the plans evaluated so far.
 
-Functions that keep nearly the same channels end up at nearly the same accuracy, so the overlap of plans
-predicts fitness well enough to pass over most of a bulk of proposals, which are worse than any seed.
+Functions that keep nearly the same channels reach nearly the same accuracy. So the overlap of plans predicts fitness
+well enough to skip most proposals, which are worse than any seed.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 LENGTHS = (0.05, 0.1, 0.2, 0.4, 0.8)
-"""Plan distances over which fitness may change; the likeliest one for the data at hand is used."""
+"""Plan distances over which fitness may change; the one under which the data are most likely is used."""
 
 OPTIMISM = 0.5
-"""Standard deviations added to the expectation: an unsure proposal is worth a little more than a sure one."""
+"""Standard deviations added to an expectation, so that of two equal proposals the more uncertain one is picked."""
 
 
 def most_promising(
     known: Sequence[str], means: Sequence[float], ses: Sequence[float], proposals: Sequence[str], count: int
 ) -> list[int]:
-    """Picks the proposals of which most is to be expected, apart from one another.
+    """Picks the proposals with the highest expected fitness that differ from one another.
 
-    After each pick the model is told that it came out as expected, so that the next one is worth less the
-    more it resembles the first.
+    After each pick the model assumes that it came out as expected. This makes further proposals that resemble it less
+    attractive.
 
     Args:
       known: packed plans (`pack_kept`) that have a fitness.
-      means: their fitness.
-      ses: its standard errors.
+      means: the fitness of each.
+      ses: the standard error of each.
       proposals: packed plans to choose from.
       count: how many to pick.
 
     Returns:
-      Indices into `proposals`, best first; empty when there is nothing to learn from.
+      Indices into `proposals`, best first; empty if there are fewer than two known plans or a plan is empty.
 
     Example:
       >>> most_promising(["f0", "0f"], [1.0, -1.0], [0.1, 0.1], ["87", "1e", "e1"], count=1)
@@ -55,21 +55,27 @@ def most_promising(
         ),
     )
     kernel = amplitude * np.exp(-distances / length)
-    chosen: list[int] = []
-    while len(chosen) < min(count, len(proposals)):
-        seen = [*range(num_known), *(num_known + index for index in chosen)]
-        expected, variance = _posterior(kernel, seen, values - mean, variances)
-        worth = (expected + OPTIMISM * np.sqrt(variance))[num_known:]
-        worth[chosen] = -np.inf
-        best = int(np.argmax(np.round(worth, 9)))  # rounded: the last bits are the machine's
+    picked: list[int] = []
+    while len(picked) < min(count, len(proposals)):
+        observed = [*range(num_known), *(num_known + index for index in picked)]
+        expected, variance = _posterior(kernel, observed, values - mean, variances)
+        bounds = (expected + OPTIMISM * np.sqrt(variance))[num_known:]
+        bounds[picked] = -np.inf
+        best = int(np.argmax(np.round(bounds, 9)))  # rounded, because the last bits depend on the machine
         values = np.append(values, mean + expected[num_known + best])
         variances = np.append(variances, 1e-4)
-        chosen.append(best)
-    return chosen
+        picked.append(best)
+    return picked
 
 
 def plan_distances(plans: Sequence[str]) -> Floats:
-    """[n, n] shares of kept channels that two packed plans do not have in common.
+    """Computes the share of kept channels that each two packed plans do not have in common.
+
+    Args:
+      plans: n texts of `pack_kept` of one length.
+
+    Returns:
+      [n, n] numbers from 0 (equal plans) to 1.
 
     Example:
       >>> plan_distances(["c0", "90"]).tolist()
@@ -84,11 +90,11 @@ def plan_distances(plans: Sequence[str]) -> Floats:
 
 
 def _posterior(
-    kernel: Floats, seen: Sequence[int], values: Floats, variances: Floats
+    kernel: Floats, observed: Sequence[int], values: Floats, variances: Floats
 ) -> tuple[Floats, Floats]:
-    """Mean and variance of the process everywhere, given values at the `seen` places."""
-    within = kernel[np.ix_(seen, seen)] + np.diag(variances)
-    towards = kernel[seen, :]
+    """Computes mean and variance of the process for all plans, given noisy values of those with `observed` indices."""
+    within = kernel[np.ix_(observed, observed)] + np.diag(variances)
+    towards = kernel[observed, :]
     solved = np.linalg.solve(within, np.concatenate([values[:, None], towards], axis=1))
     mean = towards.T @ solved[:, 0]
     variance = np.diag(kernel) - np.sum(towards * solved[:, 1:], axis=0)
@@ -96,6 +102,7 @@ def _posterior(
 
 
 def _log_likelihood(kernel: Floats, variances: Floats, values: Floats) -> float:
+    """Computes the log-likelihood of noisy values under a Gaussian process, up to a constant."""
     within = kernel + np.diag(variances)
     _, log_determinant = np.linalg.slogdet(within)
     return -0.5 * float(values @ np.linalg.solve(within, values) + log_determinant)

@@ -1,4 +1,4 @@
-"""Real tasks as a problem that can be searched on: functions to behaviours, trials to validation accuracies."""
+"""Tasks of networks and images as a `Problem`: turns functions into behaviours and trials into accuracies."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from jaxprune.types import Invalid, Kept
 
 
 class TaskProblem:
-    """Tasks with their search bases: a `Problem` for `init_search`.
+    """Tasks with their search bases, a `Problem` for `init_search`.
 
-    Nothing is trained or compiled before the first question.
+    Nothing is trained or compiled before it is needed.
 
     Args:
-      tasks: what a function must be good at; different names.
-      seed: base networks and data orders follow from it.
-      folder: where trained bases are kept between runs; None keeps none.
-      strategy: how members are batched, see `training/trainer.py`.
-      on_base: told (task name, base) about each base network that is ready.
+      tasks: the tasks that a function must be good at, with different names.
+      seed: determines base networks and data orders.
+      folder: where trained bases are stored between runs; None stores none.
+      strategy: how networks are batched, see `training/trainer.py`.
+      on_base: called with (task name, base) for each base network that is ready.
 
     Raises:
       ValueError: for no tasks, two of one name, or networks that cannot be pruned.
@@ -49,7 +49,7 @@ class TaskProblem:
     ) -> None:
         check_unique(tasks)
         self.seed, self.folder, self.on_base = seed, folder, on_base
-        self._kept: dict[tuple[str, int, str], Kept] = {}
+        self._plans: dict[tuple[str, int, str], Kept] = {}  # (task, base, digest) -> plan
         self.programs = {task.name: TaskPrograms(task, strategy=strategy) for task in tasks}
         self.tasks = tuple(
             TaskInfo(
@@ -75,17 +75,24 @@ class TaskProblem:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The default vocabulary and one's own operands, less what some producer of some task lacks."""
-        names = [available_operands(pool.observed(0)) for pool in self.pools.values()]
-        own = tuple(name for name, operand in OPERANDS.items() if operand.read is not None)
-        everything = replace(DEFAULT_VOCABULARY, operands=(*DEFAULT_VOCABULARY.operands, *own))
-        return everything.restrict(frozenset.intersection(*names))
+        """The default vocabulary and registered operands, without those that some producer of some task lacks."""
+        available = [available_operands(pool.observed(0)) for pool in self.pools.values()]
+        registered = tuple(name for name, operand in OPERANDS.items() if operand.read is not None)
+        everything = replace(DEFAULT_VOCABULARY, operands=(*DEFAULT_VOCABULARY.operands, *registered))
+        return everything.restrict(frozenset.intersection(*available))
 
     def behaviours(self, functions: Sequence[Expression]) -> list[Behaviour | Invalid]:
-        """The plans of every function on every search base, as digests; invalid if it is so on any base."""
+        """Plans with every function on every search base.
+
+        Args:
+          functions: the functions.
+
+        Returns:
+          One behaviour per function; `Invalid` if the function is invalid on any base.
+        """
         by_task = {name: pool.plans(functions) for name, pool in self.pools.items()}
         for name, plans in by_task.items():
-            self._kept |= {
+            self._plans |= {
                 (name, base, _digest(function, plan, self.programs[name])): plan.kept
                 for function, by_base in zip(functions, plans, strict=True)
                 for base, plan in enumerate(by_base)
@@ -97,26 +104,37 @@ class TaskProblem:
         ]
 
     def run(self, trial: Trial) -> Outcome:
-        """Prunes and fine-tunes one network: the validation accuracy in percent."""
+        """Prunes and fine-tunes one network; returns its validation accuracy in percent."""
         trained = self.pools[trial.task].finetune_one(self._entry(trial))
         return Outcome(float(trained.accuracies[-1]), trained.seconds)
 
     def run_many(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
-        """`run` on each, in order: on threads on a CPU, in vmapped chunks per task on an accelerator."""
+        """Runs many trials: on threads on a CPU, in vmapped chunks per task on an accelerator.
+
+        Args:
+          trials: the trials.
+
+        Returns:
+          Their outcomes, in order.
+        """
         if not any(programs.is_vmapped for programs in self.programs.values()):
             yield from map_in_order(self.run, trials)
             return
         outcomes: dict[int, Outcome] = {}
         for name, pool in self.pools.items():
-            numbers = [i for i, trial in enumerate(trials) if trial.task == name]
-            for i, trained in zip(
-                numbers, pool.finetune([self._entry(trials[i]) for i in numbers]), strict=True
-            ):
+            indices = [i for i, trial in enumerate(trials) if trial.task == name]
+            entries = [self._entry(trials[i]) for i in indices]
+            for i, trained in zip(indices, pool.finetune(entries), strict=True):
                 outcomes[i] = Outcome(float(trained.accuracies[-1]), trained.seconds)
         yield from (outcomes[i] for i in range(len(trials)))
 
     def final_pool(self, name: str, num_bases: int | None = None) -> BasePool:
-        """The bases of the final report, which no search sees: other networks from other initialisations."""
+        """Returns the bases of the final report: networks from other initialisations, which no search sees.
+
+        Args:
+          name: the task's name.
+          num_bases: number of bases; by default the task's `final_bases`.
+        """
         programs = self.programs[name]
         count = programs.task.final_bases if num_bases is None else num_bases
         return BasePool(programs, self.seed, "final", count, folder=self.folder, on_base=self.on_base)
@@ -124,14 +142,13 @@ class TaskProblem:
     def _entry(self, trial: Trial) -> Entry:
         if trial.pool != SEARCH_POOL:
             raise ValueError(f"a search's trials are on the pool {SEARCH_POOL!r}, got {trial.pool!r}.")
-        kept = self._kept.get(
-            (trial.task, trial.base, trial.digest)
-        )  # None in a process that did not ask for it
+        # After a resume the plan may be missing, because another process made it; then the pool plans again.
+        kept = self._plans.get((trial.task, trial.base, trial.digest))
         return Entry(trial.base, trial.repeat, trial.function, kept)
 
 
 def available_operands(observed: Observed) -> frozenset[str]:
-    """Names of the operands that every producer has."""
+    """Returns the names of the operands that every producer has."""
     has_gradients = observed.has_gradients or observed.gradient_source is not None
     absent = set() if has_gradients else {"GW", "GX"}
     for operands in observed.values():
@@ -144,7 +161,7 @@ def available_operands(observed: Observed) -> frozenset[str]:
 
 
 def kept_digest(kept: Kept) -> str:
-    """A short hash of a plan.
+    """Returns a short hash of a plan.
 
     Example:
       >>> kept_digest((("conv", (0, 2)),)) == kept_digest((("conv", (0, 2)),))
@@ -156,26 +173,24 @@ def kept_digest(kept: Kept) -> str:
 def _behaviour(
     function: Expression, plans: dict[str, list[FirstRoundPlan | Invalid]], programs: dict[str, TaskPrograms]
 ) -> Behaviour | Invalid:
+    """Joins the plans of one function, task name -> one per base, into its behaviour."""
     digests: dict[str, tuple[str, ...]] = {}
-    packed: list[np.ndarray] = []
+    is_kept: list[np.ndarray] = []
     fallbacks = ties = 0
     for name, by_base in plans.items():
-        good: list[FirstRoundPlan] = []
-        for index, plan in enumerate(by_base):
-            if isinstance(plan, Invalid):
-                return Invalid(f"task {name}, base {index}: {plan.reason}")
-            good.append(plan)
-        digests[name] = tuple(_digest(function, plan, programs[name]) for plan in good)
         widths = programs[name].structure.widths
-        for plan in good:
+        digests[name] = ()
+        for base, plan in enumerate(by_base):
+            if isinstance(plan, Invalid):
+                return Invalid(f"task {name}, base {base}: {plan.reason}")
+            digests[name] += (_digest(function, plan, programs[name]),)
             fallbacks += len(plan.ranking.fallback_groups)
             ties += plan.ranking.num_ties
-            for group, kept in plan.kept:
-                packed.append(np.isin(np.arange(widths[group]), kept))
-    return Behaviour(digests, fallbacks, ties, pack_kept(packed))
+            is_kept += [np.isin(np.arange(widths[group]), channels) for group, channels in plan.kept]
+    return Behaviour(digests, fallbacks, ties, pack_kept(is_kept))
 
 
 def _digest(function: Expression, plan: FirstRoundPlan, programs: TaskPrograms) -> str:
-    """Equal plans of the first round say nothing about those of later ones: there only equal functions are equal."""
+    """Returns the digest of a plan; with several rounds, that of the function too, which makes the later plans."""
     later: Kept = ((str(canonical_form(function)), ()),) if len(programs.rounds) > 1 else ()
     return kept_digest(plan.kept + later)

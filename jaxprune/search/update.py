@@ -1,4 +1,4 @@
-"""From a state and the records of one generation to the next state: a pure function."""
+"""Turns a state and the records of one generation into the next state, as a pure function."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from jaxprune.search.state import (
     GenerationSummary,
     SearchState,
     Tally,
-    estimate_seconds_left,
     one_per_behaviour,
     pareto_front,
     survivors,
@@ -23,19 +22,19 @@ from jaxprune.search.state import (
 def tell(
     state: SearchState, records: Sequence[Record], *, tally: Tally | None = None, seconds: float = 0.0
 ) -> SearchState:
-    """Takes a generation's records in and says where the search stands.
+    """Adds the records of a generation to the state: new candidates, results, population, archive and a summary.
 
     Args:
       state: the state that was asked; it is not changed.
-      records: what `evaluate` returned for its proposals.
-      tally: what became of the other proposals, for the summary.
+      records: the result of `evaluate` for its proposals.
+      tally: counts of what became of the other proposals, for the summary.
       seconds: how long the generation took, for the summary.
 
     Returns:
       The state to ask for the next generation.
 
     Raises:
-      ValueError: if candidate ids do not follow the state's, or generation 0 did not try l2 everywhere.
+      ValueError: if candidate ids do not follow the state's, or if generation 0 has no results of l2 on some base.
     """
     new = [record for record in records if isinstance(record, Candidate)]
     trials = [record for record in records if isinstance(record, TrialRecord)]
@@ -45,36 +44,47 @@ def tell(
             f"tell needs new candidates with ids {expected}, got {[candidate.id for candidate in new]}. "
             "Pass the records of the proposals that this very state was asked for."
         )
-    told = dataclasses.replace(
+    evaluated = {trial.candidate for trial in trials}
+    after = dataclasses.replace(
         state,
         generation=state.generation + 1,
-        candidates=_with_ages([*state.candidates, *new], trials, state.generation),
+        candidates=tuple(
+            dataclasses.replace(one, last_evaluated=state.generation) if one.id in evaluated else one
+            for one in (*state.candidates, *new)
+        ),
         results={**state.results, **{trial.key: trial.accuracy for trial in trials}},
         evaluations=state.evaluations + sum(not trial.is_cached for trial in trials),
     )
     if not state.scales:
-        told = dataclasses.replace(told, scales=_scales(told))
-    archive = pareto_front(one_per_behaviour(told.ranked()))
-    told = dataclasses.replace(
-        told, population=survivors(told), archive=tuple(member.candidate.id for member in archive)
+        after = dataclasses.replace(after, scales=_scales(after))
+    archive = pareto_front(one_per_behaviour(after.ranked()))
+    after = dataclasses.replace(
+        after, population=survivors(after), archive=tuple(individual.candidate.id for individual in archive)
     )
-    summary = _summary(told, new, trials, tally or Tally(), seconds)
-    return dataclasses.replace(told, summaries=(*state.summaries, summary))
+    summary = _summary(after, new, trials, tally or Tally(), seconds)
+    return dataclasses.replace(after, summaries=(*state.summaries, summary))
 
 
-def _with_ages(
-    candidates: Sequence[Candidate], trials: Sequence[TrialRecord], generation: int
-) -> tuple[Candidate, ...]:
-    """The candidates, those with a record in this generation marked as evaluated in it."""
-    touched = {trial.candidate for trial in trials}
-    return tuple(
-        dataclasses.replace(candidate, last_evaluated=generation) if candidate.id in touched else candidate
-        for candidate in candidates
-    )
+def estimate_seconds_left(seconds: Sequence[float], generations_left: int) -> float | None:
+    """Estimates the time to the end from the mean time of the last three generations.
+
+    Args:
+      seconds: time of every generation so far; that of generation 0 counts only while there is no other.
+      generations_left: number of generations still to run.
+
+    Returns:
+      Seconds, or None before the first generation.
+
+    Example:
+      >>> estimate_seconds_left([100.0, 10.0, 12.0, 14.0, 16.0], 2)
+      28.0
+    """
+    recent = seconds[1:][-3:] or seconds
+    return generations_left * sum(recent) / len(recent) if recent else None
 
 
 def _scales(state: SearchState) -> Mapping[str, TaskScale]:
-    """How much the library's results vary on each task; for the rest of the run."""
+    """Measures on the library how much results vary on each task; the whole run uses these scales."""
     reference = state.candidates[REFERENCE_ID].digests if state.candidates else {}
     library = [
         candidate.digests
@@ -98,10 +108,11 @@ def _summary(
     tally: Tally,
     seconds: float,
 ) -> GenerationSummary:
+    """Summarises the generation that led to `state`."""
     best = state.ranked()[0]
     generation, last = state.generation - 1, state.config.generations
     run = [trial for trial in trials if not trial.is_cached]
-    history = [*(summary.seconds for summary in state.summaries), seconds]
+    times = [*(summary.seconds for summary in state.summaries), seconds]
     return GenerationSummary(
         generation=generation,
         num_generations=last,
@@ -120,5 +131,5 @@ def _summary(
         cache_hits=len(trials) - len(run),
         archive_size=len(state.archive),
         seconds=seconds,
-        eta_seconds=estimate_seconds_left(history, max(last - generation, 0)),
+        eta_seconds=estimate_seconds_left(times, max(last - generation, 0)),
     )

@@ -13,7 +13,7 @@ from jaxprune.search.evaluation import (
     SearchStopped,
     TrialRecord,
     evaluate,
-    largest_cost,
+    max_fine_tunings,
     num_promoted,
     outcomes_of,
 )
@@ -52,7 +52,7 @@ def test_a_generation_screens_promotes_and_tries_elites_again() -> None:
     assert everywhere == {(task.name, base) for task in TASKS for base in range(task.bases)}
     again = [t for t in trials if t.purpose == "again"]
     assert {t.candidate for t in again} == {state.population[0]} and len(again) == len(TASKS)
-    assert sum(not t.is_cached for t in trials) <= largest_cost(
+    assert sum(not t.is_cached for t in trials) <= max_fine_tunings(
         6, TASKS, SMALL.promote_fraction, SMALL.elites
     )
 

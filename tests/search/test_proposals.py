@@ -11,7 +11,7 @@ from toy_problem import SMALL, TASKS, ToyProblem
 from jaxprune.language.expression import Expression
 from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse
-from jaxprune.search.evaluation import evaluate, largest_cost
+from jaxprune.search.evaluation import evaluate, max_fine_tunings
 from jaxprune.search.problem import Behaviour
 from jaxprune.search.proposals import ask, canonical_text, propose
 from jaxprune.search.search import init_search
@@ -98,7 +98,7 @@ def test_random_search_never_varies(started: SearchState) -> None:
 
 
 def test_max_evaluations_shrinks_the_last_generation(started: SearchState) -> None:
-    room = largest_cost(3, TASKS, SMALL.promote_fraction, SMALL.elites)
+    room = max_fine_tunings(3, TASKS, SMALL.promote_fraction, SMALL.elites)
     for left, expected in ((room, 3), (room - 1, 2), (1, 0)):
         config = SMALL.replace(max_evaluations=started.evaluations + left)
         asked = ask(dataclasses.replace(started, config=config))

@@ -55,7 +55,7 @@ def test_rank_is_by_lower_bound_then_complexity(evolved: SearchState) -> None:
 
 def test_population_is_the_best_of_the_young_one_per_behaviour(evolved: SearchState) -> None:
     assert len(evolved.population) == SMALL.population
-    digests = [evolved.member(id_).candidate.behaviour for id_ in evolved.population]
+    digests = [evolved.individual(id_).candidate.behaviour for id_ in evolved.population]
     assert len({found.digest for found in digests if found is not None}) == SMALL.population
     assert survivors(evolved) == evolved.population
 
@@ -82,7 +82,7 @@ def test_elites_never_grow_old() -> None:
 
 
 def test_archive_is_a_front_of_valid_candidates(evolved: SearchState) -> None:
-    members = [evolved.member(id_) for id_ in evolved.archive]
+    members = [evolved.individual(id_) for id_ in evolved.archive]
     assert [found.candidate.id for found in pareto_front(members)] == list(evolved.archive)
     assert evolved.ranked()[0].fitness.lower == members[-1].fitness.lower
     assert all(found.candidate.status == "ok" for found in members)
@@ -103,7 +103,7 @@ def test_unknown_candidates_are_refused(evolved: SearchState) -> None:
         ancestry(evolved, 999)
     invalid = next(found.id for found in evolved.candidates if found.status == "invalid")
     with pytest.raises(ValueError, match=f"candidate {invalid} has no fitness"):
-        evolved.member(invalid)
+        evolved.individual(invalid)
 
 
 def test_state_survives_json(evolved: SearchState) -> None:

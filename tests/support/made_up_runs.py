@@ -13,7 +13,8 @@ from jaxprune.comparison.final_comparison import Finals
 from jaxprune.comparison.measurements import Measurement, Refused, TaskFacts
 from jaxprune.comparison.protocol import LayerView
 from jaxprune.comparison.results import Comparison
-from jaxprune.search.search import SearchResult, SearchState, evolve_problem
+from jaxprune.search.search import SearchResult, evolve_problem
+from jaxprune.search.state import SearchState
 
 LEVELS = {"winner": 90.0, "l2": 86.0, "l1": 85.0, "mean_shift": 88.0, "random": 68.0, "scratch": 36.0}
 """Row -> accuracy in percent that a made-up comparison measures around."""
