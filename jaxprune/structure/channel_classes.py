@@ -1,7 +1,8 @@
-"""From labels to families: the classes of labels that are cut together, and which of them are alike.
+"""Sorts the labels of a finished trace into channels, and the channels into families, which become groups.
 
-Labels united with each other fall together: they are one channel of the network. Channels whose labels sit on the same
-axes equally often are alike and are ranked together: they make a family, which becomes a group.
+A channel is a class of united labels: everything that has one of them must be removed together. It is represented by
+its root, the smallest of them. Channels that occur equally often on the same axes are alike; they make a family and are
+ranked against each other. A family can be pruned if a kernel makes its channels and another one reads them.
 """
 
 from __future__ import annotations
@@ -13,201 +14,200 @@ import numpy as np
 
 from jaxprune.structure.labels import distinct
 from jaxprune.structure.model_state import Path, dotted
-from jaxprune.structure.trace import Trace
+from jaxprune.structure.trace import ChannelRead, Trace
 
 _NOT_MADE = "no layer makes these indices"
 _NOT_READ = "no layer with weights reads these channels"
+_SINGLE = "a single channel, unlike all others"
+
+ArrayRoots = Mapping[Path, Sequence[Sequence[np.ndarray]]]
+"""Path of an array -> for each axis its factors, each with the root of the label at every index."""
 
 
 @dataclass
 class ChannelFamilies:
-    """Families of a trace.
+    """The families of channels that a network can be pruned by, in the order in which they are made.
 
-    `members[f]` lists the representatives of family f, one for each channel; `family_of` and `channel_of` go back, by
-    representative (-1 where there is none). `makers[f]` numbers the productions that make its channels, `readers[f]`
-    the consumptions that read them. `refused` says for other representatives why they are never cut.
+    Lists have one entry for each family; arrays have one for each label, which is read at the roots.
     """
 
     trace: Trace
-    roots: Mapping[Path, Sequence[Sequence[np.ndarray]]]
-    """The labels' representatives of every array, axis and factor."""
+    roots: ArrayRoots
     channel_roots: list[np.ndarray]
+    """The roots of a family's channels, [C], in the order of the kernel that first makes them."""
     family_of: np.ndarray
+    """Root -> the family of the channel, -1 for one that cannot be removed."""
     channel_of: np.ndarray
+    """Root -> the number of the channel within its family, or -1."""
     producer_uses: list[list[int]]
+    """Indices of the producer uses of the trace that make a family's channels."""
     reads: list[list[int]]
+    """Indices of the reads of the trace that read them."""
     refused: dict[int, str]
+    """Root -> why the channel cannot be removed, for all that are in no family."""
 
     def on_axis(self, path: Path, axis: int) -> dict[int, list[np.ndarray]]:
-        """Family -> for each factor of the axis that holds any of it, its channel at each index or -1."""
-        found: dict[int, list[np.ndarray]] = {}
+        """Finds the channels on one axis of an array.
+
+        Args:
+          path: path of the array.
+          axis: the axis.
+
+        Returns:
+          Family -> for each factor of the axis that has any of its channels, [axis length] int32: the number of the
+          channel at each index, -1 where there is none of this family.
+        """
+        channels_of: dict[int, list[np.ndarray]] = {}
         for roots in self.roots[path][axis]:
-            families, channels = self.locate(roots)
-            for family in distinct(families[families >= 0]).tolist():
-                found.setdefault(family, []).append(
-                    np.where(families == family, channels, -1).astype(np.int32)
-                )
-        return found
+            family_at, channel_at = self.locate(roots)
+            for family in distinct(family_at[family_at >= 0]).tolist():
+                channels = np.where(family_at == family, channel_at, -1).astype(np.int32)
+                channels_of.setdefault(family, []).append(channels)
+        return channels_of
 
     def locate(self, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Family and channel at each place, -1 where there is none."""
-        places = np.maximum(roots, 0)
-        is_label = roots >= 0
-        return np.where(is_label, self.family_of[places], -1), np.where(is_label, self.channel_of[places], -1)
+        """Finds the family, and the number in it, of the channel at each of some roots.
+
+        Args:
+          roots: roots, `FREE` and markers, of any shape.
+
+        Returns:
+          Two arrays of this shape, both -1 where there is no channel that can be removed.
+        """
+        is_root, index = roots >= 0, np.maximum(roots, 0)
+        return np.where(is_root, self.family_of[index], -1), np.where(is_root, self.channel_of[index], -1)
 
 
 def find_families(trace: Trace, never: Mapping[int, str] | None = None) -> ChannelFamilies:
-    """The families of a finished walk, in program order.
+    """Sorts the labels of a trace into families of channels.
 
     Args:
-      trace: of the network.
-      never: further labels that are not cut, with the reason.
+      trace: the finished trace; labels of `never` are frozen in it.
+      never: label -> reason, for more labels that must not be removed.
+
+    Returns:
+      The families, in the order in which the network makes them.
     """
     trace.labels.freeze_each(never or {})
     roots = {
-        path: [[trace.labels.find(own) for own in axis] for axis in axes]
-        for path, axes in trace.seeds.items()
+        path: [[trace.labels.find(labels) for labels in factors] for factors in axes]
+        for path, axes in trace.array_labels.items()
     }
     refused = trace.labels.reason_by_root()
-    family_of = _alike(roots, refused, len(trace.labels))  # fill beside channels has labels of its own
-    makers = _numbered(family_of, [trace.labels.find(own.labels) for own in trace.producer_uses])
-    readers = _numbered(family_of, [_read_labels(trace, index) for index in range(len(trace.reads))])
-    families = ChannelFamilies(trace, roots, [], family_of, np.full(len(family_of), -1), [], [], refused)
-    _keep_usable(families, makers, readers)
+    num_labels = len(trace.labels)  # with those that the trace added
+    likeness = _likeness(roots, refused, num_labels)
+    producer_uses = _indices_by_likeness(
+        likeness, [trace.labels.find(use.labels) for use in trace.producer_uses]
+    )
+    reads = _indices_by_likeness(likeness, [_roots_read(trace, read) for read in trace.reads])
+    families = ChannelFamilies(
+        trace, roots, [], np.full(num_labels, -1), np.full(num_labels, -1), [], [], refused
+    )
+    made = sorted(producer_uses, key=lambda number: (producer_uses[number][0], number))
+    for number in made:
+        channel_roots = _in_producer_order(families, likeness == number, producer_uses[number][0])
+        if number not in reads or len(channel_roots) == 1:
+            reason = _SINGLE if number in reads else _NOT_READ
+            refused.update(dict.fromkeys(channel_roots.tolist(), reason))
+            continue
+        families.family_of[channel_roots] = len(families.channel_roots)
+        families.channel_of[channel_roots] = np.arange(len(channel_roots))
+        families.channel_roots.append(channel_roots)
+        families.producer_uses.append(producer_uses[number])
+        families.reads.append(reads[number])
+    not_made = np.flatnonzero((likeness >= 0) & ~np.isin(likeness, made))
+    refused.update(dict.fromkeys(not_made.tolist(), _NOT_MADE))
     return families
 
 
-def _alike(
-    roots: Mapping[Path, Sequence[Sequence[np.ndarray]]], refused: Mapping[int, str], size: int
-) -> np.ndarray:
-    """[size] a number for each representative, equal where they sit on the same axes; -1 for those never cut."""
-    # The sum of a random number for each axis that a label sits on tells sets of axes apart (64 bits).
-    signature = np.zeros(size, np.uint64)
-    is_there = np.zeros(size, bool)
+def _likeness(roots: ArrayRoots, refused: Mapping[int, str], num_labels: int) -> np.ndarray:
+    """[num_labels] a number for each root, equal for channels that are alike; -1 for those that are refused."""
+    # Each axis adds a random number of 64 bits to its channels. Equal sums mean equal sets of axes.
+    signature = np.zeros(num_labels, np.uint64)
+    is_on_axis = np.zeros(num_labels, bool)
     rng = np.random.default_rng(0)
     for axes in roots.values():
-        for axis in axes:
-            for own in axis:
+        for factors in axes:
+            for factor in factors:
                 number = rng.integers(1, 1 << 63, dtype=np.uint64)
-                labels = own[own >= 0]
-                np.add.at(signature, labels, number)
-                is_there[labels] = True
-    is_there[list(refused)] = False
-    numbers = np.full(size, -1)
-    numbers[is_there] = np.unique(signature[is_there], return_inverse=True)[1]
-    return numbers
+                on_axis = factor[factor >= 0]
+                np.add.at(signature, on_axis, number)
+                is_on_axis[on_axis] = True
+    is_on_axis[list(refused)] = False
+    likeness = np.full(num_labels, -1)
+    likeness[is_on_axis] = np.unique(signature[is_on_axis], return_inverse=True)[1]
+    return likeness
 
 
-def _read_labels(trace: Trace, index: int) -> np.ndarray:
-    use = trace.reads[index]
-    own = [each.labels.reshape(-1) for each in use.value.fields if set(each.axes) & set(use.axes)]
-    labels = distinct(np.concatenate(own)) if own else np.zeros(0, np.int64)
+def _roots_read(trace: Trace, read: ChannelRead) -> np.ndarray:
+    fields = [field for field in read.value.fields if not set(read.axes).isdisjoint(field.axes)]
+    labels = distinct(
+        np.concatenate([np.zeros(0, np.int64), *(field.labels.reshape(-1) for field in fields)])
+    )
     return trace.labels.find(labels[labels >= 0])
 
 
-def _numbered(family_of: np.ndarray, by_number: Sequence[np.ndarray]) -> dict[int, list[int]]:
-    """Family -> the numbers of what touches it, rising."""
-    found: dict[int, list[int]] = {}
-    for number, roots in enumerate(by_number):
-        for family in distinct(family_of[roots]).tolist():
-            found.setdefault(family, []).append(number)
-    return found
+def _indices_by_likeness(likeness: np.ndarray, roots: Sequence[np.ndarray]) -> dict[int, list[int]]:
+    """Likeness -> indices of the arrays of roots that have channels of it."""
+    indices: dict[int, list[int]] = {}
+    for index, own_roots in enumerate(roots):
+        own_likeness = distinct(likeness[own_roots])
+        for number in own_likeness[own_likeness >= 0].tolist():
+            indices.setdefault(number, []).append(index)
+    return indices
 
 
-def _keep_usable(
-    families: ChannelFamilies, makers: Mapping[int, list[int]], readers: Mapping[int, list[int]]
-) -> None:
-    """Numbers the families that are made and read in program order; says of the others why they stay."""
-    old = families.family_of
-    order = sorted((own[0], family) for family, own in makers.items() if family >= 0)
-    usable: list[tuple[int, np.ndarray]] = []
-    for _, family in order:
-        members = _in_order(families, family, makers[family])
-        reason = _NOT_READ if family not in readers else None
-        if reason is None and len(members) == 1:
-            reason = "a single channel, unlike all others"
-        if reason is None:
-            usable.append((family, members))
-        else:
-            families.refused.update(dict.fromkeys(members.tolist(), reason))
-    others = set(old[old >= 0].tolist()) - {family for _, family in order}
-    for family in others:
-        families.refused.update(dict.fromkeys(np.flatnonzero(old == family).tolist(), _NOT_MADE))
-    families.family_of = np.full(len(old), -1)
-    by_place = sorted(usable, key=lambda pair: makers[pair[0]][0])
-    for number, (family, members) in enumerate(by_place):
-        families.channel_roots.append(members)
-        families.family_of[members] = number
-        families.channel_of[members] = np.arange(len(members))
-        families.producer_uses.append(makers[family])
-        families.reads.append(readers[family])
-
-
-def _in_order(families: ChannelFamilies, family: int, makers: Sequence[int]) -> np.ndarray:
-    """Representatives of a family in the order in which they sit on the first kernel that makes them."""
-    production = families.trace.producer_uses[makers[0]]
-    found: list[np.ndarray] = []
-    for axis in sorted(production.axes):
-        for roots in families.roots[production.kernel][axis]:
-            own = roots[(roots >= 0) & (families.family_of[np.maximum(roots, 0)] == family)]
-            found.append(own)
-    everything = np.concatenate(found) if found else np.zeros(0, np.int64)
-    if not everything.size:
-        return np.flatnonzero(families.family_of == family)
-    _, first = np.unique(everything, return_index=True)
-    return everything[np.sort(first)]
+def _in_producer_order(families: ChannelFamilies, is_member: np.ndarray, producer_use: int) -> np.ndarray:
+    """Roots of the channels that are members, in the order in which they lie on the kernel that makes them."""
+    kernel, axes, _ = families.trace.producer_uses[producer_use]
+    factors = [roots for axis in sorted(axes) for roots in families.roots[kernel][axis]]
+    on_kernel = np.concatenate([np.zeros(0, np.int64), *(roots[roots >= 0] for roots in factors)])
+    on_kernel = on_kernel[is_member[on_kernel]]
+    if not on_kernel.size:
+        return np.flatnonzero(is_member)
+    return on_kernel[np.sort(np.unique(on_kernel, return_index=True)[1])]
 
 
 def name_families(families: ChannelFamilies) -> list[str]:
-    """A name for each family: the kernel that first makes it, and which part of it where it makes several.
+    """Names each family after the kernel that first makes it, with a mark if that kernel makes several families.
 
-    `"qkv.kernel"` alone names a kernel's only family; else the axis (`"query.kernel:axis1"`), the indices
-    (`"qkv.kernel:0-63"`), or `outer` and `inner` for factors of one axis.
+    The mark is the axis (`"query.kernel:axis1"`), the range of indices (`"qkv.kernel:0-63"`), or `outer` and `inner`
+    for factors of one axis; the only family of a kernel has none (`"conv.kernel"`).
     """
-    firsts = [families.trace.producer_uses[makers[0]] for makers in families.producer_uses]
     by_kernel: dict[Path, list[int]] = {}
-    for family, production in enumerate(firsts):
-        by_kernel.setdefault(production.kernel, []).append(family)
-    names = [""] * len(firsts)
-    for path, own in by_kernel.items():
-        marks = [""] if len(own) == 1 else _marks(families, path, own)
-        for family, mark in zip(own, marks, strict=True):
-            names[family] = dotted(path) + (f":{mark}" if mark else "")
+    for family, uses in enumerate(families.producer_uses):
+        by_kernel.setdefault(families.trace.producer_uses[uses[0]].kernel, []).append(family)
+    names = [""] * len(families.producer_uses)
+    for kernel, on_kernel in by_kernel.items():
+        marks = [""] if len(on_kernel) == 1 else _marks(families, kernel, on_kernel)
+        for family, mark in zip(on_kernel, marks, strict=True):
+            names[family] = dotted(kernel) + (f":{mark}" if mark else "")
     return names
 
 
-def _marks(families: ChannelFamilies, path: Path, own: Sequence[int]) -> list[str]:
-    axes: list[int] = []
-    spans: list[tuple[int, int]] = []
-    blocks: list[int] = []
-    for family in own:
-        axis = next(
-            axis for axis in range(len(families.roots[path])) if family in families.on_axis(path, axis)
-        )
-        channels = families.on_axis(path, axis)[family][0]
-        places = np.flatnonzero(channels >= 0)
-        axes.append(axis)
-        spans.append((int(places[0]), int(places[-1])))
-        changes = np.flatnonzero(np.diff(channels[places]) != 0)
-        blocks.append(int(changes[0]) + 1 if changes.size else len(places))
-    if len(set(axes)) == len(own):
-        return [f"axis{axis}" for axis in axes]
-    if len(set(spans)) == len(own) and len(set(axes)) == 1:
-        return [f"{first}-{last}" for first, last in spans]
+def _marks(families: ChannelFamilies, kernel: Path, on_kernel: Sequence[int]) -> list[str]:
+    """What tells several families of one kernel apart: as much of axis, range and factor as is needed."""
+    places: list[tuple[int, tuple[int, int]]] = []  # axis, and first and last index on it
+    block_sizes: list[int] = []  # neighbouring indices of one channel
+    for family in on_kernel:
+        on_axes = enumerate(families.on_axis(kernel, axis) for axis in range(len(families.roots[kernel])))
+        axis, channels = next((axis, found[family][0]) for axis, found in on_axes if family in found)
+        indices = np.flatnonzero(channels >= 0)
+        places.append((axis, (int(indices[0]), int(indices[-1]))))
+        changes = np.flatnonzero(np.diff(channels[indices]) != 0)
+        block_sizes.append(int(changes[0]) + 1 if changes.size else len(indices))
     marks = []
-    for index, (axis, span) in enumerate(zip(axes, spans, strict=True)):
-        rivals = [other for other in range(len(own)) if (axes[other], spans[other]) == (axis, span)]
-        parts = [f"axis{axis}"] if len(set(axes)) > 1 else []
-        parts += (
-            [f"{span[0]}-{span[1]}"]
-            if len({s for a, s in zip(axes, spans, strict=True) if a == axis}) > 1
-            else []
-        )
+    for number, (axis, (first, last)) in enumerate(places):
+        parts = []
+        if len({axis for axis, _ in places}) > 1:
+            parts.append(f"axis{axis}")
+        if len({other for other in places if other[0] == axis}) > 1:
+            parts.append(f"{first}-{last}")
+        rivals = [other for other, place in enumerate(places) if place == places[number]]
         if len(rivals) > 1:
-            ranked = sorted(rivals, key=lambda other: (-blocks[other], other))
-            place = ranked.index(index)
-            parts.append({0: "outer", len(ranked) - 1: "inner"}.get(place, f"middle{place}"))
-        marks.append(":".join(parts) or str(index))
+            rank = sorted(rivals, key=lambda rival: -block_sizes[rival]).index(number)
+            parts.append({0: "outer", len(rivals) - 1: "inner"}.get(rank, f"middle{rank}"))
+        marks.append(":".join(parts))
     return (
         marks if len(set(marks)) == len(marks) else [f"{mark}:{number}" for number, mark in enumerate(marks)]
     )

@@ -1,310 +1,295 @@
-"""Rules for matrix products and convolutions: labels of what is summed over are united, the rest goes on.
+"""Rules for matrix products and convolutions, the operations that make channels and read them.
 
-Both are an entrywise product over all axes in play, followed by a sum over some of them. A grouped convolution has an
-axis for its groups: the input is [groups, c_in / groups] there, and the kernel's output axis [groups, c_out / groups].
+Both are treated as an index-by-index product over all axes that take part, followed by a sum over some of these. The
+first unites the labels of the two operands, the second drops the axes that are summed over. For a matrix product, the
+axes of the product are (batch, left, right, summed). For a convolution they are (batch, image, group, made, read,
+window): every input channel is (group, read) and every output channel (group, made), with one group unless the
+convolution is grouped.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune.structure.elementwise_rules import combine, drop_axes
+from jaxprune.structure.elementwise_rules import clusters_of_axes, combine, drop_axes, unite_along
 from jaxprune.structure.labels import FREE, distinct
 from jaxprune.structure.model_state import Path
-from jaxprune.structure.movement_rules import NO_ORIGIN, regrouped
+from jaxprune.structure.movement_rules import reshape, with_new_axes
 from jaxprune.structure.program import Operation
 from jaxprune.structure.trace import (
+    NO_AXES,
+    ChannelRead,
     ContractionMacs,
     LabelField,
     LabelledValue,
     Trace,
-    moved,
+    computed_from,
+    labels_over,
+    move_axes,
     output_shapes,
-    spread,
+    select_axes,
 )
 
 _IMAGE_AXIS = "an image axis of a convolution"
 
 
-class _Side(NamedTuple):
-    """One operand laid over the axes of the product."""
+class _Operand(NamedTuple):
+    """One of the two inputs of a contraction."""
 
     value: LabelledValue
-    """As it came in."""
     number: int | None
-    """Of the value in the program."""
-    read: tuple[int, ...]
-    """Its axes that are summed over, or shared with the other operand."""
-    axes: tuple[int, ...]
-    """For each axis of the laid-out value, its axis in the product."""
+    """Number of the value in the program; None for a literal."""
+    read_axes: tuple[int, ...]
+    """Axes of the value that are summed over, or that the other operand has too."""
     laid_out: LabelledValue
+    """The value with one axis for each axis of the product that it takes part in."""
+    product_axes: tuple[int, ...]
+    """For each axis of `laid_out`, its axis in the product."""
+
+    def source_axes_on(self, product_axes: Collection[int]) -> frozenset[int]:
+        """The axes of the source that are followed by some axes of the product."""
+        pairs = zip(self.product_axes, self.laid_out.source_axes, strict=True)
+        return NO_AXES.union(*(source_axes for axis, source_axes in pairs if axis in product_axes))
 
 
-def dot_general(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
-    """A matrix product."""
-    (left_in, right_in), (left_batch, right_batch) = step.equation.params["dimension_numbers"]
-    left, right = inputs
-    left_axes, right_axes = [-1] * len(left.shape), [-1] * len(right.shape)
-    count = 0
-    for a, b in zip(left_batch, right_batch, strict=True):
-        left_axes[a] = right_axes[b] = count
-        count += 1
-    for axes in (left_axes, right_axes):
-        taken = {*left_batch, *left_in} if axes is left_axes else {*right_batch, *right_in}
+def dot_general(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    """Propagates labels through a matrix product.
+
+    Args:
+      trace: notes which channels are read and made.
+      operation: the product.
+      inputs: its two operands.
+
+    Returns:
+      Its one result.
+    """
+    summed_pairs, batch_pairs = operation.equation.params["dimension_numbers"]
+    ranks = [len(value.shape) for value in inputs]
+    product_axes = [[-1] * rank for rank in ranks]
+    num_axes = len(batch_pairs[0])
+    for axes, batch_axes, summed_axes in zip(product_axes, batch_pairs, summed_pairs, strict=True):
+        for number, axis in enumerate(batch_axes):
+            axes[axis] = number
         for axis in range(len(axes)):
-            if axis not in taken:
-                axes[axis] = count
-                count += 1
-    summed = list(range(count, count + len(left_in)))
-    for place, (a, b) in zip(summed, zip(left_in, right_in, strict=True), strict=True):
-        left_axes[a] = right_axes[b] = place
-    sides = [
-        _Side(left, _number(step, 0), (*left_batch, *left_in), tuple(left_axes), left),
-        _Side(right, _number(step, 1), (*right_batch, *right_in), tuple(right_axes), right),
+            if axis not in batch_axes and axis not in summed_axes:
+                axes[axis] = num_axes
+                num_axes += 1
+    for axes, summed_axes in zip(product_axes, summed_pairs, strict=True):
+        for number, axis in enumerate(summed_axes):
+            axes[axis] = num_axes + number
+    operands = [
+        _Operand(
+            value, _number(operation, side), (*batch_pairs[side], *summed_pairs[side]), value, tuple(axes)
+        )
+        for side, (value, axes) in enumerate(zip(inputs, product_axes, strict=True))
     ]
-    shape = _joint_shape(sides, count + len(left_in))
-    batch = tuple(range(len(left_batch)))
-    return [_contract(trace, step, sides, shape, tuple(summed), batch, output_shapes(step)[0])]
+    shape = _product_shape(operands, num_axes + len(summed_pairs[0]))
+    return [_contract(trace, operation, operands, shape, num_axes, range(len(batch_pairs[0])))]
 
 
-def convolution(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
-    """A convolution, grouped or not, of any number of image axes."""
-    params, (shape,) = step.equation.params, output_shapes(step)
-    numbers, groups = params["dimension_numbers"], int(params["feature_group_count"])
+def convolution(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    """Propagates labels through a convolution, grouped or not, with any number of image axes.
+
+    Args:
+      trace: notes which channels are read and made.
+      operation: the convolution.
+      inputs: images and kernel.
+
+    Returns:
+      Its one result.
+    """
+    params, (output_shape,) = operation.equation.params, output_shapes(operation)
+    numbers, num_groups = params["dimension_numbers"], int(params["feature_group_count"])
     if int(params["batch_group_count"]) != 1:
-        return frozen_outputs(trace, step, inputs, f"batches are grouped in {step.location}")
+        return frozen_outputs(trace, operation, inputs, f"batches are grouped in {operation.location}")
     images, kernel = inputs
-    num_spatial = len(numbers.lhs_spec) - 2
-    flat_images = _image_fields_gone(trace, images, numbers.lhs_spec[2:])
+    num_image_axes = len(numbers.lhs_spec) - 2
+    image, (group, made, read) = range(1, 1 + num_image_axes), range(1 + num_image_axes, 4 + num_image_axes)
+    window = range(read + 1, read + 1 + num_image_axes)
+    mixed_images = _without_image_labels(trace, images, numbers.lhs_spec[2:])
     for axis in numbers.rhs_spec[2:]:
         trace.freeze(kernel.over(axis), _IMAGE_AXIS)
-    # axes of the product: batch, image, group, made, read, window
-    group, made, read = 1 + num_spatial, 2 + num_spatial, 3 + num_spatial
-    left_axes = _places(numbers.lhs_spec, [0, -1, *range(1, 1 + num_spatial)], [group, read])
-    window = range(4 + num_spatial, 4 + 2 * num_spatial)
-    right_axes = _places(numbers.rhs_spec, [-1, read, *window], [group, made])
-    laid_images = _with_groups(trace, step, flat_images, numbers.lhs_spec[1], groups)
-    laid_kernel = _with_groups(trace, step, kernel, numbers.rhs_spec[0], groups)
-    at_output = _at_output(laid_images, left_axes, [shape[axis] for axis in numbers.out_spec[2:]])
-    sides = [
-        _Side(images, _number(step, 0), (numbers.lhs_spec[1],), tuple(left_axes), at_output),
-        _Side(kernel, _number(step, 1), numbers.rhs_spec[:2], tuple(right_axes), laid_kernel),
+    laid_images = _with_groups(trace, operation, mixed_images, numbers.lhs_spec[1], num_groups)
+    laid_kernel = _with_groups(trace, operation, kernel, numbers.rhs_spec[0], num_groups)
+    image_axes = _product_axes(numbers.lhs_spec, [(0,), (group, read), *((axis,) for axis in image)])
+    kernel_axes = _product_axes(numbers.rhs_spec, [(group, made), (read,), *((axis,) for axis in window)])
+    # The images enter the product with the lengths that image axes have in the output.
+    lengths = dict(zip(image, (output_shape[axis] for axis in numbers.out_spec[2:]), strict=True))
+    sizes = [lengths.get(axis, size) for axis, size in zip(image_axes, laid_images.shape, strict=True)]
+    at_output = dataclasses.replace(laid_images, shape=tuple(sizes))
+    operands = [
+        _Operand(images, _number(operation, 0), (numbers.lhs_spec[1],), at_output, image_axes),
+        _Operand(kernel, _number(operation, 1), tuple(numbers.rhs_spec[:2]), laid_kernel, kernel_axes),
     ]
-    joint = _joint_shape(sides, 4 + 2 * num_spatial)
-    found = _contract(trace, step, sides, joint, (read, *window), (group,), joint[:read])
-    flat = regrouped(trace, step, found, (*joint[: 1 + num_spatial], groups * joint[made]), is_delicate=False)
-    order = [0] * len(shape)
-    for place, axis in enumerate((numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1])):
-        order[axis] = place
-    new_axis = [order.index(place) for place in range(len(shape))]
+    shape = _product_shape(operands, window.stop)
+    result = _contract(trace, operation, operands, shape, read, (group,))
+    joined = (*shape[:group], num_groups * shape[made])
+    channels_last = reshape(trace, operation, result, joined, is_users=False)
+    new_axis = (numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1])
+    order = [new_axis.index(axis) for axis in range(len(new_axis))]
+    return [select_axes(channels_last, order, move_axes(channels_last.fields, new_axis))]
+
+
+def frozen_outputs(
+    trace: Trace, operation: Operation, inputs: Sequence[LabelledValue], reason: str
+) -> list[LabelledValue]:
+    """Freezes everything that an operation reads, and returns outputs whose axes all stay.
+
+    Args:
+      trace: holds the labels.
+      operation: an operation of which it is not known what it does.
+      inputs: its inputs.
+      reason: why they are frozen.
+
+    Returns:
+      Its outputs.
+    """
+    marker = trace.freeze_and_mark((field for value in inputs for field in value.fields), reason)
     return [
-        dataclasses.replace(
-            flat,
-            shape=shape,
-            fields=moved(flat.fields, new_axis),
-            fixed=tuple(flat.fixed[place] for place in order),
-        )
+        computed_from(inputs, shape, (), [marker if size > 1 else FREE for size in shape], ())
+        for shape in output_shapes(operation)
     ]
 
 
-def _number(step: Operation, index: int) -> int | None:
-    number = step.inputs[index]
+def _number(operation: Operation, index: int) -> int | None:
+    number = operation.inputs[index]
     return number if isinstance(number, int) else None
 
 
-def _joint_shape(sides: Sequence[_Side], count: int) -> tuple[int, ...]:
-    sizes = [1] * count
-    for side in sides:
-        for axis, size in zip(side.axes, side.laid_out.shape, strict=True):
+def _product_shape(operands: Sequence[_Operand], num_axes: int) -> tuple[int, ...]:
+    sizes = [1] * num_axes
+    for operand in operands:
+        for axis, size in zip(operand.product_axes, operand.laid_out.shape, strict=True):
             sizes[axis] = max(sizes[axis], size)
     return tuple(sizes)
 
 
-def _places(spec: Sequence[int], wanted: Sequence[int], pair: Sequence[int]) -> list[int]:
-    """For each axis, its axis in the product; the one that is wanted at -1 becomes the pair."""
-    by_axis = dict(zip(spec, wanted, strict=True))
-    found: list[int] = []
-    for axis in range(len(spec)):
-        found += [by_axis[axis]] if by_axis[axis] >= 0 else list(pair)
-    return found
+def _product_axes(spec: Sequence[int], targets: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """For each axis of a laid-out operand its axis in the product; axis `spec[i]` becomes the axes `targets[i]`."""
+    by_axis = dict(zip(spec, targets, strict=True))
+    return tuple(target for axis in range(len(spec)) for target in by_axis[axis])
+
+
+def _without_image_labels(trace: Trace, images: LabelledValue, image_axes: Sequence[int]) -> LabelledValue:
+    """Images without labels along image axes, which stay; channels that had different ones there are united."""
+    fields: list[LabelField] = []
+    for field in images.fields:
+        if set(image_axes).isdisjoint(field.axes):
+            fields.append(field)
+            continue
+        without = unite_along(trace, field, image_axes)
+        if without is not None:
+            fields.append(without)
+        else:
+            trace.freeze([field], _IMAGE_AXIS)
+    marker = trace.labels.fixed_marker(_IMAGE_AXIS)
+    fixed = [marker if axis in image_axes and old == FREE else old for axis, old in enumerate(images.fixed)]
+    return dataclasses.replace(images, fields=tuple(fields), fixed=tuple(fixed))
 
 
 def _with_groups(
-    trace: Trace, step: Operation, value: LabelledValue, axis: int, groups: int
+    trace: Trace, operation: Operation, value: LabelledValue, axis: int, num_groups: int
 ) -> LabelledValue:
-    size = value.shape[axis] // groups
-    if groups > 1:
-        shape = (*value.shape[:axis], groups, size, *value.shape[axis + 1 :])
-        return regrouped(trace, step, value, shape, is_delicate=False)
-    new_axis = [place + (place >= axis) for place in range(len(value.shape))]
-    fixed, origin = list(value.fixed), list(value.origin)
-    fixed.insert(axis, FREE)
-    if origin:
-        origin.insert(axis, NO_ORIGIN)
-    return dataclasses.replace(
-        value,
-        shape=(*value.shape[:axis], 1, *value.shape[axis:]),
-        fields=moved(value.fields, new_axis),
-        fixed=tuple(fixed),
-        origin=tuple(origin),
-    )
-
-
-def _image_fields_gone(trace: Trace, images: LabelledValue, spatial: Sequence[int]) -> LabelledValue:
-    """Windows mix what lies along image axes: labels that change along them are one."""
-    fields: list[LabelField] = []
-    for own in images.fields:
-        inside = [axis in spatial for axis in own.axes]
-        if not any(inside):
-            fields.append(own)
-            continue
-        index = tuple(slice(0, 1) if is_image else slice(None) for is_image in inside)
-        first = np.ascontiguousarray(np.broadcast_to(own.labels[index], own.labels.shape))
-        trace.labels.unite(first, np.ascontiguousarray(own.labels))
-        kept = tuple(axis for axis, is_image in zip(own.axes, inside, strict=True) if not is_image)
-        gone = tuple(place for place, is_image in enumerate(inside) if is_image)
-        if kept:
-            fields.append(LabelField(kept, own.labels[index].squeeze(gone)))
-        else:
-            trace.freeze([own], _IMAGE_AXIS)
-    wall = trace.labels.fixed_marker(_IMAGE_AXIS)
-    fixed = tuple(wall if axis in spatial and own == FREE else own for axis, own in enumerate(images.fixed))
-    return dataclasses.replace(images, fields=tuple(fields), fixed=fixed)
-
-
-def _at_output(value: LabelledValue, axes: Sequence[int], sizes: Sequence[int]) -> LabelledValue:
-    """The images with the lengths of the result's image axes."""
-    lengths = {1 + index: size for index, size in enumerate(sizes)}
-    shape = tuple(lengths.get(axis, size) for axis, size in zip(axes, value.shape, strict=True))
-    return dataclasses.replace(value, shape=shape)
+    """A value whose axis of channels is split into (group, channel of the group)."""
+    shape = (*value.shape[:axis], num_groups, value.shape[axis] // num_groups, *value.shape[axis + 1 :])
+    if num_groups > 1:
+        return reshape(trace, operation, value, shape, is_users=False)
+    return with_new_axes(value, shape, [old + (old >= axis) for old in range(len(value.shape))])
 
 
 def _contract(
     trace: Trace,
-    step: Operation,
-    sides: Sequence[_Side],
-    joint: tuple[int, ...],
-    summed: tuple[int, ...],
-    shared: tuple[int, ...],
+    operation: Operation,
+    operands: Sequence[_Operand],
     shape: tuple[int, ...],
+    num_left: int,
+    shared: Collection[int],
 ) -> LabelledValue:
-    operands = [_over_joint(side, joint) for side in sides]
-    producers = _note_uses(trace, step, sides, summed, shared)
-    fields, fixed = combine(trace, step, operands, joint)
-    trace.contraction_macs.append(_cost(joint, fields, trace.turns))
-    kept = drop_axes(trace, fields, summed, joint)
-    is_activation = any(side.value.is_activation for side in sides)
-    left = len(joint) - len(summed)
-    origin = () if is_activation else _origin_of_product(sides, left)
-    return LabelledValue(
-        shape=shape,
-        fields=kept,
-        fixed=tuple(fixed[:left]),
-        sources=frozenset() if is_activation else frozenset().union(*(side.value.sources for side in sides)),
-        origin=origin,
-        is_activation=is_activation,
-        producers=producers,
+    """Unites the labels of two operands over the axes of their product, and sums over all but the first `num_left`.
+
+    `shape` is that of the product, and `shared` are the axes other than those summed over that both operands have.
+    """
+    summed = range(num_left, len(shape))
+    producers = _note_reads_and_producers(trace, operation, operands, summed, shared)
+    values = []
+    for operand in operands:
+        fixed = [FREE] * len(shape)
+        for axis, marker in zip(operand.product_axes, operand.laid_out.fixed, strict=True):
+            fixed[axis] = marker
+        fields = move_axes(operand.laid_out.fields, operand.product_axes)
+        values.append(LabelledValue(shape, fields, tuple(fixed)))
+    product_fields, product_fixed = combine(trace, operation, values, shape)
+    trace.contraction_macs.append(_macs(product_fields, shape, trace.iterations))
+    result = computed_from(
+        [operand.value for operand in operands],
+        shape[:num_left],
+        drop_axes(trace, product_fields, summed),
+        product_fixed[:num_left],
+        [
+            NO_AXES.union(*(operand.source_axes_on((axis,)) for operand in operands))
+            for axis in range(num_left)
+        ],
     )
+    return dataclasses.replace(result, producers=result.producers | producers)
 
 
-def _origin_of_product(sides: Sequence[_Side], count: int) -> tuple[frozenset[int], ...]:
-    found = [NO_ORIGIN] * count
-    for side in sides:
-        for axis, own in zip(side.axes, side.laid_out.origin, strict=False):
-            if axis < count:
-                found[axis] |= own
-    return tuple(found)
-
-
-def _over_joint(side: _Side, joint: tuple[int, ...]) -> LabelledValue:
-    fixed = [FREE] * len(joint)
-    for axis, own in zip(side.axes, side.laid_out.fixed, strict=True):
-        fixed[axis] = own
-    return LabelledValue(shape=joint, fields=moved(side.laid_out.fields, side.axes), fixed=tuple(fixed))
-
-
-def _note_uses(
-    trace: Trace, step: Operation, sides: Sequence[_Side], summed: tuple[int, ...], shared: tuple[int, ...]
+def _note_reads_and_producers(
+    trace: Trace,
+    operation: Operation,
+    operands: Sequence[_Operand],
+    summed: Collection[int],
+    shared: Collection[int],
 ) -> frozenset[int]:
-    """Notes who reads channels and who makes them; returns the productions that the result carries."""
-    carried: frozenset[int] = frozenset()
-    for side, other in (sides, sides[::-1]):
-        if not side.value.is_activation:
+    """Notes which channels the contraction reads and which it makes; returns the new producer uses."""
+    producers: set[int] = set()
+    for operand, other in (operands, operands[::-1]):
+        if not operand.value.is_activation:
             continue
-        is_layer = bool(other.value.sources) and not other.value.is_activation
-        path = kernel_path(trace, other.value) if is_layer else None
-        met = NO_ORIGIN.union(*_origins(other, (*summed, *shared)))
-        if side.number is not None:
-            trace.consume(side.number, side.value, side.read, path, met)
-        carried |= side.value.producers
-        if is_layer:
-            carried |= _note_production(trace, step, path, other, summed)
-    return carried
+        has_kernel = bool(other.value.sources) and not other.value.is_activation
+        path = _kernel_path(trace, other.value) if has_kernel else None
+        if operand.number is not None:
+            kernel_axes = other.source_axes_on({*summed, *shared})
+            num_affine_uses = len(trace.affine_uses)
+            trace.reads.append(
+                ChannelRead(
+                    operand.number, operand.value, operand.read_axes, path, kernel_axes, num_affine_uses
+                )
+            )
+        made = {axis for axis in other.product_axes if axis not in summed}
+        fields = [
+            field
+            for field in other.laid_out.fields
+            if has_kernel and any(other.product_axes[axis] in made for axis in field.axes)
+        ]
+        if fields and path is None:
+            trace.freeze(fields, f"weights that are not one parameter in {operation.location}")
+        elif fields and path is not None:
+            labels = distinct(np.concatenate([field.labels.reshape(-1) for field in fields]))
+            producers.add(
+                trace.add_producer_use(operation, path, other.source_axes_on(made), labels[labels >= 0])
+            )
+    return frozenset(producers)
 
 
-def _origins(side: _Side, places: Sequence[int]) -> list[frozenset[int]]:
-    return [own for place, own in zip(side.axes, side.laid_out.origin, strict=False) if place in places]
-
-
-def _note_production(
-    trace: Trace, step: Operation, path: Path | None, kernel: _Side, summed: tuple[int, ...]
-) -> frozenset[int]:
-    made = [place for place in kernel.axes if place not in summed]
-    own = [each for each in kernel.laid_out.fields if any(kernel.axes[axis] in made for axis in each.axes)]
-    if not own:
-        return frozenset()
-    if path is None:
-        trace.freeze(own, f"weights that are not one parameter in {step.location}")
-        return frozenset()
-    labels = distinct(np.concatenate([each.labels.reshape(-1) for each in own]))
-    axes = NO_ORIGIN.union(*_origins(kernel, made))
-    return frozenset({trace.produce(step, path, axes, labels[labels >= 0])})
-
-
-def kernel_path(trace: Trace, kernel: LabelledValue) -> Path | None:
-    """The one parameter that a kernel is made of (biases and statistics folded into it do not count)."""
-    ranks = {path: len(trace.seeds[path]) for path in kernel.sources}
+def _kernel_path(trace: Trace, kernel: LabelledValue) -> Path | None:
+    """The one parameter of highest rank that a kernel is computed from; biases or statistics may be folded into it."""
+    ranks = {path: len(trace.array_labels[path]) for path in kernel.sources}
     largest = [path for path, rank in ranks.items() if rank == max(ranks.values())]
     return largest[0] if len(largest) == 1 else None
 
 
-def _cost(joint: tuple[int, ...], fields: Sequence[LabelField], turns: int) -> ContractionMacs:
-    clusters: list[tuple[tuple[int, ...], list[LabelField]]] = []
-    for own in fields:
-        touching = [known for known in clusters if set(known[0]) & set(own.axes)]
-        clusters = [known for known in clusters if known not in touching]
-        axes = sorted({*own.axes, *(axis for known in touching for axis in known[0])})
-        clusters.append((tuple(axes), [*(each for known in touching for each in known[1]), own]))
-    covered = {axis for axes, _ in clusters for axis in axes}
-    constant = math.prod(size for axis, size in enumerate(joint) if axis not in covered)
-    flat = tuple(
-        tuple(np.ascontiguousarray(spread(own, axes, joint)).reshape(-1) for own in members)
-        for axes, members in clusters
+def _macs(fields: Sequence[LabelField], shape: tuple[int, ...], iterations: int) -> ContractionMacs:
+    """Multiply-adds of a product of this shape that runs so often; `fields` are its labels."""
+    clusters = clusters_of_axes([fields])
+    labelled = {axis for axes, _ in clusters for axis in axes}
+    constant = math.prod(size for axis, size in enumerate(shape) if axis not in labelled)
+    flat_labels = tuple(
+        tuple(labels_over(field, axes, shape).reshape(-1) for field in on_axes)
+        for axes, (on_axes,) in clusters
     )
-    return ContractionMacs(constant * turns, flat)
-
-
-def frozen_outputs(
-    trace: Trace, step: Operation, inputs: Sequence[LabelledValue], reason: str
-) -> list[LabelledValue]:
-    """What an operation makes that nothing is known of: whatever it touches stays."""
-    for value in inputs:
-        trace.freeze(value.fields, reason)
-    wall = trace.labels.fixed_marker(reason)
-    is_activation = any(value.is_activation for value in inputs)
-    return [
-        LabelledValue(
-            shape=shape,
-            fixed=tuple(wall if size > 1 else FREE for size in shape),
-            sources=frozenset() if is_activation else frozenset().union(*(v.sources for v in inputs)),
-            origin=() if is_activation else (NO_ORIGIN,) * len(shape),
-            is_activation=is_activation,
-            producers=frozenset().union(*(value.producers for value in inputs)),
-        )
-        for shape in output_shapes(step)
-    ]
+    return ContractionMacs(constant * iterations, flat_labels)

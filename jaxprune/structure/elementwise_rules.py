@@ -1,285 +1,314 @@
-"""How labels of several values meet entry by entry, and how axes disappear from them.
+"""How the labels of several values are brought together index by index, and how axes with labels disappear.
 
-Where two values lay their labels over the same axes in the same way, these are united place by place. Where one has
-labels over [heads * size] and the other over [heads] alone, the first must be taken apart into a label for the head
-and one for the place in it: that is requested, and the walk is begun again with such labels (see `factoring.py`).
+Operations such as additions, and products of matrices too, bring indices of their inputs together. If all inputs have
+labels over the same axes, labels at the same index are simply united (`combine`). It is more difficult if one input has
+a label for each index of an axis of length heads * size, and another one for each head alone. Then the first needs two
+labels in place of each of its own: one for the head and one for the position in it. Such a split of labels into factors
+is requested in the trace, and the propagation starts again with the new labels (see `propagation.py`).
+
+To find this out, axes that share labels are read as one flat index, in row-major order. A *digit* (low, high) of this
+index i is (i // low) % (high // low): in a flat index of [heads, size] the digit (size, heads * size) is the head and
+(1, size) is the position in it. Each field of labels follows some of these digits.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxprune.structure.labels import FREE, distinct
 from jaxprune.structure.program import Operation
-from jaxprune.structure.trace import FactorRequest, LabelField, LabelledValue, Trace, stretched
+from jaxprune.structure.trace import FactorRequest, LabelField, LabelledValue, Trace, labels_over, stretch
 
 Fields = tuple[LabelField, ...]
 
+Digit = tuple[int, int]
+"""(low, high): the digit (i // low) % (high // low) of a flat index i."""
 
-Span = tuple[int, int]
-"""(b, e): the digit (i // b) % (e // b) of a flat index i."""
 
-
-class _Part(NamedTuple):
-    """A field, as the digits of the flat index of a cluster of axes that its labels follow."""
+class _DigitField(NamedTuple):
+    """A field, with the digits of the flat index over a cluster of axes that its labels follow."""
 
     field: LabelField
-    spans: tuple[Span, ...]
+    digits: tuple[Digit, ...]
 
 
 def combine(
-    trace: Trace, step: Operation, operands: Sequence[LabelledValue], shape: tuple[int, ...]
+    trace: Trace, operation: Operation, operands: Sequence[LabelledValue], shape: tuple[int, ...]
 ) -> tuple[Fields, tuple[int, ...]]:
-    """Labels and fixed axes of what an operation makes of values of one shape, entry by entry; unites labels."""
-    ranked = [_broadcast(value, shape) for value in operands if len(value.shape) == len(shape)]
-    fixed = [FREE] * len(shape)
-    for value in ranked:
-        for axis, wall in enumerate(value.fixed):
-            if wall != FREE and fixed[axis] == FREE:
-                fixed[axis] = wall
-    labelled = [value.fields for value in ranked if value.fields]
-    if not labelled:
-        return (), tuple(fixed)
-    found: list[LabelField] = []
-    if len(labelled) == 1 and all(fixed[axis] == FREE for own in labelled[0] for axis in own.axes):
-        found = list(labelled[0])
+    """Unites the labels of values that an operation brings together index by index.
+
+    Args:
+      trace: notes the unions, and what has to be split into factors.
+      operation: the operation.
+      operands: its inputs; axes of length one are broadcast, and inputs of another rank (scalars) have no labels.
+      shape: shape of the result.
+
+    Returns:
+      The labels of the result, and for each of its axes `FREE` or the marker of why the axis stays whole.
+    """
+    operands = [value for value in operands if len(value.shape) == len(shape)]
+    fixed = [
+        next((value.fixed[axis] for value in operands if value.fixed[axis] != FREE), FREE)
+        for axis in range(len(shape))
+    ]
+    labelled = [stretch(value.fields, shape) for value in operands if value.fields]
+    fields: list[LabelField] = []
+    if len(labelled) == 1 and all(fixed[axis] == FREE for field in labelled[0] for axis in field.axes):
+        fields = list(labelled[0])
     else:
-        for axes, members in _clusters(labelled):
-            found += _meet(trace, step, axes, members, fixed, shape)
-    for own in found:
-        for axis in own.axes:
-            fixed[axis] = FREE
-    return tuple(found), tuple(fixed)
+        for axes, fields_of_values in clusters_of_axes(labelled):
+            fields += _combine_cluster(trace, operation, axes, fields_of_values, fixed, shape)
+    labelled_axes = {axis for field in fields for axis in field.axes}
+    return tuple(fields), tuple(
+        FREE if axis in labelled_axes else marker for axis, marker in enumerate(fixed)
+    )
 
 
-def _broadcast(value: LabelledValue, shape: tuple[int, ...]) -> LabelledValue:
-    """A value whose axes of length one are as long as those of the others."""
-    if value.shape == shape:
-        return value
-    return dataclasses.replace(value, shape=shape, fields=stretched(value.fields, shape))
+def clusters_of_axes(
+    fields_of_values: Sequence[Sequence[LabelField]],
+) -> list[tuple[tuple[int, ...], list[list[LabelField]]]]:
+    """Splits the labelled axes into the smallest sets, clusters, such that no field lies in two of them.
+
+    Args:
+      fields_of_values: the fields of each of several values with the same axes.
+
+    Returns:
+      For each cluster its axes, rising, and the fields on them of each value that has any.
+    """
+    axis_sets: list[set[int]] = []
+    for fields in fields_of_values:
+        for field in fields:
+            touched = [axes for axes in axis_sets if axes & set(field.axes)]
+            axis_sets = [axes for axes in axis_sets if axes not in touched]
+            axis_sets.append(set(field.axes).union(*touched))
+    clusters = []
+    for axes in axis_sets:
+        in_cluster = [[field for field in fields if field.axes[0] in axes] for fields in fields_of_values]
+        clusters.append((tuple(sorted(axes)), [fields for fields in in_cluster if fields]))
+    return clusters
 
 
-def _clusters(labelled: Sequence[Fields]) -> list[tuple[tuple[int, ...], list[list[LabelField]]]]:
-    """Sets of axes that share fields, with the fields of each value on them."""
-    sets: list[set[int]] = []
-    for fields in labelled:
-        for own in fields:
-            touching = [known for known in sets if known & set(own.axes)]
-            sets = [known for known in sets if not known & set(own.axes)]
-            sets.append(set(own.axes).union(*touching))
-    result = []
-    for axes in sets:
-        members = [[own for own in fields if own.axes[0] in axes] for fields in labelled]
-        result.append((tuple(sorted(axes)), [own for own in members if own]))
-    return result
-
-
-def _meet(
+def _combine_cluster(
     trace: Trace,
-    step: Operation,
+    operation: Operation,
     axes: tuple[int, ...],
-    members: Sequence[Sequence[LabelField]],
+    fields_of_values: Sequence[Sequence[LabelField]],
     fixed: Sequence[int],
     shape: tuple[int, ...],
 ) -> list[LabelField]:
-    is_fixed = any(fixed[axis] != FREE for axis in axes)
-    if not is_fixed and all(len(fields) == 1 and fields[0].axes == axes for fields in members):
-        return [_united(trace, step, [fields[0] for fields in members])]
-    if not is_fixed and len(members) == 1:
-        return list(members[0])
-    same = _matching(members)
-    if not is_fixed and same is not None:
-        return [_united(trace, step, own) for own in same]
-    sizes = [shape[axis] for axis in axes]
-    everything = [own for fields in members for own in fields]
-    parts = [_part(own, axes, sizes) for own in everything]
-    known = [part for part in parts if part is not None]
-    walls = [(axis, _axis_span(axes, sizes, axis)) for axis in axes if fixed[axis] != FREE]
-    spans = [*(span for part in known for span in part.spans), *(span for _, span in walls)]
-    cuts = sorted({1, math.prod(sizes), *(edge for span in spans for edge in span)})
-    if len(known) < len(parts) or any(b % a for a, b in zip(cuts, cuts[1:], strict=False)):
-        return _refuse(trace, step, everything)
-    for axis, (low, high) in walls:
-        for part in known:
-            if all(low <= span[0] and span[1] <= high for span in part.spans):
-                trace.labels.unite(part.field.labels, np.full(part.field.labels.size, fixed[axis]))
-    return _line_up(trace, step, known, axes, sizes, cuts)
+    """Unites the labels of several values on one cluster of axes; `fixed` and `shape` are those of the result."""
+    fixed_axes = [axis for axis in axes if fixed[axis] != FREE]
+    if not fixed_axes and len(fields_of_values) == 1:
+        return list(fields_of_values[0])
+    matching = _matching_fields(fields_of_values)
+    if not fixed_axes and matching is not None:
+        return [_unite_fields(trace, operation, fields) for fields in matching]
+    all_fields = [field for fields in fields_of_values for field in fields]
+    digit_fields = [known for field in all_fields if (known := _digit_field(field, axes, shape)) is not None]
+    digits_of_fixed = {axis: _digit_of_axis(axes, shape, axis) for axis in fixed_axes}
+    digits = [*(digit for known in digit_fields for digit in known.digits), *digits_of_fixed.values()]
+    size = math.prod(shape[axis] for axis in axes)
+    bounds = sorted({1, size, *(bound for digit in digits for bound in digit)})
+    is_divisible = all(high % low == 0 for low, high in zip(bounds, bounds[1:], strict=False))
+    if len(digit_fields) < len(all_fields) or not is_divisible:
+        reason = f"axes regrouped in a way that does not line up: {operation.location}"
+        trace.freeze(all_fields, reason)
+        return all_fields[:1]
+    for axis, (low, high) in digits_of_fixed.items():
+        for field, own_digits in digit_fields:
+            if all(low <= digit[0] and digit[1] <= high for digit in own_digits):
+                trace.labels.unite(field.labels, np.full(field.labels.size, fixed[axis]))
+    return _unite_by_digits(trace, operation, digit_fields, axes, shape, bounds)
 
 
-def _matching(members: Sequence[Sequence[LabelField]]) -> list[list[LabelField]] | None:
-    """The fields of all values side by side, where each value has the like in the same order."""
-    columns = [list(column) for column in zip(*members, strict=False)]
-    if any(len(fields) != len(columns) for fields in members):
+def _matching_fields(fields_of_values: Sequence[Sequence[LabelField]]) -> list[list[LabelField]] | None:
+    """The fields of all values side by side, if each value has the same number of fields over the same axes.
+
+    Where that is more than one, they must also have the same patterns, so that it is clear which belong together.
+    """
+    columns = [list(column) for column in zip(*fields_of_values, strict=False)]
+    if any(len(fields) != len(columns) for fields in fields_of_values):
         return None
-    for column in columns:
-        first = column[0]
-        if not all(own.axes == first.axes and _is_alike(own.labels, first.labels) for own in column[1:]):
-            return None
+    for first, *others in columns:
+        for field in others:
+            if field.axes != first.axes:
+                return None
+            if len(columns) > 1 and not _has_same_pattern(field.labels, first.labels):
+                return None
     return columns
 
 
-def _is_alike(left: np.ndarray, right: np.ndarray) -> bool:
-    """Whether two arrays are equal but for the names of their labels."""
-    known = (left >= 0) & (right >= 0)
-    a, b = left[known], right[known]
-    if np.array_equal(a, b):
+def _has_same_pattern(left: np.ndarray, right: np.ndarray) -> bool:
+    """Whether two arrays of labels are equal after some renaming of the labels."""
+    are_labels = (left >= 0) & (right >= 0)
+    left, right = left[are_labels], right[are_labels]
+    if np.array_equal(left, right):
         return True
-    pairs = np.unique(np.stack([a, b]), axis=1).shape[1]
-    return pairs == len(distinct(a)) == len(distinct(b))
+    num_pairs = np.unique(np.stack([left, right]), axis=1).shape[1]
+    return num_pairs == len(distinct(left)) == len(distinct(right))
 
 
-def _line_up(
+def _unite_by_digits(
     trace: Trace,
-    step: Operation,
-    parts: Sequence[_Part],
+    operation: Operation,
+    digit_fields: Sequence[_DigitField],
     axes: tuple[int, ...],
-    sizes: Sequence[int],
-    cuts: Sequence[int],
+    shape: tuple[int, ...],
+    bounds: Sequence[int],
 ) -> list[LabelField]:
-    """Unites what follows the same digits; asks for what follows several to be taken apart."""
-    by_spans: dict[tuple[Span, ...], list[_Part]] = {}
-    for part in parts:
-        by_spans.setdefault(part.spans, []).append(part)
-    found: list[LabelField] = []
-    wide: list[LabelField] = []
-    for spans, own in by_spans.items():
-        digits = [
+    """Unites fields that follow the same single digit, and requests factors for those that follow several.
+
+    `bounds` are the bounds of all digits; neighbours among them are the smallest digits.
+    """
+    by_digits: dict[tuple[Digit, ...], list[LabelField]] = {}
+    for field, digits in digit_fields:
+        by_digits.setdefault(digits, []).append(field)
+    united: list[LabelField] = []
+    waiting: list[LabelField] = []
+    for digits, fields in by_digits.items():
+        smallest = [
             (low, high)
-            for low, high in zip(cuts, cuts[1:], strict=False)
-            if any(span[0] <= low and high <= span[1] for span in spans)
+            for low, high in zip(bounds, bounds[1:], strict=False)
+            if any(digit[0] <= low and high <= digit[1] for digit in digits)
         ]
-        if len(digits) > 1:
-            for part in own:
-                _request(trace, part.field, axes, sizes, digits)
-            wide.append(own[0].field)
-        else:
-            same_axes = [part.field for part in own if part.field.axes == own[0].field.axes]
-            for part in own[1:]:
-                if part.field.axes != own[0].field.axes:
-                    left, right = (_flat(each.field, axes, sizes) for each in (own[0], part))
-                    _unite(trace, step, left, right)
-            found.append(_united(trace, step, same_axes))
-    return wide[:1] or found  # until they are taken apart, what they share with others cannot be told
+        if len(smallest) > 1:
+            for field in fields:
+                _request_factors(trace, field, axes, [shape[axis] for axis in axes], smallest)
+            waiting.append(fields[0])
+            continue
+        first = fields[0]
+        for field in fields[1:]:
+            if field.axes != first.axes:
+                left, right = (labels_over(own, axes, shape).reshape(-1) for own in (first, field))
+                _unite(trace, operation, left, right)
+        united.append(_unite_fields(trace, operation, [own for own in fields if own.axes == first.axes]))
+    return (
+        waiting[:1] or united
+    )  # before the labels are split, it is not known what they share with the others
 
 
-def _request(
-    trace: Trace, own: LabelField, axes: Sequence[int], sizes: Sequence[int], digits: Sequence[Span]
+def _request_factors(
+    trace: Trace, field: LabelField, axes: Sequence[int], sizes: Sequence[int], digits: Sequence[Digit]
 ) -> None:
-    grid = np.arange(math.prod(sizes)).reshape(sizes)
-    places = tuple(slice(None) if axis in own.axes else 0 for axis in axes)
-    index = grid[places].reshape(-1)
-    coordinates = tuple((index // low) % (high // low) for low, high in digits)
-    trace.factor_requests.append(FactorRequest(np.ascontiguousarray(own.labels).reshape(-1), coordinates))
+    """Requests that the labels of a field are split into one factor for each digit of the flat index over `axes`."""
+    flat_index = np.arange(math.prod(sizes)).reshape(sizes)
+    at_field = flat_index[tuple(slice(None) if axis in field.axes else 0 for axis in axes)].reshape(-1)
+    digits_of_labels = tuple((at_field // low) % (high // low) for low, high in digits)
+    trace.factor_requests.append(FactorRequest(field.labels.reshape(-1), digits_of_labels))
 
 
-def _flat(own: LabelField, axes: Sequence[int], sizes: Sequence[int]) -> np.ndarray:
-    shape = [size if axis in own.axes else 1 for axis, size in zip(axes, sizes, strict=True)]
-    return np.broadcast_to(own.labels.reshape(shape), sizes).reshape(-1)
-
-
-def known_of(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Of two labels for each place the one that says more."""
-    if (left >= 0).all():
-        return left
-    return np.where(left >= 0, left, np.where(right >= 0, right, np.minimum(left, right)))
-
-
-def _united(trace: Trace, step: Operation, fields: Sequence[LabelField]) -> LabelField:
+def _unite_fields(trace: Trace, operation: Operation, fields: Sequence[LabelField]) -> LabelField:
+    """Unites fields over the same axes; returns one with, at each index, a label if any field has one."""
     labels = fields[0].labels
-    for own in fields[1:]:
-        _unite(trace, step, labels, own.labels)
-        labels = known_of(labels, own.labels)
+    for field in fields[1:]:
+        _unite(trace, operation, labels, field.labels)
+        if (labels < 0).any():  # a label of the other field, or else a marker rather than FREE
+            others = np.where(field.labels >= 0, field.labels, np.minimum(labels, field.labels))
+            labels = np.where(labels >= 0, labels, others)
     return LabelField(fields[0].axes, labels)
 
 
-def _unite(trace: Trace, step: Operation, left: np.ndarray, right: np.ndarray) -> None:
+def _unite(trace: Trace, operation: Operation, left: np.ndarray, right: np.ndarray) -> None:
     if trace.labels.unite(left, right):
-        trace.unions.append((step, left, right))
+        trace.unions.append((operation, left, right))
 
 
-def _refuse(trace: Trace, step: Operation, fields: Sequence[LabelField]) -> list[LabelField]:
-    trace.freeze(list(fields), f"axes regrouped in a way that does not line up: {step.location}")
-    return list(fields[:1])
+def _digit_of_axis(axes: tuple[int, ...], shape: tuple[int, ...], axis: int) -> Digit:
+    """The digit of the flat index over `axes` that is the index of one of them."""
+    low = math.prod(shape[later] for later in axes[axes.index(axis) + 1 :])
+    return low, low * shape[axis]
 
 
-def _axis_span(axes: tuple[int, ...], sizes: Sequence[int], axis: int) -> Span:
-    place = axes.index(axis)
-    low = math.prod(sizes[place + 1 :])
-    return low, low * sizes[place]
-
-
-def _part(own: LabelField, axes: tuple[int, ...], sizes: Sequence[int]) -> _Part | None:
-    """Which digits of the flat index a field follows; None where these are none."""
-    inside = _digits(own.labels.reshape(-1))
-    if inside is None:
+def _digit_field(field: LabelField, axes: tuple[int, ...], shape: tuple[int, ...]) -> _DigitField | None:
+    """A field with the digits of the flat index over `axes` that it follows; None if it does not follow any."""
+    own_digit = _digit_of_labels(field.labels.reshape(-1))
+    if own_digit is None:
         return None
-    runs: list[Span] = []
-    for low, high in (_axis_span(axes, sizes, axis) for axis in own.axes):
+    runs: list[Digit] = []  # neighbouring axes make one digit
+    for low, high in (_digit_of_axis(axes, shape, axis) for axis in field.axes):
         if runs and runs[-1][0] == high:
             runs[-1] = (low, runs[-1][1])
         else:
             runs.append((low, high))
-    if inside == (1, own.labels.size):
-        return _Part(own, tuple(runs))
+    if own_digit == (1, field.labels.size):
+        return _DigitField(field, tuple(runs))
     if len(runs) > 1:
         return None
-    return _Part(own, ((runs[0][0] * inside[0], runs[0][0] * inside[1]),))
+    lowest = runs[0][0]
+    return _DigitField(field, ((lowest * own_digit[0], lowest * own_digit[1]),))
 
 
-def _digits(flat: np.ndarray) -> tuple[int, int] | None:
-    """(b, e) such that the label at i follows from the digit (i // b) % (e // b), another one for each; or None.
+def _digit_of_labels(labels: np.ndarray) -> Digit | None:
+    """The digit of the index i that decides which label is at i, each value of it another label; None if none does.
 
     Example:
-      >>> _digits(np.array([7, 7, 8, 8, 7, 7, 8, 8]))
+      >>> _digit_of_labels(np.array([7, 7, 8, 8, 7, 7, 8, 8]))
       (2, 4)
     """
-    known = flat[flat >= 0]
+    known = labels[labels >= 0]
     if len(distinct(known)) == len(known):
-        return 1, len(flat)
-    changes = np.flatnonzero(flat != flat[0])
-    block = int(changes[0]) if changes.size else len(flat)
-    if len(flat) % block:
+        return 1, len(labels)
+    changes = np.flatnonzero(labels != labels[0])
+    low = int(changes[0]) if changes.size else len(labels)
+    if len(labels) % low:
         return None
-    digits = flat[::block]
-    again = np.flatnonzero(digits[1:] == digits[0])
-    period = int(again[0]) + 1 if again.size else len(digits)
-    if len(digits) % period or len(distinct(digits[:period])) < period:
+    every_low = labels[::low]
+    repeats = np.flatnonzero(every_low[1:] == every_low[0])
+    period = int(repeats[0]) + 1 if repeats.size else len(every_low)
+    if len(every_low) % period or len(distinct(every_low[:period])) < period:
         return None
-    if not np.array_equal(np.tile(np.repeat(digits[:period], block), len(digits) // period), flat):
+    expected = np.tile(np.repeat(every_low[:period], low), len(every_low) // period)
+    return (low, low * period) if np.array_equal(expected, labels) else None
+
+
+def drop_axes(trace: Trace, fields: Sequence[LabelField], axes: Collection[int]) -> tuple[LabelField, ...]:
+    """Returns the fields that are left after a sum, or the like, over some axes.
+
+    Args:
+      trace: notes that labels over axes of which only some disappear have to be split into factors.
+      fields: the labels before.
+      axes: the axes that disappear.
+
+    Returns:
+      The fields over none of these axes; the numbers of axes are still those from before.
+    """
+    left = []
+    for field in fields:
+        is_dropped = [axis in axes for axis in field.axes]
+        if not any(is_dropped):
+            left.append(field)
+        elif not all(is_dropped):  # what stays gets labels of its own when the propagation starts again
+            sizes = field.labels.shape
+            bounds = [1]
+            for place in reversed(range(len(sizes))):
+                if place < len(sizes) - 1 and is_dropped[place] == is_dropped[place + 1]:
+                    bounds[-1] *= sizes[place]  # neighbours that both stay or both disappear make one digit
+                else:
+                    bounds.append(bounds[-1] * sizes[place])
+            _request_factors(trace, field, field.axes, sizes, list(zip(bounds, bounds[1:], strict=False)))
+    return tuple(left)
+
+
+def unite_along(trace: Trace, field: LabelField, axes: Collection[int]) -> LabelField | None:
+    """Unites labels that differ only in their index along some axes, because a window mixes these indices.
+
+    Args:
+      trace: holds the labels.
+      field: the labels before.
+      axes: axes of the value, such as the image axes of a convolution.
+
+    Returns:
+      The labels over the other axes of the field; None if there are none.
+    """
+    first = field.labels[tuple(slice(0, 1) if axis in axes else slice(None) for axis in field.axes)]
+    trace.labels.unite(np.broadcast_to(first, field.labels.shape), field.labels)
+    others = [place for place, axis in enumerate(field.axes) if axis not in axes]
+    if not others:
         return None
-    return block, block * period
-
-
-def drop_axes(
-    trace: Trace, fields: Fields, axes: Sequence[int], shape: tuple[int, ...]
-) -> tuple[LabelField, ...]:
-    """Fields, with their old axis numbers, after a sum or the like over some axes; asks to take apart what mixes."""
-    gone = set(axes)
-    result = []
-    for own in fields:
-        inside = [axis in gone for axis in own.axes]
-        if all(inside):
-            continue
-        if any(inside):
-            _request_axes(trace, own, inside)  # what remains has no labels yet
-        else:
-            result.append(own)
-    return tuple(result)
-
-
-def _request_axes(trace: Trace, own: LabelField, inside: Sequence[bool]) -> None:
-    """Asks for labels of their own for each run of axes that go or stay together."""
-    sizes = own.labels.shape
-    cuts = [1]
-    for place in reversed(range(len(sizes))):
-        if place < len(sizes) - 1 and inside[place] == inside[place + 1]:
-            cuts[-1] *= sizes[place]
-        else:
-            cuts.append(cuts[-1] * sizes[place])
-    digits = list(zip(cuts, cuts[1:], strict=False))
-    _request(trace, own, own.axes, sizes, digits)
+    return LabelField(
+        tuple(field.axes[place] for place in others), first.reshape([first.shape[place] for place in others])
+    )

@@ -42,7 +42,9 @@ class Labels:
 
     def __init__(self, count: int) -> None:
         self._parent = np.arange(count, dtype=np.int64)
-        self._reason_of = np.zeros(count, np.int32)  # 1 + index into _reasons, 0 for a label that is not frozen
+        self._reason_of = np.zeros(
+            count, np.int32
+        )  # 1 + index into _reasons, 0 for a label that is not frozen
         self._index_of: dict[str, int] = {}
         self._reasons: list[str] = []
 

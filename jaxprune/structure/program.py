@@ -1,7 +1,9 @@
-"""A traced network as a flat list of operations on numbered values, nested calls opened.
+"""A network as a `Program`: a flat list of operations on numbered values, made from the jaxpr that JAX traces.
 
-The tracer reads it, and `evaluate` runs it while keeping chosen intermediate values: that is how activations are
-observed without touching the network's code. Zeros added to such values are what the loss is differentiated by.
+Calls of other jaxprs (`jit`, custom derivatives, checkpoints) are replaced by the operations inside them; loops and
+branches stay single operations that hold the operations of their bodies. The rules that propagate labels read the
+program; `evaluate` runs it and returns chosen intermediate values, so that activations can be observed, and the loss
+differentiated with respect to them, without touching the network's code.
 """
 
 from __future__ import annotations
@@ -27,25 +29,28 @@ _LIBRARIES = (
     *(os.path.dirname(module.__file__ or "") for module in (jax, jaxlib, flax, optax)),
     os.path.dirname(__file__),
 )
+"""Folders whose source lines are not the user's."""
 
-
-LOOPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+_BODY_PARAMETERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr"), "cond": ("branches",)}
 )
-"""What runs other programs in ways of its own, and the parameters that hold these."""
+"""Primitives that are loops or branches, and the parameters that hold what they run."""
+
+Input = int | jex.Literal
+"""What an operation reads: the number of a value, or a scalar written into the jaxpr."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation: what it is, which values it reads (a number, or a literal) and which it makes."""
+    """One equation of the flattened jaxpr, with the numbers of the values that it reads and makes."""
 
     equation: jex.JaxprEqn
-    inputs: tuple[int | jex.Literal, ...]
+    inputs: tuple[Input, ...]
     outputs: tuple[int, ...]
     callers: tuple[jex.JaxprEqn, ...] = ()
-    """The nested calls it sits in, innermost first."""
+    """The nested calls that it was inside of, innermost first."""
     bodies: tuple[Body, ...] = ()
-    """What a loop or a branch runs, with numbers of its own."""
+    """What it runs if it is a loop or a branch."""
 
     @property
     def name(self) -> str:
@@ -54,56 +59,60 @@ class Operation:
 
     @cached_property
     def location(self) -> str:
-        """The primitive with the user's source line, for messages."""
-        # a library function's own jit knows no user line, the call of it does
-        for frame in (frame for equation in (self.equation, *self.callers) for frame in _frames(equation)):
-            if not frame.file_name.startswith(_LIBRARIES):
-                return f"{self.name} at {frame.file_name}:{frame.line_num} ({frame.function_name})"
+        """The primitive's name with the line of the user's code that it comes from, for messages."""
+        # A function that a library compiles by itself has no line of the user's; its caller has.
+        for equation in (self.equation, *self.callers):
+            traceback: Any = equation.source_info.traceback
+            for frame in [] if traceback is None else traceback.frames:
+                if not frame.file_name.startswith(_LIBRARIES):
+                    return f"{self.name} at {frame.file_name}:{frame.line_num} ({frame.function_name})"
         return self.name
 
 
 @dataclass(frozen=True)
 class Body:
-    """The steps of a loop's turn or of a branch; nothing but its inputs comes from outside."""
+    """The operations of one iteration of a loop, or of one branch; everything that they read is among its inputs."""
 
     inputs: tuple[int, ...]
     operations: tuple[Operation, ...]
-    outputs: tuple[int | jex.Literal, ...]
-    rules: tuple[Rule, ...] = ()
+    outputs: tuple[Input, ...]
+    custom_derivatives: tuple[CustomDerivative, ...] = ()
 
     @cached_property
     def value_numbers(self) -> frozenset[int]:
-        """Of all values within, those of nested loops too."""
-        own = {number for step in self.operations for number in step.outputs}
-        return frozenset(
-            own.union(self.inputs, *(body.value_numbers for step in self.operations for body in step.bodies))
-        )
+        """Numbers of all values inside, those of nested loops included."""
+        outputs = {number for operation in self.operations for number in operation.outputs}
+        nested = (body.value_numbers for operation in self.operations for body in operation.bodies)
+        return frozenset(outputs.union(self.inputs, *nested))
 
 
 @dataclass(frozen=True)
-class Rule:
-    """A nested call with its own derivative (`jax.custom_jvp`, `jax.custom_vjp`), and the steps it was opened into."""
+class CustomDerivative:
+    """A call with a derivative of its own (`jax.custom_jvp`, `jax.custom_vjp`), which was replaced by operations."""
 
     call: Operation
-    opened: range
+    """The call as one operation."""
+    span: range
+    """Indices of the operations that replaced it."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """A network in one mode, evaluation where nothing else is said: steps over numbered values.
-
-    `parameters` numbers the arrays by path, `example` is the number of the images, `outputs` those of what the
-    network returns, `constants` are arrays baked into the trace, `shapes` gives every value's shape, `rules` the calls
-    whose derivative is not that of their steps, outer before inner.
-    """
+    """A network, in evaluation mode unless said otherwise, as operations on numbered values."""
 
     operations: tuple[Operation, ...]
     parameters: Mapping[Path, int]
+    """Path of an array -> number of its value."""
     example: int
-    constants: Mapping[int, jax.Array]
+    """Number of the images."""
+    constants: Mapping[int, Array]
+    """Value number -> array, for arrays built into the network's code and for random keys."""
     outputs: tuple[int, ...]
+    """Numbers of the values that the network returns."""
     shapes: Mapping[int, tuple[int, ...]]
-    rules: tuple[Rule, ...] = ()
+    """Value number -> shape, for every value."""
+    custom_derivatives: tuple[CustomDerivative, ...] = ()
+    """Calls with a derivative of their own, outer ones before those inside them."""
     mode: RunMode = "evaluation"
 
 
@@ -114,27 +123,32 @@ def trace_program(
     example: jax.ShapeDtypeStruct,
     mode: RunMode = "evaluation",
 ) -> Program:
-    """Runs the network on shapes alone and records its operations.
+    """Runs a network on shapes alone and returns its operations.
 
     Args:
-      graphdef, flat, rest: what `split_model(model)` returns; only shapes of `flat` are read.
+      graphdef: the network's graph, from `split_model`.
+      flat: its arrays, from `split_model`; only their shapes and dtypes are read.
+      rest: its random state, from `split_model`.
       example: shape and dtype of the images, batch first.
       mode: what batch norm and dropout are switched to, whatever they are in `graphdef`.
 
-    Raises:
-      ValueError: if the network cannot be run on such an input; the message carries the network's own error.
-    """
-    paths, random = list(flat), list(rest)
+    Returns:
+      The program.
 
-    def forward(arrays: list[Array], others: list[Array], images: jax.Array) -> Array:
-        own = dict(zip(paths, arrays, strict=True))
-        network = merge_model(graphdef, own, dict(zip(random, others, strict=True)))
+    Raises:
+      ValueError: if the network cannot be run on such images; the message carries the network's own error.
+    """
+    paths, random_paths = list(flat), list(rest)
+
+    def forward(arrays: list[Array], random_state: list[Array], images: jax.Array) -> Array:
+        by_path = dict(zip(paths, arrays, strict=True))
+        network = merge_model(graphdef, by_path, dict(zip(random_paths, random_state, strict=True)))
         return cast(Array, set_mode(network, mode)(images))
 
     shapes = [jax.ShapeDtypeStruct(flat[path].shape, flat[path].dtype) for path in paths]
-    keys = [jax.ShapeDtypeStruct(rest[path].shape, rest[path].dtype) for path in random]
+    random_shapes = [jax.ShapeDtypeStruct(rest[path].shape, rest[path].dtype) for path in random_paths]
     try:
-        closed = jax.make_jaxpr(forward)(shapes, keys, example)
+        closed = jax.make_jaxpr(forward)(shapes, random_shapes, example)
     except Exception as error:
         raise ValueError(
             f"needs a network that runs on images of shape {example.shape} and dtype {example.dtype}, but it failed "
@@ -142,26 +156,18 @@ def trace_program(
         ) from error
     flattening = _Flattening()
     inputs = [flattening.number(variable) for variable in closed.jaxpr.invars]
-    constants = {
-        flattening.number(variable): value
-        for variable, value in zip(closed.jaxpr.constvars, closed.consts, strict=True)
-    }
-    constants.update(zip(inputs[len(paths) :], rest.values(), strict=False))
-    flattening.constants.update(constants)
-    flattening.open(closed.jaxpr)
-    outputs = tuple(
-        flattening.number(variable)
-        for variable in closed.jaxpr.outvars
-        if not isinstance(variable, jex.Literal)
-    )
+    flattening.add_constants(closed.jaxpr, closed.consts)
+    flattening.constants.update(zip(inputs[len(paths) :], rest.values(), strict=False))
+    flattening.add_operations(closed.jaxpr)
+    outputs = [flattening.read(variable) for variable in closed.jaxpr.outvars]
     return Program(
-        operations=tuple(flattening.steps),
+        operations=tuple(flattening.operations),
         parameters=dict(zip(paths, inputs, strict=False)),
         example=inputs[-1],
         constants=flattening.constants,
-        outputs=outputs,
+        outputs=tuple(number for number in outputs if isinstance(number, int)),
         shapes=flattening.shapes,
-        rules=_outer_first(flattening.rules),
+        custom_derivatives=_outer_first(flattening.custom_derivatives),
         mode=mode,
     )
 
@@ -173,16 +179,19 @@ def evaluate(
     wanted: Sequence[int],
     added: Mapping[int, jax.Array] | None = None,
 ) -> list[jax.Array]:
-    """Runs the program and returns the values numbered `wanted`; steps that nothing needs are left out.
+    """Runs a program and returns chosen values; operations that none of them depends on are left out.
 
     Args:
       program: what to run.
-      flat: the network's arrays.
-      images: of the shape that the program was traced with.
-      wanted: numbers of values.
-      added: by number, what to add to a value as soon as it is known. The result can then be differentiated with
-        respect to it: the network's own derivative rules hold, but for those of a function that makes a wanted value
-        within, or that hands on what it was given.
+      flat: the network's arrays by path.
+      images: images of the shape that the program was traced with.
+      wanted: numbers of the values to return. A value inside a `scan` is returned for all iterations, stacked.
+      added: value number -> array that is added to the value as soon as it is computed. The result can be
+        differentiated with respect to these arrays. The network's own derivatives are used, except for a function
+        that computes a wanted value on the way or returns one of its inputs.
+
+    Returns:
+      The values, in the order of `wanted`.
     """
     values: dict[int, Any] = {number: flat[path] for path, number in program.parameters.items()}
     values.update(program.constants)
@@ -194,191 +203,193 @@ def evaluate(
 def _run(
     part: Program | Body, values: dict[int, Any], wanted: frozenset[int], added: Mapping[int, jax.Array]
 ) -> None:
-    """Adds to `values` what is wanted, and everything it follows from."""
+    """Computes the wanted values, and everything that they depend on, into `values`."""
     needed = set(wanted)
     chosen: list[Operation] = []
-    for step in reversed(part.operations if not added else _with_rules(part, wanted)):
-        if needed.intersection(step.outputs) or any(wanted & body.value_numbers for body in step.bodies):
-            chosen.append(step)
-            needed.update(value for value in step.inputs if isinstance(value, int))
-    for step in reversed(chosen):
-        inputs = [values[value] if isinstance(value, int) else value.val for value in step.inputs]
-        within = [number for number in wanted if any(number in body.value_numbers for body in step.bodies)]
-        if within:
-            results = _run_loop(step, inputs, values, sorted(within), added)
+    for operation in reversed(_with_custom_derivatives(part, wanted) if added else part.operations):
+        if needed.intersection(operation.outputs) or any(
+            wanted & body.value_numbers for body in operation.bodies
+        ):
+            chosen.append(operation)
+            needed.update(number for number in operation.inputs if isinstance(number, int))
+    for operation in reversed(chosen):
+        inputs = [values[number] if isinstance(number, int) else number.val for number in operation.inputs]
+        inside = [
+            number for number in wanted if any(number in body.value_numbers for body in operation.bodies)
+        ]
+        if inside:
+            results = _run_scan(operation, inputs, values, sorted(inside), added)
         else:
-            results = _bind(step, inputs)
-        for number, value in zip(step.outputs, results, strict=True):
+            results = _bind(operation, inputs)
+        for number, value in zip(operation.outputs, results, strict=True):
             values[number] = value + added[number] if number in added else value
 
 
-def _bind(step: Operation, inputs: Sequence[Any]) -> Sequence[Any]:
-    primitive = step.equation.primitive
-    bound = primitive.get_bind_params(step.equation.params)
+def _bind(operation: Operation, inputs: Sequence[Any]) -> Sequence[Any]:
+    """Runs one operation as JAX would."""
+    primitive = operation.equation.primitive
+    bound = primitive.get_bind_params(operation.equation.params)
     functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair in older JAX versions
-    with step.equation.ctx.manager:
+    with operation.equation.ctx.manager:
         result = primitive.bind(*functions, *inputs, **params)
     return result if primitive.multiple_results else [result]
 
 
-def _run_loop(
-    step: Operation,
+def _run_scan(
+    operation: Operation,
     inputs: Sequence[Any],
     values: dict[int, Any],
-    within: Sequence[int],
+    inside: Sequence[int],
     added: Mapping[int, jax.Array],
 ) -> Sequence[Any]:
-    """Runs a `scan` that also hands out values from inside, stacked over its turns, and what is added to them."""
-    (body,), params = step.bodies, step.equation.params
+    """Runs a `scan`, and stores the values `inside` it, stacked over the iterations.
+
+    The arrays added to these are stacked in the same way.
+    """
+    (body,), params = operation.bodies, operation.equation.params
     num_consts, num_carry = params["num_consts"], params["num_carry"]
-    consts, rest = tuple(inputs[:num_consts]), inputs[num_consts:]
-    carry, slices = tuple(rest[:num_carry]), tuple(rest[num_carry:])
-    own = {number: value for number, value in added.items() if number in body.value_numbers}
-    outputs = [number for number in body.outputs if isinstance(number, int)]
+    consts, rest = inputs[:num_consts], inputs[num_consts:]
+    added_inside = {number: array for number, array in added.items() if number in body.value_numbers}
+    wanted = frozenset((*inside, *(number for number in body.outputs if isinstance(number, int))))
     outer = dict(values)
 
-    def turn(carry: tuple[Any, ...], given: tuple[tuple[Any, ...], dict[int, Any]]) -> tuple[Any, Any]:
-        inner = {**outer, **dict(zip(body.inputs, (*consts, *carry, *given[0]), strict=True))}
-        _run(body, inner, frozenset((*within, *outputs)), given[1])
-        found = [inner[value] if isinstance(value, int) else value.val for value in body.outputs]
-        return tuple(found[:num_carry]), (tuple(found[num_carry:]), [inner[number] for number in within])
+    def iterate(carry: Sequence[Any], slices: tuple[Sequence[Any], dict[int, Any]]) -> tuple[Any, Any]:
+        inner = {**outer, **dict(zip(body.inputs, (*consts, *carry, *slices[0]), strict=True))}
+        _run(body, inner, wanted, slices[1])
+        results = [inner[number] if isinstance(number, int) else number.val for number in body.outputs]
+        return results[:num_carry], (results[num_carry:], [inner[number] for number in inside])
 
-    carry, (stacked, handed_out) = jax.lax.scan(
-        turn, carry, (slices, own), length=params["length"], reverse=params["reverse"]
+    carry, (stacked, stacked_inside) = jax.lax.scan(
+        iterate,
+        list(rest[:num_carry]),
+        (list(rest[num_carry:]), added_inside),
+        length=params["length"],
+        reverse=params["reverse"],
     )
-    values.update(zip(within, handed_out, strict=True))
+    values.update(zip(inside, stacked_inside, strict=True))
     return (*carry, *stacked)
 
 
-def _with_rules(program: Program | Body, wanted: frozenset[int]) -> tuple[Operation, ...]:
-    """The steps, with calls that have a derivative of their own in one piece where only their results are wanted."""
-    steps: list[Operation] = []
+def _with_custom_derivatives(part: Program | Body, wanted: frozenset[int]) -> tuple[Operation, ...]:
+    """The operations, with calls that have a derivative of their own put back where only their results are wanted."""
+    operations: list[Operation] = []
     position = 0
-    for rule in program.rules:
-        if rule.opened.start < position:  # within a call that is kept already
+    for custom in part.custom_derivatives:
+        if custom.span.start < position:  # inside a call that was put back already
             continue
-        inside = {number for index in rule.opened for number in program.operations[index].outputs}
-        if wanted & (inside - set(rule.call.outputs)) or not inside.issuperset(rule.call.outputs):
-            continue
-        steps += [*program.operations[position : rule.opened.start], rule.call]
-        position = rule.opened.stop
-    return (*steps, *program.operations[position:])
+        inside = {number for index in custom.span for number in part.operations[index].outputs}
+        results = set(custom.call.outputs)
+        if not wanted & (inside - results) and inside >= results:
+            operations += [*part.operations[position : custom.span.start], custom.call]
+            position = custom.span.stop
+    return (*operations, *part.operations[position:])
 
 
 def shape_of(variable: jex.Var | jex.Literal) -> tuple[int, ...]:
-    """The shape of a variable of a trace."""
+    """Returns the shape of a variable of a jaxpr; `()` for one that is no array."""
     return tuple(getattr(variable.aval, "shape", ()))
 
 
 class _Flattening:
-    """Numbers variables and opens nested calls; one instance per trace."""
+    """Builds the operations of one program from nested jaxprs, and numbers their variables."""
 
     def __init__(self) -> None:
-        self.steps: list[Operation] = []
-        self.constants: dict[int, jax.Array] = {}
+        self.operations: list[Operation] = []
+        self.constants: dict[int, Array] = {}
         self.shapes: dict[int, tuple[int, ...]] = {}
-        self.rules: list[Rule] = []
-        self._numbers: dict[jex.Var, Any] = {}  # a number, or the literal an inner call was given
+        self.custom_derivatives: list[CustomDerivative] = []
+        self._numbers: dict[jex.Var, Any] = {}
+        """Number of each variable of the current jaxpr, or the literal that was passed for it."""
 
-    def number(self, variable: jex.Var) -> int:
+    def read(self, variable: jex.Var | jex.Literal) -> Input:
+        """Returns what stands for a variable, a new number if nothing does yet."""
+        if isinstance(variable, jex.Literal):
+            return variable
         if variable not in self._numbers:
-            self._numbers[variable] = self._fresh(variable)
+            self._numbers[variable] = len(self.shapes)
+            self.shapes[len(self.shapes)] = shape_of(variable)
         return self._numbers[variable]
 
-    def open(self, jaxpr: jex.Jaxpr, callers: tuple[jex.JaxprEqn, ...] = ()) -> None:
-        """Appends the steps of `jaxpr`, whose inputs have numbers already."""
-        for equation in jaxpr.eqns:
-            inputs = tuple(
-                value if isinstance(value, jex.Literal) else self._read(value) for value in equation.invars
-            )
-            inner = _called(equation)
-            if inner is None:
-                bodies = tuple(self._body(part, (equation, *callers)) for part in _bodies(equation))
-                outputs = tuple(self.number(variable) for variable in equation.outvars)
-                self.steps.append(Operation(equation, inputs, outputs, callers, bodies))
-            else:
-                self._call(inner, inputs, equation, callers)
+    def number(self, variable: jex.Var) -> int:
+        """Returns the number of a variable that is made here, which no literal stands for."""
+        return cast(int, self.read(variable))
 
-    def _body(self, inner: jex.ClosedJaxpr, callers: tuple[jex.JaxprEqn, ...]) -> Body:
-        saved = self._numbers, self.steps, self.rules
-        self._numbers, self.steps, self.rules = {}, [], []
-        inputs = tuple(self.number(variable) for variable in inner.jaxpr.invars)
-        for variable, value in zip(inner.jaxpr.constvars, inner.consts, strict=True):
-            self.constants[self.number(variable)] = value
-        self.open(inner.jaxpr, callers)
-        outputs = tuple(
-            variable if isinstance(variable, jex.Literal) else self._read(variable)
-            for variable in inner.jaxpr.outvars
-        )
-        body = Body(inputs, tuple(self.steps), outputs, _outer_first(self.rules))
-        self._numbers, self.steps, self.rules = saved
+    def add_constants(self, jaxpr: jex.Jaxpr, arrays: Sequence[Array]) -> None:
+        """Notes the arrays that are built into a jaxpr."""
+        for variable, array in zip(jaxpr.constvars, arrays, strict=True):
+            self.constants[self.number(variable)] = array
+
+    def add_operations(self, jaxpr: jex.Jaxpr, callers: tuple[jex.JaxprEqn, ...] = ()) -> None:
+        """Appends the operations of a jaxpr, whose inputs are numbered already."""
+        for equation in jaxpr.eqns:
+            inputs = tuple(self.read(variable) for variable in equation.invars)
+            called = _called_jaxpr(equation)
+            if called is not None:
+                self._add_call(called, inputs, equation, callers)
+                continue
+            bodies = tuple(
+                self._body(body, (equation, *callers))
+                for name in _BODY_PARAMETERS.get(equation.primitive.name, ())
+                for body in _as_tuple(equation.params[name])
+            )
+            outputs = tuple(self.number(variable) for variable in equation.outvars)
+            self.operations.append(Operation(equation, inputs, outputs, callers, bodies))
+
+    def _body(self, closed: jex.ClosedJaxpr, callers: tuple[jex.JaxprEqn, ...]) -> Body:
+        saved = self._numbers, self.operations, self.custom_derivatives
+        self._numbers, self.operations, self.custom_derivatives = {}, [], []
+        inputs = tuple(self.number(variable) for variable in closed.jaxpr.invars)
+        self.add_constants(closed.jaxpr, closed.consts)
+        self.add_operations(closed.jaxpr, callers)
+        outputs = tuple(self.read(variable) for variable in closed.jaxpr.outvars)
+        body = Body(inputs, tuple(self.operations), outputs, _outer_first(self.custom_derivatives))
+        self._numbers, self.operations, self.custom_derivatives = saved
         return body
 
-    def _call(
+    def _add_call(
         self,
-        inner: jex.ClosedJaxpr | jex.Jaxpr,
-        inputs: tuple[int | jex.Literal, ...],
+        called: jex.ClosedJaxpr,
+        inputs: tuple[Input, ...],
         equation: jex.JaxprEqn,
         callers: tuple[jex.JaxprEqn, ...],
     ) -> None:
-        jaxpr = inner.jaxpr if isinstance(inner, jex.ClosedJaxpr) else inner
-        consts = inner.consts if isinstance(inner, jex.ClosedJaxpr) else ()
-        saved, start = self._numbers, len(self.steps)
-        # the same inner jaxpr may be called twice: its variables get fresh numbers each time
+        jaxpr = called.jaxpr
+        saved, start = self._numbers, len(self.operations)
+        # The same jaxpr may be called twice; its variables get new numbers each time.
         self._numbers = dict(zip(jaxpr.invars, inputs, strict=True))
-        for variable, value in zip(jaxpr.constvars, consts, strict=True):
-            self.constants[self.number(variable)] = value
-        self.open(jaxpr, (equation, *callers))
-        results = [
-            variable if isinstance(variable, jex.Literal) else self._read(variable)
-            for variable in jaxpr.outvars
-        ]
+        self.add_constants(jaxpr, called.consts)
+        self.add_operations(jaxpr, (equation, *callers))
+        results = [self.read(variable) for variable in jaxpr.outvars]
         self._numbers = saved
         self._numbers.update(zip(equation.outvars, results, strict=True))
         numbers = tuple(number for number in results if isinstance(number, int))
         if equation.primitive.name.startswith("custom_") and len(numbers) == len(results):
             call = Operation(equation, inputs, numbers, callers)
-            self.rules.append(Rule(call, range(start, len(self.steps))))
-
-    def _read(self, variable: jex.Var) -> int | jex.Literal:
-        return self._numbers[variable] if variable in self._numbers else self.number(variable)
-
-    def _fresh(self, variable: jex.Var) -> int:
-        number = len(self.shapes)
-        self.shapes[number] = shape_of(variable)
-        return number
+            self.custom_derivatives.append(CustomDerivative(call, range(start, len(self.operations))))
 
 
-def _outer_first(rules: Sequence[Rule]) -> tuple[Rule, ...]:
-    return tuple(sorted(rules, key=lambda rule: (rule.opened.start, -rule.opened.stop)))
+def _outer_first(custom_derivatives: Sequence[CustomDerivative]) -> tuple[CustomDerivative, ...]:
+    return tuple(sorted(custom_derivatives, key=lambda custom: (custom.span.start, -custom.span.stop)))
 
 
-def _called(equation: jex.JaxprEqn) -> jex.ClosedJaxpr | jex.Jaxpr | None:
-    """The one program that an equation calls once with exactly its own inputs and outputs, whatever it is called."""
-    inner = [value for value in equation.params.values() if isinstance(value, jex.ClosedJaxpr | jex.Jaxpr)]
-    if len(inner) != 1 or equation.primitive.name in LOOPS:
+def _called_jaxpr(equation: jex.JaxprEqn) -> jex.ClosedJaxpr | None:
+    """The jaxpr that an equation runs once on exactly its own inputs and outputs, whatever the primitive's name."""
+    jaxprs = [value for value in equation.params.values() if isinstance(value, jex.ClosedJaxpr | jex.Jaxpr)]
+    if len(jaxprs) != 1 or equation.primitive.name in _BODY_PARAMETERS:
         return None
-    jaxpr = inner[0].jaxpr if isinstance(inner[0], jex.ClosedJaxpr) else inner[0]
+    (called,) = jaxprs
+    jaxpr = called.jaxpr if isinstance(called, jex.ClosedJaxpr) else called
     pairs = ((equation.invars, jaxpr.invars), (equation.outvars, jaxpr.outvars))
     if any([_kind(x) for x in outside] != [_kind(x) for x in inside] for outside, inside in pairs):
         return None
-    return inner[0]
+    return called if isinstance(called, jex.ClosedJaxpr) else jex.ClosedJaxpr(called, ())
 
 
 def _kind(variable: jex.Var | jex.Literal) -> tuple[object, ...]:
-    # a kernel's references have the shape of arrays without being any
+    """What variables that stand for each other agree on."""
+    # The references that a Pallas kernel reads have the shape of arrays but are none.
     return (shape_of(variable), getattr(variable.aval, "dtype", None), hasattr(variable.aval, "inner_aval"))
 
 
-def _bodies(equation: jex.JaxprEqn) -> tuple[jex.ClosedJaxpr, ...]:
-    names = LOOPS.get(equation.primitive.name, ())
-    found: list[jex.ClosedJaxpr] = []
-    for name in names:
-        value = equation.params[name]
-        found += value if isinstance(value, tuple | list) else [value]
-    return tuple(found)
-
-
-def _frames(equation: jex.JaxprEqn) -> list[Any]:
-    traceback: Any = equation.source_info.traceback
-    return [] if traceback is None else list(traceback.frames)
+def _as_tuple(jaxprs: jex.ClosedJaxpr | Sequence[jex.ClosedJaxpr]) -> Sequence[jex.ClosedJaxpr]:
+    return (jaxprs,) if isinstance(jaxprs, jex.ClosedJaxpr) else jaxprs

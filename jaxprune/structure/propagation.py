@@ -1,340 +1,385 @@
-"""Walks a traced network in program order and carries out every operation on labels.
+"""Propagates labels through a network: applies the rule of every operation, again until all labels are fine enough.
 
-Loops are walked once, whatever the number of their turns: what a turn hands to the next one carries the labels of what
-it was given. Two walks are common: where labels must be taken apart (see `factoring.py`), the walk begins anew.
+One pass (`propagate`) goes through the operations in program order. The body of a loop is a part of the program like
+any other, except that what an iteration hands to the next one must have the labels that it was given itself.
+
+At first, an axis has one label at each index. Operations may ask for more: a reshape from [heads * size] to
+[heads, size] needs one label for the head and one for the position in it. `propagate_and_factor` then splits the
+labels of the axis into such factors and starts another pass.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.structure.elementwise_rules import combine
 from jaxprune.structure.labels import FREE, Labels
 from jaxprune.structure.model_state import Path
-from jaxprune.structure.program import Body, Operation, Program, shape_of
-from jaxprune.structure.rules import apply_rule, constant, mixed
-from jaxprune.structure.trace import FactorRequest, LabelField, LabelledValue, Seeds, StartingLabels, Trace
+from jaxprune.structure.program import Body, Input, Operation, Program, shape_of
+from jaxprune.structure.rules import apply_rule
+from jaxprune.structure.trace import (
+    NO_AXES,
+    ArrayLabels,
+    LabelField,
+    LabelledValue,
+    StartingLabels,
+    Trace,
+    computed_from,
+    select_axes,
+)
 
 BATCH = "the batch axis of the input"
+"""Why the first axis of the input stays."""
 _INPUT = "input of the network"
-_MOST_ROUNDS = 4
-
-
-def propagate(program: Program, trained: frozenset[Path], seeds: Seeds, labels: Labels) -> Trace:
-    """Applies the rule of every step in program order.
-
-    Args:
-      program: a network traced in evaluation mode.
-      trained: paths of the trained parameters; others (batch statistics) are never gamma or beta.
-      seeds: the labels of every array.
-      labels: as many as there are in `seeds`; what is known of them already is kept.
-
-    Returns:
-      The trace; inputs and outputs of the network are frozen in it.
-    """
-    trace = Trace(program, labels, seeds, trained)
-    for path, number in program.parameters.items():
-        trace.values[number] = _parameter(path, program.shapes[number], seeds[path])
-    shape = program.shapes[program.example]
-    fixed = [
-        labels.fixed_marker(BATCH if axis == 0 else _INPUT) if size > 1 else FREE for axis, size in enumerate(shape)
-    ]
-    trace.values[program.example] = LabelledValue(shape, fixed=tuple(fixed), is_activation=True)
-    for number, array in program.constants.items():
-        trace.values[number] = constant(trace, array)
-    _walk_steps(trace, program.operations)
-    for number in program.outputs:
-        trace.freeze(trace.values[number].fields, "output of the network")
-    return trace
-
-
-def _parameter(path: Path, shape: tuple[int, ...], seeds: Sequence[Sequence[np.ndarray]]) -> LabelledValue:
-    fields = tuple(LabelField((axis,), own) for axis, parts in enumerate(seeds) for own in parts)
-    origin = tuple(frozenset({axis}) for axis in range(len(shape)))
-    return LabelledValue(shape, fields, (FREE,) * len(shape), frozenset({path}), origin)
-
-
-def _walk_steps(trace: Trace, steps: Sequence[Operation]) -> None:
-    for step in steps:
-        inputs = [_read(trace, value) for value in step.inputs]
-        if step.name == "scan":
-            outputs = _scan(trace, step, inputs)
-        elif step.name == "while":
-            outputs = _while(trace, step, inputs)
-        elif step.name == "cond":
-            outputs = _cond(trace, step, inputs)
-        else:
-            outputs = apply_rule(trace, step, inputs)
-        trace.values.update(zip(step.outputs, outputs, strict=True))
-
-
-def _read(trace: Trace, value: int | jex.Literal) -> LabelledValue:
-    if isinstance(value, int):
-        return trace.values[value]
-    shape = shape_of(value)
-    return LabelledValue(shape, fixed=(FREE,) * len(shape)) if not shape else constant(trace, value.val)
-
-
-def _scan(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
-    params, (body,) = step.equation.params, step.bodies
-    num_consts, num_carry = int(params["num_consts"]), int(params["num_carry"])
-    consts, carry = inputs[:num_consts], inputs[num_consts : num_consts + num_carry]
-    slices = [_turn_of(trace, step, value) for value in inputs[num_consts + num_carry :]]
-    trace.turns *= int(params["length"])
-    carry, stacked = _repeat(trace, step, body, consts, carry, slices)
-    trace.turns //= max(1, int(params["length"]))
-    return [*carry, *(_stack_of(trace, step, value, int(params["length"])) for value in stacked)]
-
-
-def _while(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
-    params, (condition, body) = step.equation.params, step.bodies
-    first, second = int(params["cond_nconsts"]), int(params["body_nconsts"])
-    consts, carry = inputs[first : first + second], inputs[first + second :]
-    carry, _ = _repeat(trace, step, body, consts, carry, [])
-    _run_body(trace, condition, [*inputs[:first], *carry])
-    return carry
-
-
-def _cond(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
-    found = [_run_body(trace, body, inputs[1:]) for body in step.bodies]
-    return [_same(trace, step, values) for values in zip(*found, strict=True)]
-
-
-def _repeat(
-    trace: Trace,
-    step: Operation,
-    body: Body,
-    consts: Sequence[LabelledValue],
-    carry: Sequence[LabelledValue],
-    slices: Sequence[LabelledValue],
-) -> tuple[list[LabelledValue], list[LabelledValue]]:
-    """What a loop carries to its end, and the other results of a turn; walked until nothing new is learned."""
-    noted = _noted(trace)
-    carried = list(carry)
-    found: list[LabelledValue] = []
-    for _ in range(_MOST_ROUNDS):
-        for records, length in noted:
-            del records[length:]
-        found = _run_body(trace, body, [*consts, *carried, *slices])
-        joined = [_same(trace, step, pair) for pair in zip(carried, found[: len(carried)], strict=True)]
-        is_known = all(_layout(a) == _layout(b) for a, b in zip(carried, joined, strict=True))
-        carried = joined
-        if is_known:
-            return carried, found[len(carried) :]
-    for value in carried:
-        trace.freeze(value.fields, f"what the turns of a loop hand on never settles: {step.location}")
-    return carried, found[len(carried) :]
-
-
-def _noted(trace: Trace) -> list[tuple[list[object], int]]:
-    records: list[list[object]] = [trace.reads, trace.affine_uses, trace.contraction_macs]  # type: ignore[list-item]
-    return [(own, len(own)) for own in records]
-
-
-def _layout(value: LabelledValue) -> object:
-    return [own.axes for own in value.fields], value.fixed, value.producers
-
-
-def _same(trace: Trace, step: Operation, values: Sequence[LabelledValue]) -> LabelledValue:
-    """One value that may be any of some."""
-    fields, fixed = combine(trace, step, values, values[0].shape)
-    return mixed(trace, step, values, values[0].shape, fields, fixed)
-
-
-def _run_body(trace: Trace, body: Body, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
-    trace.values.update(zip(body.inputs, inputs, strict=True))
-    _walk_steps(trace, body.operations)
-    return [_read(trace, value) for value in body.outputs]
-
-
-def _turn_of(trace: Trace, step: Operation, value: LabelledValue) -> LabelledValue:
-    """What one turn of a loop sees of an array that it runs along."""
-    fields = []
-    for own in value.fields:
-        if 0 in own.axes:
-            trace.freeze([own], f"one for each turn of {step.location}")
-        else:
-            fields.append(LabelField(tuple(axis - 1 for axis in own.axes), own.labels))
-    return dataclasses.replace(
-        value, shape=value.shape[1:], fields=tuple(fields), fixed=value.fixed[1:], origin=value.origin[1:]
-    )
-
-
-def _stack_of(trace: Trace, step: Operation, value: LabelledValue, length: int) -> LabelledValue:
-    fields = tuple(LabelField(tuple(axis + 1 for axis in own.axes), own.labels) for own in value.fields)
-    wall = trace.labels.fixed_marker("the turns of a loop") if length > 1 else FREE
-    return dataclasses.replace(
-        value,
-        shape=(length, *value.shape),
-        fields=fields,
-        fixed=(wall, *value.fixed),
-        origin=(frozenset(), *value.origin) if value.origin else (),
-    )
-
-
-# === merged: """First labels of every array, and new ones for axes that a network takes apart.
-
-_MOST_WALKS = 10
-
-
-def first_seeds(shapes: Mapping[Path, tuple[int, ...]]) -> tuple[Seeds, int]:
-    """One label for every index of every axis longer than one, and their number."""
-    count = 0
-    seeds: Seeds = {}
-    for path, shape in shapes.items():
-        axes: list[tuple[np.ndarray, ...]] = []
-        for size in shape:
-            axes.append((np.arange(count, count + size, dtype=np.int64),) if size > 1 else ())
-            count += size if size > 1 else 0
-        seeds[path] = tuple(axes)
-    return seeds, count
+_MAX_PASSES = 10
+_MAX_ROUNDS = 4
+"""How often the body of a loop is gone through, at most, in one pass."""
 
 
 def starting_labels(
     shapes: Mapping[Path, tuple[int, ...]], tied: Sequence[tuple[tuple[Path, int], tuple[Path, int]]] = ()
 ) -> StartingLabels:
-    """Labels before the first walk; `tied` are (path, axis) pairs whose indices fall together."""
-    seeds, count = first_seeds(shapes)
-    same = [(seeds[a][i][0], seeds[b][j][0]) for (a, i), (b, j) in tied if seeds[a][i] and seeds[b][j]]
-    return StartingLabels(seeds, count, tuple(same))
-
-
-def propagate_and_factor(program: Program, trained: frozenset[Path], state: StartingLabels) -> Trace:
-    """The trace of a network whose labels are taken apart as far as its operations need it.
+    """Gives a label of its own to every index of every axis longer than one.
 
     Args:
-      program: of the network.
-      trained: paths of its trained parameters.
-      state: labels to begin with.
+      shapes: path -> shape of every array.
+      tied: pairs of (path, axis) of axes whose channels must be removed together.
+
+    Returns:
+      The labels.
     """
-    trace = _walked(program, trained, state)
-    for _ in range(_MOST_WALKS - 1):
+    count = 0
+    array_labels: ArrayLabels = {}
+    for path, shape in shapes.items():
+        axes: list[tuple[np.ndarray, ...]] = []
+        for size in shape:
+            axes.append((np.arange(count, count + size, dtype=np.int64),) if size > 1 else ())
+            count += size if size > 1 else 0
+        array_labels[path] = tuple(axes)
+    pairs = [(array_labels[left][i], array_labels[right][j]) for (left, i), (right, j) in tied]
+    ties = tuple((left[0], right[0]) for left, right in pairs if left and right)
+    return StartingLabels(array_labels, count, ties)
+
+
+def propagate_and_factor(program: Program, trained: frozenset[Path], start: StartingLabels) -> Trace:
+    """Propagates labels through a network until no operation needs them to be split any further.
+
+    Args:
+      program: the network.
+      trained: paths of its trained parameters.
+      start: the labels to begin with.
+
+    Returns:
+      The trace of the last pass. Its `start` has the labels that it began with, all splits included.
+    """
+    trace = _propagate_from(program, trained, start)
+    for _ in range(_MAX_PASSES - 1):
         if not trace.factor_requests:
             break
-        seeds, count, found = _taken_apart(trace, state.seeds, state.size)
-        state = StartingLabels(seeds, count, (*state.same, *found))
-        trace = _walked(program, trained, state)
+        start = _split_into_factors(trace, start)
+        trace = _propagate_from(program, trained, start)
     for request in trace.factor_requests:
         trace.labels.freeze(request.labels, "axes are taken apart in ways that do not go together")
     return trace
 
 
-def _walked(program: Program, trained: frozenset[Path], state: StartingLabels) -> Trace:
-    labels = Labels(state.size)
-    for left, right in state.same:
+def _propagate_from(program: Program, trained: frozenset[Path], start: StartingLabels) -> Trace:
+    labels = Labels(start.num_labels)
+    for left, right in start.ties:
         labels.unite(left, right)
-    trace = propagate(program, trained, state.seeds, labels)
-    trace.start = state
+    trace = propagate(program, trained, start.array_labels, labels)
+    trace.start = start
     return trace
 
 
 def with_ties(trace: Trace, ties: Sequence[tuple[np.ndarray, np.ndarray]]) -> StartingLabels:
-    """The state of a walk with further labels that fall together."""
+    """Returns the labels that a trace started with, with more of them united.
+
+    Args:
+      trace: a trace made by `propagate_and_factor`.
+      ties: pairs of arrays of its labels. Labels that it added on the way are ignored, as they end with it.
+
+    Returns:
+      The labels to begin another trace with.
+    """
     assert trace.start is not None
-    count = trace.start.size
-    pairs = []
+    start, pairs = trace.start, []
     for left, right in ties:
-        a, b = trace.labels.find(left), trace.labels.find(right)
-        known = (a >= 0) & (b >= 0) & (a < count) & (b < count)  # the walk's own labels are gone with it
-        pairs.append((a[known], b[known]))
-    return trace.start._replace(same=(*trace.start.same, *pairs))
+        left_roots, right_roots = trace.labels.find(left), trace.labels.find(right)
+        lower, higher = np.minimum(left_roots, right_roots), np.maximum(left_roots, right_roots)
+        is_from_start = (lower >= 0) & (higher < start.num_labels)
+        pairs.append((left_roots[is_from_start], right_roots[is_from_start]))
+    return start._replace(ties=(*start.ties, *pairs))
 
 
-def _taken_apart(
-    trace: Trace, seeds: Seeds, count: int
-) -> tuple[Seeds, int, list[tuple[np.ndarray, np.ndarray]]]:
-    """Seeds with new labels for what was requested, their number, and which of the new ones are the same."""
-    roots_of = {
-        path: [[trace.labels.find(own) for own in axis] for axis in axes] for path, axes in seeds.items()
-    }
-    done: set[int] = set()
-    same: list[tuple[np.ndarray, np.ndarray]] = []
+def propagate(program: Program, trained: frozenset[Path], array_labels: ArrayLabels, labels: Labels) -> Trace:
+    """Propagates labels through a network once, in program order.
+
+    Args:
+      program: the network.
+      trained: paths of its trained parameters; only these are recognised as learned scales and shifts of a norm.
+      array_labels: the labels of every array.
+      labels: these labels, united and frozen as far as is known already; changed in place.
+
+    Returns:
+      The trace, in which inputs and outputs of the network are frozen.
+    """
+    trace = Trace(program, labels, array_labels, trained)
+    for path, number in program.parameters.items():
+        shape = program.shapes[number]
+        fields = tuple(
+            LabelField((axis,), factor)
+            for axis, factors in enumerate(array_labels[path])
+            for factor in factors
+        )
+        source_axes = tuple(frozenset({axis}) for axis in range(len(shape)))
+        trace.values[number] = LabelledValue(
+            shape, fields, sources=frozenset({path}), source_axes=source_axes
+        )
+    shape = program.shapes[program.example]
+    reasons = [BATCH if axis == 0 else _INPUT for axis in range(len(shape))]
+    fixed = tuple(
+        labels.fixed_marker(reason) if size > 1 else FREE for reason, size in zip(reasons, shape, strict=True)
+    )
+    trace.values[program.example] = LabelledValue(shape, fixed=fixed, is_activation=True)
+    for number, array in program.constants.items():
+        trace.values[number] = _constant(trace, array)
+    _propagate_through(trace, program.operations)
+    for number in program.outputs:
+        trace.freeze(trace.values[number].fields, "output of the network")
+    return trace
+
+
+def _propagate_through(trace: Trace, operations: Sequence[Operation]) -> None:
+    for operation in operations:
+        inputs = [_read(trace, value) for value in operation.inputs]
+        rule = _CONTROL_FLOW.get(operation.name, apply_rule)
+        trace.values.update(zip(operation.outputs, rule(trace, operation, inputs), strict=True))
+
+
+def _read(trace: Trace, value: Input) -> LabelledValue:
+    if isinstance(value, jex.Literal):
+        return _constant(trace, value.val) if shape_of(value) else LabelledValue(())
+    return trace.values[value]
+
+
+def _constant(trace: Trace, array: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> LabelledValue:
+    """An array built into the network's code: free along axes on which it does not change."""
+    shape = tuple(array.shape)
+    if isinstance(array, jax.ShapeDtypeStruct) or jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return LabelledValue(shape)  # random keys, which have no axes of channels
+    values = np.asarray(array)
+    marker = trace.labels.fixed_marker("an array of fixed size built into the network's code")
+    is_free = [
+        size <= 1 or bool((values == values.take([0], axis=axis)).all()) for axis, size in enumerate(shape)
+    ]
+    return LabelledValue(shape, fixed=tuple(FREE if free else marker for free in is_free))
+
+
+def _scan(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    params, (body,) = operation.equation.params, operation.bodies
+    num_consts, length = int(params["num_consts"]), int(params["length"])
+    first_slice = num_consts + int(params["num_carry"])
+    consts, carry = inputs[:num_consts], inputs[num_consts:first_slice]
+    slices = [_slice_of(trace, operation, value) for value in inputs[first_slice:]]
+    iterations = trace.iterations
+    trace.iterations *= length
+    carry, results = _iterate(trace, operation, body, consts, carry, slices)
+    trace.iterations = iterations
+    return [*carry, *(_stacked(trace, value, length) for value in results)]
+
+
+def _while(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    params, (condition, body) = operation.equation.params, operation.bodies
+    num_condition = int(params["cond_nconsts"])
+    first_carry = num_condition + int(params["body_nconsts"])
+    consts = inputs[num_condition:first_carry]
+    carry, _ = _iterate(trace, operation, body, consts, inputs[first_carry:], [])
+    _run_body(trace, condition, [*inputs[:num_condition], *carry])
+    return carry
+
+
+def _cond(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    branches = [_run_body(trace, body, inputs[1:]) for body in operation.bodies]
+    return [_either(trace, operation, values) for values in zip(*branches, strict=True)]
+
+
+_CONTROL_FLOW = {"scan": _scan, "while": _while, "cond": _cond}
+
+
+def _iterate(
+    trace: Trace,
+    operation: Operation,
+    body: Body,
+    consts: Sequence[LabelledValue],
+    carry: Sequence[LabelledValue],
+    slices: Sequence[LabelledValue],
+) -> tuple[list[LabelledValue], list[LabelledValue]]:
+    """Goes through the body of a loop until what it carries from one iteration to the next no longer changes.
+
+    Returns what the loop carries to its end, and the other results of an iteration.
+    """
+    carry = list(carry)
+    num_reads, num_affine, num_macs = len(trace.reads), len(trace.affine_uses), len(trace.contraction_macs)
+    results: list[LabelledValue] = []
+    for _ in range(_MAX_ROUNDS):
+        del trace.reads[num_reads:]  # only what the last round notes is kept
+        del trace.affine_uses[num_affine:]
+        del trace.contraction_macs[num_macs:]
+        results = _run_body(trace, body, [*consts, *carry, *slices])
+        pairs = zip(carry, results[: len(carry)], strict=True)
+        before, carry = carry, [_either(trace, operation, pair) for pair in pairs]
+        if all(_summary(old) == _summary(new) for old, new in zip(before, carry, strict=True)):
+            break
+    else:
+        for value in carry:
+            trace.freeze(
+                value.fields, f"what the turns of a loop hand on never settles: {operation.location}"
+            )
+    return carry, results[len(carry) :]
+
+
+def _summary(value: LabelledValue) -> object:
+    """What has to be the same before and after an iteration."""
+    return [field.axes for field in value.fields], value.fixed, value.producers
+
+
+def _either(trace: Trace, operation: Operation, values: Sequence[LabelledValue]) -> LabelledValue:
+    """A value that is one of several, depending on the branch or the iteration."""
+    fields, fixed = combine(trace, operation, values, values[0].shape)
+    return computed_from(values, values[0].shape, fields, fixed)
+
+
+def _run_body(trace: Trace, body: Body, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    trace.values.update(zip(body.inputs, inputs, strict=True))
+    _propagate_through(trace, body.operations)
+    return [_read(trace, value) for value in body.outputs]
+
+
+def _slice_of(trace: Trace, operation: Operation, value: LabelledValue) -> LabelledValue:
+    """What one iteration sees of an array whose first axis the loop runs along."""
+    trace.freeze(value.over(0), f"one for each turn of {operation.location}")
+    fields = [
+        LabelField(tuple(axis - 1 for axis in field.axes), field.labels)
+        for field in value.fields
+        if 0 not in field.axes
+    ]
+    return select_axes(value, range(1, len(value.shape)), fields)
+
+
+def _stacked(trace: Trace, value: LabelledValue, length: int) -> LabelledValue:
+    """The results of all iterations along a new first axis."""
+    marker = trace.labels.fixed_marker("the turns of a loop") if length > 1 else FREE
+    return dataclasses.replace(
+        value,
+        shape=(length, *value.shape),
+        fields=tuple(LabelField(tuple(axis + 1 for axis in axes), labels) for axes, labels in value.fields),
+        fixed=(marker, *value.fixed),
+        source_axes=(NO_AXES, *value.source_axes),
+    )
+
+
+def _split_into_factors(trace: Trace, start: StartingLabels) -> StartingLabels:
+    """The labels that a trace started with, those replaced by several factors for which it requests that.
+
+    Two new labels are united if their digits belong to labels that were united.
+    """
+    count, ties = start.num_labels, list(start.ties)
+    split_roots: set[int] = set()
     tables: list[tuple[np.ndarray, list[np.ndarray]]] = []
     for request in trace.factor_requests:
-        roots, coordinates = _roots_and_coordinates(trace.labels, request)
-        if roots.size == 0 or done.intersection(roots.tolist()):
-            continue  # of what was taken apart before, the next walk knows more
-        done.update(roots.tolist())
-        unique, where = np.unique(roots, return_inverse=True)
-        columns = []
-        for coordinate in coordinates:
-            values, own = np.unique(coordinate, return_inverse=True)
-            first = np.full(len(unique), len(values), np.int64)
-            np.minimum.at(first, where, own)
-            same.append((count + own, count + first[where]))
-            is_one = len(np.unique(first)) == 1  # of which nothing could be cut
-            columns.append(np.full(len(unique), FREE) if is_one else count + first)
+        is_label = request.labels >= 0
+        roots = trace.labels.find(request.labels[is_label])
+        if roots.size == 0 or not split_roots.isdisjoint(roots.tolist()):
+            continue  # these labels are split for another request; the next pass will tell more
+        split_roots.update(roots.tolist())
+        unique_roots, root_index = np.unique(roots, return_inverse=True)
+        factors = []
+        for digits in request.digits:
+            values, value_index = np.unique(digits[is_label], return_inverse=True)
+            lowest = np.full(
+                len(unique_roots), len(values), np.int64
+            )  # lowest value of the digit for each root
+            np.minimum.at(lowest, root_index, value_index)
+            ties.append((count + value_index, count + lowest[root_index]))
+            is_single = len(np.unique(lowest)) == 1  # nothing could be removed
+            factors.append(np.full(len(unique_roots), FREE) if is_single else count + lowest)
             count += len(values)
-        tables.append((unique, columns))
-    lookup = _Lookup(tables)
-    result = {
+        tables.append((unique_roots, factors))
+    table = _FactorTable.join(tables)
+    array_labels: ArrayLabels = {
         path: tuple(
-            _side_by_side(
-                [part for own, roots in zip(axis, found, strict=True) for part in lookup.parts(own, roots)]
+            _merge_disjoint(
+                [factor for labels in axis for factor in table.split(labels, trace.labels.find(labels))]
             )
-            for axis, found in zip(axes, roots_of[path], strict=True)
+            for axis in axes
         )
-        for path, axes in seeds.items()
+        for path, axes in start.array_labels.items()
     }
-    return result, count, same
+    return StartingLabels(array_labels, count, tuple(ties))
 
 
-def _roots_and_coordinates(labels: Labels, request: FactorRequest) -> tuple[np.ndarray, list[np.ndarray]]:
-    is_label = request.labels >= 0
-    return labels.find(request.labels[is_label]), [own[is_label] for own in request.coordinates]
+class _FactorTable(NamedTuple):
+    """The factors of all labels that are split."""
+
+    roots: np.ndarray
+    """[n] roots of the labels, rising."""
+    factors: np.ndarray
+    """[n, largest number of factors] the new labels, `FREE` where there are fewer."""
+
+    @classmethod
+    def join(cls, tables: Sequence[tuple[np.ndarray, list[np.ndarray]]]) -> _FactorTable:
+        """Joins tables of (roots, factors), which have no root in common."""
+        if not tables:
+            return cls(np.zeros(0, np.int64), np.zeros((0, 0), np.int64))
+        width = max(len(factors) for _, factors in tables)
+        rows = []
+        for roots, factors in tables:
+            row = np.full((len(roots), width), FREE)
+            row[:, : len(factors)] = np.stack(factors, axis=1)
+            rows.append(row)
+        all_roots = np.concatenate([roots for roots, _ in tables])
+        order = np.argsort(all_roots)
+        return cls(all_roots[order], np.concatenate(rows)[order])
+
+    def split(self, labels: np.ndarray, roots: np.ndarray) -> list[np.ndarray]:
+        """The arrays of labels that replace one; labels that are not split stay in the first of them."""
+        if not len(self.roots):
+            return [labels]
+        row = np.minimum(np.searchsorted(self.roots, roots), len(self.roots) - 1)
+        is_split = self.roots[row] == roots
+        if not is_split.any():
+            return [labels]
+        first = np.where(is_split, self.factors[row, 0], labels)
+        others = [
+            np.where(is_split, self.factors[row, column], FREE) for column in range(1, self.factors.shape[1])
+        ]
+        return [factor for factor in (first, *others) if (factor != FREE).any()]
 
 
-def _side_by_side(fields: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """Fields of one axis, those in one that have labels at different indices.
+def _merge_disjoint(factors: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """The factors of one axis, with those merged into one that have labels at different indices.
 
-    Of a fused projection, values are taken apart in a later walk than queries and keys, but heads are heads.
+    In a fused projection of queries, keys and values, the values may be split in a later pass than the queries; their
+    heads still make one factor.
 
     Example:
-      >>> _side_by_side([np.array([1, 1, -1]), np.array([3, 4, 5]), np.array([-1, -1, 2])])
+      >>> _merge_disjoint([np.array([1, 1, -1]), np.array([3, 4, 5]), np.array([-1, -1, 2])])
       (array([1, 1, 2]), array([3, 4, 5]))
     """
-    found: list[np.ndarray] = []
-    for own in fields:
-        for place, other in enumerate(found):
-            if ((own == FREE) | (other == FREE)).all():
-                found[place] = np.where(own == FREE, other, own)
+    merged: list[np.ndarray] = []
+    for factor in factors:
+        for place, other in enumerate(merged):
+            if ((factor == FREE) | (other == FREE)).all():
+                merged[place] = np.where(factor == FREE, other, factor)
                 break
         else:
-            found.append(own)
-    return tuple(found)
-
-
-class _Lookup:
-    """New labels by old representative: a row for each, as many columns as the longest request has coordinates."""
-
-    def __init__(self, tables: Sequence[tuple[np.ndarray, list[np.ndarray]]]) -> None:
-        width = max((len(columns) for _, columns in tables), default=0)
-        roots = [unique for unique, _ in tables]
-        rows = [
-            np.stack([*columns, *[np.full(len(unique), FREE)] * (width - len(columns))], axis=1)
-            for unique, columns in tables
-        ]
-        self._roots = np.concatenate(roots) if roots else np.zeros(0, np.int64)
-        self._rows = np.concatenate(rows) if rows else np.zeros((0, 0), np.int64)
-        order = np.argsort(self._roots)
-        self._roots, self._rows = self._roots[order], self._rows[order]
-
-    def parts(self, own: np.ndarray, roots: np.ndarray) -> list[np.ndarray]:
-        """The fields that take the place of one."""
-        if not len(self._roots):
-            return [own]
-        place = np.minimum(np.searchsorted(self._roots, roots), len(self._roots) - 1)
-        is_found = self._roots[place] == roots
-        if not is_found.any():
-            return [own]
-        found = []
-        for column in range(self._rows.shape[1]):
-            other = own if column == 0 else np.full_like(own, FREE)
-            part = np.where(is_found, self._rows[place, column], other)
-            if (part != FREE).any():
-                found.append(part)
-        return found
+            merged.append(factor)
+    return tuple(merged)

@@ -1,7 +1,9 @@
-"""What each primitive does to labels: one small function per kind of operation.
+"""Rules: for each primitive of JAX, what an operation does to the labels of its inputs.
 
-A rule takes the trace, the step and its input values and returns its output values. A primitive without a rule
-freezes every label it touches and names the source line; nothing is guessed.
+A rule takes the trace, the operation and its labelled inputs, and returns its labelled outputs. This module has the
+rules for elementwise operations, reductions, windows, look-ups and others, and the table of all rules, `apply_rule`.
+Nothing is guessed: a primitive without a rule freezes every label that it touches, and the reason names the line of the
+user's code.
 """
 
 from __future__ import annotations
@@ -10,16 +12,23 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.structure.contraction_rules import convolution, dot_general, frozen_outputs
-from jaxprune.structure.elementwise_rules import combine, drop_axes
+from jaxprune.structure.elementwise_rules import combine, drop_axes, unite_along
 from jaxprune.structure.labels import FREE, distinct
-from jaxprune.structure.movement_rules import MOVEMENTS, NO_ORIGIN, Rule
+from jaxprune.structure.movement_rules import MOVEMENTS, Rule
 from jaxprune.structure.program import Operation
-from jaxprune.structure.trace import LabelField, LabelledValue, Trace, free_axes, output_shapes
+from jaxprune.structure.trace import (
+    NO_AXES,
+    AffineUse,
+    LabelField,
+    LabelledValue,
+    Trace,
+    computed_from,
+    output_shapes,
+    select_axes,
+)
 
 _ELEMENTWISE = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clip
@@ -28,261 +37,202 @@ is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or po
 reduce_precision rem round rsqrt select_n shift_left shift_right_logical shift_right_arithmetic sign sin sinh
 sqrt square stop_gradient sub tan tanh xor
 """.split()
+_REDUCTIONS = "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin".split()
+_WINDOWS = "reduce_window_max reduce_window_min reduce_window_sum".split()
+_ALONG_AXIS = "cumsum cumprod cummax cummin cumlogsumexp sort top_k".split()
 
 
-def apply_rule(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
-    """The values a step makes, by its primitive's rule; without a rule, frozen ones."""
-    rule = _RULES.get(step.name)
+def apply_rule(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    """Propagates labels through one operation that is neither a loop nor a branch.
+
+    Args:
+      trace: holds the labels, and notes what the operation tells about them.
+      operation: the operation.
+      inputs: its inputs.
+
+    Returns:
+      Its outputs; all frozen if there is no rule for the primitive.
+    """
+    rule = _RULES.get(operation.name)
     if rule is None:
-        return frozen_outputs(trace, step, inputs, f"no rule for {step.location}")
-    return rule(trace, step, inputs)
+        return frozen_outputs(trace, operation, inputs, f"no rule for {operation.location}")
+    return rule(trace, operation, inputs)
 
 
-def mixed(
-    trace: Trace,
-    step: Operation,
-    inputs: Sequence[LabelledValue],
-    shape: tuple[int, ...],
-    fields: Sequence[LabelField],
-    fixed: Sequence[int],
-) -> LabelledValue:
-    """A value made of `inputs`: an activation if any of them is one, else made of all their parameters."""
-    is_activation = any(value.is_activation for value in inputs)
-    origin: tuple[frozenset[int], ...] = ()
-    if not is_activation:
-        origin = next((value.origin for value in inputs if value.sources and value.shape == shape), ())
-    return LabelledValue(
-        shape=shape,
-        fields=tuple(fields),
-        fixed=tuple(fixed),
-        sources=frozenset() if is_activation else frozenset().union(*(value.sources for value in inputs)),
-        origin=origin,
-        is_activation=is_activation,
-        producers=frozenset().union(*(value.producers for value in inputs)),
-    )
-
-
-def _elementwise(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
-    (shape,) = output_shapes(step)
+def _elementwise(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    """Unites labels index by index, and notes learned scales and shifts."""
+    (shape,) = output_shapes(operation)
     if len(inputs) == 1:
         return [dataclasses.replace(inputs[0], shape=shape)]
-    if step.name in ("mul", "add", "div"):
-        for value, parameter in ((inputs[0], inputs[1]), (inputs[1], inputs[0])):
-            if value.is_activation and parameter.sources:
-                trace.touch(value, parameter, is_scale=step.name != "add")
-    fields, fixed = combine(trace, step, inputs, shape)
-    return [mixed(trace, step, inputs, shape, fields, fixed)]
+    if operation.name in ("mul", "add", "div"):
+        for value, parameter in (inputs, inputs[::-1]):
+            if value.is_activation and parameter.sources and value.producers and parameter.fields:
+                labels = np.concatenate([field.labels.reshape(-1) for field in parameter.fields])
+                is_scale = operation.name != "add"
+                trace.affine_uses.append(AffineUse(is_scale, value.producers, parameter.sources, labels))
+    fields, fixed = combine(trace, operation, inputs, shape)
+    return [computed_from(inputs, shape, fields, fixed)]
 
 
-def _reduce(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
-    axes, value = {int(axis) for axis in step.equation.params["axes"]}, inputs[0]
-    if step.name in ("argmax", "argmin"):
+def _reduce(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    """Drops the axes that are summed over, or the like."""
+    axes, value = {int(axis) for axis in operation.equation.params["axes"]}, inputs[0]
+    if operation.name in ("argmax", "argmin"):
         for axis in axes:
-            trace.freeze(value.over(axis), f"the place of a channel is the result of {step.location}")
-    kept = [axis for axis in range(len(value.shape)) if axis not in axes]
+            trace.freeze(value.over(axis), f"the place of a channel is the result of {operation.location}")
+    left = [axis for axis in range(len(value.shape)) if axis not in axes]
     fields = [
-        LabelField(tuple(kept.index(axis) for axis in own.axes), own.labels)
-        for own in drop_axes(trace, value.fields, sorted(axes), value.shape)
+        LabelField(tuple(left.index(axis) for axis in field.axes), field.labels)
+        for field in drop_axes(trace, value.fields, axes)
     ]
-    return [
-        dataclasses.replace(
-            value,
-            shape=tuple(value.shape[axis] for axis in kept),
-            fields=tuple(fields),
-            fixed=tuple(value.fixed[axis] for axis in kept),
-            origin=tuple(value.origin[axis] for axis in kept) if value.origin else (),
-        )
-    ]
+    return [select_axes(value, left, fields)]
 
 
-def pass_whole(
-    trace: Trace, step: Operation, value: LabelledValue, is_whole: Sequence[bool], shape: tuple[int, ...]
+def _window(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    """Pooling: unites the labels that a window mixes; axes along which it slides are frozen."""
+    value, (shape,) = inputs[0], output_shapes(operation)
+    window = operation.equation.params["window_dimensions"]
+    sizes = zip(window, value.shape, shape, strict=True)
+    is_whole = [int(length) == 1 and before == after for length, before, after in sizes]
+    window_axes = {axis for axis, whole in enumerate(is_whole) if not whole}
+    fields, mixed = [], []
+    for field in value.fields:
+        if window_axes.isdisjoint(field.axes) or window_axes.issuperset(field.axes):
+            fields.append(field)
+        elif (united := unite_along(trace, field, window_axes)) is not None:
+            mixed.append(united)
+    value = dataclasses.replace(value, fields=(*fields, *mixed))
+    return [_pass_whole_axes(trace, operation, value, is_whole, shape)]
+
+
+def _along_axis(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    """Sorting and running sums: along one axis, indices change places or add up."""
+    params, shapes = operation.equation.params, output_shapes(operation)
+    axis = int(params.get("axis", params.get("dimension", -1))) % len(inputs[0].shape)
+    outputs = []
+    for index, shape in enumerate(shapes):
+        value = inputs[min(index, len(inputs) - 1)]
+        is_whole = [other != axis for other in range(len(shape))]
+        outputs.append(_pass_whole_axes(trace, operation, value, is_whole, shape))
+    if len(outputs) > 1:
+        fields, fixed = combine(trace, operation, outputs, shapes[0])
+        outputs = [dataclasses.replace(value, fields=fields, fixed=fixed) for value in outputs]
+    return outputs
+
+
+def _pass_whole_axes(
+    trace: Trace,
+    operation: Operation,
+    value: LabelledValue,
+    is_whole: Sequence[bool],
+    shape: tuple[int, ...],
 ) -> LabelledValue:
-    """Axes that pass whole keep their labels; the others are frozen before and fixed after."""
+    """An output of this shape, in which axes that are whole keep their labels and the others are frozen."""
     fields, fixed = [], list(value.fixed)
-    for own in value.fields:
-        if all(is_whole[axis] for axis in own.axes):
-            fields.append(own)
+    for field in value.fields:
+        if all(is_whole[axis] for axis in field.axes):
+            fields.append(field)
         else:
-            trace.freeze([own], f"cut, padded or reordered by {step.location}")
+            trace.freeze([field], f"cut, padded or reordered by {operation.location}")
     for axis, whole in enumerate(is_whole):
         if not whole and fixed[axis] == FREE and shape[axis] > 1:
-            fixed[axis] = trace.labels.fixed_marker(f"cut, padded or reordered by {step.name}")
+            fixed[axis] = trace.labels.fixed_marker(f"cut, padded or reordered by {operation.name}")
     return dataclasses.replace(value, shape=shape, fields=tuple(fields), fixed=tuple(fixed))
 
 
-def _window(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
-    value, (shape,) = inputs[0], output_shapes(step)
-    window = step.equation.params["window_dimensions"]
-    sizes = zip(window, value.shape, shape, strict=True)
-    is_whole = [int(length) == 1 and before == after for length, before, after in sizes]
-    axes = [axis for axis, whole in enumerate(is_whole) if not whole]
-    mixing = [own for own in value.fields if set(own.axes) & set(axes) and not set(own.axes) <= set(axes)]
-    for own in mixing:  # what changes along an image axis is one
-        index = tuple(slice(0, 1) if axis in axes else slice(None) for axis in own.axes)
-        same = np.ascontiguousarray(np.broadcast_to(own.labels[index], own.labels.shape))
-        trace.labels.unite(same, np.ascontiguousarray(own.labels))
-    kept = [own for own in value.fields if own not in mixing]
-    kept += [
-        LabelField(
-            tuple(axis for axis in own.axes if axis not in axes),
-            own.labels[tuple(0 if axis in axes else slice(None) for axis in own.axes)],
-        )
-        for own in mixing
-    ]
-    return [pass_whole(trace, step, dataclasses.replace(value, fields=tuple(kept)), is_whole, shape)]
-
-
-def _along_axis(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
-    """Sorting and running sums: entries move, or add up, along one axis."""
-    params = step.equation.params
-    axis = int(params.get("axis", params.get("dimension", -1)))
-    shapes = output_shapes(step)
-    axis %= len(inputs[0].shape)
-    found = []
-    for index, shape in enumerate(shapes):
-        value = inputs[min(index, len(inputs) - 1)]
-        found.append(pass_whole(trace, step, value, [own != axis for own in range(len(shape))], shape))
-    if len(found) > 1:
-        fields, fixed = combine(trace, step, found, shapes[0])
-        found = [dataclasses.replace(own, fields=fields, fixed=fixed) for own in found]
-    return found
-
-
-def _iota(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
-    (shape,) = output_shapes(step)
-    fixed = list(free_axes(shape))
-    axis = int(step.equation.params["dimension"])
+def _iota(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    (shape,) = output_shapes(operation)
+    fixed = [FREE] * len(shape)
+    axis = int(operation.equation.params["dimension"])
     if shape[axis] > 1:
-        fixed[axis] = trace.labels.fixed_marker(f"counted by {step.location}")
+        fixed[axis] = trace.labels.fixed_marker(f"counted by {operation.location}")
     return [LabelledValue(shape, fixed=tuple(fixed))]
 
 
-def _gather(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
-    """Rows looked up by number: axes that pass whole keep their labels, those that are looked into stay."""
-    value, indices = inputs
-    (shape,), params = output_shapes(step), step.equation.params
+def _gather(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    """Looks up slices by number: whole axes keep their labels, those along which is looked up stay.
+
+    A look-up in a parameter is an embedding, which makes channels.
+    """
+    table, indices = inputs
+    (shape,), params = output_shapes(operation), operation.equation.params
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
-    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    offsets = dict(
-        zip((axis for axis in range(len(sizes)) if axis not in gone), numbers.offset_dims, strict=True)
-    )
-    reason = f"looked up by number in {step.location}"
-    trace.freeze(indices.fields, reason)
-    wall, fixed = trace.labels.fixed_marker(reason), list(free_axes(shape))
-    batch = [axis for axis in range(len(shape)) if axis not in numbers.offset_dims]
-    for axis, known in zip(batch, indices.fixed[:-1], strict=True):
-        fixed[axis] = (known if known != FREE else wall) if shape[axis] > 1 else FREE
+    removed = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    left = [axis for axis in range(len(sizes)) if axis not in removed]
+    new_axis = dict(zip(left, numbers.offset_dims, strict=True))
+    reason = f"looked up by number in {operation.location}"
+    marker = trace.freeze_and_mark(indices.fields, reason)
+    fixed, source_axes = [FREE] * len(shape), [NO_AXES] * len(shape)
+    index_axes = [axis for axis in range(len(shape)) if axis not in numbers.offset_dims]
+    for axis, index_marker in zip(index_axes, indices.fixed[:-1], strict=True):
+        if shape[axis] > 1:
+            fixed[axis] = index_marker if index_marker != FREE else marker
     fields = []
-    for own in value.fields:
-        if all(axis in offsets and sizes[axis] == value.shape[axis] for axis in own.axes):
-            fields.append(LabelField(tuple(offsets[axis] for axis in own.axes), own.labels))
+    for field in table.fields:
+        if all(axis in new_axis and sizes[axis] == table.shape[axis] for axis in field.axes):
+            fields.append(LabelField(tuple(new_axis[axis] for axis in field.axes), field.labels))
         else:
-            trace.freeze([own], reason)
-    labelled = {axis for own in fields for axis in own.axes}
-    for axis, place in offsets.items():
-        if place not in labelled and shape[place] > 1:
-            is_whole = sizes[axis] == value.shape[axis]
-            fixed[place] = value.fixed[axis] if is_whole else wall
-    found = mixed(trace, step, inputs, shape, fields, fixed)
-    origin = [NO_ORIGIN] * len(shape)
-    for axis, place in offsets.items():
-        origin[place] = value.origin[axis] if value.origin else NO_ORIGIN
-    found = dataclasses.replace(found, origin=tuple(origin) if found.origin or found.sources else ())
-    return [_looked_up(trace, step, value, found, offsets)] if value.sources else [found]
+            trace.freeze([field], reason)
+    labelled = {axis for field in fields for axis in field.axes}
+    for axis, new in new_axis.items():
+        source_axes[new] = table.source_axes[axis]
+        if new not in labelled and shape[new] > 1:
+            fixed[new] = table.fixed[axis] if sizes[axis] == table.shape[axis] else marker
+    found = computed_from(inputs, shape, fields, fixed, source_axes)
+    if len(table.sources) != 1 or not found.is_activation or not fields:
+        return [found]
+    labels = distinct(np.concatenate([field.labels.reshape(-1) for field in fields]))
+    (path,), axes = table.sources, NO_AXES.union(*source_axes)
+    producer = trace.add_producer_use(operation, path, axes, labels[labels >= 0])
+    return [dataclasses.replace(found, producers=found.producers | {producer})]
 
 
-def _looked_up(
-    trace: Trace, step: Operation, table: LabelledValue, found: LabelledValue, offsets: Mapping[int, int]
-) -> LabelledValue:
-    """An embedding: the table makes the channels of what is looked up in it."""
-    if not found.is_activation or not found.fields or len(table.sources) != 1:
-        return found
-    (path,) = table.sources
-    axes = NO_ORIGIN.union(*(table.origin[axis] for axis in offsets if table.origin))
-    labels = distinct(np.concatenate([own.labels.reshape(-1) for own in found.fields]))
-    number = trace.produce(step, path, axes, labels[labels >= 0])
-    return dataclasses.replace(found, producers=found.producers | {number})
-
-
-def _dynamic_slice(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
-    value, (shape,) = inputs[0], output_shapes(step)
+def _dynamic_slice(
+    trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]
+) -> list[LabelledValue]:
+    value, (shape,) = inputs[0], output_shapes(operation)
     is_whole = [before == after for before, after in zip(value.shape, shape, strict=True)]
-    return [pass_whole(trace, step, value, is_whole, shape)]
+    return [_pass_whole_axes(trace, operation, value, is_whole, shape)]
 
 
 def _dynamic_update_slice(
-    trace: Trace, step: Operation, inputs: Sequence[LabelledValue]
+    trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]
 ) -> list[LabelledValue]:
     value, update = inputs[:2]
-    is_whole = [a == b for a, b in zip(value.shape, update.shape, strict=True)]
-    parts = [
-        pass_whole(
-            trace, step, own, is_whole, tuple(s if w else 1 for s, w in zip(own.shape, is_whole, strict=True))
-        )
-        for own in (value, update)
-    ]
-    fields, fixed = combine(trace, step, parts, parts[0].shape)
-    wall = trace.labels.fixed_marker(f"written into by {step.name}")
-    walls = [own if whole else wall for own, whole in zip(fixed, is_whole, strict=True)]
-    return [mixed(trace, step, inputs, value.shape, fields, walls)]
+    is_whole = [before == after for before, after in zip(value.shape, update.shape, strict=True)]
+    shape = tuple(size if whole else 1 for size, whole in zip(value.shape, is_whole, strict=True))
+    parts = [_pass_whole_axes(trace, operation, part, is_whole, shape) for part in (value, update)]
+    fields, fixed = combine(trace, operation, parts, shape)
+    marker = trace.labels.fixed_marker(f"written into by {operation.name}")
+    fixed = tuple(own if whole else marker for own, whole in zip(fixed, is_whole, strict=True))
+    return [computed_from(inputs, value.shape, fields, fixed)]
 
 
-def _bitcast(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
-    (shape,) = output_shapes(step)
-    if shape != inputs[0].shape:
-        return frozen_outputs(trace, step, inputs, f"numbers of another width in {step.location}")
-    return _elementwise(trace, step, inputs)
+def _bitcast(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    if output_shapes(operation) != [inputs[0].shape]:
+        reason = f"numbers of another width in {operation.location}"
+        return frozen_outputs(trace, operation, inputs, reason)
+    return _elementwise(trace, operation, inputs)
 
 
-def _draw(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
-    """Random numbers; in training they are others each time, so it does not matter which ones a channel is given."""
+def _random_bits(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    """Random numbers: in training they are new each time, so it does not matter which of them a channel meets."""
     if trace.program.mode == "evaluation":
-        return frozen_outputs(
-            trace, step, inputs, f"random numbers of its own for each, drawn by {step.location}"
-        )
-    return [LabelledValue(shape, fixed=free_axes(shape)) for shape in output_shapes(step)]
+        reason = f"random numbers of its own for each, drawn by {operation.location}"
+        return frozen_outputs(trace, operation, inputs, reason)
+    return [LabelledValue(shape) for shape in output_shapes(operation)]
 
 
-def _barrier(trace: Trace, step: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+def _barrier(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     return list(inputs)
-
-
-def constant(trace: Trace, array: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> LabelledValue:
-    """An array built into the program: free along axes on which it does not change."""
-    if isinstance(array, jax.ShapeDtypeStruct) or jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        return LabelledValue(
-            tuple(array.shape), fixed=free_axes(array.shape)
-        )  # random keys, which have no axes of channels
-    known = np.asarray(array)
-    wall = trace.labels.fixed_marker("an array of fixed size built into the network's code")
-    fixed = []
-    for axis, size in enumerate(known.shape):
-        same = size <= 1 or bool((known == known.take([0], axis=axis)).all())
-        fixed.append(FREE if same else wall)
-    return LabelledValue(tuple(known.shape), fixed=tuple(fixed))
 
 
 _RULES: Mapping[str, Rule] = MappingProxyType(
     {
         **dict.fromkeys(_ELEMENTWISE, _elementwise),
-        **dict.fromkeys(
-            (
-                "reduce_sum",
-                "reduce_max",
-                "reduce_min",
-                "reduce_prod",
-                "reduce_and",
-                "reduce_or",
-                "argmax",
-                "argmin",
-            ),
-            _reduce,
-        ),
-        **dict.fromkeys(("reduce_window_max", "reduce_window_min", "reduce_window_sum"), _window),
-        **dict.fromkeys(
-            ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "top_k"), _along_axis
-        ),
+        **dict.fromkeys(_REDUCTIONS, _reduce),
+        **dict.fromkeys(_WINDOWS, _window),
+        **dict.fromkeys(_ALONG_AXIS, _along_axis),
         **MOVEMENTS,
         "iota": _iota,
         "gather": _gather,
@@ -290,8 +240,9 @@ _RULES: Mapping[str, Rule] = MappingProxyType(
         "dynamic_update_slice": _dynamic_update_slice,
         "optimization_barrier": _barrier,
         "bitcast_convert_type": _bitcast,
-        "random_bits": _draw,
+        "random_bits": _random_bits,
         "dot_general": dot_general,
         "conv_general_dilated": convolution,
     }
 )
+"""Primitive -> its rule."""

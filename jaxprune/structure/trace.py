@@ -1,8 +1,15 @@
-"""What a walk through a network notes down: who makes and who reads channels, costs, and what must be taken apart."""
+"""What is known of a network's values while labels are propagated through it, and what is noted on the way.
+
+A `LabelledValue` says which label is at which index of one intermediate value. A rule for each kind of operation
+(`rules.py`) turns the labelled inputs of the operation into its labelled outputs. On the way, the rules note in the
+`Trace` where kernels make channels, where channels are read, how many multiply-adds contractions take, and which labels
+have to be split into factors. `channel_classes.py` turns a finished trace into channels and families of channels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -12,227 +19,313 @@ from jaxprune.structure.labels import FREE, Labels
 from jaxprune.structure.model_state import Path
 from jaxprune.structure.program import Operation, Program, shape_of
 
-Seeds = dict[Path, tuple[tuple[np.ndarray, ...], ...]]
-"""For every array and axis its labels: one [length] array, or several where the axis is a product of factors."""
+ArrayLabels = dict[Path, tuple[tuple[np.ndarray, ...], ...]]
+"""The labels of a network's arrays: path -> for each axis its factors, each with [axis length] labels.
+
+An axis of length one has no factor and most axes have one. An axis that holds [heads, size] in one has two: a label for
+the head, and one for the position within a head."""
+
+NO_AXES: frozenset[int] = frozenset()
+
+
+class LabelField(NamedTuple):
+    """Labels over some axes of a value: the index (i, j) of these axes belongs to the channel `labels[i, j]`."""
+
+    axes: tuple[int, ...]
+    """Axes of the value, rising."""
+    labels: np.ndarray
+    """Labels, `FREE` and markers, one axis for each of `axes` and as long."""
+
+
+@dataclass(frozen=True)
+class LabelledValue:
+    """An intermediate value of the network: its shape, its labels, and what it was computed from.
+
+    An index of the value can be removed only together with the labels that all fields have there.
+    """
+
+    shape: tuple[int, ...]
+    fields: tuple[LabelField, ...] = ()
+    fixed: tuple[int, ...] = ()
+    """For each axis `FREE`, or the marker that says why the axis stays whole; an axis with labels has `FREE`."""
+    sources: frozenset[Path] = frozenset()
+    """The parameters that it was computed from; empty for activations and constants."""
+    source_axes: tuple[frozenset[int], ...] = ()
+    """For each axis, the axes of the source that it follows."""
+    is_activation: bool = False
+    """Whether it depends on the network's input."""
+    producers: frozenset[int] = frozenset()
+    """Which of `Trace.producer_uses` made the channels that it carries."""
+
+    def __post_init__(self) -> None:
+        """Fills in what was left out for each axis: nothing is fixed, and no axis of a source is followed."""
+        object.__setattr__(self, "fixed", self.fixed or (FREE,) * len(self.shape))
+        object.__setattr__(self, "source_axes", self.source_axes or (NO_AXES,) * len(self.shape))
+
+    def over(self, axis: int) -> list[LabelField]:
+        """Returns the fields whose labels depend on the index of this axis."""
+        return [field for field in self.fields if axis in field.axes]
 
 
 class ProducerUse(NamedTuple):
-    """One use of a kernel that makes channels: its axes that the channels follow."""
+    """One use of a kernel that makes channels."""
 
     kernel: Path
     axes: frozenset[int]
+    """Axes of the kernel that the channels lie on."""
     labels: np.ndarray
-    """Some of those of the channels."""
+    """The distinct labels of the channels."""
 
 
 class ChannelRead(NamedTuple):
-    """Where channels are read: the value, those of its axes, and the kernel with the axes that meet them."""
+    """A contraction that reads channels of an activation."""
 
     value_number: int
+    """Number of the activation in the program."""
     value: LabelledValue
     axes: tuple[int, ...]
+    """Axes of the activation that are summed over, or multiplied index by index."""
     kernel: Path | None
+    """The kernel that it is contracted with; None where that is another activation."""
     kernel_axes: frozenset[int]
+    """Axes of the kernel that meet `axes`."""
     num_affine_uses: int
-    """How many touches came before it."""
+    """How many affine uses were noted before it."""
 
 
 class AffineUse(NamedTuple):
-    """A learned scale or shift of activations."""
+    """A learned scale or shift that is applied to an activation."""
 
     is_scale: bool
     producers: frozenset[int]
+    """Producer uses whose channels are scaled or shifted."""
     sources: frozenset[Path]
+    """Parameters that the scale or shift is computed from."""
     labels: np.ndarray
 
 
 class ContractionMacs(NamedTuple):
-    """Multiply-adds of one contraction (of a whole batch): a constant, and fields over the axes that may be cut."""
+    """Multiply-adds of one contraction for a whole batch: a constant times the labelled sizes of each cluster.
+
+    A cluster is a set of axes that share fields. For each cluster there are flat arrays of labels, one for each field
+    and all of one length; the number of indices that are left when channels are removed multiplies the constant.
+    """
 
     constant: int
     clusters: tuple[tuple[np.ndarray, ...], ...]
-    """Of axes that share fields: flat labels, a factor each, all of one length."""
 
 
 class SuspectAxis(NamedTuple):
-    """Labels on an axis that is cut, padded or taken apart: code there may count on their number."""
+    """Labels on an axis that is sliced, padded or split, so that the network's code may rely on its length."""
 
     labels: np.ndarray
     ties: tuple[np.ndarray, np.ndarray] | None
-    """Labels that would have to fall together for parts to stay equally long."""
+    """Pairs of labels that would have to be united for the parts of the axis to stay equally long."""
     is_fill: bool = False
-    """Whether these are the ends that a pad adds: as many before as behind, whatever else the code counts on."""
+    """Whether these are labels for what a padding adds; `ties` then makes it as long in front as behind."""
 
 
 class StartingLabels(NamedTuple):
-    """Labels before a walk: those of every array, how many there are, and which of them are the same."""
+    """What is known of labels before they are propagated."""
 
-    seeds: Seeds
-    size: int
-    same: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+    array_labels: ArrayLabels
+    num_labels: int
+    ties: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+    """Pairs of arrays of labels that are united from the start."""
 
 
 class FactorRequest(NamedTuple):
-    """Labels whose indices an operation takes apart: label i stands for the pair, or more, of its coordinates."""
+    """Labels that an operation needs to see as combinations of several labels, the factors.
+
+    The labels lie along an axis, or several, whose flat index is split into digits, such as (head, position in head).
+    """
 
     labels: np.ndarray
-    coordinates: tuple[np.ndarray, ...]
+    """[n] the labels as they are."""
+    digits: tuple[np.ndarray, ...]
+    """For each factor, [n] the digit of each label."""
 
 
 @dataclass
 class Trace:
-    """The result of a walk, still in terms of labels; `groups.py` turns it into groups."""
+    """Everything that is found out while labels are propagated through a program once."""
 
     program: Program
     labels: Labels
-    seeds: Seeds
+    array_labels: ArrayLabels
     trained: frozenset[Path]
+    """Paths of the trained parameters."""
     values: dict[int, LabelledValue] = field(default_factory=dict)
+    """What is known of every value of the program, by number."""
     producer_uses: list[ProducerUse] = field(default_factory=list)
     reads: list[ChannelRead] = field(default_factory=list)
     affine_uses: list[AffineUse] = field(default_factory=list)
     contraction_macs: list[ContractionMacs] = field(default_factory=list)
     factor_requests: list[FactorRequest] = field(default_factory=list)
     unions: list[tuple[Operation, np.ndarray, np.ndarray]] = field(default_factory=list)
+    """Labels that were united for the first time, and by which operation."""
     reshaped: dict[int, int] = field(default_factory=dict)
-    """LabelledValue -> the value that it is, differently laid out."""
+    """Number of the result of a reshape -> number of the value that was reshaped."""
     suspect_axes: list[SuspectAxis] = field(default_factory=list)
     split_labels: dict[tuple[int, int], tuple[Operation, np.ndarray]] = field(default_factory=dict)
-    """Value and number of the field -> what split it off or took it apart, and the labels where they are then."""
+    """(value number, index of a field) -> the slice, split or reshape that made it, and its labels there."""
     start: StartingLabels | None = None
-    """From what the walk began, and what was found out since."""
+    """What was known before."""
     settled: Trace | None = None
-    """A walk that began with all that this one found out about labels, once it has been asked for."""
-    _numbers: dict[tuple[int, Path], int] = field(default_factory=dict)
-    turns: int = 1
-    """How often what is walked now runs: the turns of the loops around it."""
+    """Another trace of the program, made by `Structure.settled` from the united labels and cached here."""
+    iterations: int = 1
+    """How often the current operation runs: the product of the lengths of the loops around it."""
+    _producer_index: dict[tuple[int, Path], int] = field(default_factory=dict)
 
-    def produce(self, step: Operation, kernel: Path, axes: frozenset[int], labels: np.ndarray) -> int:
-        """Notes that a kernel makes channels; returns the production's number, the same one in every turn."""
-        key = (step.outputs[0], kernel)
-        if key not in self._numbers:
-            self._numbers[key] = len(self.producer_uses)
+    def add_producer_use(
+        self, operation: Operation, kernel: Path, axes: frozenset[int], labels: np.ndarray
+    ) -> int:
+        """Notes that an operation makes channels with a kernel.
+
+        Args:
+          operation: the contraction or look-up.
+          kernel: path of the kernel.
+          axes: its axes that the channels lie on.
+          labels: the labels of the channels, repeated or not.
+
+        Returns:
+          Index of the use in `producer_uses`, the same each time that a loop comes back to the operation.
+        """
+        key = (operation.outputs[0], kernel)
+        if key not in self._producer_index:
+            self._producer_index[key] = len(self.producer_uses)
             self.producer_uses.append(ProducerUse(kernel, axes, labels))
-        return self._numbers[key]
+        return self._producer_index[key]
 
-    def consume(
-        self,
-        number: int,
-        value: LabelledValue,
-        axes: tuple[int, ...],
-        kernel: Path | None,
-        kernel_axes: frozenset[int],
-    ) -> None:
-        """Notes that channels on some axes are read."""
-        self.reads.append(ChannelRead(number, value, axes, kernel, kernel_axes, len(self.affine_uses)))
+    def freeze(self, fields: Iterable[LabelField], reason: str) -> None:
+        """Forbids removing any label of some fields, for the given reason."""
+        for _, labels in fields:
+            self.labels.freeze(labels, reason)
 
-    def touch(self, value: LabelledValue, parameter: LabelledValue, *, is_scale: bool) -> None:
-        """Notes a learned scale or shift."""
-        if value.producers and parameter.fields:
-            labels = np.concatenate([own.labels.reshape(-1) for own in parameter.fields])
-            self.affine_uses.append(AffineUse(is_scale, value.producers, parameter.sources, labels))
-
-    def freeze(self, fields: list[LabelField] | tuple[LabelField, ...], reason: str) -> None:
-        """Forbids cutting all labels of some fields."""
-        for own in fields:
-            self.labels.freeze(own.labels, reason)
+    def freeze_and_mark(self, fields: Iterable[LabelField], reason: str) -> int:
+        """Freezes some fields and returns the marker for axes that stay for the same reason."""
+        self.freeze(fields, reason)
+        return self.labels.fixed_marker(reason)
 
 
-def output_shapes(step: Operation) -> list[tuple[int, ...]]:
-    """Shapes of what a step makes."""
-    return [shape_of(variable) for variable in step.equation.outvars]
+def output_shapes(operation: Operation) -> list[tuple[int, ...]]:
+    """Returns the shape of each output of an operation."""
+    return [shape_of(variable) for variable in operation.equation.outvars]
 
 
-# === merged: """What the tracer knows of an intermediate value: which labels its indices carry, and whe
+def computed_from(
+    inputs: Sequence[LabelledValue],
+    shape: tuple[int, ...],
+    fields: Sequence[LabelField] = (),
+    fixed: Sequence[int] = (),
+    source_axes: Sequence[frozenset[int]] | None = None,
+) -> LabelledValue:
+    """Returns a value that is computed from others.
 
+    It is an activation if any of the inputs is one; otherwise its sources are the sources of all of them.
 
-class LabelField(NamedTuple):
-    """Labels over some axes of a value."""
+    Args:
+      inputs: the values that it is computed from.
+      shape: its shape.
+      fields: its labels.
+      fixed: for each axis `FREE` or a marker; all `FREE` if left out.
+      source_axes: for each axis, the axes of the source that it follows; ignored for an activation. If left out,
+        those of the first input with sources and the same shape.
 
-    axes: tuple[int, ...]
-    """Rising."""
-    labels: np.ndarray
-    """One axis for each of these, of their lengths."""
-
-
-@dataclass(frozen=True)
-class LabelledValue:
-    """An intermediate: shape, labels, and what it is made of.
-
-    `fixed` holds for each axis `FREE` or the number of the reason why it stays (see `Labels.fixed`); axes with labels
-    are not fixed. `sources` are parameters it is made of, empty for activations and constants; `origin` says for each
-    axis which axes of the parameter it follows. `producers` numbers the productions (see `records.py`) it carries.
+    Returns:
+      The value.
     """
-
-    shape: tuple[int, ...]
-    fields: tuple[LabelField, ...] = ()
-    fixed: tuple[int, ...] = ()
-    sources: frozenset[Path] = frozenset()
-    origin: tuple[frozenset[int], ...] = ()
-    is_activation: bool = False
-    producers: frozenset[int] = field(default=frozenset())
-
-    def over(self, axis: int) -> list[LabelField]:
-        """The fields that an axis takes part in."""
-        return [own for own in self.fields if axis in own.axes]
-
-
-def free_axes(shape: Sequence[int]) -> tuple[int, ...]:
-    """The `fixed` of a value whose axes may go with whatever they meet."""
-    return (FREE,) * len(shape)
-
-
-def moved(fields: Sequence[LabelField], new_axis: Sequence[int]) -> tuple[LabelField, ...]:
-    """Fields after axis i has become axis `new_axis[i]`.
-
-    Example:
-      >>> moved([LabelField((0, 2), np.array([[1, 2, 3]]))], (1, 2, 0))[0].labels.shape
-      (3, 1)
-    """
-    result = []
-    for own in fields:
-        axes = [new_axis[axis] for axis in own.axes]
-        if all(a < b for a, b in zip(axes, axes[1:], strict=False)):
-            result.append(LabelField(tuple(axes), own.labels))
-        else:
-            order = np.argsort(axes)
-            result.append(LabelField(tuple(sorted(axes)), own.labels.transpose(order)))
-    return tuple(result)
-
-
-def stretched(fields: Sequence[LabelField], shape: Sequence[int]) -> tuple[LabelField, ...]:
-    """Fields of a value whose axes of length one have grown to `shape`: one label stands all along them.
-
-    Example:
-      >>> stretched([LabelField((0,), np.array([7]))], (3,))[0].labels.tolist()
-      [7, 7, 7]
-    """
-    sizes = [tuple(shape[axis] for axis in own.axes) for own in fields]
-    return tuple(
-        own if own.labels.shape == size else LabelField(own.axes, np.broadcast_to(own.labels, size))
-        for own, size in zip(fields, sizes, strict=True)
+    is_activation = any(value.is_activation for value in inputs)
+    if source_axes is None:
+        same_shape = (value.source_axes for value in inputs if value.sources and value.shape == shape)
+        source_axes = next(same_shape, ())
+    return LabelledValue(
+        shape=shape,
+        fields=tuple(fields),
+        fixed=tuple(fixed),
+        sources=frozenset() if is_activation else frozenset().union(*(value.sources for value in inputs)),
+        source_axes=() if is_activation else tuple(source_axes),
+        is_activation=is_activation,
+        producers=frozenset().union(*(value.producers for value in inputs)),
     )
 
 
-def spread(own: LabelField, axes: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """Labels over more axes than the field has: `shape` is that of the value, `axes` rise and hold the field's."""
-    sizes = [shape[axis] if axis in own.axes else 1 for axis in axes]
-    return np.broadcast_to(own.labels.reshape(sizes), [shape[axis] for axis in axes])
+def select_axes(value: LabelledValue, axes: Sequence[int], fields: Iterable[LabelField]) -> LabelledValue:
+    """Returns a value with only some of its axes, in a new order.
+
+    Args:
+      value: the value before.
+      axes: for each axis of the result, the axis of `value` that it is.
+      fields: the labels of the result.
+    """
+    return dataclasses.replace(
+        value,
+        shape=tuple(value.shape[axis] for axis in axes),
+        fields=tuple(fields),
+        fixed=tuple(value.fixed[axis] for axis in axes),
+        source_axes=tuple(value.source_axes[axis] for axis in axes),
+    )
 
 
-def tidied(axes: Sequence[int], labels: np.ndarray) -> LabelField | None:
-    """A field without the axes along which its labels do not change; None where it holds no label.
+def move_axes(fields: Sequence[LabelField], new_axis: Sequence[int]) -> tuple[LabelField, ...]:
+    """Returns fields of a value whose axis i has become axis `new_axis[i]`.
 
-    Axes of length one go too, unless nothing else is left.
+    Example:
+      >>> move_axes([LabelField((0, 2), np.array([[1, 2, 3]]))], (1, 2, 0))[0].labels.shape
+      (3, 1)
+    """
+    result = []
+    for axes, labels in fields:
+        order = np.argsort([new_axis[axis] for axis in axes])
+        result.append(LabelField(tuple(sorted(new_axis[axis] for axis in axes)), labels.transpose(order)))
+    return tuple(result)
+
+
+def stretch(fields: Sequence[LabelField], shape: Sequence[int]) -> tuple[LabelField, ...]:
+    """Returns fields of a value that is broadcast to `shape`: along an axis that was one long, labels repeat.
+
+    Example:
+      >>> stretch([LabelField((0,), np.array([7]))], (3,))[0].labels.tolist()
+      [7, 7, 7]
+    """
+    sizes = [tuple(shape[axis] for axis in field.axes) for field in fields]
+    return tuple(
+        field if field.labels.shape == size else LabelField(field.axes, np.broadcast_to(field.labels, size))
+        for field, size in zip(fields, sizes, strict=True)
+    )
+
+
+def labels_over(field: LabelField, axes: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+    """Returns a field's labels over more axes, along which they repeat.
+
+    Args:
+      field: a field of a value.
+      axes: rising axes of the value, those of the field among them.
+      shape: shape of the value.
+
+    Returns:
+      Labels with one axis for each of `axes`.
+    """
+    sizes = [shape[axis] if axis in field.axes else 1 for axis in axes]
+    return np.broadcast_to(field.labels.reshape(sizes), [shape[axis] for axis in axes])
+
+
+def varying_field(axes: Sequence[int], labels: np.ndarray) -> LabelField | None:
+    """Returns a field over those axes alone along which its labels change.
+
+    Args:
+      axes: axes of a value, rising.
+      labels: labels with one axis for each of these.
+
+    Returns:
+      The field, over at least one axis; None if there is no label in it.
     """
     if labels.size == 0 or bool((labels == FREE).all()):
         return None
-    kept = list(axes)
-    for position in reversed(range(len(kept))):
-        if len(kept) == 1:
-            break
+    varying = list(axes)
+    for position in reversed(range(len(varying))):
         first = labels.take([0], axis=position)
-        if labels.shape[position] == 1 or bool((labels == first).all()):
+        if len(varying) > 1 and bool((labels == first).all()):
             labels = first.squeeze(position)
-            del kept[position]
-    return LabelField(tuple(kept), labels)
+            del varying[position]
+    return LabelField(tuple(varying), labels)
