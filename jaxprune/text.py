@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 def closest(name: str, known_names: Iterable[str]) -> str:
     """Returns a sentence that suggests the known name most similar to `name`, or "" if none is similar.
 
+    Upper and lower case count as the same.
+
     Args:
       name: an unknown name, as somebody typed it.
       known_names: the names there are.
@@ -17,11 +19,12 @@ def closest(name: str, known_names: Iterable[str]) -> str:
       A sentence to append to an error message; it starts with a space.
 
     Example:
-      >>> closest("generatoins", ["generations", "seed"])
-      " Did you mean 'generations'?"
+      >>> closest("generatoins", ["generations", "seed"]), closest("mp", ["mX", "mP"])
+      (" Did you mean 'generations'?", " Did you mean 'mP'?")
     """
-    matches = difflib.get_close_matches(name, list(known_names), n=1)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
+    spellings = {known_name.lower(): known_name for known_name in known_names}
+    matches = difflib.get_close_matches(name.lower(), spellings, n=1)
+    return f" Did you mean {spellings[matches[0]]!r}?" if matches else ""
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,6 @@
 """The language of pruning functions: typed expressions over operands, written as ordinary infix text."""
 
-# These register the built-in operators, which the formulas of the library are made of.
+# These modules register the built-in operators, which the formulas of the library need.
 from jaxprune.language import basic_operators, matrix_operators  # isort: split
 
 from jaxprune.language import library

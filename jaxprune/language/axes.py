@@ -1,7 +1,7 @@
-"""Axes and types: what the entries of a value are indexed by.
+"""Axes and types: what the entries of a formula's value are indexed by.
 
-A type is a tuple of axis names, one per dimension of the array a value has for one channel and one class:
-`()` is a scalar, `("D",)` a vector over positions, `("N", "D")` the samples of a class.
+A type is a tuple of axis names, one for each dimension of the array that a formula gives for one channel and one
+class: `()` is a scalar, `("D",)` a vector over positions, `("N", "D")` the examples of a class.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 Type = tuple[str, ...]
-"""Axis names, one per dimension; `()` is a scalar."""
+"""Axis names, one for each dimension; `()` is a scalar."""
 
 AXES: Mapping[str, str] = MappingProxyType(
     {
@@ -24,17 +24,17 @@ AXES: Mapping[str, str] = MappingProxyType(
         "C": "channels of the layer",
     }
 )
-"""Axis name -> what its entries are. A sliced position axis is written `D[i:j]`."""
+"""Axis name -> what its entries are. A slice of the positions is written `D[i:j]`."""
 
 SAMPLE_AXES = frozenset({"NX", "N", "NQ"})
 NUM_SLICE_PARTS = 8
-"""`slice(A, i, j)` counts in eighths of the positions."""
+"""The bounds of `slice(A, i, j)` count eighths of the positions."""
 
 _SLICED = re.compile(r"D\[([0-8]):([0-8])\]")
 
 
 def type_name(type: Type) -> str:
-    """The type as users read it.
+    """Returns the type as it is shown to users.
 
     Example:
       >>> type_name(("NX", "D")), type_name(())
@@ -44,12 +44,12 @@ def type_name(type: Type) -> str:
 
 
 def is_sample_axis(axis: str) -> bool:
-    """Whether the axis counts examples."""
+    """Returns whether the axis counts examples."""
     return axis in SAMPLE_AXES
 
 
 def is_position_axis(axis: str) -> bool:
-    """Whether the axis counts positions: `D` or a slice of it.
+    """Returns whether the axis counts positions: `D` or a slice of it.
 
     Example:
       >>> is_position_axis("D"), is_position_axis("D[2:5]"), is_position_axis("F")
@@ -59,17 +59,12 @@ def is_position_axis(axis: str) -> bool:
 
 
 def is_axis(axis: str) -> bool:
-    """Whether `axis` is one of `AXES` or a slice of the positions."""
+    """Returns whether `axis` is one of `AXES` or a slice of the positions."""
     return axis in AXES or slice_range(axis) is not None
 
 
-def sliced_axis(first: int, last: int) -> str:
-    """The name of the axis that `slice(A, first, last)` makes of `D`."""
-    return f"D[{first}:{last}]"
-
-
 def slice_range(axis: str) -> tuple[int, int] | None:
-    """(i, j) of an axis `D[i:j]`, None for any other axis.
+    """Returns the bounds (i, j) of an axis `D[i:j]`, or None for any other axis.
 
     Example:
       >>> slice_range("D[2:5]")
@@ -81,8 +76,13 @@ def slice_range(axis: str) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
+def sliced_axis(first: int, last: int) -> str:
+    """Returns the name of the axis that `slice(A, first, last)` makes from `D`."""
+    return f"D[{first}:{last}]"
+
+
 def slice_bounds(num_positions: int, first: int, last: int) -> tuple[int, int]:
-    """The positions [start, stop) that `slice(A, first, last)` keeps of `num_positions`; never none.
+    """Returns which positions `slice(A, first, last)` selects: at least one.
 
     Args:
       num_positions: the true number of positions, at least 1.
@@ -90,7 +90,7 @@ def slice_bounds(num_positions: int, first: int, last: int) -> tuple[int, int]:
       last: first + 1 to 8.
 
     Returns:
-      (start, stop) with 0 <= start < stop <= num_positions.
+      (start, stop) of the range [start, stop), with 0 <= start < stop <= num_positions.
 
     Example:
       >>> slice_bounds(16, 2, 5), slice_bounds(1, 7, 8)

@@ -1,8 +1,9 @@
-"""One representative for formulas that differ in ways that never matter.
+"""Replaces formulas by a representative of all formulas that mean the same.
 
-Only identities that hold for all finite values are used, so nothing like `x - x = 0` or `x/x = 1`, which would hide a
-non-finite `x`. Rounding may differ between a formula and its canonical form: use it to recognise duplicates, and
-score what the user wrote.
+`canonical_form` recognises duplicates: formulas that differ only by order, folded numbers and safe identities.
+`shared_form` prepares scoring: it rewrites formulas so that they share more values and need less arithmetic.
+Both use only identities that hold for all finite values, so nothing like `x - x = 0` or `x/x = 1`, which would hide a
+non-finite `x`. Rounding may differ between a formula and its canonical form, so score what the user wrote.
 """
 
 from __future__ import annotations
@@ -15,16 +16,23 @@ from types import MappingProxyType
 from jaxprune.language.expression import Expression, apply, literal, operand, replace_children
 from jaxprune.language.operators import OPERATORS
 
-_NON_NEGATIVE = frozenset({"abs", "square", "sqrt", "std", "var", "count"})
+_NEVER_NEGATIVE = frozenset({"abs", "square", "std", "var", "count"})
+"""Operators whose result never has a minus sign; a root may be -0.0."""
+_NON_NEGATIVE = _NEVER_NEGATIVE | {"sqrt"}
 _ORDER_FREE = frozenset({"sum", "product", "mean", "std", "var", "count", "trace"})
+_SCALAR_IDENTITIES = frozenset({"sum", "product", "mean"})
+"""Reductions that return a scalar unchanged."""
 _MEAN_OF = MappingProxyType({"mX": "X", "mP": "P", "mQ": "Q"})
 _SAMPLES_MEAN = MappingProxyType({samples: mean for mean, samples in _MEAN_OF.items()})
 
+SignedTerms = list[tuple[int, Expression]]
+"""The terms of a sum, each with its sign, 1 or -1."""
+
 
 def canonical_form(f: Expression) -> Expression:
-    """The representative of all formulas that equal `f` by reordering, folding numbers and safe identities.
+    """Returns the representative of all formulas that equal `f` by reordering, folding numbers and safe identities.
 
-    Sums and products are flattened and sorted; numbers in them are joined where the result stays finite; signs move
+    Sums and products are flattened and sorted; numbers in them are joined if the result remains finite; signs move
     outward and vanish in `abs` and `square`; identities such as `sqrt(var(x)) = std(x)` and `x*x = square(x)` apply.
 
     Args:
@@ -42,7 +50,69 @@ def canonical_form(f: Expression) -> Expression:
     return f.fold(_rewrite)
 
 
+@lru_cache(maxsize=1 << 16)
+def shared_form(node: Expression) -> Expression:
+    """Returns the representative of formulas that compute the same values, one that is cheap to compute.
+
+    Arguments that may be swapped get one order; the sum, product or mean of one number becomes that number; `abs` of
+    a value that is never negative is dropped, and so is `abs` within `square`; a matrix transposed twice is itself.
+    Sum, mean, variance and standard deviation of an outer product are computed from those of its vectors.
+
+    Args:
+      node: any expression.
+
+    Returns:
+      An expression of the same type and with the same value, up to rounding where an outer product is replaced.
+
+    Example:
+      >>> from jaxprune.language.parsing import parse
+      >>> shared_form(parse("N*mean(abs(abs(WI)))")) is shared_form(parse("sum(mean(abs(WI))*N)"))
+      True
+      >>> print(shared_form(parse("N - N")), shared_form(parse("sum(outer(mX, mP))")))
+      N - N sum(mP)*sum(mX)
+    """
+    children = [shared_form(child) for child in node.children]
+    if not children:
+        return node
+    inner = children[0]
+    if node.operator in _SCALAR_IDENTITIES and inner.type == ():
+        return inner
+    if node.operator == "abs" and inner.operator in _NEVER_NEGATIVE:
+        return inner
+    if node.operator == "transpose" and inner.operator == "transpose":
+        return inner.children[0]
+    if inner.operator == "outer" and node.operator in _OF_OUTER_PRODUCT:
+        return shared_form(_OF_OUTER_PRODUCT[node.operator](*inner.children))
+    if node.operator == "square" and inner.operator == "abs":
+        children = [inner.children[0]]
+    if node.operator == "rbf" and len(children) == 2 and children[1] is inner:
+        return apply("rbf", inner, params=node.params)
+    if len(children) == 2 and OPERATORS[node.operator].is_commutative:
+        children.sort(key=lambda child: (hash(child), str(child)))
+    return replace_children(node, children)
+
+
+def _variance_of_outer(left: Expression, right: Expression) -> Expression:
+    """The variance of all products of two vectors' entries; no term is negative, so nothing cancels."""
+    left_var, right_var = apply("var", left), apply("var", right)
+    right_square = apply("+", right_var, apply("square", apply("mean", right)))
+    left_part = apply("*", left_var, right_square)
+    return apply("+", left_part, apply("*", apply("square", apply("mean", left)), right_var))
+
+
+_OF_OUTER_PRODUCT: Mapping[str, Callable[[Expression, Expression], Expression]] = MappingProxyType(
+    {
+        "sum": lambda left, right: apply("*", apply("sum", left), apply("sum", right)),
+        "mean": lambda left, right: apply("*", apply("mean", left), apply("mean", right)),
+        "var": _variance_of_outer,
+        "std": lambda left, right: apply("sqrt", _variance_of_outer(left, right)),
+    }
+)
+"""Reduction -> the same of an outer product, from its two vectors."""
+
+
 def _rewrite(node: Expression, children: Sequence[Expression]) -> Expression:
+    """The canonical form of a node, from those of its children."""
     if not children:
         return node
     node = replace_children(node, children)
@@ -50,20 +120,16 @@ def _rewrite(node: Expression, children: Sequence[Expression]) -> Expression:
         return _sum(*_terms(node))
     if node.operator == "*":
         return _product(_factors(node))
-    rule = _RULES.get(node.operator)
-    if rule is not None:
-        return rule(node)
-    if node.operator in OPERATORS and OPERATORS[node.operator].is_commutative and len(children) == 2:
+    if node.operator in _RULES:
+        return _RULES[node.operator](node)
+    if OPERATORS[node.operator].is_commutative and len(children) == 2:
         return replace_children(node, sorted(node.children, key=str))
     return node
 
 
-Terms = list[tuple[int, Expression]]
-
-
-def _terms(node: Expression) -> tuple[Terms, float]:
-    """The signed terms of a sum and the numbers in it added up (kept as terms if that overflows)."""
-    terms: Terms = []
+def _terms(node: Expression) -> tuple[SignedTerms, float]:
+    """Splits a sum into its terms and the total of its numbers (which remain terms if their total overflows)."""
+    terms: SignedTerms = []
     numbers: list[float] = []
     stack = [(1, node)]
     while stack:
@@ -74,20 +140,15 @@ def _terms(node: Expression) -> tuple[Terms, float]:
         elif part.is_literal:
             numbers.append(sign * part.value)
         else:
-            own_sign, positive = _split_sign(part)
-            terms.append((sign * own_sign, positive))
-    constant = math.fsum(sorted(numbers)) if _adds_up(numbers) else math.nan
-    if not math.isfinite(constant):
+            part_sign, unsigned = _split_sign(part)
+            terms.append((sign * part_sign, unsigned))
+    if not math.isfinite(sum(map(abs, numbers))):
         return terms + [(1, literal(number)) for number in numbers], 0.0
-    return terms, constant
+    return terms, math.fsum(sorted(numbers))
 
 
-def _adds_up(numbers: Sequence[float]) -> bool:
-    return math.isfinite(sum(map(abs, numbers)))
-
-
-def _sum(terms: Terms, constant: float) -> Expression:
-    """Positive terms in text order, then negative ones, then the number."""
+def _sum(terms: SignedTerms, constant: float) -> Expression:
+    """Builds a sum: positive terms in the order of their text, then negative ones, then the number."""
     positive = sorted((term for sign, term in terms if sign > 0), key=str)
     negative = sorted((term for sign, term in terms if sign < 0), key=str)
     if positive:
@@ -106,6 +167,7 @@ def _sum(terms: Terms, constant: float) -> Expression:
 
 
 def _factors(node: Expression) -> list[Expression]:
+    """The factors of a product of products; of anything else, the node itself."""
     factors: list[Expression] = []
     stack = [node]
     while stack:
@@ -118,14 +180,14 @@ def _factors(node: Expression) -> list[Expression]:
 
 
 def _product(factors: Sequence[Expression]) -> Expression:
-    """The number first, then the other factors in text order, equal pairs as squares; signs go to the number."""
-    numbers = [factor.value for factor in factors if factor.is_literal]
+    """Builds a product: the number first, then the other factors in the order of their text, equal pairs as squares."""
+    numbers = sorted(factor.value for factor in factors if factor.is_literal)
     others = sorted((factor for factor in factors if not factor.is_literal), key=str)
-    folded = math.prod(sorted(numbers))
-    is_safe = math.isfinite(folded) and (folded != 0 or 0 in numbers)  # no overflow, no underflow
-    leading = [literal(folded)] if is_safe else [literal(number) for number in sorted(numbers)]
-    if others and leading == [literal(1.0)]:
-        leading = []
+    folded = math.prod(numbers)
+    if not _is_exact(folded, is_zero=0 in numbers):
+        leading = [literal(number) for number in numbers]
+    else:
+        leading = [] if others and folded == 1 else [literal(folded)]
     for index in range(len(others) - 1):
         if others[index] is others[index + 1]:
             rest = others[:index] + others[index + 2 :]
@@ -137,35 +199,33 @@ def _product(factors: Sequence[Expression]) -> Expression:
 
 
 def _split_sign(node: Expression) -> tuple[int, Expression]:
-    """(-1, the rest) of a negative number or of a product whose number is negative, else (1, node)."""
+    """Returns (-1, its opposite) for a negative number or a product with one, else (1, node)."""
     if node.is_literal:
         return (-1, literal(-node.value)) if node.value < 0 else (1, node)
-    if node.operator == "*":
-        factors = _factors(node)
-        num_negative = sum(factor.is_literal and factor.value < 0 for factor in factors)
-        if num_negative % 2:
-            first = next(
-                index for index, factor in enumerate(factors) if factor.is_literal and factor.value < 0
-            )
-            factors[first] = literal(-factors[first].value)
-            return -1, _product(factors)
-    return 1, node
+    if node.operator != "*":
+        return 1, node
+    factors = _factors(node)
+    negative = [index for index, factor in enumerate(factors) if factor.is_literal and factor.value < 0]
+    if len(negative) % 2 == 0:
+        return 1, node
+    factors[negative[0]] = literal(-factors[negative[0]].value)
+    return -1, _product(factors)
 
 
 def _without_sign(node: Expression) -> Expression:
-    """What `abs` and `square` see the same of: no sign, and a difference turned to its preferred direction."""
+    """Returns an expression with the same absolute value: without sign, a difference in its preferred direction."""
     _, node = _split_sign(node)
     if node.operator == "abs":
         return node.children[0]
     if node.operator not in ("+", "-"):
         return node
     terms, constant = _terms(node)
-    turned = _sum([(-sign, term) for sign, term in terms], -constant)
+    reversed_node = _sum([(-sign, term) for sign, term in terms], -constant)
     num_positive = sum(sign > 0 for sign, _ in terms) + (constant > 0)
     num_negative = sum(sign < 0 for sign, _ in terms) + (constant < 0)
     if num_positive != num_negative:
-        return node if num_positive > num_negative else turned
-    return min(node, turned, key=str)
+        return node if num_positive > num_negative else reversed_node
+    return min(node, reversed_node, key=str)
 
 
 def _square(node: Expression) -> Expression:
@@ -196,29 +256,25 @@ def _sqrt(node: Expression) -> Expression:
 def _quotient(node: Expression) -> Expression:
     top_sign, top = _split_sign(node.children[0])
     bottom_sign, bottom = _split_sign(node.children[1])
-    if bottom == literal(1.0):
-        value = top
-    elif (
-        top.is_literal
-        and bottom.is_literal
-        and bottom.value
-        and _is_safe(top.value, top.value / bottom.value)
-    ):
-        value = literal(top.value / bottom.value)
-    else:
-        value = apply("/", top, bottom)
-    return value if top_sign == bottom_sign else _product([literal(-1.0), *_factors(value)])
+    quotient = apply("/", top, bottom)
+    if bottom.is_literal and bottom.value == 1:
+        quotient = top
+    elif top.is_literal and bottom.is_literal and bottom.value:
+        number = top.value / bottom.value
+        quotient = literal(number) if _is_exact(number, is_zero=top.value == 0) else quotient
+    return quotient if top_sign == bottom_sign else _product([literal(-1.0), *_factors(quotient)])
 
 
-def _is_safe(before: float, after: float) -> bool:
-    return math.isfinite(after) and (after != 0 or before == 0)
+def _is_exact(number: float, is_zero: bool) -> bool:
+    """Whether a computed number neither overflowed nor, unless it must be 0, underflowed."""
+    return math.isfinite(number) and (number != 0 or is_zero)
 
 
 def _reduction(node: Expression) -> Expression:
     inner = node.children[0]
     while node.operator in _ORDER_FREE and inner.operator == "transpose":
         inner = inner.children[0]
-    if node.operator in ("sum", "product", "mean") and inner.type == ():
+    if node.operator in _SCALAR_IDENTITIES and inner.type == ():
         return inner
     if node.operator == "mean" and inner.operator == "mean_samples":
         inner = inner.children[0]
@@ -254,62 +310,3 @@ _RULES: Mapping[str, Callable[[Expression], Expression]] = MappingProxyType(
         **dict.fromkeys(sorted(_ORDER_FREE), _reduction),
     }
 )
-
-
-# === merged: """Formulas written so that more of them share values and cost less, with the same meaning
-
-_OF_ONE = frozenset({"sum", "product", "mean"})
-_NEVER_NEGATIVE = frozenset({"abs", "square", "std", "var", "count"})  # a root may be -0.0
-
-
-def _variance(left: Expression, right: Expression) -> Expression:
-    """Of all products of two vectors' entries; no term is negative, so that nothing cancels."""
-    spread, other = apply("var", left), apply("var", right)
-    squares = apply("+", other, apply("square", apply("mean", right)))
-    return apply("+", apply("*", spread, squares), apply("*", apply("square", apply("mean", left)), other))
-
-
-_OF_OUTER: Mapping[str, Callable[[Expression, Expression], Expression]] = MappingProxyType(
-    {
-        "sum": lambda left, right: apply("*", apply("sum", left), apply("sum", right)),
-        "mean": lambda left, right: apply("*", apply("mean", left), apply("mean", right)),
-        "var": _variance,
-        "std": lambda left, right: apply("sqrt", _variance(left, right)),
-    }
-)
-
-
-@lru_cache(maxsize=1 << 16)
-def shared_form(node: Expression) -> Expression:
-    """The representative of formulas that are equal by what their operators mean.
-
-    Arguments that may be swapped have one order; the sum, product or mean of one number is that number, `abs` of what
-    is never negative is what it is of, signs do not matter to `square`, and a matrix transposed twice is itself. Sum,
-    mean, variance and standard deviation of an outer product follow from those of its vectors.
-
-    Example:
-      >>> from jaxprune.language.parsing import parse
-      >>> shared_form(parse("N*mean(abs(abs(WI)))")) is shared_form(parse("sum(mean(abs(WI))*N)"))
-      True
-      >>> print(shared_form(parse("N - N")), shared_form(parse("sum(outer(mX, mP))")))
-      N - N sum(mP)*sum(mX)
-    """
-    children = [shared_form(child) for child in node.children]
-    if not children:
-        return node
-    only = children[0]
-    if node.operator in _OF_ONE and only.type == ():
-        return only
-    if node.operator == "abs" and only.operator in _NEVER_NEGATIVE:
-        return only
-    if node.operator == "transpose" and only.operator == "transpose":
-        return only.children[0]
-    if only.operator == "outer" and node.operator in _OF_OUTER:
-        return shared_form(_OF_OUTER[node.operator](*only.children))
-    if node.operator == "square" and only.operator == "abs":
-        children = [only.children[0]]
-    if node.operator == "rbf" and len(children) == 2 and children[1] is only:
-        return apply("rbf", only, params=node.params)
-    if len(children) == 2 and OPERATORS[node.operator].is_commutative:
-        children.sort(key=lambda child: (hash(child), str(child)))
-    return replace_children(node, children)

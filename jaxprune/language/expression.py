@@ -1,7 +1,7 @@
-"""Expressions: immutable typed trees, equal subtrees of which are one object.
+"""Expressions: immutable typed trees in which equal subtrees are one object.
 
-`operand`, `literal` and `apply` are the only ways to make one, and they refuse what is ill-typed. Because equal
-trees are identical, comparing and hashing cost nothing, and a set of formulas is already a graph without repeats.
+Every expression is built by `operand`, `literal` and `apply`, which refuse ill-typed formulas. Because equal trees are
+the same object, comparing and hashing cost nothing, and a set of formulas is already a graph without repeats.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import math
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakValueDictionary
 
 from jaxprune.language.axes import Type
-from jaxprune.language.operators import OPERATORS, Backend, IllTypedError, Params, infer_type
+from jaxprune.language.operators import OPERATORS, Backend, Params, infer_type
 from jaxprune.language.vocabulary import OPERANDS
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 OPERAND = "operand"
 LITERAL = "literal"
 _CHAINS = {"+": "sum", "-": "sum", "*": "product"}
+"""Operators whose nested applications count as one level -> the chain that they belong to."""
 
 Value = TypeVar("Value")
 
@@ -37,10 +39,10 @@ class Expression:
       name: an operand's name, "" otherwise.
       value: a literal's number, 0.0 otherwise.
       type: axes of its value for one channel and one class; `()` for a pruning function.
-      size: number of nodes, repeated ones counted every time.
-      depth: levels; a chain of `+` and `-`, or of `*`, is one level, and an operand or a literal is 1.
-      complexity: sum over nodes of their operators' complexity, at least `size`.
-      operands: names of the operands it reads.
+      size: number of nodes, counting repeated ones every time.
+      depth: number of levels; a chain of `+` and `-`, or of `*`, is one level, and so is an operand or a literal.
+      complexity: sum over all nodes of their operators' complexity, at least `size`.
+      operands: names of the operands that it reads.
 
     Example:
       >>> f = apply("sum", apply("abs", operand("WI")))
@@ -69,23 +71,23 @@ class Expression:
     _text: str | None
 
     def __new__(cls, *_: object, **__: object) -> Expression:
-        """Refused: use `operand`, `literal`, `apply` or `parse`, which check types.
+        """Refuses to build an expression without checks; use `operand`, `literal`, `apply` or `parse`.
 
         Raises:
           TypeError: always.
         """
         raise TypeError(
-            "An Expression is made by operand(), literal(), apply() or parse(), which check its types."
+            "Build an Expression with operand(), literal(), apply() or parse(), which check types."
         )
 
     def __setattr__(self, attribute: str, value: object) -> None:
         raise AttributeError(
-            f"An Expression cannot be changed (tried to set {attribute!r}); build a new one."
+            f"An Expression cannot be changed, so {attribute!r} cannot be set; build a new one."
         )
 
     def __delattr__(self, attribute: str) -> None:
         raise AttributeError(
-            f"An Expression cannot be changed (tried to delete {attribute!r}); build a new one."
+            f"An Expression cannot be changed, so {attribute!r} cannot be deleted; build a new one."
         )
 
     def __hash__(self) -> int:
@@ -96,7 +98,7 @@ class Expression:
             return operand, (self.name,)
         if self.is_literal:
             return literal, (self.value,)
-        return _rebuild, (self.operator, self.children, self.params)
+        return partial(apply, self.operator, params=self.params), self.children
 
     def __copy__(self) -> Expression:
         return self
@@ -117,36 +119,42 @@ class Expression:
 
     @property
     def is_operand(self) -> bool:
-        """Whether it is a single operand."""
+        """Whether it is just an operand."""
         return self.operator == OPERAND
 
     @property
     def is_literal(self) -> bool:
-        """Whether it is a single number."""
+        """Whether it is just a number."""
         return self.operator == LITERAL
 
     def walk(self) -> Iterator[Expression]:
-        """Its distinct nodes, every one after its children; itself last.
+        """Yields its distinct nodes, each one after its children, and itself last.
 
         Example:
           >>> [str(node) for node in apply("square", apply("+", operand("N"), operand("N"))).walk()]
           ['N', 'N + N', 'square(N + N)']
         """
-        seen: set[Expression] = set()
+        visited: set[Expression] = set()
         stack: list[tuple[Expression, bool]] = [(self, False)]
         while stack:
             node, is_expanded = stack.pop()
-            if node in seen:
+            if node in visited:
                 continue
             if is_expanded:
-                seen.add(node)
+                visited.add(node)
                 yield node
             else:
                 stack.append((node, True))
                 stack.extend((child, False) for child in reversed(node.children))
 
     def fold(self, combine: Callable[[Expression, Sequence[Value]], Value]) -> Value:
-        """The value of the root, when `combine(node, values of its children)` gives every node's, once each.
+        """Computes a value for every distinct node, from the leaves to the root.
+
+        Args:
+          combine: takes a node and the values of its children, returns the node's value.
+
+        Returns:
+          The value of the root.
 
         Example:
           >>> f = apply("abs", operand("WI"))
@@ -159,30 +167,36 @@ class Expression:
         return values[self]
 
     def latex(self) -> str:
-        """The formula as LaTeX math, without dollar signs; never fails."""
+        """Returns the formula as LaTeX math, without dollar signs; never fails."""
         from jaxprune.language.printing import to_latex
 
         return to_latex(self)
 
     def sympy(self) -> Expr:
-        """The formula in SymPy, operators that SymPy lacks as functions; never fails."""
+        """Returns the formula in SymPy, with undefined functions for operators that SymPy lacks; never fails."""
         from jaxprune.language.printing import to_sympy
 
         return to_sympy(self)
 
     def code(self, backend: Backend) -> str:
-        """Source of a self-contained `pruning_function` in NumPy, JAX or PyTorch; see `codegen.to_code`."""
+        """Returns the source of a self-contained `pruning_function` in NumPy, JAX or PyTorch.
+
+        Args:
+          backend: "numpy", "jax" or "torch".
+
+        Returns:
+          Python source; see `codegen.to_code` for its arguments.
+
+        Raises:
+          ValueError: if the formula is not of type (), or the backend is unknown.
+        """
         from jaxprune.language.codegen import to_code
 
         return to_code(self, backend)
 
 
-_INTERNED: WeakValueDictionary[tuple[object, ...], Expression] = WeakValueDictionary()
-_LOCK = threading.Lock()
-
-
 def operand(name: str) -> Expression:
-    """The operand of this name.
+    """Returns the operand with this name.
 
     Raises:
       ValueError: if no operand has this name.
@@ -197,7 +211,7 @@ def operand(name: str) -> Expression:
 
 
 def literal(value: float) -> Expression:
-    """A constant of type ().
+    """Returns a constant of type ().
 
     Raises:
       ValueError: if it is not finite.
@@ -213,15 +227,18 @@ def literal(value: float) -> Expression:
 
 
 def apply(operator: str, *children: Expression, params: Sequence[float] = ()) -> Expression:
-    """An operator of `OPERATORS` applied to formulas whose types it takes.
+    """Applies an operator to formulas.
 
     Args:
-      operator: `+ - * /` or a name such as `"var"`.
+      operator: `+ - * /` or a name in `OPERATORS` such as `"var"`.
       *children: its arguments.
       params: its literal parameters: the width of `rbf`, the bounds of `slice`.
 
+    Returns:
+      The formula, whose type follows from the operator's signatures.
+
     Raises:
-      IllTypedError: if the operator is unknown, its signatures do not take these types, or the parameters are wrong.
+      IllTypedError: if the operator is unknown, its signatures do not accept these types, or the parameters are wrong.
 
     Example:
       >>> str(apply("rbf", operand("P"), operand("Q"), params=(1,)))
@@ -233,33 +250,54 @@ def apply(operator: str, *children: Expression, params: Sequence[float] = ()) ->
 
 
 def replace_children(node: Expression, children: Sequence[Expression]) -> Expression:
-    """The same operator and parameters over other arguments, checked; operands and literals come back as they are.
+    """Applies the operator of `node`, with the same parameters, to other arguments.
+
+    Args:
+      node: any expression; an operand or a literal is returned unchanged.
+      children: the new arguments.
+
+    Returns:
+      The new formula, or `node` itself if the arguments are its own.
 
     Raises:
-      IllTypedError: if the operator does not take the new arguments' types.
+      IllTypedError: if the operator does not accept the new arguments' types.
     """
     if not node.children or tuple(children) == node.children:
         return node
     return apply(node.operator, *children, params=node.params)
 
 
-def _rebuild(operator: str, children: tuple[Expression, ...], params: Params) -> Expression:
-    return apply(operator, *children, params=params)
+def continues_chain(operator: str, parent_operator: str) -> bool:
+    """Returns whether a node starts no level of its own: a sum within a sum, or a product within a product.
+
+    Args:
+      operator: the node's operator.
+      parent_operator: the operator directly above it, "" at the root.
+
+    Example:
+      >>> continues_chain("-", "+"), continues_chain("*", "+"), continues_chain("/", "/")
+      (True, False, False)
+    """
+    return operator in _CHAINS and _CHAINS[operator] == _CHAINS.get(parent_operator)
+
+
+_INTERNED: WeakValueDictionary[tuple[object, ...], Expression] = WeakValueDictionary()
+_LOCK = threading.Lock()
 
 
 def _intern(
     operator: str, children: tuple[Expression, ...], params: Params, name: str, value: float, type: Type
 ) -> Expression:
+    """Returns the one expression with these parts, building it at first use."""
     key = (operator, children, params, name, value, type)
     with _LOCK:
-        known = _INTERNED.get(key)
-        if known is not None:
-            return known
-        node: Expression = object.__new__(Expression)
+        node = _INTERNED.get(key)
+        if node is not None:
+            return node
+        node = object.__new__(Expression)
+        own_complexity = OPERATORS[operator].complexity if operator in OPERATORS else 1
         # Hashes are the same in every process, so that the order of sets never changes a run.
-        digest = zlib.crc32(
-            repr((operator, params, name, value, type, [child._hash for child in children])).encode()
-        )
+        hashed = repr((operator, params, name, value, type, [child._hash for child in children]))
         fields: dict[str, object] = {
             "operator": operator,
             "children": children,
@@ -268,29 +306,14 @@ def _intern(
             "value": value,
             "type": type,
             "size": 1 + sum(child.size for child in children),
-            "depth": _depth(operator, children),
-            "complexity": _own_complexity(operator) + sum(child.complexity for child in children),
+            "depth": 1
+            + max((child.depth - continues_chain(child.operator, operator) for child in children), default=0),
+            "complexity": own_complexity + sum(child.complexity for child in children),
             "operands": frozenset({name} if name else ()).union(*(child.operands for child in children)),
-            "_hash": digest,
+            "_hash": zlib.crc32(hashed.encode()),
             "_text": None,
         }
         for attribute, content in fields.items():
             object.__setattr__(node, attribute, content)
         _INTERNED[key] = node
         return node
-
-
-def _depth(operator: str, children: tuple[Expression, ...]) -> int:
-    chain = _CHAINS.get(operator)
-    deepest = 0
-    for child in children:
-        continues_chain = chain is not None and _CHAINS.get(child.operator) == chain
-        deepest = max(deepest, child.depth - (1 if continues_chain else 0))
-    return deepest + 1
-
-
-def _own_complexity(operator: str) -> int:
-    return OPERATORS[operator].complexity if operator in OPERATORS else 1
-
-
-__all__ = ["Expression", "IllTypedError", "apply", "literal", "operand", "replace_children"]

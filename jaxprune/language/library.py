@@ -1,26 +1,25 @@
-"""The library: named pruning functions from the literature, and seeds of our own.
+"""The library: named pruning functions from the literature, and our own seeds for evolution.
 
-Evolution starts from them and every comparison has rows for them. Values are means over classes (the papers
-often sum, which ranks the same).
+Evolution starts from them, and every comparison has rows for them. Scores are means over classes (the papers often
+sum, which ranks the same).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 from jaxprune.language.expression import Expression
 from jaxprune.language.parsing import NAMED_FUNCTIONS, parse
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(NamedTuple):
     """A named function and where it comes from.
 
     Attributes:
       expression: the formula, of type ().
-      source: paper and equation, or what it is when it is ours.
+      source: paper and equation, or what it measures if it is ours.
     """
 
     expression: Expression
@@ -28,8 +27,7 @@ class Published:
 
 
 _EVOLVED = "Liu, Kung, Wentzlaff, Evolving Transferable Neural Pruning Functions, GECCO 2022"
-_SIX = f"{_EVOLVED}, seed metrics"
-_OURS = "ours"
+_SEED_METRICS = f"{_EVOLVED}, seed metrics"
 
 _LIBRARY = {
     "l1": ("sum(abs(WI))", "Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, sec. 3.1"),
@@ -38,18 +36,21 @@ _LIBRARY = {
         "sqrt(sum(square(WI - geometric_median(W))))",
         "He et al., Filter Pruning via Geometric Median, CVPR 2019, eq. 4, with the medoid as the median",
     ),
-    "abs_snr": ("abs(mean(P) - mean(Q))/(std(P) + std(Q) + 1e-4)", f"Golub et al., Science 1999; {_SIX}"),
+    "abs_snr": (
+        "abs(mean(P) - mean(Q))/(std(P) + std(Q) + 1e-4)",
+        f"Golub et al., Science 1999; {_SEED_METRICS}",
+    ),
     "fdr": (
         "square(mean(P) - mean(Q))/(var(P) + var(Q) + 1e-4)",
-        f"Pavlidis et al., Gene Functional Classification, RECOMB 2001; {_SIX}",
+        f"Pavlidis et al., Gene Functional Classification, RECOMB 2001; {_SEED_METRICS}",
     ),
     "t_stat": (
         "abs(mean(P) - mean(Q))/sqrt(var(P)/N + var(Q)/NQ + 1e-4)",
-        f"Welch, Biometrika 1947; {_SIX}",
+        f"Welch, Biometrika 1947; {_SEED_METRICS}",
     ),
     "sym_div": (
         "var(P)/(var(Q) + 0.05) + var(Q)/(var(P) + 0.05) + square(mean(P) - mean(Q))/(var(P) + var(Q) + 0.05)",
-        f"symmetric divergence, Mak and Kung, Solving the Small-Sample Problem, 2006; {_SIX}",
+        f"symmetric divergence, Mak and Kung, Solving the Small-Sample Problem, 2006; {_SEED_METRICS}",
     ),
     "di": (
         "N*inner(mP - mX, matmul(inverse(matmul(transpose(X - mX), X - mX)), mP - mX))",
@@ -88,25 +89,25 @@ _LIBRARY = {
 }
 
 _OWN_SEEDS = {
-    "mean_shift": ("sum(square(mP - mX))", f"{_OURS}: how far class means lie from the overall mean"),
+    "mean_shift": ("sum(square(mP - mX))", "ours: how far class means lie from the overall mean"),
     "mean_shift_outgoing": (
         "sum(square(mP - mX))*sum(square(WO))",
-        f"{_OURS}: class separation, weighted by what consumes the channel",
+        "ours: class separation, weighted by what consumes the channel",
     ),
     "spread_outgoing": (
         "sqrt(var(X))*sqrt(sum(square(WO)))",
-        f"{_OURS}: what removing the channel takes from the next layer",
+        "ours: what removing the channel takes from the next layer",
     ),
     "norm_in_out": (
         "sqrt(sum(square(WI)))*sqrt(sum(square(WO)))",
-        f"{_OURS}: norm of producing times consuming weights",
+        "ours: norm of producing times consuming weights",
     ),
     "taylor": (
         "square(inner(GW, WI))",
         "Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, eq. 8 (a gate on the channel): "
         "squared first-order change of the loss without the filter, of the mean loss rather than of each batch's",
     ),
-    "mean_activation": ("mean(X)", f"{_OURS}: average activation, a control"),
+    "mean_activation": ("mean(X)", "ours: average activation, a control"),
 }
 
 PUBLISHED: Mapping[str, Published] = MappingProxyType(
@@ -122,14 +123,14 @@ library: Mapping[str, Expression] = MappingProxyType(
 own_seeds: Mapping[str, Expression] = MappingProxyType(
     {name: parse(text) for name, (text, _) in _OWN_SEEDS.items()}
 )
-"""Name -> formula, our own but for `taylor`, that a population also starts from."""
-
-NAMED_FUNCTIONS.update({**dict.fromkeys(own_seeds, "own_seeds"), **dict.fromkeys(library, "library")})
+"""Name -> formula, all our own except `taylor`, that a population also starts from."""
 
 sources: Mapping[str, str] = MappingProxyType(
     {name: source for name, (_, source) in (_LIBRARY | _OWN_SEEDS).items()}
 )
 """Name -> paper and equation, for `library` and `own_seeds`."""
+
+NAMED_FUNCTIONS.update({**dict.fromkeys(own_seeds, "own_seeds"), **dict.fromkeys(library, "library")})
 
 PAPER_SEEDS: tuple[str, ...] = ("abs_snr", "fdr", "sym_div", "t_stat", "l1", "l2", "geometric_median")
 """The seven metrics that the paper's population starts from."""

@@ -1,7 +1,7 @@
 """Operators on vectors and matrices: products, transpose, trace, inverse, kernels, the medoid and slices.
 
-Every contraction reads masks and replaces padding before it sums. Distances come from differences, never from
-expanded squares, which lose three digits in float32.
+Every contraction replaces padding by 0 before it sums. Distances are computed from differences, never from expanded
+float32 squares, which lose three digits.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from jaxprune.language.operators import (
     ATOM_LEVEL,
     NUM_BATCH_AXES,
     PRODUCT_LEVEL,
-    AxisMasks,
     Fragment,
+    Masks,
     Params,
-    Shape,
 )
 from jaxprune.language.registration import register_operator
 from jaxprune.types import Array, Namespace
@@ -32,10 +31,80 @@ INVERSE_RIDGE = 1e-4
 _COORDINATES = 8
 """How many coordinates of squared distances are added up at once."""
 
-Masks = Sequence[AxisMasks] | None
+
+def squared_distances(xp: Namespace, rows: Array, others: Array) -> Array:
+    """Computes the squared Euclidean distances between all pairs of rows.
+
+    Args:
+      xp: `numpy` or `jax.numpy`.
+      rows: [..., n, D].
+      others: [..., m, D]; if it is `rows` itself, each row is at distance exactly 0 from itself.
+
+    Returns:
+      [..., n, m] distances.
+    """
+    return (_numpy_distances if xp is np else _jax_distances)(rows, others)
+
+
+def _jax_distances(rows: Array, others: Array) -> Array:
+    """Adds up a few coordinates at a time over whole matrices, which is fastest in compiled programs."""
+    padding = -rows.shape[-1] % _COORDINATES
+    padded = [jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, padding)]) for array in (rows, others)]
+
+    def add(index: int | Array, total: Array) -> Array:
+        left, right = (
+            jax.lax.dynamic_slice_in_dim(array, index * _COORDINATES, _COORDINATES, -1) for array in padded
+        )
+        squares = [jnp.square(left[..., :, None, i] - right[..., None, :, i]) for i in range(_COORDINATES)]
+        return total + sum(squares[1:], start=squares[0])
+
+    batch = jnp.broadcast_shapes(rows.shape[:-2], others.shape[:-2])
+    zeros = jnp.zeros((*batch, rows.shape[-2], others.shape[-2]), rows.dtype)
+    num_parts = padded[0].shape[-1] // _COORDINATES
+    return add(0, zeros) if num_parts == 1 else jax.lax.fori_loop(0, num_parts, add, zeros)
+
+
+def _numpy_distances(rows: Array, others: Array) -> Array:
+    """Takes one matrix after another.
+
+    Float32 distances come from products in float64, which are exact enough and up to 20 times as fast as `cdist`.
+    """
+    batch = np.broadcast_shapes(rows.shape[:-2], others.shape[:-2])
+    distances = np.empty((*batch, rows.shape[-2], others.shape[-2]), rows.dtype)
+    is_same = rows is others
+    rows, others = (np.broadcast_to(array, batch + array.shape[-2:]) for array in (rows, others))
+    uses_differences = rows.dtype == np.float64 or rows.shape[-1] < _COORDINATES
+    for index in np.ndindex(batch):
+        left = rows[index]
+        right = left if is_same else others[index]
+        distances[index] = (
+            cdist(left, right, "sqeuclidean") if uses_differences else _product_squares(left, right)
+        )
+    return distances
+
+
+def _product_squares(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Computes the [n, m] squared distances of float32 rows by a product in float64, relative to the first row.
+
+    If both arguments are the same array, the distance of a row from itself is exactly 0.
+    """
+    start = rows[0].astype(np.float64)
+    left = rows - start
+    right = left if rows is others else others - start
+    left_squares = np.einsum("ij,ij->i", left, left)
+    right_squares = left_squares if right is left else np.einsum("ij,ij->i", right, right)
+    distances = np.matmul(left, right.T)
+    distances *= -2
+    distances += left_squares[:, None]
+    distances += right_squares
+    np.maximum(distances, 0, out=distances)
+    if right is left:
+        np.fill_diagonal(distances, 0)
+    return distances
 
 
 def _axis_mask(masks: Masks, argument: int, axis: int) -> Array | None:
+    """The mask of one axis of one argument."""
     return None if masks is None else masks[argument][axis]
 
 
@@ -44,36 +113,37 @@ def _transpose(xp: Namespace, *values: Array, masks: Masks = None, params: Param
 
 
 def _matmul(xp: Namespace, *values: Array, masks: Masks = None, params: Params = ()) -> Array:
-    # Only the contracted axis must be clean: padded rows and columns of the result stay padding.
+    # Only the contracted axis must be clean: padded rows and columns of the result remain padding.
     left, right = values
-    ranks = (left.ndim - NUM_BATCH_AXES, right.ndim - NUM_BATCH_AXES)
-    left = zero_padding(xp, left, (*(None,) * (ranks[0] - 1), _axis_mask(masks, 0, -1)))
-    right = zero_padding(xp, right, (_axis_mask(masks, 1, 0), *(None,) * (ranks[1] - 1)))
-    if ranks == (1, 1):
+    num_left_axes, num_right_axes = left.ndim - NUM_BATCH_AXES, right.ndim - NUM_BATCH_AXES
+    left = zero_padding(xp, left, (*(None,) * (num_left_axes - 1), _axis_mask(masks, 0, -1)))
+    right = zero_padding(xp, right, (_axis_mask(masks, 1, 0), *(None,) * (num_right_axes - 1)))
+    if num_left_axes == num_right_axes == 1:
         return sum_rows(xp, left, right)
-    left = left[..., None, :] if ranks[0] == 1 else left
-    right = right[..., None] if ranks[1] == 1 else right
-    if xp is np:
-        found: Array = _numpy_product(np.asarray(left), np.asarray(right))
-    else:
-        found = jnp.matmul(left, right, precision="highest")
-    return found[..., 0, :] if ranks[0] == 1 else found[..., 0] if ranks[1] == 1 else found
+    if num_left_axes == 1:
+        return _product(xp, left[..., None, :], right)[..., 0, :]
+    if num_right_axes == 1:
+        return _product(xp, left, right[..., None])[..., 0]
+    return _product(xp, left, right)
 
 
-def _numpy_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Products of matrices; what is shared by all channels or classes becomes one product, not one for each."""
+def _product(xp: Namespace, left: Array, right: Array) -> Array:
+    """Multiplies matrices; with NumPy, what all channels or classes share is one product, not one for each."""
+    if xp is not np:
+        return jnp.matmul(left, right, precision="highest")
+    left, right = np.asarray(left), np.asarray(right)
     batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     if left.shape[-2] == 1 and right.shape[1:3] == (1, 1) and left.shape[:-2] == batch:
-        # a vector of each channel with one matrix of the layer
-        return np.matmul(left.reshape(batch[0], -1, left.shape[-1]), right[:, 0, 0]).reshape(
-            *batch, 1, right.shape[-1]
-        )
+        # A vector of each channel with one matrix of the layer.
+        vectors = left.reshape(batch[0], -1, left.shape[-1])
+        return np.matmul(vectors, right[:, 0, 0]).reshape(*batch, 1, right.shape[-1])
     if right.shape[-1] == 1 and left.shape[1:3] == (1, 1) and right.shape[:-2] == batch:
-        flat = right.reshape(batch[0], -1, right.shape[-2])
-        found = np.matmul(flat, np.swapaxes(left[:, 0, 0], -1, -2))
-        return found.reshape(*batch, left.shape[-2], 1)
+        # One matrix of the layer with a vector of each channel.
+        vectors = right.reshape(batch[0], -1, right.shape[-2])
+        products = np.matmul(vectors, np.swapaxes(left[:, 0, 0], -1, -2))
+        return products.reshape(*batch, left.shape[-2], 1)
     if right.shape[-1] == 1 and left.shape[1] == 1 < right.shape[1] and right.shape[2] == batch[2]:
-        # one matrix of a channel with the vectors of all classes
+        # One matrix of each channel with the vectors of all classes.
         by_class = np.moveaxis(right[..., 0], 1, -1)
         return np.moveaxis(np.matmul(left[:, 0], by_class), -1, 1)[..., None]
     return np.matmul(left, right)
@@ -89,9 +159,9 @@ def _trace(xp: Namespace, *values: Array, masks: Masks = None, params: Params = 
 
 
 def _inverse(xp: Namespace, *values: Array, masks: Masks = None, params: Params = ()) -> Array:
-    """(A + 1e-4 I)^-1 of square matrices, padding replaced by an identity block.
+    """Computes (A + 1e-4 I)^-1 of square matrices, with padding replaced by an identity block.
 
-    Rows and columns are scaled to a unit diagonal first: in float32 that keeps one to two more digits when positions
+    Rows and columns are first scaled to a unit diagonal: in float32 that saves one to two digits when positions
     differ in scale (a Newton step after it was measured to gain nothing).
     """
     matrix, mask = values[0], _axis_mask(masks, 0, 0)
@@ -106,74 +176,13 @@ def _inverse(xp: Namespace, *values: Array, masks: Masks = None, params: Params 
 
 
 def _inverted(xp: Namespace, matrices: Array) -> Array:
+    """Inverts matrices; one that is singular gives NaN (NumPy alone would refuse all of them)."""
     try:
         return xp.linalg.inv(matrices)
     except np.linalg.LinAlgError:
-        # NumPy refuses all where one is singular: that one has no inverse that is finite.
         if matrices.ndim == 2:
             return np.full_like(matrices, np.nan)
-        return np.stack([_inverted(np, each) for each in matrices])
-
-
-def squared_distances(xp: Namespace, rows: Array, others: Array) -> Array:
-    """[..., n, m] from [..., n, D] and [..., m, D], never from expanded float32 squares, which lose three digits."""
-    return (_numpy_distances if xp is np else _jax_distances)(rows, others)
-
-
-def _jax_distances(rows: Array, others: Array) -> Array:
-    """A few coordinates at a time over whole matrices, which processors do fastest."""
-    padding = -rows.shape[-1] % _COORDINATES
-    parts = [jnp.pad(each, [(0, 0)] * (each.ndim - 1) + [(0, padding)]) for each in (rows, others)]
-
-    def add(index: int | Array, total: Array) -> Array:
-        left, right = (
-            jax.lax.dynamic_slice_in_dim(each, index * _COORDINATES, _COORDINATES, -1) for each in parts
-        )
-        squares = [jnp.square(left[..., :, None, i] - right[..., None, :, i]) for i in range(_COORDINATES)]
-        return total + sum(squares[1:], start=squares[0])
-
-    batch = jnp.broadcast_shapes(rows.shape[:-2], others.shape[:-2])
-    zeros = jnp.zeros((*batch, rows.shape[-2], others.shape[-2]), rows.dtype)
-    num_parts = parts[0].shape[-1] // _COORDINATES
-    return add(0, zeros) if num_parts == 1 else jax.lax.fori_loop(0, num_parts, add, zeros)
-
-
-def _numpy_distances(rows: Array, others: Array) -> Array:
-    """Matrix by matrix: float32 by products in float64, which is exact enough and up to 20 times as fast as `cdist`."""
-    batch = np.broadcast_shapes(rows.shape[:-2], others.shape[:-2])
-    found = np.empty((*batch, rows.shape[-2], others.shape[-2]), rows.dtype)
-    is_same = rows is others
-    rows, others = (np.broadcast_to(each, batch + each.shape[-2:]) for each in (rows, others))
-    pair = _cdist_squares if rows.dtype == np.float64 or rows.shape[-1] < _COORDINATES else _product_squares
-    for index in np.ndindex(batch):
-        own = rows[index]
-        found[index] = pair(own, own if is_same else others[index])
-    return found
-
-
-def _cdist_squares(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """[n, m] squared distances by differences."""
-    return cdist(rows, others, "sqeuclidean")
-
-
-def _product_squares(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """[n, m] squared distances of float32 rows by a product in float64, relative to the first row.
-
-    Given the same array twice, a row is exactly at 0 from itself.
-    """
-    start = rows[0].astype(np.float64)
-    left = rows - start
-    right = left if rows is others else others - start
-    left_squares = np.einsum("ij,ij->i", left, left)
-    right_squares = left_squares if right is left else np.einsum("ij,ij->i", right, right)
-    found = np.matmul(left, right.T)
-    found *= -2
-    found += left_squares[:, None]
-    found += right_squares
-    np.maximum(found, 0, out=found)
-    if right is left:
-        np.fill_diagonal(found, 0)
-    return found
+        return np.stack([_inverted(np, matrix) for matrix in matrices])
 
 
 def _rbf(xp: Namespace, *values: Array, masks: Masks = None, params: Params = ()) -> Array:
@@ -186,15 +195,16 @@ def _rbf(xp: Namespace, *values: Array, masks: Masks = None, params: Params = ()
 
 
 def _geometric_median(xp: Namespace, *values: Array, masks: Masks = None, params: Params = ()) -> Array:
-    bank, columns = values[0], _axis_mask(masks, 0, 1)
-    clean = zero_padding(xp, bank, (_axis_mask(masks, 0, 0), columns))
-    by_column = xp.swapaxes(clean, -1, -2)
-    distances = xp.sqrt(squared_distances(xp, by_column, by_column))
-    totals = sum_rows(xp, zero_padding(xp, distances, (None, columns)))
-    if columns is not None:
-        totals = xp.where(columns, totals, xp.inf)
-    chosen = xp.argmin(totals, axis=-1)[..., None, None]
-    return xp.take_along_axis(bank, chosen, axis=-1)[..., 0]
+    """Selects the column of [..., F, C] with the least sum of distances to the others."""
+    filters, channel_mask = values[0], _axis_mask(masks, 0, 1)
+    clean = zero_padding(xp, filters, (_axis_mask(masks, 0, 0), channel_mask))
+    by_channel = xp.swapaxes(clean, -1, -2)
+    distances = xp.sqrt(squared_distances(xp, by_channel, by_channel))
+    totals = sum_rows(xp, zero_padding(xp, distances, (None, channel_mask)))
+    if channel_mask is not None:
+        totals = xp.where(channel_mask, totals, xp.inf)
+    medoid = xp.argmin(totals, axis=-1)[..., None, None]
+    return xp.take_along_axis(filters, medoid, axis=-1)[..., 0]
 
 
 def _slice(xp: Namespace, *values: Array, masks: Masks = None, params: Params = ()) -> Array:
@@ -215,23 +225,23 @@ def _check_eighths(params: Params) -> str:
     return f"needs whole numbers 0 <= i < j <= {NUM_SLICE_PARTS}, got {shown}. Write slice(X, 2, 5)."
 
 
-def _juxtaposed(arguments: Sequence[Fragment], params: Params) -> Fragment:
-    left, right = (argument.within(PRODUCT_LEVEL) for argument in arguments)
-    left = rf"{arguments[0].within(ATOM_LEVEL)}^{{\top}}" if len(arguments[0].type) == 1 else left
-    return Fragment(rf"{left}\, {right}", PRODUCT_LEVEL)
+def _transposed_text(fragment: Fragment) -> str:
+    return rf"{fragment.within(ATOM_LEVEL)}^{{\top}}"
+
+
+def _matmul_latex(arguments: Sequence[Fragment], params: Params) -> Fragment:
+    left, right = arguments
+    row = _transposed_text(left) if len(left.type) == 1 else left.within(PRODUCT_LEVEL)
+    return Fragment(rf"{row}\, {right.within(PRODUCT_LEVEL)}", PRODUCT_LEVEL)
 
 
 def _outer_latex(arguments: Sequence[Fragment], params: Params) -> Fragment:
-    left, right = arguments[0].within(PRODUCT_LEVEL), arguments[1].within(ATOM_LEVEL)
-    return Fragment(rf"{left}\, {right}^{{\top}}", PRODUCT_LEVEL)
+    left, right = arguments
+    return Fragment(rf"{left.within(PRODUCT_LEVEL)}\, {_transposed_text(right)}", PRODUCT_LEVEL)
 
 
 def _transpose_latex(arguments: Sequence[Fragment], params: Params) -> Fragment:
     return Fragment(rf"{{{arguments[0].within(ATOM_LEVEL)}}}^{{\top}}", PRODUCT_LEVEL)
-
-
-def _trace_latex(arguments: Sequence[Fragment], params: Params) -> str:
-    return rf"\operatorname{{tr}}\left({arguments[0].text}\right)"
 
 
 def _inverse_latex(arguments: Sequence[Fragment], params: Params) -> Fragment:
@@ -239,12 +249,7 @@ def _inverse_latex(arguments: Sequence[Fragment], params: Params) -> Fragment:
 
 
 def _rbf_latex(arguments: Sequence[Fragment], params: Params) -> str:
-    inside = ", ".join(argument.text for argument in (arguments[0], arguments[-1]))
-    return rf"\kappa_{{\sigma={params[0]:g}}}\left({inside}\right)"
-
-
-def _medoid_latex(arguments: Sequence[Fragment], params: Params) -> str:
-    return rf"\operatorname{{medoid}}\left({arguments[0].text}\right)"
+    return rf"\kappa_{{\sigma={params[0]:g}}}\left({arguments[0].text}, {arguments[-1].text}\right)"
 
 
 def _slice_latex(arguments: Sequence[Fragment], params: Params) -> Fragment:
@@ -252,37 +257,6 @@ def _slice_latex(arguments: Sequence[Fragment], params: Params) -> Fragment:
     return Fragment(rf"{{{arguments[0].within(ATOM_LEVEL)}}}_{{{eighths}}}", PRODUCT_LEVEL)
 
 
-def _matmul_flops(shapes: Sequence[Shape]) -> float:
-    return 2.0 * math.prod(shapes[0]) * math.prod(shapes[1][1:])
-
-
-def _outer_flops(shapes: Sequence[Shape]) -> float:
-    return float(shapes[0][0] * shapes[1][0])
-
-
-def _inverse_flops(shapes: Sequence[Shape]) -> float:
-    return 8.0 * shapes[0][0] ** 3
-
-
-def _rbf_flops(shapes: Sequence[Shape]) -> float:
-    return 3.0 * shapes[0][0] * shapes[-1][0] * shapes[0][1]
-
-
-def _medoid_flops(shapes: Sequence[Shape]) -> float:
-    return 3.0 * shapes[0][0] * shapes[0][1] ** 2
-
-
-_TRANSPOSE_CODE = {"numpy": "np.transpose({0})", "jax": "jnp.transpose({0})", "torch": "torch.t({0})"}
-_MATMUL_CODE = {
-    "numpy": "np.matmul({0}, {1})",
-    "jax": 'jnp.matmul({0}, {1}, precision="highest")',
-    "torch": "torch.matmul({0}, {1})",
-}
-_INNER_CODE = {
-    "numpy": "np.dot({0}, {1})",
-    "jax": 'jnp.dot({0}, {1}, precision="highest")',
-    "torch": "torch.dot({0}, {1})",
-}
 _INVERSE_CODE = '''\
 def ridge_inverse(matrix):
     """Inverse of A + 1e-4 I."""
@@ -310,24 +284,32 @@ register_operator(
     signatures=("(a,b) -> (b,a)",),
     is_batched=True,
     latex=_transpose_latex,
-    code=_TRANSPOSE_CODE,
+    code={"numpy": "np.transpose({0})", "jax": "jnp.transpose({0})", "torch": "torch.t({0})"},
 )
 register_operator(
     "matmul",
     _matmul,
     signatures=("(a,b), (b,c) -> (a,c)", "(a,b), (b) -> (a)", "(b), (b,c) -> (c)"),
     is_batched=True,
-    latex=_juxtaposed,
-    code=_MATMUL_CODE,
-    flops=_matmul_flops,
+    latex=_matmul_latex,
+    code={
+        "numpy": "np.matmul({0}, {1})",
+        "jax": 'jnp.matmul({0}, {1}, precision="highest")',
+        "torch": "torch.matmul({0}, {1})",
+    },
+    flops=lambda shapes: 2.0 * math.prod(shapes[0]) * math.prod(shapes[1][1:]),
 )
 register_operator(
     "inner",
     _matmul,
     signatures=("(a), (a) -> ()",),
     is_batched=True,
-    latex=_juxtaposed,
-    code=_INNER_CODE,
+    latex=_matmul_latex,
+    code={
+        "numpy": "np.dot({0}, {1})",
+        "jax": 'jnp.dot({0}, {1}, precision="highest")',
+        "torch": "torch.dot({0}, {1})",
+    },
     is_commutative=True,
 )
 register_operator(
@@ -337,10 +319,15 @@ register_operator(
     is_batched=True,
     latex=_outer_latex,
     code="np.outer({0}, {1})",
-    flops=_outer_flops,
+    flops=lambda shapes: float(shapes[0][0] * shapes[1][0]),
 )
 register_operator(
-    "trace", _trace, signatures=("(a,a) -> ()",), is_batched=True, latex=_trace_latex, code="np.trace({0})"
+    "trace",
+    _trace,
+    signatures=("(a,a) -> ()",),
+    is_batched=True,
+    latex=lambda arguments, params: rf"\operatorname{{tr}}\left({arguments[0].text}\right)",
+    code="np.trace({0})",
 )
 register_operator(
     "inverse",
@@ -351,7 +338,7 @@ register_operator(
     code="ridge_inverse({0})",
     helper=_INVERSE_CODE,
     complexity=2,
-    flops=_inverse_flops,
+    flops=lambda shapes: 8.0 * shapes[0][0] ** 3,
 )
 register_operator(
     "rbf",
@@ -362,7 +349,7 @@ register_operator(
     code="rbf({0}, {1}, {p0})",
     helper=_RBF_CODE,
     complexity=2,
-    flops=_rbf_flops,
+    flops=lambda shapes: 3.0 * shapes[0][0] * shapes[-1][0] * shapes[0][1],
     parameter_choices=((0.5,), (1.0,), (3.0,)),
     check_params=_check_sigma,
 )
@@ -371,11 +358,11 @@ register_operator(
     _geometric_median,
     signatures=("(F,C) -> (F)",),
     is_batched=True,
-    latex=_medoid_latex,
+    latex=lambda arguments, params: rf"\operatorname{{medoid}}\left({arguments[0].text}\right)",
     code="medoid({0})",
     helper=_MEDOID_CODE,
     complexity=2,
-    flops=_medoid_flops,
+    flops=lambda shapes: 3.0 * shapes[0][0] * shapes[0][1] ** 2,
 )
 register_operator(
     "slice",

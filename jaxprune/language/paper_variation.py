@@ -1,7 +1,7 @@
 """The variation of the paper's reference code, for the `paper` preset.
 
 One-point crossover between typed trees, and uniform mutation that grows a full tree of height 0 to 4. Operators and
-operands are drawn evenly, without the idioms and the bias of `sampling`, and constants may stand anywhere.
+operands are drawn evenly, without the idioms and the bias of `sampling`, and constants may appear anywhere.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import jax
 
 from jaxprune.language.expression import Expression
 from jaxprune.language.grammar import Grammar, Stage, grammar_of
-from jaxprune.language.mutation import all_subtrees, require_within, transplant
+from jaxprune.language.mutation import all_subtrees, checked_limits, replace_subtree
 from jaxprune.language.productions import Goal
 from jaxprune.language.sampling import Draws, Limits, assemble
 from jaxprune.language.vocabulary import Vocabulary
@@ -21,20 +21,20 @@ MAX_HEIGHT = 4
 def paper_mutation(
     key: jax.Array | Draws, f: Expression, vocabulary: Vocabulary, limits: Limits | None = None
 ) -> Expression:
-    """`f` with an evenly drawn subtree replaced by a full random tree of height 0 to 4.
+    """Replaces an evenly drawn subtree of `f` by a full random tree of height 0 to 4.
 
     Args:
-      key: decides everything; a `Draws` stream is read on.
+      key: decides everything; draws from a `Draws` stream continue it.
       f: a formula within the limits.
       vocabulary: what the new subtree is made of.
-      limits: largest size and depth of the result; where a full tree does not fit, branches end earlier.
+      limits: largest size and depth of the result; where a full tree does not fit, its branches end earlier.
 
     Returns:
       A formula of `f.type` within the limits, possibly `f` itself or one without operands, as in the reference;
       `f` itself if the vocabulary reaches none of its types.
 
     Raises:
-      ValueError: if `f` is beyond the limits.
+      ValueError: if `f` exceeds the limits.
 
     Example:
       >>> from jaxprune.language.vocabulary import PAPER_VOCABULARY
@@ -45,37 +45,41 @@ def paper_mutation(
     Source:
       Liu, Kung, Wentzlaff, Evolving Transferable (Neural) Pruning Functions, 2022; reference code.
     """
-    limits = require_within("paper_mutation", f, limits)
+    limits = checked_limits("paper_mutation", f, limits)
     draws, grammar = Draws.of(key), grammar_of(vocabulary, "uniform")
-    goals = [
-        (site, Goal(site.node.type, informative=bool(site.node.type))) for site in all_subtrees(f, limits)
-    ]
-    goals = [(site, goal) for site, goal in goals if grammar.is_reachable(goal, site.depth, site.size)]
-    if not goals:
+    replaceable = []
+    for subtree in all_subtrees(f, limits):
+        goal = Goal(subtree.node.type, informative=bool(subtree.node.type))
+        if grammar.is_reachable(goal, subtree.max_depth, subtree.max_size):
+            replaceable.append((subtree, goal))
+    if not replaceable:
         return f
-    site, goal = goals[draws.index(len(goals))]
+    subtree, goal = replaceable[draws.index(len(replaceable))]
     height = draws.index(MAX_HEIGHT + 1)
-    return transplant(
-        f, site.path, _grow_full(draws, grammar, goal, site.depth, site.size, site.above, height)
+    new = _grow_full(
+        draws, grammar, goal, subtree.max_depth, subtree.max_size, subtree.parent_operator, height
     )
+    return replace_subtree(f, subtree.path, new)
 
 
 def paper_crossover(
     key: jax.Array | Draws, a: Expression, b: Expression, limits: Limits | None = None
 ) -> Expression:
-    """`a` with a subtree replaced by one of `b`: a type that both have below their roots, then a place in each, evenly.
+    """Replaces a subtree of `a` by one of `b` of the same type.
+
+    First the type is drawn evenly from those that both formulas have below their roots, then a pair of subtrees.
 
     Args:
-      key: decides everything; a `Draws` stream is read on.
+      key: decides everything; draws from a `Draws` stream continue it.
       a: a formula within the limits.
-      b: the formula that gives.
-      limits: largest size and depth of the result; pairs of places that would pass them are left out.
+      b: the formula that the new subtree is taken from.
+      limits: largest size and depth of the result; pairs of subtrees that would exceed them are left out.
 
     Returns:
-      A formula of `a.type` within the limits; `a` itself if no pair of places is left.
+      A formula of `a.type` within the limits; `a` itself if there is no pair.
 
     Raises:
-      ValueError: if `a` is beyond the limits.
+      ValueError: if `a` exceeds the limits.
 
     Example:
       >>> from jaxprune.language.parsing import parse
@@ -85,33 +89,42 @@ def paper_crossover(
     Source:
       Liu, Kung, Wentzlaff, Evolving Transferable (Neural) Pruning Functions, 2022; reference code.
     """
-    limits = require_within("paper_crossover", a, limits)
+    limits = checked_limits("paper_crossover", a, limits)
     draws = Draws.of(key)
-    donors = [site.node for site in all_subtrees(b, limits)[1:]]
     pairs = [
-        (site, node) for site in all_subtrees(a, limits)[1:] for node in donors if node.type == site.node.type
+        (subtree, donor.node)
+        for subtree in all_subtrees(a, limits)[1:]
+        for donor in all_subtrees(b, limits)[1:]
+        if donor.node.type == subtree.node.type and subtree.accepts(donor.node)
     ]
-    pairs = [(site, node) for site, node in pairs if site.fits(node)]
     if not pairs:
         return a
     types = sorted({node.type for _, node in pairs})
-    chosen = types[draws.index(len(types))]
-    same = [(site, node) for site, node in pairs if node.type == chosen]
-    site, node = same[draws.index(len(same))]
-    return transplant(a, site.path, node)
+    type = types[draws.index(len(types))]
+    pairs = [(subtree, node) for subtree, node in pairs if node.type == type]
+    subtree, node = pairs[draws.index(len(pairs))]
+    return replace_subtree(a, subtree.path, node)
 
 
 def _grow_full(
-    draws: Draws, grammar: Grammar, goal: Goal, depth: int, size: int, above: str, height: int
+    draws: Draws,
+    grammar: Grammar,
+    goal: Goal,
+    depth: int,
+    size: int,
+    parent_operator: str,
+    height: int,
 ) -> Expression:
-    """A tree whose branches all have `height` operators where types, depth and size allow."""
+    """Draws a tree whose branches all have `height` operators where types, depth and size allow."""
     stage: Stage = "branch" if height > 0 else "leaf"
-    step = grammar.choices(goal, depth, size, above, stage).pick(draws.fraction())
-    rooms = grammar.rooms(step, depth, above)
-    spare = size - step.nodes - sum(least for _, _, least in rooms)
+    production = grammar.choices(goal, depth, size, parent_operator, stage).pick(draws.fraction())
+    parts = grammar.part_limits(production, depth, parent_operator)
+    spare = size - production.nodes - sum(least for _, _, least in parts)
     children = []
-    for index, (part, levels, least) in enumerate(rooms):
-        extra = spare // (len(rooms) - index)  # evenly, so that the tree is full on both sides
-        spare -= extra
-        children.append(_grow_full(draws, grammar, part.goal, levels, least + extra, part.above, height - 1))
-    return assemble(draws, grammar.vocabulary, step, children)
+    for index, (part, max_depth, least) in enumerate(parts):
+        share = spare // (len(parts) - index)  # evenly, so that all branches can be full
+        spare -= share
+        children.append(
+            _grow_full(draws, grammar, part.goal, max_depth, least + share, part.parent_operator, height - 1)
+        )
+    return assemble(draws, grammar.vocabulary, production, children)

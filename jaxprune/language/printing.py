@@ -1,4 +1,7 @@
-"""From an expression to its canonical infix text, which parses back to the very same tree."""
+"""Prints expressions: as infix text that parses back to the same tree, as LaTeX, and in SymPy.
+
+None of the three fails for any expression, so a report never fails because of a formula.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,19 @@ if TYPE_CHECKING:
     from sympy import Expr
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
+    """A piece of infix text and how tightly it binds."""
+
     text: str
-    level: int
+    level: int = ATOM_LEVEL
 
     def within(self, level: int) -> str:
+        """Returns the text, in parentheses if it binds more loosely than `level`."""
         return self.text if self.level >= level else f"({self.text})"
 
 
 def to_text(f: Expression) -> str:
-    """The formula in infix notation, with no more parentheses than its exact tree needs.
+    """Returns the formula in infix notation, with no more parentheses than its exact tree needs.
 
     Args:
       f: any expression, of any type.
@@ -35,38 +41,21 @@ def to_text(f: Expression) -> str:
       >>> to_text(apply("/", operand("N"), apply("*", literal(2), operand("NQ"))))
       'N/(2*NQ)'
     """
-    return f.fold(_combine).text
+    return f.fold(_infix).text
 
 
 def number_text(value: float) -> str:
-    """The shortest text that reads back as this number, without `.0`.
+    """Returns the shortest text that reads back as this number, without `.0`.
 
     Example:
       >>> number_text(2.0), number_text(0.05), number_text(1e-4), number_text(1e22)
       ('2', '0.05', '0.0001', '1e+22')
     """
-    text = repr(float(value))
-    return text.removesuffix(".0")
-
-
-def _combine(node: Expression, children: Sequence[_Piece]) -> _Piece:
-    if node.is_operand:
-        return _Piece(node.name, ATOM_LEVEL)
-    if node.is_literal:
-        return _Piece(number_text(node.value), ATOM_LEVEL)
-    operator = OPERATORS[node.operator]
-    if operator.is_infix:  # left-associative: an equal level on the right needs parentheses
-        arguments = [children[0].within(operator.level), children[1].within(operator.level + 1)]
-    else:
-        arguments = [child.text for child in children]
-    return _Piece(operator.text(arguments, [number_text(param) for param in node.params]), operator.level)
-
-
-# === merged: """LaTeX and SymPy forms of expressions. Neither fails for any expression, so a report nev
+    return repr(float(value)).removesuffix(".0")
 
 
 def to_latex(f: Expression) -> str:
-    r"""The formula as LaTeX math, without dollar signs.
+    r"""Returns the formula as LaTeX math, without dollar signs.
 
     Args:
       f: any expression.
@@ -83,7 +72,7 @@ def to_latex(f: Expression) -> str:
 
 
 def to_sympy(f: Expression) -> Expr:
-    """The formula in SymPy, for simplifying and printing in its many forms.
+    """Returns the formula in SymPy, which can simplify it and print it in many forms.
 
     Operands are symbols; `+ - * / abs square sqrt` act entry by entry; every other operator is an undefined function
     of the same name with its parameters last. SymPy cancels as for finite numbers: `X - X` becomes 0.
@@ -102,21 +91,37 @@ def to_sympy(f: Expression) -> Expr:
     return f.fold(_sympy)
 
 
+def _infix(node: Expression, children: Sequence[Piece]) -> Piece:
+    """The infix text of a node, from that of its children."""
+    if node.is_operand:
+        return Piece(node.name)
+    if node.is_literal:
+        return Piece(number_text(node.value))
+    operator = OPERATORS[node.operator]
+    if operator.is_infix:  # left-associative: an equal level on the right needs parentheses
+        space = "" if operator.level == PRODUCT_LEVEL else " "
+        left, right = children[0].within(operator.level), children[1].within(operator.level + 1)
+        return Piece(f"{left}{space}{operator.name}{space}{right}", operator.level)
+    arguments = [*(child.text for child in children), *map(number_text, node.params)]
+    return Piece(f"{operator.name}({', '.join(arguments)})")
+
+
 def _latex(node: Expression, children: Sequence[Fragment]) -> Fragment:
+    """The LaTeX of a node, from that of its children."""
     if node.is_operand:
         symbol = OPERANDS[node.name].latex
         return Fragment(symbol, PRODUCT_LEVEL if "^" in symbol else ATOM_LEVEL, node.type)
     if node.is_literal:
         number = _latex_number(node.value)
-        return Fragment(
-            number, SUM_LEVEL if node.value < 0 else PRODUCT_LEVEL if "^" in number else ATOM_LEVEL
-        )
-    rendered = OPERATORS[node.operator].latex(children, node.params)
-    fragment = rendered if isinstance(rendered, Fragment) else Fragment(rendered)
+        level = SUM_LEVEL if node.value < 0 else PRODUCT_LEVEL if "^" in number else ATOM_LEVEL
+        return Fragment(number, level)
+    latex = OPERATORS[node.operator].latex(children, node.params)
+    fragment = latex if isinstance(latex, Fragment) else Fragment(latex)
     return fragment._replace(type=node.type)
 
 
 def _latex_number(value: float) -> str:
+    """The number in LaTeX, very small and very large ones as powers of ten."""
     mantissa, _, exponent = number_text(value).partition("e")
     if not exponent and 0 < abs(value) < 1e-3:
         mantissa, _, exponent = f"{value:.17e}".partition("e")
@@ -128,6 +133,7 @@ def _latex_number(value: float) -> str:
 
 
 def _sympy(node: Expression, children: Sequence[Expr]) -> Expr:
+    """The SymPy form of a node, from those of its children."""
     import sympy
 
     if node.is_operand:
@@ -142,7 +148,7 @@ def _sympy(node: Expression, children: Sequence[Expr]) -> Expr:
 
 
 def _sympy_number(value: float) -> Expr:
-    """Whole numbers exactly, others in double precision."""
+    """The number in SymPy: whole numbers exactly, others in double precision."""
     import sympy
 
     if value.is_integer() and abs(value) < 1e6:

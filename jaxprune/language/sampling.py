@@ -1,7 +1,7 @@
-"""Random expressions: typed, useful more often than not, and complete at the first attempt.
+"""Random expressions: well typed, more often useful than not, and complete at the first attempt.
 
-Every step picks among productions that the reachability tables say can still be finished in the depth and size
-left, so nothing is ever rejected.
+Every node is drawn from the productions that the grammar says can still be completed within the remaining depth and
+size, so no tree is ever rejected.
 """
 
 from __future__ import annotations
@@ -19,23 +19,28 @@ from jaxprune.language.expression import Expression, apply, literal, operand, re
 from jaxprune.language.grammar import Grammar, Stage, grammar_of
 from jaxprune.language.operators import IllTypedError
 from jaxprune.language.productions import Goal, Production
-from jaxprune.language.vocabulary import Vocabulary
+from jaxprune.language.vocabulary import CLASS_SIZES, Vocabulary
 
 _SMALLEST_TARGET, _LARGEST_TARGET = 7, 32
-_SCALAR_COMFORT = 2  # a moment of an operand; one node would often leave nothing but a literal
+_SCALAR_NODES = 2
+"""How many nodes a scalar part gets where there is room: enough for a moment of an operand; one node would often leave
+nothing but a literal."""
 _DEFAULT_RIDGE = 0.05
 _OTHER_SIDE = {"P": "Q", "Q": "P", "mP": "mQ", "mQ": "mP", "N": "NQ", "NQ": "N"}
 _NEVER_NEGATIVE = frozenset({"abs", "square", "sqrt", "var", "std", "count", "rbf"})
-_KEEPS_SIGN = frozenset(
+_NONNEGATIVE_OF_NONNEGATIVE = frozenset(
     {"sum", "mean", "product", "mean_samples", "trace", "transpose", "slice", "geometric_median",
      "+", "*", "/", "inner", "outer", "matmul"}
 )  # fmt: skip
-_CLASS_SIZES = frozenset({"N", "NQ", "NX"})
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How large a formula may grow: nodes, and levels with a chain of `+ -` or of `*` counted as one.
+    """How large a formula may grow.
+
+    Attributes:
+      max_size: the most nodes.
+      max_depth: the most levels, where a chain of `+` and `-`, or of `*`, counts as one.
 
     Raises:
       ValueError: if either is below 1.
@@ -52,12 +57,12 @@ class Limits:
             )
 
     def allow(self, f: Expression) -> bool:
-        """Whether `f` is within both limits."""
+        """Returns whether `f` is within both limits."""
         return f.size <= self.max_size and f.depth <= self.max_depth
 
 
 class Draws:
-    """A stream of uniform numbers for one expression, read from the generator in blocks because single draws cost more.
+    """A stream of random numbers for one expression, drawn in blocks because single draws take longer.
 
     Example:
       >>> draws = Draws(jax.random.key(0))
@@ -71,26 +76,26 @@ class Draws:
 
     @classmethod
     def of(cls, source: jax.Array | Draws) -> Draws:
-        """The stream of a key; a stream stays itself, so that one operator can go on where another stopped."""
+        """Returns the stream of a key, or a given stream itself, which then continues where it stopped."""
         return source if isinstance(source, Draws) else cls(source)
 
     def fraction(self) -> float:
-        """A number in [0, 1)."""
+        """Draws a number in [0, 1)."""
         if not self._block:
             self._block = self._generator.random(64).tolist()
         return self._block.pop()
 
     def index(self, count: int) -> int:
-        """A whole number in [0, count)."""
+        """Draws a whole number in [0, count)."""
         return int(self.fraction() * count)
 
     def normal(self) -> float:
-        """A standard normal number (Box and Muller)."""
+        """Draws a standard normal number (Box and Muller)."""
         radius = math.sqrt(-2.0 * math.log(1.0 - self.fraction()))
         return radius * math.cos(2.0 * math.pi * self.fraction())
 
     def order(self, weights: Sequence[float]) -> list[int]:
-        """All indices in random order, each next one drawn in proportion to its weight among those left."""
+        """Returns all indices in random order, each drawn in proportion to its weight among those not yet drawn."""
         arrival = [-math.log(1.0 - self.fraction()) / weight for weight in weights]
         return sorted(range(len(weights)), key=arrival.__getitem__)
 
@@ -98,19 +103,19 @@ class Draws:
 def random_expression(
     key: jax.Array | Draws, vocabulary: Vocabulary, *, type: Type = (), limits: Limits | None = None
 ) -> Expression:
-    """A random formula of a type, within the limits, biased to what published metrics are made of.
+    """Draws a formula of a type within the limits, made mostly of what published metrics are made of.
 
-    Moments, weights and ridged quotients are frequent, matrix operators rare, constants few. It reads at least one
-    operand that differs among channels, and it is more than a single operand wherever there is room.
+    Moments, weights and ridged quotients are frequent, matrix operators rare, constants few. The formula reads at
+    least one operand that differs among channels, and is more than a single operand wherever there is room.
 
     Args:
-      key: decides everything; the same key gives the same formula.
+      key: decides everything, so that the same key gives the same formula; draws from a `Draws` stream continue it.
       vocabulary: operands, operators and constants to build from.
       type: axes of its value; () for a pruning function.
       limits: largest size and depth; 40 nodes and 8 levels by default.
 
     Returns:
-      An expression of `type`. Nothing is rejected on the way: it costs one pass.
+      An expression of `type`.
 
     Raises:
       ValueError: if the vocabulary has no formula of that type within the limits.
@@ -136,73 +141,111 @@ def random_expression(
 
 
 def target_size(draws: Draws, least: int, most: int) -> int:
-    """How many nodes to aim at: log-uniform over ordinary formula sizes, inside [least, most]."""
+    """Draws how many nodes to aim at, log-uniformly over ordinary formula sizes.
+
+    Args:
+      draws: the stream to draw from.
+      least: the smallest result.
+      most: the largest result.
+
+    Returns:
+      A number in [least, most].
+    """
     exponent = draws.fraction()
     target = round(_SMALLEST_TARGET * (_LARGEST_TARGET / _SMALLEST_TARGET) ** exponent)
     return min(max(target, least), most)
 
 
 def grow(
-    draws: Draws, grammar: Grammar, goal: Goal, depth: int, size: int, above: str = "", stage: Stage = "any"
+    draws: Draws,
+    grammar: Grammar,
+    goal: Goal,
+    depth: int,
+    size: int,
+    parent_operator: str = "",
+    stage: Stage = "any",
 ) -> Expression:
-    """A random tree for a reachable goal; see `Grammar.choices` for the arguments.
+    """Draws a tree; the nodes that it may have beyond the fewest possible are divided at random among the children.
 
-    `stage` applies to its root alone. Spare nodes are divided evenly at random among the children.
+    Args:
+      draws: the stream to draw from.
+      grammar: the productions to draw.
+      goal: what the tree must compute; must be reachable.
+      depth, size: the most levels and nodes of the tree.
+      parent_operator: the operator directly above the tree, "" at the root of a formula.
+      stage: restricts the root of the tree alone (see `Grammar.choices`).
+
+    Returns:
+      An expression within `depth` and `size`.
     """
-    step = grammar.choices(goal, depth, size, above, stage).pick(draws.fraction())
-    rooms = grammar.rooms(step, depth, above)
-    spare = size - step.nodes - sum(part.copies * least for part, _, least in rooms)
-    children = []
-    comforts = [
-        part.copies * max(0, _SCALAR_COMFORT - least) if not part.goal.type else 0 for part, _, least in rooms
+    production = grammar.choices(goal, depth, size, parent_operator, stage).pick(draws.fraction())
+    parts = grammar.part_limits(production, depth, parent_operator)
+    spare = size - production.nodes - sum(part.copies * least for part, _, least in parts)
+    extras = [
+        0 if part.goal.type else part.copies * max(0, _SCALAR_NODES - least) for part, _, least in parts
     ]
-    if sum(comforts) > spare:
-        comforts = [0] * len(rooms)
-    spare -= sum(comforts)
-    for index, (part, levels, least) in enumerate(rooms):
-        extra = spare if index == len(rooms) - 1 else draws.index(spare + 1)
-        spare -= extra
-        nodes = least + (comforts[index] + extra) // part.copies
-        children.append(grow(draws, grammar, part.goal, levels, nodes, part.above))
-    return assemble(draws, grammar.vocabulary, step, children)
+    if sum(extras) > spare:
+        extras = [0] * len(parts)
+    spare -= sum(extras)
+    children = []
+    for index, (part, max_depth, least) in enumerate(parts):
+        share = spare if index == len(parts) - 1 else draws.index(spare + 1)
+        spare -= share
+        max_size = least + (extras[index] + share) // part.copies
+        children.append(grow(draws, grammar, part.goal, max_depth, max_size, part.parent_operator))
+    return assemble(draws, grammar.vocabulary, production, children)
 
 
 def assemble(
-    draws: Draws, vocabulary: Vocabulary, step: Production, children: Sequence[Expression]
+    draws: Draws, vocabulary: Vocabulary, production: Production, children: Sequence[Expression]
 ) -> Expression:
-    """The expression of a production over its generated parts; never larger or deeper than planned."""
-    if step.kind == "operand":
-        return operand(step.head)
-    if step.kind == "literal":
-        return literal(step.params[0])
-    if step.kind == "operator":
-        if (
-            step.head in "+-/" and children[0] is children[-1]
-        ):  # x - x and x/x say nothing, x + x no more than x
-            return children[0]
-        return apply(step.head, *children, params=step.params)
-    if step.kind == "ridge":
-        return apply("/", children[0], apply("+", _nonnegative(children[1]), _ridge(draws, vocabulary)))
-    if step.kind == "contrast":
-        return _contrast(children[0], vocabulary)
-    if step.kind == "guarded_sqrt":
-        return apply("sqrt", _nonnegative(children[0]))
-    energy = apply("sum", apply("square", children[0]))
-    return energy if step.kind == "energy" else apply("sqrt", energy)
+    """Builds the expression of a production.
+
+    Args:
+      draws: the stream that a ridge is drawn from.
+      vocabulary: the operands and constants that may be added.
+      production: the rule to apply.
+      children: the generated parts, in order.
+
+    Returns:
+      An expression with at most the levels and nodes that the production counts on.
+    """
+    head = production.head
+    match production.kind:
+        case "operand":
+            return operand(head)
+        case "literal":
+            return literal(production.params[0])
+        case "operator":
+            if head in "+-/" and children[0] is children[-1]:
+                return children[0]  # x - x and x/x say nothing, x + x no more than x
+            return apply(head, *children, params=production.params)
+        case "ridge":
+            ridges = [value for value in vocabulary.literals if 0 < value < 1] or [_DEFAULT_RIDGE]
+            ridge = literal(ridges[draws.index(len(ridges))])
+            return apply("/", children[0], apply("+", _nonnegative(children[1]), ridge))
+        case "contrast":
+            return _contrast(children[0], vocabulary)
+        case "guarded_sqrt":
+            return apply("sqrt", _nonnegative(children[0]))
+        case "energy":
+            return apply("sum", apply("square", children[0]))
+        case "norm":
+            return apply("sqrt", apply("sum", apply("square", children[0])))
 
 
 def is_constant(f: Expression) -> bool:
-    """Whether `f` is the same for all channels because it reads nothing but class sizes.
+    """Returns whether `f` is the same for all channels because it reads nothing but class sizes.
 
     Example:
       >>> is_constant(apply("+", operand("N"), literal(1))), is_constant(operand("gamma"))
       (True, False)
     """
-    return f.operands <= _CLASS_SIZES
+    return f.operands <= CLASS_SIZES
 
 
 def is_nonnegative(f: Expression) -> bool:
-    """Whether `f` is provably never below 0.
+    """Returns whether `f` is provably never below 0.
 
     Example:
       >>> is_nonnegative(apply("var", operand("P"))), is_nonnegative(apply("mean", operand("P")))
@@ -211,17 +254,17 @@ def is_nonnegative(f: Expression) -> bool:
     if f.is_literal:
         return f.value >= 0
     if f.is_operand:
-        return f.name in _CLASS_SIZES
+        return f.name in CLASS_SIZES
     if f.operator in _NEVER_NEGATIVE:
         return True
-    return f.operator in _KEEPS_SIGN and all(map(is_nonnegative, f.children))
+    return f.operator in _NONNEGATIVE_OF_NONNEGATIVE and all(map(is_nonnegative, f.children))
 
 
 def other_side(f: Expression) -> Expression:
-    """The same statistic of the other side: class k and the other classes exchanged.
+    """Returns the same statistic with class k and the other classes exchanged.
 
     Raises:
-      IllTypedError: if an operand of one's own keeps an axis on its side.
+      IllTypedError: if the types no longer match because a user's operand has an axis of one of the two.
 
     Example:
       >>> str(other_side(apply("/", apply("var", operand("P")), operand("N"))))
@@ -233,18 +276,15 @@ def other_side(f: Expression) -> Expression:
 
 
 def _contrast(f: Expression, vocabulary: Vocabulary) -> Expression:
+    """The difference of a statistic between class k and the other classes; `f` itself if that says nothing."""
     try:
         other = other_side(f)
     except IllTypedError:
         return f
-    says_something = other.operands != f.operands  # mP*mQ on both sides would cancel
-    return apply("-", f, other) if says_something and other.operands <= {*vocabulary.operands} else f
+    is_different = other.operands != f.operands  # the two sides of mP*mQ would cancel
+    return apply("-", f, other) if is_different and other.operands <= {*vocabulary.operands} else f
 
 
 def _nonnegative(f: Expression) -> Expression:
+    """`f`, or its absolute value if it may be negative."""
     return f if is_nonnegative(f) else apply("abs", f)
-
-
-def _ridge(draws: Draws, vocabulary: Vocabulary) -> Expression:
-    small = [value for value in vocabulary.literals if 0 < value < 1] or [_DEFAULT_RIDGE]
-    return literal(small[draws.index(len(small))])

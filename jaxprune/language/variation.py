@@ -1,6 +1,6 @@
-"""Variation: new formulas from old ones, well typed and within the limits, each decided by its key alone.
+"""Variation: makes new formulas from given ones, well typed and within limits, each decided by its key alone.
 
-`vary` picks among subtree and point mutation, crossover, hoist, constant jitter and a fresh random formula.
+`vary` draws one of subtree mutation, point mutation, crossover, hoisting, constant jitter and a new random formula.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import jax
 from jaxprune.language.expression import Expression
 from jaxprune.language.mutation import (
     all_subtrees,
+    checked_limits,
     jitter_constants,
     mutate_hoist,
     mutate_point,
     mutate_subtree,
     node_weight,
-    require_within,
-    transplant,
+    replace_subtree,
 )
 from jaxprune.language.paper_variation import paper_crossover, paper_mutation
 from jaxprune.language.sampling import Draws, Limits, is_constant, random_expression
@@ -43,18 +43,18 @@ Origin = Literal[
     "subtree", "point", "hoist", "constants", "crossover", "random",
     "paper_crossover", "paper_mutation", "paper_crossover+mutation", "clone",
 ]  # fmt: skip
-"""How a formula came about, as the journal says it."""
+"""How a formula was made, as the journal records it."""
 
 
 @dataclass(frozen=True)
 class VariationSettings:
-    """How `vary` chooses.
+    """How `vary` draws the kind of variation.
 
     Attributes:
-      preset: `default` draws one operator by the weights below; `paper` applies one-point crossover and full-tree
-        mutation, each with its own probability, to a clone of the first parent.
+      preset: `default` draws one kind by the weights below; `paper` applies one-point crossover and full-tree
+        mutation, each with its own probability, to a copy of the first parent.
       subtree, crossover, point, hoist, constants, random: relative weights, not negative.
-      paper_crossover_probability, paper_mutation_probability: in [0, 1]; .75 each in the reference.
+      paper_crossover_probability, paper_mutation_probability: in [0, 1]; 0.75 each in the reference.
 
     Raises:
       ValueError: if a weight is negative or all are 0, a probability is outside [0, 1], or the preset is unknown.
@@ -76,12 +76,12 @@ class VariationSettings:
         weights = self.weights()
         if min(weights.values()) < 0 or sum(weights.values()) <= 0:
             raise ValueError(f"Variation weights must be >= 0 and not all 0, got {weights}.")
-        for chance in (self.paper_crossover_probability, self.paper_mutation_probability):
-            if not 0 <= chance <= 1:
-                raise ValueError(f"Paper variation probabilities must be in [0, 1], got {chance}.")
+        for probability in (self.paper_crossover_probability, self.paper_mutation_probability):
+            if not 0 <= probability <= 1:
+                raise ValueError(f"Paper variation probabilities must be in [0, 1], got {probability}.")
 
     def weights(self) -> dict[Origin, float]:
-        """Operator -> its weight in the default preset."""
+        """Returns kind of variation -> its weight in the default preset."""
         return {
             "subtree": self.subtree, "crossover": self.crossover, "point": self.point,
             "hoist": self.hoist, "constants": self.constants, "random": self.random,
@@ -95,20 +95,22 @@ def vary(
     limits: Limits | None = None,
     settings: VariationSettings | None = None,
 ) -> tuple[Expression, Origin]:
-    """A child of `parents` and how it came about.
+    """Makes a new formula from its parents.
 
-    An operator that cannot change its parent (a jitter without constants, say) gives way to subtree mutation, so
-    with the default preset the child differs from the first parent unless the vocabulary has nothing else.
+    If the drawn kind cannot change the parent (jitter without constants, for example), subtree mutation replaces it.
+    With the default preset the child therefore differs from the first parent unless the vocabulary allows no other.
 
     Args:
       key: decides everything.
-      parents: the first is changed; the second, if any, gives to crossover. Ones beyond the limits are passed over.
+      parents: the first is changed; the second, if any, contributes to crossover. Ones that exceed the limits are
+        ignored.
       vocabulary: what new parts are made of.
       limits: largest size and depth of the child; 40 nodes and 8 levels by default.
-      settings: probabilities; the defaults of `VariationSettings`.
+      settings: weights and probabilities; the defaults of `VariationSettings`.
 
     Returns:
-      (child of type () within the limits, its origin). Without a usable parent it is a random formula.
+      (child, origin): a formula of type () within the limits, and how it was made. Without a usable parent it is a
+      random formula.
 
     Raises:
       ValueError: if the vocabulary has no formula of type () within the limits.
@@ -129,7 +131,7 @@ def vary(
     if settings.preset == "paper":
         return _vary_like_paper(draws, usable, vocabulary, limits, settings)
     first, last = usable[0], usable[-1]
-    moves: dict[Origin, Callable[[], Expression]] = {
+    variations: dict[Origin, Callable[[], Expression]] = {
         "subtree": lambda: mutate_subtree(draws, first, vocabulary, limits),
         "crossover": lambda: crossover(draws, first, last, limits),
         "point": lambda: mutate_point(draws, first, vocabulary, limits),
@@ -137,31 +139,31 @@ def vary(
         "constants": lambda: jitter_constants(draws, first, limits),
         "random": lambda: random_expression(draws, vocabulary, limits=limits),
     }
-    weights = {name: weight for name, weight in settings.weights().items() if weight > 0}
-    chosen = list(weights)[draws.order(list(weights.values()))[0]]
-    for name in dict.fromkeys([chosen, "subtree", "random"]):
-        child = moves[name]()
+    weights = {origin: weight for origin, weight in settings.weights().items() if weight > 0}
+    drawn = list(weights)[draws.order(list(weights.values()))[0]]
+    for origin in dict.fromkeys([drawn, "subtree", "random"]):
+        child = variations[origin]()
         if child is not first:
-            return child, name
+            return child, origin
     return first, "clone"
 
 
 def crossover(
     key: jax.Array | Draws, a: Expression, b: Expression, limits: Limits | None = None
 ) -> Expression:
-    """`a` with one subtree replaced by a subtree of `b` of the same type.
+    """Replaces one subtree of `a` by a subtree of `b` of the same type.
 
     Args:
-      key: decides everything; a `Draws` stream is read on.
-      a: a formula within the limits, which keeps its root or is replaced whole by a part of `b`.
-      b: the formula that gives; it may be beyond the limits.
+      key: decides everything; draws from a `Draws` stream continue it.
+      a: a formula within the limits; a part of `b` may also replace all of it.
+      b: the formula that the new subtree is taken from; it may exceed the limits.
       limits: largest size and depth of the result.
 
     Returns:
       A formula of `a.type` within the limits; `a` itself if no part of `b` fits anywhere. It is never the whole of `b`.
 
     Raises:
-      ValueError: if `a` is beyond the limits.
+      ValueError: if `a` exceeds the limits.
 
     Example:
       >>> from jaxprune.language.parsing import parse
@@ -170,24 +172,24 @@ def crossover(
       >>> child.type, child is a
       ((), False)
     """
-    limits = require_within("crossover", a, limits)
+    limits = checked_limits("crossover", a, limits)
     draws = Draws.of(key)
-    sites = all_subtrees(a, limits)
+    subtrees = all_subtrees(a, limits)
     donors = list(b.walk())
-    for index in draws.order([node_weight(site.node) for site in sites]):
-        site = sites[index]
+    for index in draws.order([node_weight(subtree.node) for subtree in subtrees]):
+        subtree = subtrees[index]
         fitting = [
             node
             for node in donors
-            if node.type == site.node.type
-            and site.fits(node)
-            and node is not site.node
-            and (site.path or node is not b)
-            and (is_constant(site.node) or not is_constant(node))
+            if node.type == subtree.node.type
+            and subtree.accepts(node)
+            and node is not subtree.node
+            and (subtree.path or node is not b)
+            and (is_constant(subtree.node) or not is_constant(node))
         ]
-        for chosen in draws.order([node_weight(node) for node in fitting]) if fitting else ():
-            child = transplant(a, site.path, fitting[chosen])
-            if child is not b:  # a part of b where a and b differ in nothing else
+        for choice in draws.order([node_weight(node) for node in fitting]):
+            child = replace_subtree(a, subtree.path, fitting[choice])
+            if child is not b:  # the new part may have been all in which a and b differ
                 return child
     return a
 
@@ -199,6 +201,7 @@ def _vary_like_paper(
     limits: Limits,
     settings: VariationSettings,
 ) -> tuple[Expression, Origin]:
+    """Applies the paper's crossover and mutation to the first parent, each with its own probability."""
     is_crossed = draws.fraction() < settings.paper_crossover_probability
     is_mutated = draws.fraction() < settings.paper_mutation_probability
     child = parents[0]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from toy_formulas import expressions
 
-from jaxprune.language import expression as tree
+from jaxprune.language import expression
 from jaxprune.language.expression import Expression, apply, literal, operand, replace_children
 from jaxprune.language.operators import IllTypedError
 from jaxprune.language.parsing import parse
@@ -56,7 +56,7 @@ def test_copies_are_the_same_object(duplicate):
 def test_forgotten_formulas_leave_the_table():
     parse("mean(X)*0.123456")
     gc.collect()
-    assert not any(key[4] == 0.123456 for key in tree._INTERNED)
+    assert not any(key[4] == 0.123456 for key in expression._INTERNED)
 
 
 def test_hashes_are_the_same_in_every_process():
@@ -85,14 +85,14 @@ def test_cached_facts_agree_with_their_definitions(f):
 
 def test_an_expression_cannot_be_changed():
     f = parse("mean(X)")
-    with pytest.raises(AttributeError, match=r"cannot be changed .*'name'"):
+    with pytest.raises(AttributeError, match=r"cannot be changed, so 'name' cannot be set"):
         f.name = "Y"
-    with pytest.raises(AttributeError, match=r"cannot be changed .*delete 'name'"):
+    with pytest.raises(AttributeError, match=r"cannot be changed, so 'name' cannot be deleted"):
         del f.name
 
 
 def test_an_expression_cannot_be_made_unchecked():
-    with pytest.raises(TypeError, match="made by operand"):
+    with pytest.raises(TypeError, match=r"Build an Expression with operand"):
         Expression("mean", (operand("X"),))
 
 

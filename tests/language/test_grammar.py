@@ -1,4 +1,4 @@
-"""Reachability tables promise only what generation can keep, and nothing less."""
+"""Grammars promise exactly what generation can complete."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import itertools
 import jax
 import pytest
 
-from jaxprune.language.expression import apply, operand
-from jaxprune.language.grammar import continues_chain, grammar_of
+from jaxprune.language.expression import apply, continues_chain, operand
+from jaxprune.language.grammar import grammar_of
 from jaxprune.language.operators import OPERATORS, infer_type
 from jaxprune.language.productions import Goal, all_applications, all_productions
 from jaxprune.language.registration import register_operator
@@ -48,13 +48,19 @@ def test_every_application_is_well_typed():
 
 @pytest.mark.parametrize("vocabulary", [DEFAULT_VOCABULARY, PAPER_VOCABULARY], ids=["default", "paper"])
 def test_every_operator_of_the_vocabulary_is_used(vocabulary):
-    heads = {step.head for steps in all_productions(vocabulary).values() for step in steps}
+    heads = {
+        production.head for productions in all_productions(vocabulary).values() for production in productions
+    }
     assert heads >= OPERATORS.keys()
     assert heads >= set(vocabulary.operands)
 
 
 def test_uniform_style_has_no_idioms():
-    kinds = {step.kind for steps in all_productions(PAPER_VOCABULARY, "uniform").values() for step in steps}
+    kinds = {
+        production.kind
+        for productions in all_productions(PAPER_VOCABULARY, "uniform").values()
+        for production in productions
+    }
     assert kinds == {"operand", "literal", "operator"}
 
 
@@ -79,12 +85,12 @@ def test_a_registered_operator_joins_the_grammar():
     before = grammar_of(vocabulary)
     register_operator("cube", lambda values: values**3)
     try:
-        heads = {step.head for step in grammar_of(vocabulary).alternatives([("F",)])}
+        heads = {production.head for production in grammar_of(vocabulary).alternatives([("F",)])}
         assert "cube" in heads
-        assert "cube" not in {step.head for step in before.alternatives([("F",)])}
+        assert "cube" not in {production.head for production in before.alternatives([("F",)])}
     finally:
         del OPERATORS["cube"]
-    assert "cube" not in {step.head for step in grammar_of(vocabulary).alternatives([("F",)])}
+    assert "cube" not in {production.head for production in grammar_of(vocabulary).alternatives([("F",)])}
 
 
 def test_grammars_are_built_once():
@@ -103,12 +109,20 @@ def test_old_grammars_are_forgotten():
 def test_nothing_is_undone_right_away():
     grammar = grammar_of(DEFAULT_VOCABULARY)
     for above in ("abs", "square", "sqrt"):
-        assert above not in {step.head for step in grammar.choices(Goal(()), 6, 20, above).productions}
+        assert above not in {
+            production.head for production in grammar.choices(Goal(()), 6, 20, above).productions
+        }
 
 
 def test_leaf_stage_takes_leaves_or_the_smallest_trees():
     grammar = grammar_of(PAPER_VOCABULARY, "uniform")
-    assert all(step.is_leaf for step in grammar.choices(Goal(("D",)), 4, 9, stage="leaf").productions)
+    assert all(
+        production.is_leaf for production in grammar.choices(Goal(("D",)), 4, 9, stage="leaf").productions
+    )
     smallest = grammar.choices(Goal(()), 4, 9, stage="leaf").productions
-    assert {step.head for step in smallest} >= {"mean", "var"} and not any(step.is_leaf for step in smallest)
-    assert not any(step.is_leaf for step in grammar.choices(Goal(("D",)), 4, 9, stage="branch").productions)
+    assert {production.head for production in smallest} >= {"mean", "var"} and not any(
+        production.is_leaf for production in smallest
+    )
+    assert not any(
+        production.is_leaf for production in grammar.choices(Goal(("D",)), 4, 9, stage="branch").productions
+    )

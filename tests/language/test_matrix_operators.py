@@ -94,21 +94,21 @@ def test_slices_keep_eighths_of_any_size(first, last):
 
 def test_matrices_that_cannot_be_inverted_do_not_disturb_the_others():
     values = np.stack([np.eye(2), np.full((2, 2), -1e-4) * np.eye(2)]).astype(np.float32)
-    found = np.asarray(OPERATORS["inverse"].implement(XP, XP.asarray(values)[None, None]))[0, 0]
-    np.testing.assert_allclose(found[0], np.eye(2) / 1.0001, rtol=1e-6)
-    assert not np.isfinite(found[1]).all()
+    inverses = np.asarray(OPERATORS["inverse"].implement(XP, XP.asarray(values)[None, None]))[0, 0]
+    np.testing.assert_allclose(inverses[0], np.eye(2) / 1.0001, rtol=1e-6)
+    assert not np.isfinite(inverses[1]).all()
 
 
 def test_distances_are_exact_where_rows_are_equal_or_small_numbers():
     rows = np.array(
         [[1e4 + 1, 2.0] + [0.5] * 8, [1e4, 2.0] + [0.5] * 8, [1e4 + 1, 2.0] + [0.5] * 8], np.float32
     )
-    found = np.asarray(squared_distances(XP, XP.asarray(rows), XP.asarray(rows)))
-    np.testing.assert_array_equal(found, [[0, 1, 0], [1, 0, 1], [0, 1, 0]])
+    distances = np.asarray(squared_distances(XP, XP.asarray(rows), XP.asarray(rows)))
+    np.testing.assert_array_equal(distances, [[0, 1, 0], [1, 0, 1], [0, 1, 0]])
 
 
 def test_a_row_is_exactly_at_0_from_itself_and_distances_are_symmetric():
     rows = XP.asarray(np.random.default_rng(0).normal(50, 50, (256, 33)).astype(np.float32))
-    found = np.asarray(squared_distances(XP, rows, rows))
-    assert not np.diagonal(found).any()
-    np.testing.assert_array_equal(found, found.T)
+    distances = np.asarray(squared_distances(XP, rows, rows))
+    assert not np.diagonal(distances).any()
+    np.testing.assert_array_equal(distances, distances.T)

@@ -37,16 +37,16 @@ def test_spellings_of_one_formula(text, same):
 @pytest.mark.parametrize(
     ("text", "column", "message"),
     [
-        ("", 0, "got empty text"),
-        ("   ", 0, "got empty text"),
+        ("", 0, "The formula is empty"),
+        ("   ", 0, "The formula is empty"),
         ("mean(X", 4, "syntax error"),
         ("N +", 3, "syntax error"),
         ("  N $ 2", 4, "syntax error"),
         ("mean(Y)", 5, r"operand must be one of X P .* got 'Y'"),
-        ("mean(mp)", 5, "Did you mean mP"),
+        ("mean(mp)", 5, "Did you mean 'mP'"),
         ("l1", 0, "l1 is a named function: take it from library"),
         ("2*mean_shift", 2, "take it from own_seeds"),
-        ("2*maen(X)", 2, "Did you mean mean"),
+        ("2*maen(X)", 2, "Did you mean 'mean'"),
         ("2 + mean", 4, r"mean is an operator: write mean\(...\)"),
         ("1 + WI(2)", 4, "WI is an operand: it takes no arguments"),
         ("N + 1/(WI + mX)", 12, r"\+ needs .* got \(F\), \(D\)"),
@@ -68,7 +68,7 @@ def test_spellings_of_one_formula(text, same):
         ("N and 1", 0, "and/or"),
         ("lambda: 1", 0, "a lambda"),
         ("[N]", 0, "got Python's List"),
-        ("not N", 0, "Before a value a formula has"),
+        ("not N", 0, "The sign before a value must be"),
         ("N + True", 4, "A number is needed, got True"),
         ("N*'a'", 2, "A number is needed, got 'a'"),
         ("2j", 0, "A number is needed"),
@@ -134,16 +134,16 @@ def test_depth_is_bounded(text):
 
 def test_a_vocabulary_leaves_the_rest_out():
     with pytest.raises(
-        ParseError, match=r"must be one of X P Q .* got 'WO'. It exists but this vocabulary leaves it out"
+        ParseError, match=r"must be one of X P Q .* got 'WO'. It exists, but this vocabulary leaves it out"
     ):
         parse("sum(WO)", PAPER_VOCABULARY)
     vocabulary = Vocabulary(("WI",), ("abs", "sum"))
     assert str(parse("sum(abs(WI))", vocabulary)) == "sum(abs(WI))"
     with pytest.raises(ParseError, match="operator must be one of abs sum, got 'mean'"):
         parse("mean(WI)", vocabulary)
-    with pytest.raises(ParseError, match=r"has the operators abs sum, got \+"):
+    with pytest.raises(ParseError, match=r"has only the operators abs sum, got \+"):
         parse("WI + WI", vocabulary)
-    with pytest.raises(ParseError, match="has the operators abs sum, got square"):
+    with pytest.raises(ParseError, match="has only the operators abs sum, got square"):
         parse("WI**2", vocabulary)
 
 

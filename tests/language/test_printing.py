@@ -1,4 +1,4 @@
-"""Printing: canonical text that parses back to the same tree."""
+"""Printing: text that parses back to the same tree, and LaTeX and SymPy forms of any formula."""
 
 from __future__ import annotations
 
@@ -32,9 +32,6 @@ def test_parsing_what_was_printed_gives_the_same_object(f):
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_numbers_read_back_exactly(value):
     assert float(number_text(value)) == value
-
-
-# === merged: """LaTeX and SymPy forms: by hand, and for any formula."""
 
 
 @pytest.mark.parametrize(

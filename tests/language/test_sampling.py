@@ -43,14 +43,16 @@ TYPES = [
 ]
 
 
-def _many(count, vocabulary=DEFAULT_VOCABULARY, **options):
+def _random_formulas(count, vocabulary=DEFAULT_VOCABULARY, **options):
     keys = jax.random.split(jax.random.key(7), count)
     return [random_expression(keys[index], vocabulary, **options) for index in range(count)]
 
 
 def test_the_only_formulas_of_a_tiny_vocabulary_are_found():
-    found = {str(f) for f in _many(60, Vocabulary(("WI",), ("sum", "abs")), limits=Limits(3, 3))}
-    assert found == {"sum(WI)", "sum(abs(WI))", "abs(sum(WI))"}
+    formulas = {
+        str(f) for f in _random_formulas(60, Vocabulary(("WI",), ("sum", "abs")), limits=Limits(3, 3))
+    }
+    assert formulas == {"sum(WI)", "sum(abs(WI))", "abs(sum(WI))"}
 
 
 @given(seed=SEEDS, type=st.sampled_from(TYPES))
@@ -116,13 +118,13 @@ def test_another_process_gives_the_same_formulas():
 def test_most_random_formulas_are_distinct_and_say_something():
     from jaxprune.language.canonical import canonical_form
 
-    formulas = [canonical_form(f) for f in _many(300)]
+    formulas = [canonical_form(f) for f in _random_formulas(300)]
     informative = {str(f) for f in formulas if not is_constant(f)}
     assert len(informative) > 0.6 * len(formulas)
 
 
 def test_moments_are_frequent_and_matrix_operators_rare():
-    counts = Counter(node.operator for f in _many(400) for node in f.walk())
+    counts = Counter(node.operator for f in _random_formulas(400) for node in f.walk())
     moments = sum(counts[name] for name in ("mean", "var", "std", "sum"))
     matrices = sum(counts[name] for name in ("inverse", "rbf", "matmul", "outer", "trace"))
     assert 0 < matrices < 0.15 * moments
@@ -130,21 +132,24 @@ def test_moments_are_frequent_and_matrix_operators_rare():
 
 def test_denominators_are_mostly_ridged():
     quotients = [
-        n for f in _many(400) for n in f.walk() if n.operator == "/" and not n.children[1].is_literal
+        n
+        for f in _random_formulas(400)
+        for n in f.walk()
+        if n.operator == "/" and not n.children[1].is_literal
     ]
     ridged = [n for n in quotients if n.children[1].operator == "+" and is_nonnegative(n.children[1])]
     assert len(ridged) > 0.5 * len(quotients)
 
 
 def test_generation_is_more_than_single_operands():
-    assert all(f.children for f in _many(100))
+    assert all(f.children for f in _random_formulas(100))
     assert random_expression(jax.random.key(0), DEFAULT_VOCABULARY, limits=Limits(1, 1)).is_operand
 
 
 def test_an_operand_of_ones_own_is_drawn():
     register_operand("entropy", type=(), read=lambda operands: None)
     try:
-        assert any("entropy" in f.operands for f in _many(40, Vocabulary(("WI", "entropy"))))
+        assert any("entropy" in f.operands for f in _random_formulas(40, Vocabulary(("WI", "entropy"))))
     finally:
         del OPERANDS["entropy"]
 
@@ -152,7 +157,7 @@ def test_an_operand_of_ones_own_is_drawn():
 def test_an_operator_of_ones_own_is_drawn():
     register_operator("cube", lambda values: values**3)
     try:
-        drawn = [node.operator for f in _many(60) for node in f.walk()]
+        drawn = [node.operator for f in _random_formulas(60) for node in f.walk()]
     finally:
         del OPERATORS["cube"]
     assert "cube" in drawn

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jaxprune.language.expression import apply, literal, operand
 from jaxprune.language.library import library, own_seeds
-from jaxprune.language.mutation import all_subtrees, subtree_at, transplant
+from jaxprune.language.mutation import all_subtrees, replace_subtree, subtree_at
 from jaxprune.language.operators import OPERATORS
 from jaxprune.language.parsing import parse
 from jaxprune.language.registration import register_operator
@@ -88,27 +88,33 @@ def test_formulas_of_other_types_keep_theirs(operator, type):
         assert operator(jax.random.key(seed), f, f, LIMITS).type == type
 
 
-def test_sites_know_their_room_by_hand():
+def test_subtrees_know_their_limits_by_hand():
     f = parse("sum(abs(WI)) + N*N*2 + 1")
-    room = {str(site.node): (site.depth, site.size) for site in all_subtrees(f, Limits(20, 5))}
+    limits = {
+        str(subtree.node): (subtree.max_depth, subtree.max_size) for subtree in all_subtrees(f, Limits(20, 5))
+    }
     assert f.size == 11 and f.depth == 4
-    assert room["sum(abs(WI)) + N*N*2 + 1"] == (5, 20)
-    assert room["sum(abs(WI)) + N*N*2"] == (4, 18)  # continues the chain: its parts have 4 levels too
-    assert room["sum(abs(WI))"] == (4, 12) and room["abs(WI)"] == (3, 11) and room["WI"] == (2, 10)
+    assert limits["sum(abs(WI)) + N*N*2 + 1"] == (5, 20)
+    assert limits["sum(abs(WI)) + N*N*2"] == (4, 18)  # continues the chain: its parts have 4 levels too
+    assert limits["sum(abs(WI))"] == (4, 12) and limits["abs(WI)"] == (3, 11) and limits["WI"] == (2, 10)
     assert (
-        room["N*N*2"] == (4, 14) and room["N*N"] == (3, 12) and room["N"] == (3, 10) and room["1"] == (4, 10)
+        limits["N*N*2"] == (4, 14)
+        and limits["N*N"] == (3, 12)
+        and limits["N"] == (3, 10)
+        and limits["1"] == (4, 10)
     )
 
 
 @given(seed=SEEDS, f=formulas(), data=st.data())
-def test_what_fits_a_site_keeps_the_limits_and_nothing_more(seed, f, data):
+def test_a_subtree_accepts_exactly_what_keeps_the_limits(seed, f, data):
     limits = Limits(20, 6)
     if not limits.allow(f):
         return
     new = random_expression(jax.random.key(seed), DEFAULT_VOCABULARY)
-    site = data.draw(st.sampled_from([site for site in all_subtrees(f, limits) if site.node.type == ()]))
-    assert subtree_at(f, site.path) is site.node
-    assert site.fits(new) == limits.allow(transplant(f, site.path, new))
+    scalars = [subtree for subtree in all_subtrees(f, limits) if subtree.node.type == ()]
+    subtree = data.draw(st.sampled_from(scalars))
+    assert subtree_at(f, subtree.path) is subtree.node
+    assert subtree.accepts(new) == limits.allow(replace_subtree(f, subtree.path, new))
 
 
 @given(seed=SEEDS, f=formulas())
@@ -121,8 +127,8 @@ def test_point_mutation_finds_exactly_the_neighbours():
     vocabulary = Vocabulary(("WI", "WO"), ("sum", "mean", "abs", "square"), (1.0,))
     f = parse("sum(abs(WI))")
     keys = jax.random.split(jax.random.key(0), 100)
-    found = {str(mutate_point(key, f, vocabulary)) for key in keys}
-    assert found == {"mean(abs(WI))", "sum(square(WI))", "sum(abs(WO))", "sum(sum(WI))", "sum(mean(WI))"}
+    children = {str(mutate_point(key, f, vocabulary)) for key in keys}
+    assert children == {"mean(abs(WI))", "sum(square(WI))", "sum(abs(WO))", "sum(sum(WI))", "sum(mean(WI))"}
 
 
 def test_point_mutation_without_a_neighbour_returns_the_formula():
@@ -307,6 +313,6 @@ def test_a_hundred_thousand_of_each_are_valid():
                 assert new.type == () and new.size <= 40 and new.depth <= 8
             for new in (f, (mutant, child)[index % 2]):  # parsing is most of the time
                 assert parse(str(new)) is new
-            pool[index % len(pool)] = max(f, mutant, child, key=lambda each: each.size)
+            pool[index % len(pool)] = max(f, mutant, child, key=lambda formula: formula.size)
             if index % 50 == 0:  # or the pool grows to the limits and stays there
                 pool[index % len(pool)] = KNOWN[index % len(KNOWN)]

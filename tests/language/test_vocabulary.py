@@ -57,7 +57,9 @@ def test_a_taken_name_is_refused(own_operand):
 
 @pytest.mark.parametrize("name", ["mean", "variance", "labels", "np"])
 def test_a_name_that_operators_or_generated_code_use_is_refused(name):
-    with pytest.raises(ValueError, match=f"must be new, got '{name}', which operators or generated code use"):
+    with pytest.raises(
+        ValueError, match=f"must be new, got '{name}', which is used by operators or generated code"
+    ):
         register_operand(name, type=(), read=lambda operands: None)
     assert name not in OPERANDS
 
@@ -75,6 +77,7 @@ def test_an_unknown_axis_is_refused(own_operand):
 
 def test_rows_of_a_class_depend_on_the_class():
     with pytest.raises(
-        ValueError, match=r"'rows_test' has rows of one class, .* Pass per_class=True, or use NX"
+        ValueError,
+        match=r"'rows_test' has an axis for the examples of one class, .* Pass per_class=True, or use the axis NX",
     ):
         register_operand("rows_test", type=("N",), read=lambda operands: None)

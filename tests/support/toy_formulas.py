@@ -28,16 +28,16 @@ ARGUMENTS = tuple(
 
 def applications(name: str) -> list[Expression]:
     """The operator applied to some combinations, of all its signatures, of a few arguments that it takes."""
-    found = []
+    formulas = []
     operator = OPERATORS[name]
     for arity in sorted({len(signature.arguments) for signature in operator.signatures}):
         for children in itertools.product(ARGUMENTS, repeat=arity):
             for params in {operator.parameter_choices[0], operator.parameter_choices[-1]}:
                 try:
-                    found.append(apply(name, *children, params=params))
+                    formulas.append(apply(name, *children, params=params))
                 except IllTypedError:
                     continue
-    return found[:: max(1, len(found) // 5)]
+    return formulas[:: max(1, len(formulas) // 5)]
 
 
 @st.composite
@@ -62,13 +62,14 @@ def expressions(draw: st.DrawFn, steps: int = 8, scalar: bool = True) -> Express
 def values(seed: int = 0, sizes: dict[str, int] = SIZES) -> dict[str, jax.Array]:
     """A consistent value per operand for one channel and one class: the first N rows of X are P."""
     rng = np.random.default_rng(seed)
-    made = {
-        name: rng.normal(0.5, 1.0, [sizes[axis] for axis in record.type]) for name, record in OPERANDS.items()
+    arrays = {
+        name: rng.normal(0.5, 1.0, [sizes[axis] for axis in operand.type])
+        for name, operand in OPERANDS.items()
     }
-    made["P"], made["Q"] = made["X"][: sizes["N"]], made["X"][sizes["N"] :]
-    made |= {f"m{name}": made[name].mean(0) for name in "XPQ"}
-    made |= {"N": sizes["N"], "NQ": sizes["NQ"], "NX": sizes["NX"], "WI": made["W"][:, 0]}
-    return {name: jnp.asarray(value, jnp.float32) for name, value in made.items()}
+    arrays["P"], arrays["Q"] = arrays["X"][: sizes["N"]], arrays["X"][sizes["N"] :]
+    arrays |= {f"m{name}": arrays[name].mean(0) for name in "XPQ"}
+    arrays |= {"N": sizes["N"], "NQ": sizes["NQ"], "NX": sizes["NX"], "WI": arrays["W"][:, 0]}
+    return {name: jnp.asarray(value, jnp.float32) for name, value in arrays.items()}
 
 
 def masks_of(f: Expression) -> tuple[np.ndarray, ...]:
@@ -81,19 +82,19 @@ def padded(value: jax.Array, f: Expression) -> jax.Array:
     if not f.type:
         return value
     sizes = [len(mask) for mask in masks_of(f)]
-    pairs = [(0, size - own) for size, own in zip(sizes, value.shape, strict=True)]
-    return np.pad(np.asarray(value), pairs, constant_values=np.nan)
+    widths = [(0, size - length) for size, length in zip(sizes, value.shape, strict=True)]
+    return np.pad(np.asarray(value), widths, constant_values=np.nan)
 
 
 def compute(name, *arrays, masks=None, params=(), xp=jnp):
     """An operator of arrays for one channel and one class, with [size] masks."""
     values = [xp.asarray(array)[None, None, None] for array in arrays]
-    own = masks and [
+    batched_masks = masks and [
         tuple(None if mask is None else xp.asarray(mask)[None, None, None] for mask in by_axis)
         for by_axis in masks
     ]
     with np.errstate(all="ignore"):
-        return OPERATORS[name].implement(xp, *values, masks=own, params=params)[0, 0, 0]
+        return OPERATORS[name].implement(xp, *values, masks=batched_masks, params=params)[0, 0, 0]
 
 
 def evaluate(f: Expression, of: dict[str, jax.Array], *, is_padded: bool = False, xp=None) -> jax.Array:
