@@ -1,4 +1,4 @@
-"""What is wrong with the arrays a caller hands in, said before anything is computed from them."""
+"""Checks of the arrays that callers pass in, made before anything is computed from them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.language.vocabulary import OPERANDS
-from jaxprune.observation.gradients import Gradients, given_gradients
+from jaxprune.observation.gradients import Gradients, gradients_from_arrays
 from jaxprune.observation.moments import Moments
 from jaxprune.types import Array
 
+_RANKS = {
+    "features": ((2, 3, 4), "[N, H, W, C], [N, L, C] or [N, C]"),
+    "kernel": ((2, 3, 4), "[kh, kw, c_in, C], [k, c_in, C] or [c_in, C]"),
+    "outgoing": ((2, 3, 4), "[kh, kw, C, c_out], [k, C, c_out] or [C, c_out]"),
+    "gamma": ((1,), "[C]"),
+    "beta": ((1,), "[C]"),
+    "weight_gradient": ((2, 3, 4), "[kh, kw, c_in, C], [k, c_in, C] or [c_in, C]"),
+    "feature_gradient": ((2, 3, 4), "[N, H, W, C], [N, L, C] or [N, C]"),
+    "squared_weight_gradient": ((2, 3, 4), "[kh, kw, c_in, C], [k, c_in, C] or [c_in, C]"),
+}
+_GRADIENT_OF = {
+    "weight_gradient": "kernel",
+    "feature_gradient": "features",
+    "squared_weight_gradient": "kernel",
+}
+
 
 class FlatWeights(TypedDict):
-    """What belongs to the channels themselves."""
+    """The weights around the channels, and the normalisation that follows them."""
 
     kernel: jax.Array  # [F, C]
     outgoing: jax.Array | None  # [O, C]
@@ -26,7 +42,7 @@ class FlatWeights(TypedDict):
 
 
 class CheckedArrays(NamedTuple):
-    """Caller's arrays in one float dtype, positions and filter entries flattened, labels as class ids."""
+    """A caller's arrays in one float dtype, with positions and filter entries flattened and labels as class ids."""
 
     features: jax.Array  # [N, D, C]
     class_ids: np.ndarray  # [N] int32
@@ -46,52 +62,70 @@ def check_arrays(
     """Checks the arguments of `Operands.from_arrays` and brings them into the shapes of the record.
 
     Args:
-      features, labels, kernel, extras: as there.
+      features: as in `Operands.from_arrays`.
+      labels: as there.
+      kernel: as there.
       optional: outgoing, gamma, beta and the gradients by name, None where not given.
+      extras: as there.
+
+    Returns:
+      The arrays in one dtype.
 
     Raises:
       ValueError: saying which argument was needed in which form, what came, and what to change.
     """
-    arrays, more = check_numbers({"features": features, "kernel": kernel, **optional}, extras)
+    arrays, extra_arrays = check_numbers({"features": features, "kernel": kernel, **optional}, extras)
     class_ids, num_classes = to_class_ids(check_labels(labels, arrays["features"].shape[0]))
-    cast = {name: jnp.asarray(array) for name, array in arrays.items()}
-    wide = cast["features"]
+    on_device = {name: jnp.asarray(array) for name, array in arrays.items()}
+    maps = on_device["features"]
     return CheckedArrays(
-        features=wide.reshape(wide.shape[0], -1, wide.shape[-1]),
+        features=maps.reshape(maps.shape[0], -1, maps.shape[-1]),
         class_ids=class_ids,
         num_classes=num_classes,
         weights=flat_weights(arrays),
-        gradients=given_gradients(wide, cast.get("weight_gradient"), cast.get("feature_gradient")),
-        extras={name: jnp.asarray(array) for name, array in more.items()},
+        gradients=gradients_from_arrays(
+            maps, on_device.get("weight_gradient"), on_device.get("feature_gradient")
+        ),
+        extras={name: jnp.asarray(array) for name, array in extra_arrays.items()},
     )
 
 
 def check_numbers(
-    given: Mapping[str, Array | None], extras: Mapping[str, Array], dtype: np.dtype | None = None
+    arguments: Mapping[str, Array | None], extras: Mapping[str, Array], dtype: np.dtype | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Arguments of `Operands.from_arrays` by name as NumPy arrays of one dtype, with the same channels and finite.
+    """Brings arguments of `Operands.from_arrays` to one dtype, after checking shapes and that all are finite.
 
-    The squared weight gradient goes to the extras, where `GW2` is read.
+    The squared weight gradient moves to the extras, where `GW2` is read.
 
     Args:
-      given: `features` among them; None where an argument was not given.
+      arguments: arrays by the name of the argument, `features` among them; None where one was not given.
       extras: values of registered operands by name.
-      dtype: to be had; by default what all dtypes promote to, at least float32.
+      dtype: of the result; by default what all dtypes promote to, at least float32.
+
+    Returns:
+      (arguments that were given, extras), as NumPy arrays by name.
 
     Raises:
       ValueError: for ranks, sizes or kinds that do not fit, NaN and infinities.
     """
-    arrays = {name: np.asarray(value) for name, value in given.items() if value is not None}
-    more = {name: np.asarray(value) for name, value in extras.items()}
+    arrays = {name: np.asarray(value) for name, value in arguments.items() if value is not None}
+    extra_arrays = {name: np.asarray(value) for name, value in extras.items()}
     _check_ranks(arrays)
-    _check_gradients(arrays)
-    _check_channels(arrays, more, arrays["features"].shape[-1])
-    every = [jax.dtypes.canonicalize_dtype(array.dtype) for array in (*arrays.values(), *more.values())]
-    wide = jnp.result_type(jnp.float32, *every) if dtype is None else dtype
+    for name, original in _GRADIENT_OF.items():
+        if name in arrays and arrays[name].shape != arrays[original].shape:
+            raise ValueError(
+                f"{name} must have the shape of {original}, {arrays[original].shape}, got shape "
+                f"{arrays[name].shape}. Differentiate the loss with respect to {original}, as they are given."
+            )
+    _check_channels(arrays, extra_arrays)
+    dtypes = [
+        jax.dtypes.canonicalize_dtype(array.dtype) for array in (*arrays.values(), *extra_arrays.values())
+    ]
+    wide = jnp.result_type(jnp.float32, *dtypes) if dtype is None else dtype
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which the check finds
         arrays = {name: array.astype(wide, copy=False) for name, array in arrays.items()}
-        more = {name: array.astype(wide, copy=False) for name, array in more.items()}
-    _check_finite(arrays | {f"extras[{name!r}]": value for name, value in more.items()}, wide)
+        extra_arrays = {name: array.astype(wide, copy=False) for name, array in extra_arrays.items()}
+    _check_finite(arrays | {f"extras[{name!r}]": value for name, value in extra_arrays.items()}, wide)
     squares = arrays.pop("squared_weight_gradient", None)
     if squares is not None:
         if squares.min() < 0:
@@ -99,12 +133,16 @@ def check_numbers(
                 f"squared_weight_gradient must be >= 0, got {squares.min():.3g}. Square each example's own gradient, "
                 "then average over examples."
             )
-        more["GW2"] = squares.reshape(-1, squares.shape[-1]).T
-    return arrays, more
+        extra_arrays["GW2"] = squares.reshape(-1, squares.shape[-1]).T
+    return arrays, extra_arrays
 
 
 def flat_weights(arrays: Mapping[str, np.ndarray]) -> FlatWeights:
-    """The weights and the normalisation of the channels in the shapes of the record."""
+    """Brings weights and normalisation into the shapes of the record, one column per channel.
+
+    Args:
+      arrays: `kernel` [..., C] and, where given, `outgoing` [..., C, c_out], `gamma` [C] and `beta` [C].
+    """
     channels = arrays["kernel"].shape[-1]
     outgoing, gamma, beta = (arrays.get(name) for name in ("outgoing", "gamma", "beta"))
     return FlatWeights(
@@ -164,6 +202,10 @@ def to_class_ids(labels: np.ndarray) -> tuple[np.ndarray, int]:
 def check_several_classes(classes: Sequence[object], num_examples: int) -> None:
     """Refuses a single class.
 
+    Args:
+      classes: the distinct labels.
+      num_examples: how many examples there are, for the message.
+
     Raises:
       ValueError: if there is only one.
     """
@@ -174,10 +216,18 @@ def check_several_classes(classes: Sequence[object], num_examples: int) -> None:
         )
 
 
-def check_classes(
-    moments: Moments, samples: jax.Array, labels: np.ndarray, kernel: jax.Array, outgoing: jax.Array | None
-) -> tuple[int, ...]:
-    """Checks the arguments of `Operands.build` and returns the number of sample rows of each class.
+def check_sample(
+    moments: Moments,
+    samples: jax.Array,
+    labels: np.ndarray,
+    kernel: jax.Array,
+    outgoing: jax.Array | None,
+    space: tuple[int, ...] | None,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Checks the arguments of `Operands.build`, which are described there.
+
+    Returns:
+      ([K] number of sample rows of each class, spatial shape of the sample: one long axis where `space` is None).
 
     Raises:
       ValueError: if shapes do not fit together or a class has no example.
@@ -188,7 +238,7 @@ def check_classes(
             "Operands.build needs samples [n, D, C] with sample_labels [n], "
             f"got shapes {samples.shape} and {labels.shape}. Flatten the positions into one axis."
         )
-    channels = samples.shape[-1]
+    _, num_positions, channels = samples.shape
     for name, array in {"moments.pivot": moments.pivot, "kernel": kernel, "outgoing": outgoing}.items():
         if array is not None and (array.ndim != 2 or array.shape[-1] != channels):
             raise ValueError(
@@ -212,28 +262,21 @@ def check_classes(
             f"each of the {num_classes} classes needs an example, but {sorted(absent)} have none. "
             "Add examples of these classes, or count only the classes that occur."
         )
-    return tuple(int(count) for count in counts)
-
-
-def check_space(space: tuple[int, ...] | None, num_positions: int) -> tuple[int, ...]:
-    """The spatial shape of a sample's positions, one long axis where none is known.
-
-    Raises:
-      ValueError: if it does not hold exactly `num_positions`.
-    """
-    if space is None:
-        return (num_positions,)
-    shape = tuple(int(length) for length in space)
+    shape = (num_positions,) if space is None else tuple(int(length) for length in space)
     if math.prod(shape) != num_positions:
         raise ValueError(
             f"space must hold the {num_positions} positions of samples, got {shape} with {math.prod(shape)}. "
             "Pass the shape of the activations without examples and channels."
         )
-    return shape
+    return tuple(int(count) for count in counts), shape
 
 
 def check_channel_indices(channel_indices: Array | Sequence[int], num_channels: int) -> jax.Array:
-    """Channel indices as an integer array, checked where their values are known.
+    """Returns channel indices as an integer array, checked unless they are traced.
+
+    Args:
+      channel_indices: [c] indices.
+      num_channels: how many channels there are.
 
     Raises:
       ValueError: if an index is negative or not below `num_channels`.
@@ -253,7 +296,10 @@ def sort_examples(name: str, value: jax.Array, order: np.ndarray) -> jax.Array:
     Args:
       name: of the operand.
       value: [C, *axes].
-      order: [n] where each row of the sorted sample was.
+      order: [n] for each row of the sorted sample, its index in `value`.
+
+    Returns:
+      [C, *axes].
 
     Raises:
       ValueError: if no operand of that name was registered.
@@ -271,29 +317,12 @@ def sort_examples(name: str, value: jax.Array, order: np.ndarray) -> jax.Array:
     return value
 
 
-_RANKS = {
-    "features": ((2, 3, 4), "[N, H, W, C], [N, L, C] or [N, C]"),
-    "kernel": ((2, 3, 4), "[kh, kw, c_in, C], [k, c_in, C] or [c_in, C]"),
-    "outgoing": ((2, 3, 4), "[kh, kw, C, c_out], [k, C, c_out] or [C, c_out]"),
-    "gamma": ((1,), "[C]"),
-    "beta": ((1,), "[C]"),
-    "weight_gradient": ((2, 3, 4), "[kh, kw, c_in, C], [k, c_in, C] or [c_in, C]"),
-    "feature_gradient": ((2, 3, 4), "[N, H, W, C], [N, L, C] or [N, C]"),
-    "squared_weight_gradient": ((2, 3, 4), "[kh, kw, c_in, C], [k, c_in, C] or [c_in, C]"),
-}
-_GRADIENT_OF = {
-    "weight_gradient": "kernel",
-    "feature_gradient": "features",
-    "squared_weight_gradient": "kernel",
-}
-
-
 def _check_ranks(arrays: Mapping[str, np.ndarray]) -> None:
     for name, array in arrays.items():
-        ranks, wanted = _RANKS[name]
+        ranks, shapes = _RANKS[name]
         if array.ndim not in ranks or array.size == 0:
             raise ValueError(
-                f"{name} must be a non-empty {wanted} array, got shape {array.shape}. "
+                f"{name} must be a non-empty {shapes} array, got shape {array.shape}. "
                 f"The channel axis is last{' but one' if name == 'outgoing' else ''}."
             )
         if array.dtype == object or not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
@@ -302,38 +331,26 @@ def _check_ranks(arrays: Mapping[str, np.ndarray]) -> None:
             raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}.")
 
 
-def _check_gradients(arrays: Mapping[str, np.ndarray]) -> None:
-    for name, of in _GRADIENT_OF.items():
-        if name in arrays and arrays[name].shape != arrays[of].shape:
-            raise ValueError(
-                f"{name} must have the shape of {of}, {arrays[of].shape}, got shape {arrays[name].shape}. "
-                f"Differentiate the loss with respect to {of}, as they are given."
-            )
-
-
-def _check_channels(
-    arrays: Mapping[str, np.ndarray], extras: Mapping[str, np.ndarray], channels: int
-) -> None:
-    found = {name: array.shape[-2 if name == "outgoing" else -1] for name, array in arrays.items()}
-    found |= {f"extras[{name!r}]": value.shape[0] if value.ndim else 0 for name, value in extras.items()}
-    wrong = {name: count for name, count in found.items() if count != channels}
+def _check_channels(arrays: Mapping[str, np.ndarray], extras: Mapping[str, np.ndarray]) -> None:
+    counts = {name: array.shape[-2 if name == "outgoing" else -1] for name, array in arrays.items()}
+    counts |= {f"extras[{name!r}]": value.shape[0] if value.ndim else 0 for name, value in extras.items()}
+    wrong = {name: count for name, count in counts.items() if count != counts["features"]}
     if wrong:
         raise ValueError(
-            f"all operands must have the {channels} channels of features, got "
+            f"all operands must have the {counts['features']} channels of features, got "
             + ", ".join(f"{name} with {count}" for name, count in wrong.items())
             + ". Kernels are [..., c_in, c_out] and features channels-last; transpose what is channels-first."
         )
 
 
 def _check_finite(arrays: Mapping[str, np.ndarray], dtype: np.dtype) -> None:
-    wrong = {}
+    wrong = []
     for name, array in arrays.items():
-        bad = int(array.size - np.count_nonzero(np.isfinite(array)))
-        if bad:
-            wrong[name] = f"{bad} of {array.size} in {name}"
+        num_bad = int(array.size - np.count_nonzero(np.isfinite(array)))
+        if num_bad:
+            wrong.append(f"{num_bad} of {array.size} in {name}")
     if wrong:
         raise ValueError(
-            "operands must be finite, got NaN or infinite values: "
-            + ", ".join(wrong.values())
-            + f". Check that the network did not diverge and that all fit {dtype}, or drop these examples."
+            f"operands must be finite, got NaN or infinite values: {', '.join(wrong)}. "
+            f"Check that the network did not diverge and that all fit {dtype}, or drop these examples."
         )

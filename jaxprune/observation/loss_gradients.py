@@ -258,7 +258,10 @@ def make_squared_gradients(
                 sums = compiled(flat, sums, images[index], labels[index], is_real)
         except NOT_DIFFERENTIABLE as error:
             raise ValueError(_explain_failure(error)) from error
-        return {name: channel_columns(sums[site.kernel], site.kernel_channels).T / len(images) for name, site in sites.items()}
+        return {
+            name: channel_columns(sums[site.kernel], site.kernel_channels).T / len(images)
+            for name, site in sites.items()
+        }
 
     return squared_gradients
 

@@ -1,10 +1,10 @@
-"""Streamed per-class means and spreads of activations, safe in float32.
+"""Means and spreads of activations per class, added up batch by batch and safe in float32.
 
-Sums are taken relative to a *pivot*, the channel's first calibration example at each position: a constant
-channel has exactly zero variance, and a mean of 1e4 does not swallow a variance of 1e-2. What a class leaves at 0
-has a mean of exactly 0 there, so that activations that are never negative have no negative means. Batches and classes
-are merged with the pairwise update of Chan et al.; the moments of "the other classes" are sums over those
-classes, never the total minus one class.
+Sums are taken relative to a *pivot*, the channel's first calibration example at each position: a constant channel has
+exactly zero variance, and a mean of 1e4 does not swallow a variance of 1e-2. Where all activations of a class are 0,
+its mean is exactly 0, so activations that are never negative have no negative means. Batches and classes are merged
+with the pairwise update of Chan et al.; the moments of "the other classes" are sums over those classes, never the total
+minus one class.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,14 +21,17 @@ from jaxprune.types import Array
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
+SETS = ("X", "P", "Q")
+"""The sets of examples a formula may read: all (L = 1), those of class k, those of the other classes (L = K)."""
+
 
 class Moments(NamedTuple):
-    """Per-class moments of one layer's activations: K classes, D positions, C channels.
+    """Moments of one layer's activations per class: K classes, D positions, C channels.
 
-    Under stacked members every array has one more, leading axis.
+    With stacked members every array has one more, leading axis.
     """
 
-    count: jax.Array  # type: ignore[assignment]  # a tuple has a method of this name, which nobody calls here
+    count: jax.Array  # type: ignore[assignment]  # hides the method `count` of tuples, which nobody calls here
     """[K] number of examples of each class, as a float."""
     pivot: jax.Array
     """[D, C] the value that sums are taken relative to: the first calibration example."""
@@ -40,7 +44,7 @@ class Moments(NamedTuple):
 
 
 class SetMoments(NamedTuple):
-    """Moments of L sets of examples, each all of them, one class, or the other classes; NumPy or JAX arrays."""
+    """Moments of L sets of examples: all of them, each class, or the other classes of each. NumPy or JAX arrays."""
 
     num_examples: Array
     """[..., L] number of examples."""
@@ -68,33 +72,27 @@ class SetMoments(NamedTuple):
     @property
     def entry_mean(self) -> Array:
         """[..., L, C] mean over all examples and positions."""
-        mean, lost = self.exact_mean
-        return mean[..., 0, :] + (lost[..., 0, :] + self._over_positions(self.shifted))
+        (mean, rounding), shifted = self._exact_mean, self._shifted_mean
+        return mean[..., 0, :] + (rounding[..., 0, :] + self._mean_over_positions(shifted))
 
     @property
     def entry_variance(self) -> Array:
         """[..., L, C] variance over all examples and positions (dividing by their number)."""
         assert self.m2 is not None
-        shifted = self.shifted
-        between = self._over_positions((shifted - self._over_positions(shifted)[..., None, :]) ** 2)
-        return self._over_positions(self.m2) / self.num_examples[..., None] + between
-
-    def _over_positions(self, values: Array) -> Array:
-        """[..., L, C] the mean of [..., L, D, C]."""
-        if self.is_position is None:
-            return values.mean(axis=-2)
-        total = jnp.where(self.is_position, values, 0).sum(axis=-2)
-        return total / self.is_position.sum(axis=-2)
+        shifted = self._shifted_mean
+        deviations = shifted - self._mean_over_positions(shifted)[..., None, :]
+        between = self._mean_over_positions(deviations**2)
+        return self._mean_over_positions(self.m2) / self.num_examples[..., None] + between
 
     @property
-    def shifted(self) -> Array:
-        """[..., L, D, C] means relative to that of the first position: no large mean enters a square."""
-        mean, lost = self.exact_mean
-        return (mean - mean[..., :1, :]) + (lost - lost[..., :1, :])
+    def _shifted_mean(self) -> Array:
+        """[..., L, D, C] means minus the one at the first position, so that no large mean is squared."""
+        mean, rounding = self._exact_mean
+        return (mean - mean[..., :1, :]) + (rounding - rounding[..., :1, :])
 
     @property
-    def exact_mean(self) -> tuple[Array, Array]:
-        """`mean` and what it lost in rounding, so that positions of equal means do not differ at all.
+    def _exact_mean(self) -> tuple[Array, Array]:
+        """`mean` and its rounding error, so that positions with equal means do not differ at all.
 
         Source:
           Knuth, The Art of Computer Programming, vol. 2, sec. 4.2.2, theorem B.
@@ -103,12 +101,19 @@ class SetMoments(NamedTuple):
         rest = mean - pivot
         return mean, (pivot - (mean - rest)) + (self.offset - rest)
 
+    def _mean_over_positions(self, values: Array) -> Array:
+        """[..., L, C] mean of [..., L, D, C] over the real positions."""
+        if self.is_position is None:
+            return values.mean(axis=-2)
+        total = jnp.where(self.is_position, values, 0).sum(axis=-2)
+        return total / self.is_position.sum(axis=-2)
+
 
 def zero_moments(pivot: jax.Array, num_classes: int) -> Moments:
-    """Moments of no examples yet.
+    """Returns the moments of no examples, to start from.
 
     Args:
-      pivot: [D, C] the first calibration example, in the dtype the moments are to have.
+      pivot: [D, C] the first calibration example, in the dtype of the moments.
       num_classes: K >= 1.
 
     Example:
@@ -126,14 +131,14 @@ def add_examples(
     """Merges a batch of examples into the moments; pure and jit-friendly.
 
     Args:
-      moments: what was gathered so far, possibly `zero_moments`.
-      features: [N, D, C] activations, any float type; they are gathered in the dtype of `moments`.
+      moments: of the examples so far, possibly `zero_moments`.
+      features: [N, D, C] activations, any float type; they are added up in the dtype of `moments`.
       labels: [N] class ids in 0 .. K-1.
       is_real: [N] False for examples that only fill up a batch (they may hold anything, NaN too). None means
         that all are real.
 
     Returns:
-      The moments of both together.
+      The moments of the earlier examples and the batch together.
 
     Example:
       >>> moments = zero_moments(jnp.zeros((1, 1)), 2)
@@ -145,26 +150,40 @@ def add_examples(
     Source:
       Chan, Golub, LeVeque, Updating formulae and a pairwise algorithm for computing sample variances, 1979.
     """
+    chex.assert_shape(features, (None, *moments.pivot.shape))
+    chex.assert_shape(labels, features.shape[:1])
     num_classes = moments.count.shape[0]
     real = jnp.ones(labels.shape, bool) if is_real is None else is_real
     dtype = moments.offset.dtype
     delta = jnp.where(real[:, None, None], features.astype(dtype) - moments.pivot[None], 0)
     belongs = ((labels[:, None] == jnp.arange(num_classes)[None]) & real[:, None]).astype(dtype)  # [N, K]
     count = jnp.sum(belongs, axis=0)
-    # Relative to the class's first example, so that a position that a class leaves at 0 has a mean of exactly 0.
+
+    def class_means(values: jax.Array) -> jax.Array:
+        sums = jnp.einsum("nk,ndc->kdc", belongs, values, precision=HIGHEST)
+        return sums / jnp.maximum(count, 1)[:, None, None]
+
+    # Relative to the class's first example, so that a position where a class is always 0 has a mean of exactly 0.
     first = jnp.where(count[:, None, None] > 0, delta[jnp.argmax(belongs, axis=0)], 0)
-    own = jnp.where(real, labels, 0)
-    rest = jnp.where(real[:, None, None], delta - first[own], 0)
-    offset = first + _sum_by_class(belongs, rest) / jnp.maximum(count, 1)[:, None, None]
-    own_offset = jnp.where(real[:, None, None], offset[own], 0)
-    m2 = _sum_by_class(belongs, (delta - own_offset) ** 2)
-    nonzero = jnp.mean(features != 0, axis=1, dtype=dtype)  # [N, C], padding counts for no class
+    class_ids = jnp.where(real, labels, 0)
+    rest = jnp.where(real[:, None, None], delta - first[class_ids], 0)
+    offset = first + class_means(rest)
+    offset_of_class = jnp.where(real[:, None, None], offset[class_ids], 0)
+    m2 = jnp.einsum("nk,ndc->kdc", belongs, (delta - offset_of_class) ** 2, precision=HIGHEST)
+    nonzero = jnp.mean(features != 0, axis=1, dtype=dtype)  # [N, C]; `belongs` leaves padding out
     active = jnp.matmul(belongs.T, nonzero, precision=HIGHEST) / jnp.maximum(count, 1)[:, None]
     return merge_moments(moments, Moments(count, moments.pivot, offset, m2, active))
 
 
 def merge_moments(first: Moments, second: Moments) -> Moments:
-    """Moments of two disjoint sets of examples that share one pivot.
+    """Merges the moments of two disjoint sets of examples that share one pivot.
+
+    Args:
+      first: moments of one set.
+      second: moments of the other, relative to the same pivot.
+
+    Returns:
+      The moments of both sets together.
 
     Example:
       >>> empty = zero_moments(jnp.zeros((1, 1)), 2)
@@ -179,17 +198,13 @@ def merge_moments(first: Moments, second: Moments) -> Moments:
     return Moments(count, first.pivot, first.offset + difference * share, m2, active)
 
 
-SETS = ("X", "P", "Q")
-"""The sets of examples a formula may speak of: all (L = 1), those of class k, those of the other classes (L = K)."""
-
-
 def class_sets(moments: Moments) -> dict[str, SetMoments]:
-    """The moments of all `SETS`.
+    """Returns the moments of all `SETS` by name.
 
     Example:
       >>> moments = zero_moments(jnp.zeros((1, 1)), 2)
       >>> moments = add_examples(moments, jnp.ones((3, 1, 1)), jnp.array([0, 0, 1]))
-      >>> {name: found.num_examples.tolist() for name, found in class_sets(moments).items()}
+      >>> {name: sets.num_examples.tolist() for name, sets in class_sets(moments).items()}
       {'X': [3.0], 'P': [2.0, 1.0], 'Q': [1.0, 2.0]}
     """
     return {name: set_moments(moments, name) for name in SETS}
@@ -198,79 +213,76 @@ def class_sets(moments: Moments) -> dict[str, SetMoments]:
 def set_moments(
     moments: Moments, name: str, is_position: Array | None = None, *, has_spread: bool = True
 ) -> SetMoments:
-    """The moments of one of `SETS`.
+    """Returns the moments of one of `SETS`.
 
-    The other classes are merged from those before and those after k, which takes K steps for all k together.
+    The other classes of class k are merged from those before and those after k, which takes K merges for all k
+    together.
 
     Args:
       moments: NumPy or JAX arrays, of one network or with a leading member axis.
       name: `X`, `P` or `Q`.
-      is_position: as in `SetMoments`.
-      has_spread: whether `m2` is wanted.
+      is_position: [..., 1, D, 1] which positions are real, as in `SetMoments`.
+      has_spread: whether `m2` is computed.
     """
     missing = moments.offset.ndim - moments.count.ndim - 2
     count = moments.count.reshape(*(1,) * missing, *moments.count.shape, 1, 1)
-    part = _Part(count, moments.offset, moments.m2 if has_spread else None)
+    sets = _Sets(count, moments.offset, moments.m2 if has_spread else None)
     if name == "X":
-        part = jax.tree.map(lambda one: one[..., -1:, :, :], _running(part))
+        sets = jax.tree.map(lambda array: array[..., -1:, :, :], _cumulative(sets))
     elif name == "Q":
-        part = _merge(_shifted(_running(part), 1), _shifted(_running(part, reverse=True), -1))
-    return SetMoments(part.count[..., 0, 0], moments.pivot, part.offset, part.m2, is_position)
+        sets = _merge(_shift(_cumulative(sets), 1), _shift(_cumulative(sets, reverse=True), -1))
+    return SetMoments(sets.num_examples[..., 0, 0], moments.pivot, sets.offset, sets.m2, is_position)
 
 
-class _Part(NamedTuple):
-    """Moments of sets of examples along axis -3."""
+class _Sets(NamedTuple):
+    """Moments of L sets of examples, which axis -3 counts."""
 
-    count: Array  # type: ignore[assignment]  # as in `Moments`
+    num_examples: Array
     """[..., L, 1, 1]."""
     offset: Array
     m2: Array | None
 
 
-def _merge(first: _Part, second: _Part) -> _Part:
-    """Disjoint sets together: sets of equal means lose nothing, and an empty one changes nothing."""
-    count = first.count + second.count
-    share = second.count / (count + (count == 0))
+def _merge(first: _Sets, second: _Sets) -> _Sets:
+    """Merges disjoint sets pairwise; sets of equal means lose no digits, and an empty set changes nothing."""
+    count = first.num_examples + second.num_examples
+    share = second.num_examples / (count + (count == 0))
     difference = second.offset - first.offset
     m2 = None
     if first.m2 is not None and second.m2 is not None:
-        m2 = first.m2 + second.m2 + difference**2 * (first.count * share)
-    return _Part(count, first.offset + difference * share, m2)
+        m2 = first.m2 + second.m2 + difference**2 * (first.num_examples * share)
+    return _Sets(count, first.offset + difference * share, m2)
 
 
-def _running(classes: _Part, *, reverse: bool = False) -> _Part:
-    """Set i is classes 0 to i together, or i to the last."""
+def _cumulative(classes: _Sets, *, reverse: bool = False) -> _Sets:
+    """Merges classes 0 to i into set i, or classes i to the last if `reverse`."""
     if not isinstance(classes.offset, np.ndarray):
         return jax.lax.associative_scan(_merge, classes, axis=classes.offset.ndim - 3, reverse=reverse)
+    sizes = classes.num_examples
     order = range(classes.offset.shape[-3])[:: -1 if reverse else 1]
-    count = np.flip(np.flip(classes.count, -3).cumsum(-3), -3) if reverse else classes.count.cumsum(-3)
-    share = classes.count / np.maximum(count, 1)
-    weight = (count - classes.count) * share  # what a squared difference of means counts
+    count = np.flip(np.flip(sizes, -3).cumsum(-3), -3) if reverse else sizes.cumsum(-3)
+    share = sizes / np.maximum(count, 1)
+    weight = (count - sizes) * share  # of the squared difference of means
     offset = classes.offset.copy()
     m2 = None if classes.m2 is None else classes.m2.copy()
-    for last, k in pairwise(order):
-        difference = classes.offset[..., k, :, :] - offset[..., last, :, :]
-        offset[..., k, :, :] = offset[..., last, :, :] + difference * share[..., k, :, :]
+    for previous, k in pairwise(order):
+        difference = classes.offset[..., k, :, :] - offset[..., previous, :, :]
+        offset[..., k, :, :] = offset[..., previous, :, :] + difference * share[..., k, :, :]
         if m2 is not None:
             np.square(difference, out=difference)
             difference *= weight[..., k, :, :]
-            m2[..., k, :, :] += m2[..., last, :, :]
+            m2[..., k, :, :] += m2[..., previous, :, :]
             m2[..., k, :, :] += difference
-    return _Part(count, offset, m2)
+    return _Sets(count, offset, m2)
 
 
-def _shifted(part: _Part, by: int) -> _Part:
-    """Set i becomes set i + by, and an empty one comes in at the end."""
-    xp = np if isinstance(part.offset, np.ndarray) else jnp
+def _shift(sets: _Sets, by: int) -> _Sets:
+    """Moves set i to i + by (1 or -1), with an empty set at the end that becomes free."""
+    xp = np if isinstance(sets.offset, np.ndarray) else jnp
 
-    def shift(one: Array) -> Array:
-        empty = xp.zeros_like(one[..., :1, :, :])
-        parts = [empty, one[..., :-1, :, :]] if by > 0 else [one[..., 1:, :, :], empty]
+    def shifted(array: Array) -> Array:
+        empty = xp.zeros_like(array[..., :1, :, :])
+        parts = [empty, array[..., :-1, :, :]] if by > 0 else [array[..., 1:, :, :], empty]
         return xp.concatenate(parts, axis=-3)
 
-    return jax.tree.map(shift, part)
-
-
-def _sum_by_class(weights: jax.Array, values: jax.Array) -> jax.Array:
-    """[N, K] weights and [N, D, C] values give [K, D, C] weighted sums."""
-    return jnp.einsum("nk,ndc->kdc", weights, values, precision=HIGHEST)
+    return jax.tree.map(shifted, sets)

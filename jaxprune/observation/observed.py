@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar, cast
+from threading import RLock
+from typing import Generic, TypeVar, cast
 
 import jax
+import jax.numpy as jnp
 
-from jaxprune.observation.gradients import Gradients, GradientSource
+from jaxprune.observation.gradients import Gradients
 from jaxprune.observation.operands import Operands
 from jaxprune.types import stack_pytrees
 
-_Record = TypeVar("_Record")
+_Value = TypeVar("_Value")
 _ObservedStatic = tuple[tuple[str, ...], tuple[tuple[str, tuple[str, ...]], ...]]
 
 
@@ -30,11 +32,11 @@ class Observed(Mapping[str, Operands]):
     groups: dict[str, tuple[str, ...]]
     """Group name -> paths of its producers."""
     gradient_source: GradientSource[Gradients] | None = None
-    """Where gradients come from when a function asks for them; no part of the pytree, so mapping over it drops it."""
+    """Computes `GW` and `GX` when a function reads them; not part of the pytree, so mapping over it drops it."""
     squared_gradient_source: GradientSource[jax.Array] | None = None
-    """Where `GW2` comes from, [C, F] by producer; likewise."""
-    _remembered: dict[Hashable, object] = field(default_factory=dict, init=False, repr=False)
-    """What `remembered` made: no part of the pytree, nor of copies."""
+    """Computes `GW2` likewise, [C, F] for each producer."""
+    _cache: dict[Hashable, object] = field(default_factory=dict, init=False, repr=False)
+    """What `cached` made; neither part of the pytree nor of copies."""
 
     def __getitem__(self, producer: str) -> Operands:
         return self.operands[producer]
@@ -57,90 +59,102 @@ class Observed(Mapping[str, Operands]):
 
     @property
     def has_gradients(self) -> bool:
-        """Whether the gradients of every producer are there."""
+        """Whether every producer has its gradients."""
         return all(operands.gradients is not None for operands in self.operands.values())
 
     @property
     def has_squared_gradients(self) -> bool:
-        """Whether `GW2` of every producer is there."""
+        """Whether every producer has its `GW2`."""
         return all("GW2" in operands.extras for operands in self.operands.values())
 
-    def remembered(self, key: Hashable, make: Callable[[], _Record]) -> _Record:
-        """What `make` returned at the first call; it lives as long as these operands do."""
-        if key not in self._remembered:
-            self._remembered.setdefault(key, make())  # of two threads, the first to be done counts
-        return cast(_Record, self._remembered[key])
+    def cached(self, key: Hashable, make: Callable[[], _Value]) -> _Value:
+        """Returns what `make` returned at the first call with this key; it lives as long as these operands do.
+
+        Args:
+          key: what the value is cached under.
+          make: makes the value.
+        """
+        if key not in self._cache:
+            self._cache.setdefault(key, make())  # if two threads make one, both return the first to be stored
+        return cast(_Value, self._cache[key])
 
     def __reduce__(self) -> tuple[type[Observed], tuple[object, ...]]:
-        """Copies and pickles hold what was observed alone."""
-        given = (self.operands, self.groups, self.gradient_source, self.squared_gradient_source)
-        return Observed, given
+        """Leaves the cache out of copies and pickles."""
+        return Observed, (self.operands, self.groups, self.gradient_source, self.squared_gradient_source)
 
     def member(self, index: int) -> Observed:
-        """One stacked member."""
-        members = {path: operands.member(index) for path, operands in self.operands.items()}
+        """Returns one stacked member."""
         gradients, squares = self.gradient_source, self.squared_gradient_source
         return Observed(
-            members,
+            {path: operands.member(index) for path, operands in self.operands.items()},
             self.groups,
             None if gradients is None else gradients.member(index),
             None if squares is None else squares.member(index),
         )
 
     def with_gradients(self) -> Observed:
-        """The same with the gradients of the loss at every producer, `GW` and `GX`, computed at the first call.
+        """Returns the same with the gradients of the loss at every producer, `GW` and `GX`.
 
-        `score` and `rank_population` ask by themselves when a function reads one of them.
+        They are computed at the first call. `score` and `rank_population` call this when a function reads one of them.
 
         Raises:
-          ValueError: if there is no way to compute them, because the operands do not come straight from `observe`.
+          ValueError: if they cannot be computed, because the operands do not come straight from `observe`.
         """
         if self.has_gradients:
             return self
-        return self.remembered("with_gradients", self._fill_gradients)
 
-    def _fill_gradients(self) -> Observed:
-        if self.gradient_source is None:
-            raise ValueError(_no_source("with_gradients", "weight_gradient= and feature_gradient="))
-        found = self.gradient_source()
-        filled = {
-            path: dataclasses.replace(one, gradients=found[path]) for path, one in self.operands.items()
-        }
-        return dataclasses.replace(self, operands=filled)
+        def fill() -> Observed:
+            if self.gradient_source is None:
+                raise ValueError(
+                    _explain_no_source("with_gradients", "weight_gradient= and feature_gradient=")
+                )
+            gradients = self.gradient_source()
+            operands = {
+                path: dataclasses.replace(layer, gradients=gradients[path])
+                for path, layer in self.operands.items()
+            }
+            return dataclasses.replace(self, operands=operands)
+
+        return self.cached("with_gradients", fill)
 
     def with_squared_gradients(self) -> Observed:
-        """The same with `GW2` at every producer, computed at the first call: a backward pass for each image.
+        """Returns the same with `GW2` at every producer.
 
-        `score` and `rank_population` ask by themselves when a function reads it, as the metric `obd` does.
+        The first call computes it, with a backward pass for each image. `score` and `rank_population` call this when a
+        function reads it, as the metric `obd` does.
 
         Raises:
           ValueError: as `with_gradients`.
         """
         if self.has_squared_gradients:
             return self
-        return self.remembered("with_squared_gradients", self._fill_squared_gradients)
 
-    def _fill_squared_gradients(self) -> Observed:
-        if self.squared_gradient_source is None:
-            raise ValueError(_no_source("with_squared_gradients", "squared_weight_gradient="))
-        found = self.squared_gradient_source()
-        filled = {
-            path: dataclasses.replace(one, extras=one.extras | {"GW2": found[path]})
-            for path, one in self.operands.items()
-        }
-        return dataclasses.replace(self, operands=filled)
+        def fill() -> Observed:
+            if self.squared_gradient_source is None:
+                raise ValueError(_explain_no_source("with_squared_gradients", "squared_weight_gradient="))
+            squares = self.squared_gradient_source()
+            operands = {
+                path: dataclasses.replace(layer, extras=layer.extras | {"GW2": squares[path]})
+                for path, layer in self.operands.items()
+            }
+            return dataclasses.replace(self, operands=operands)
+
+        return self.cached("with_squared_gradients", fill)
 
     @staticmethod
     def stack(members: Sequence[Observed]) -> Observed:
         """Joins observations of networks of one shape along a new leading member axis.
 
-        What only some members have computed yet, the others compute now.
+        If some members have already computed their gradients, the others compute theirs now.
+
+        Args:
+          members: at least one observation, none of them stacked.
 
         Raises:
           ValueError: if there are none, or if two differ in producers, groups, shapes or class counts.
         """
-        gradients = _all_of([member.gradient_source for member in members])
-        squares = _all_of([member.squared_gradient_source for member in members])
+        gradients = _all_or_none([member.gradient_source for member in members])
+        squares = _all_or_none([member.squared_gradient_source for member in members])
         if gradients and any(member.has_gradients for member in members):
             members = [member.with_gradients() for member in members]
         if squares and any(member.has_squared_gradients for member in members):
@@ -152,23 +166,83 @@ class Observed(Mapping[str, Operands]):
         )
 
     def tree_flatten(self) -> tuple[tuple[Operands, ...], _ObservedStatic]:
-        """The arrays, and what is static: paths and groups."""
+        """Returns the arrays, and what is static: paths and groups."""
         return tuple(self.operands.values()), (tuple(self.operands), tuple(self.groups.items()))
 
     @classmethod
     def tree_unflatten(cls, static: _ObservedStatic, children: Sequence[Operands]) -> Observed:
-        """The inverse of `tree_flatten`."""
+        """Inverts `tree_flatten`."""
         paths, groups = static
         return cls(dict(zip(paths, children, strict=True)), dict(groups))
 
 
-def _all_of(sources: Sequence[GradientSource[_Record] | None]) -> list[GradientSource[_Record]]:
-    """The sources, none if one is missing."""
-    given = [source for source in sources if source is not None]
-    return given if len(given) == len(sources) else []
+class GradientSource(Generic[_Value]):
+    """One kind of gradients of all producers of a network, computed at the first call and cached.
+
+    Several threads may call it; it is computed once.
+
+    Args:
+      compute: returns a record or array for each producer path; it is dropped after the first call, with what it holds.
+      members: the sources of the stacked members, if `compute` stacks what these give.
+
+    Example:
+      >>> source = GradientSource(lambda: {"conv.kernel": Gradients(weights=jnp.ones((2, 3)))})
+      >>> GradientSource.stack([source, source])()["conv.kernel"].weights.shape
+      (2, 2, 3)
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[], Mapping[str, _Value]],
+        members: Sequence[GradientSource[_Value]] | None = None,
+    ) -> None:
+        self._compute: Callable[[], Mapping[str, _Value]] | None = compute
+        self._members = members
+        self._gradients: Mapping[str, _Value] | None = None
+        self._lock = RLock()
+
+    def __call__(self) -> Mapping[str, _Value]:
+        """Returns producer path -> gradients."""
+        with self._lock:
+            if self._gradients is None:
+                assert self._compute is not None  # it is dropped only once the gradients are there
+                self._gradients, self._compute, self._members = self._compute(), None, None
+            return self._gradients
+
+    def member(self, index: int) -> GradientSource[_Value]:
+        """Returns the source of one stacked member, which does not compute the gradients of the others."""
+
+        def compute() -> Mapping[str, _Value]:
+            with self._lock:
+                if self._members is not None:
+                    return self._members[index]()
+                return {
+                    path: jax.tree.map(lambda leaf: leaf[index], stacked) for path, stacked in self().items()
+                }
+
+        return GradientSource(compute)
+
+    @staticmethod
+    def stack(members: Sequence[GradientSource[_Value]]) -> GradientSource[_Value]:
+        """Returns the source of stacked members, which are computed one after another."""
+
+        def compute() -> Mapping[str, _Value]:
+            by_member = [member() for member in members]
+            return {
+                path: jax.tree.map(lambda *leaves: jnp.stack(leaves), *[own[path] for own in by_member])
+                for path in by_member[0]
+            }
+
+        return GradientSource(compute, members)
 
 
-def _no_source(method: str, arguments: str) -> str:
+def _all_or_none(sources: Sequence[GradientSource[_Value] | None]) -> list[GradientSource[_Value]]:
+    """Returns the sources, or an empty list if one is missing."""
+    present = [source for source in sources if source is not None]
+    return present if len(present) == len(sources) else []
+
+
+def _explain_no_source(method: str, arguments: str) -> str:
     return (
         f"{method} needs what observe returned, got operands that do not know their network. "
         f"Call observe again, or give {arguments} to Operands.from_arrays."

@@ -136,9 +136,13 @@ def make_observer(
                 f"needs the arrays of a network of fingerprint {structure.fingerprint}, got {digest}. "
                 "Make an observer for this architecture with make_observer."
             )
-        flat = dict(arrays)
-        sources = (GradientSource(partial(make, flat)) for make in (gradients, squared_gradients))
-        return Observed(observe_operands(flat), groups, *sources)
+        network = dict(arrays)
+        return Observed(
+            observe_operands(network),
+            groups,
+            GradientSource(partial(gradients, network)),
+            GradientSource(partial(squared_gradients, network)),
+        )
 
     return observer
 

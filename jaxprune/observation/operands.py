@@ -1,8 +1,8 @@
 """What a pruning function may read about one layer, as a record that is a JAX pytree.
 
-`Operands` holds two views of the activations: moments of *all* calibration examples, and a class-sorted
-sample with moments of its own. A function that needs whole sample matrices reads everything from the sample,
-any other function reads the moments of all examples.
+`Operands` holds two views of the activations: the moments of *all* calibration examples, and a sample sorted by class
+with its own moments. A function that needs whole sample matrices reads everything from the sample; any other function
+reads the moments of all examples.
 """
 
 from __future__ import annotations
@@ -16,15 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.observation.checks import (
-    CheckedArrays,
-    check_arrays,
-    check_channel_indices,
-    check_classes,
-    check_space,
-    sort_examples,
-)
-from jaxprune.observation.gradients import Gradients, sort_gradients, take_channels
+from jaxprune.observation.checks import check_arrays, check_channel_indices, check_sample, sort_examples
+from jaxprune.observation.gradients import Gradients
 from jaxprune.observation.moments import Moments, add_examples, zero_moments
 from jaxprune.observation.streaming import Batch, gather_batches
 from jaxprune.types import Array, stack_pytrees
@@ -32,11 +25,11 @@ from jaxprune.types import Array, stack_pytrees
 
 @dataclass(frozen=True, eq=False)
 class Operands:
-    """Everything the pruning functions read about the C channels of one producer.
+    """Everything that pruning functions read about the C channels of one producer.
 
-    Make one with `Operands.from_arrays` or `Operands.from_batches`, or let `observe` fill it. All arrays have the
-    channel axis last, except `extras`. Stacked operands (several members of one shape) have one more, leading axis
-    everywhere.
+    Make one with `Operands.from_arrays` or `Operands.from_batches`, or get one from `observe`. All arrays have the
+    channel axis last, except `extras`. All arrays of stacked operands (several members of one shape) have one more,
+    leading axis.
     """
 
     moments: Moments
@@ -52,13 +45,13 @@ class Operands:
     outgoing: jax.Array | None = None
     """[O, C] the weights that consume each channel."""
     gamma: jax.Array | None = None
-    """[C] normalisation scale."""
+    """[C] scale of the normalisation."""
     beta: jax.Array | None = None
-    """[C] normalisation shift."""
+    """[C] shift of the normalisation."""
     gradients: Gradients | None = None
-    """Gradients of the loss, where they were given or asked for (see `Observed.with_gradients`)."""
+    """Gradients of the loss, if they were given or computed (see `Observed.with_gradients`)."""
     extras: dict[str, jax.Array] = field(default_factory=dict)
-    """Registered operands by name, each [C, *axes of its type]."""
+    """Values of registered operands by name, each [C, *axes of its type]."""
     class_counts: tuple[int, ...] = ()
     """Number of sample rows of each class; static."""
     sample_is_full: bool = False
@@ -81,15 +74,15 @@ class Operands:
         squared_weight_gradient: Array | None = None,
         extras: Mapping[str, Array] | None = None,
     ) -> Operands:
-        """Operands of one layer from plain NumPy or JAX arrays; everything given is kept.
+        """Makes the operands of one layer from NumPy or JAX arrays; the sample holds all examples.
 
         Args:
           features: [N, H, W, C], [N, L, C] or [N, C] activations as the next layer sees them, finite.
           labels: [N] class of each example, whole numbers or strings, at least two different ones.
           kernel: [kh, kw, c_in, C] or [c_in, C] weights that produce the channels.
           outgoing: [kh, kw, C, c_out] or [C, c_out] weights that consume them.
-          gamma: [C] normalisation scale, where the layer has one.
-          beta: [C] normalisation shift.
+          gamma: [C] scale of the normalisation, where the layer has one.
+          beta: [C] shift of the normalisation.
           weight_gradient: shaped as `kernel`, gradient of the mean loss over all examples with respect to it.
           feature_gradient: shaped as `features`, row i the gradient of example i's own loss with respect to row i.
           squared_weight_gradient: shaped as `kernel`, mean over all examples of the squared gradient of each example's
@@ -113,7 +106,7 @@ class Operands:
         optional = {"outgoing": outgoing, "gamma": gamma, "beta": beta}
         optional |= {"weight_gradient": weight_gradient, "feature_gradient": feature_gradient}
         optional |= {"squared_weight_gradient": squared_weight_gradient}
-        checked: CheckedArrays = check_arrays(features, labels, kernel, optional, extras or {})
+        checked = check_arrays(features, labels, kernel, optional, extras or {})
         moments = sample_moments(checked.features, checked.class_ids, num_classes=checked.num_classes)
         return cls.build(
             moments=moments,
@@ -142,31 +135,32 @@ class Operands:
         num_samples: int = 256,
         max_positions: int = 64,
     ) -> Operands:
-        """Operands of one layer from calibration batches that arrive one after another.
+        """Makes the operands of one layer from calibration batches that arrive one after another.
 
-        Moments are of all examples at all positions, as `from_arrays` has them, whatever the batches are: the order and
-        the sizes of batches change rounding only (means by less than 1e-6 of the largest activation, variances by less
-        than 1e-5 of the largest variance, in float32). Functions that need whole sample matrices read a class-balanced
-        sample, as `observe` keeps it: the first `num_samples // K` examples of each of K classes (at least one), their
-        maps average-pooled to at most `max_positions` positions. No more than one batch is held besides.
+        Moments are those of all examples at all positions, as with `from_arrays`: the order and the sizes of batches
+        change rounding only (means by less than 1e-6 of the largest activation, variances by less than 1e-5 of the
+        largest variance, in float32). Functions that need whole sample matrices read a class-balanced sample like that
+        of `observe`: the first `num_samples // K` examples of each of K classes (at least one), their maps
+        average-pooled to at most `max_positions` positions. Only one batch is in memory at a time.
 
         Args:
           batches: any iterable of (features, labels), read once. Features [N, H, W, C], [N, L, C] or [N, C] of one
-            dtype and of equal shapes but for N, which may differ (compiled for the first, larger ones once more);
-            labels [N] as for `from_arrays`, in any order; a batch need not have all classes. With a third array, the
-            `feature_gradient` of `from_arrays` for the same examples, in every batch.
+            dtype and one shape, except that N may differ (larger batches than the first compile once more); labels [N]
+            as for `from_arrays`, in any order; a batch may lack some classes. Every batch may have a third array, the
+            `feature_gradient` of `from_arrays` for the same examples.
           kernel, outgoing, gamma, beta, weight_gradient, squared_weight_gradient: as for `from_arrays`.
           extras: values of registered operands without an axis of examples.
-          num_classes: K, where labels are 0 .. K-1 and all of them must come; by default the classes are those that do.
-          num_samples: size of the sample; as many as there are examples of K equal classes keeps all.
-          max_positions: of the sample's maps; H * W keeps them as they are.
+          num_classes: K, if labels are 0 .. K-1 and all of them must occur; by default the classes are those that do.
+          num_samples: size of the sample; with classes of equal size, the number of all examples makes it hold all.
+          max_positions: of the sample's maps; with H * W they stay as they are.
 
         Returns:
           Operands in `promote_types(dtype, float32)` of all arrays.
 
         Raises:
           ValueError: without any batch, for batches that differ in shape or dtype or do not suit the weights, for
-            labels of another length or unknown classes, for a class without examples; with the number of the batch.
+            labels of another length or unknown classes, and for a class without examples; what is wrong with a batch
+            starts with its number.
 
         Example:
           >>> batches = [(np.array([[0.0, 1.0], [2.0, 1.0]]), [0, 0]), (np.array([[4.0, 1.0]]), [1])]
@@ -175,16 +169,15 @@ class Operands:
           (2, (2, 1), [2.0, 1.0])
         """
         weights = {"kernel": kernel, "outgoing": outgoing, "gamma": gamma, "beta": beta}
-        found = gather_batches(
+        weights |= {"weight_gradient": weight_gradient, "squared_weight_gradient": squared_weight_gradient}
+        arguments = gather_batches(
             batches,
-            weights
-            | {"weight_gradient": weight_gradient, "squared_weight_gradient": squared_weight_gradient},
+            weights,
             extras or {},
             num_classes=num_classes,
             num_samples=num_samples,
             max_positions=max_positions,
-        )
-        arguments = found._asdict()
+        )._asdict()
         return cls.build(**arguments.pop("weights"), **arguments)
 
     @classmethod
@@ -203,23 +196,22 @@ class Operands:
         sample_is_full: bool = False,
         space: tuple[int, ...] | None = None,
     ) -> Operands:
-        """Operands from streamed moments and a sample; inside `jit` too, if `sample_labels` is concrete.
+        """Makes operands from moments and a sample; works inside `jit` if `sample_labels` is concrete.
 
         Args:
           moments: of all calibration examples, [K, D, C].
-          samples: [n, D', C] sample rows in any order, D' may be smaller than D (pooled positions).
-          sample_labels: [n] class ids 0 .. K-1 as a NumPy array; every class needs one row.
-          kernel: [F, C] producing weights.
-          outgoing: [O, C] consuming weights, already flattened per channel.
-          gamma: [C] normalisation scale.
-          beta: [C] normalisation shift.
-          gradients: of the loss; those of `samples` in the same order of rows.
-          extras: [C, *axes] values of registered operands; an `NX` axis follows the order of `samples`.
-          sample_is_full: whether `samples` is all that `moments` saw; then both views are one.
+          samples: [n, D', C] sample rows in any order; D' may be smaller than D (pooled positions).
+          sample_labels: [n] class ids 0 .. K-1 as a NumPy array; every class needs a row.
+          kernel, outgoing: [F, C] producing and [O, C] consuming weights.
+          gamma, beta: [C] scale and shift of the normalisation.
+          gradients: of the loss; its `samples` have the same order of rows as `samples`.
+          extras: [C, *axes] values of registered operands; an `NX` axis has the order of `samples`.
+          sample_is_full: whether `samples` are all examples that `moments` are of; then both views are one.
           space: spatial shape of the sample's positions, of product D'; None stands for (D',).
 
         Returns:
-          The operands, samples sorted by class (stably), in `promote_types(dtype, float32)` of samples and moments.
+          The operands, with samples sorted by class (stably), in `promote_types(dtype, float32)` of samples and
+          moments.
 
         Raises:
           ValueError: if a class is absent or shapes do not fit.
@@ -234,36 +226,25 @@ class Operands:
           (1, 1)
         """
         labels = np.asarray(sample_labels)
-        counts = check_classes(moments, samples, labels, kernel, outgoing)
-        shape = check_space(space, samples.shape[1])
+        counts, shape = check_sample(moments, samples, labels, kernel, outgoing, space)
         dtype = jnp.result_type(jnp.float32, samples.dtype, moments.offset.dtype)
+        wide = partial(jax.tree.map, partial(jnp.asarray, dtype=dtype))
+        moments, rows, filters, gradients = wide((moments, samples, kernel, gradients))
         order = np.argsort(labels, kind="stable")
-        in_order = bool(np.all(order == np.arange(len(order))))
-        wide = partial(jnp.asarray, dtype=dtype)
-        rows = wide(samples) if in_order else wide(samples)[order]
-        moments = jax.tree.map(wide, moments)
-        own = moments if sample_is_full else sample_moments(rows, labels[order], num_classes=len(counts))
-        arrays = {name: sort_examples(name, wide(value), order) for name, value in (extras or {}).items()}
-        filters = wide(kernel)
-        return cls(
-            moments=moments,
-            samples=rows,
-            sample_moments=own,
-            filters=filters,
-            bank=filters,
-            outgoing=None if outgoing is None else wide(outgoing),
-            gamma=None if gamma is None else wide(gamma),
-            beta=None if beta is None else wide(beta),
-            gradients=sort_gradients(jax.tree.map(wide, gradients), order),
-            extras=arrays,
-            class_counts=counts,
-            sample_is_full=sample_is_full,
-            space=shape,
-        )
+        if np.any(order != np.arange(len(order))):
+            rows = rows[order]
+            if gradients is not None and gradients.samples is not None:
+                gradients = gradients._replace(samples=gradients.samples[order])
+        of_sample = moments
+        if not sample_is_full:
+            of_sample = sample_moments(rows, labels[order], num_classes=len(counts))
+        extras = {name: sort_examples(name, wide(value), order) for name, value in (extras or {}).items()}
+        views, norm = (moments, rows, of_sample), wide((outgoing, gamma, beta))
+        return cls(*views, filters, filters, *norm, gradients, extras, counts, sample_is_full, shape)
 
     @property
     def is_stacked(self) -> bool:
-        """Whether arrays have a leading member axis."""
+        """Whether the arrays have a leading member axis."""
         return self.samples.ndim == 4
 
     @property
@@ -273,12 +254,12 @@ class Operands:
 
     @property
     def num_channels(self) -> int:
-        """C."""
+        """Number of channels, C."""
         return self.samples.shape[-1]
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """Number of classes, K."""
         return len(self.class_counts)
 
     @property
@@ -287,7 +268,10 @@ class Operands:
         return np.dtype(self.samples.dtype)
 
     def take(self, channel_indices: Array | Sequence[int]) -> Operands:
-        """The operands of some channels, in the order asked for; the bank `W` keeps all columns of the layer.
+        """Returns the operands of some channels, in the given order; the bank `W` still has all channels of the layer.
+
+        Args:
+          channel_indices: [c] indices of the channels.
 
         Raises:
           ValueError: if an index is negative or not below `num_channels`.
@@ -300,32 +284,36 @@ class Operands:
         index = check_channel_indices(channel_indices, self.num_channels)
         last = partial(jnp.take, indices=index, axis=-1)
 
-        def cut(moments: Moments) -> Moments:
+        def take_moments(moments: Moments) -> Moments:
             return Moments(moments.count, *(last(array) for array in moments[1:]))
 
-        full = cut(self.moments)
+        full = take_moments(self.moments)
         axis = 1 if self.is_stacked else 0
         return dataclasses.replace(
             self,
             moments=full,
             samples=last(self.samples),
-            sample_moments=full if self.sample_is_full else cut(self.sample_moments),
+            sample_moments=full if self.sample_is_full else take_moments(self.sample_moments),
             filters=last(self.filters),
             outgoing=None if self.outgoing is None else last(self.outgoing),
             gamma=None if self.gamma is None else last(self.gamma),
             beta=None if self.beta is None else last(self.beta),
-            gradients=take_channels(self.gradients, index),
+            gradients=jax.tree.map(last, self.gradients),
             extras={name: jnp.take(value, index, axis=axis) for name, value in self.extras.items()},
         )
 
     def member(self, index: int) -> Operands:
-        """The operands of one stacked member."""
+        """Returns the operands of one stacked member.
+
+        Raises:
+          ValueError: if they are not stacked.
+        """
         if not self.is_stacked:
             raise ValueError("member(i) needs stacked operands, got one member. Use them as they are.")
         return jax.tree.map(lambda leaf: leaf[index], self)
 
     def members(self) -> list[Operands]:
-        """The stacked members one by one, or the only one.
+        """Returns the stacked members one by one, or the only one.
 
         Example:
           >>> ops = Operands.from_arrays(features=np.eye(2), labels=[0, 1], kernel=np.eye(2))
@@ -337,6 +325,9 @@ class Operands:
     @staticmethod
     def stack(members: Sequence[Operands]) -> Operands:
         """Joins operands of equal shapes and class counts along a new leading member axis.
+
+        Args:
+          members: at least one, none of them stacked.
 
         Raises:
           ValueError: if there are none, or if two differ in shapes, class counts or present operands.
@@ -369,7 +360,12 @@ jax.tree_util.register_dataclass(
 
 @partial(jax.jit, static_argnames="num_classes")
 def sample_moments(rows: jax.Array, class_ids: Array, *, num_classes: int) -> Moments:
-    """Moments of [n, D, C] rows relative to the first of them.
+    """Computes the moments of a sample relative to its first row.
+
+    Args:
+      rows: [n, D, C] activations.
+      class_ids: [n] classes 0 .. K-1.
+      num_classes: K.
 
     Example:
       >>> sample_moments(jnp.ones((2, 1, 1)), np.array([0, 1]), num_classes=2).m2.tolist()

@@ -1,12 +1,12 @@
-"""A bounded, class-balanced sample of a stream of examples, which does not depend on how the stream is cut.
+"""The class-balanced sample of examples whose activations are stored one by one, and how their maps become smaller.
 
-It holds the first `num_samples // K` examples of each of K classes (at least one). While not all classes have been
-seen the share of each is larger, and shrinks as they come: nothing that the final sample needs is ever let go.
+The sample holds the first `num_samples // K` examples of each of K classes (at least one), however a stream of
+examples is cut into batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import ceil
 from typing import NamedTuple
@@ -50,91 +50,28 @@ def rank_in_class(labels: np.ndarray) -> np.ndarray:
     return ranks
 
 
-class SampleRows(NamedTuple):
-    """The sample, sorted by class."""
-
-    class_ids: np.ndarray
-    """[n] classes by their place in the order that was asked for."""
-    features: np.ndarray
-    """[n, D', C] average-pooled activations."""
-    gradient: np.ndarray | None
-    """[n, D', C] gradient summed over windows, if there is any."""
-
-
-class ClassSample:
-    """Gathers the sample batch by batch.
+def batch_indices(num_examples: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Splits examples into batches of equal size, the last one filled up with copies of its first example.
 
     Args:
-      num_samples: examples to keep in all.
-      max_positions: maps with more positions are average-pooled.
+      num_examples: N.
+      size: examples per batch.
+
+    Yields:
+      For each batch, [size] indices of its examples and [size] booleans, False where an example only fills up.
 
     Example:
-      >>> sample = ClassSample(num_samples=2, max_positions=64)
-      >>> sample.add(np.array([1, 1]), np.array([[1.0], [2.0]]), None, num_classes=2)
-      >>> sample.add(np.array([1, 0]), np.array([[3.0], [4.0]]), None, num_classes=2)
-      >>> sample.rows(order=[0, 1]).features.tolist()
-      [[[4.0]], [[1.0]]]
+      >>> [(index.tolist(), is_real.tolist()) for index, is_real in batch_indices(3, 2)]
+      [([0, 1], [True, True]), ([2, 2], [True, False])]
     """
-
-    def __init__(self, num_samples: int, max_positions: int) -> None:
-        self._num_samples, self._max_positions = num_samples, max_positions
-        self._kept: dict[int, list[np.ndarray]] = {}  # class -> its rows of features, and of the gradient
-        self.space: tuple[int, ...] = ()
-        """Spatial shape of the pooled maps."""
-
-    def add(
-        self, class_ids: np.ndarray, features: np.ndarray, gradient: np.ndarray | None, num_classes: int
-    ) -> None:
-        """Takes what it needs of a batch.
-
-        Args:
-          class_ids: [n] classes of the batch's first n examples; further ones only fill it up.
-          features: [N, *space, C] with N >= n.
-          gradient: shaped alike, or None; the same in every batch.
-          num_classes: how many classes are known, those of this batch included.
-        """
-        share = max(1, self._num_samples // num_classes)
-        self._kept = {k: [part[:share] for part in parts] for k, parts in self._kept.items()}
-        room = {
-            k: share - len(self._kept[k][0]) if k in self._kept else share for k in set(class_ids.tolist())
-        }
-        if not any(room.values()):
-            return
-        maps = _pooled(self._max_positions, features, gradient)
-        self.space = maps[0].shape[1:-1]
-        rows = [np.asarray(flat_positions(one)) for one in maps]
-        for k, free in room.items():
-            picked = np.flatnonzero(class_ids == k)[:free]
-            new = [one[picked] for one in rows]
-            old = self._kept.get(k)
-            self._kept[k] = (
-                new if old is None else [np.concatenate(pair) for pair in zip(old, new, strict=True)]
-            )
-
-    def rows(self, order: Sequence[int]) -> SampleRows:
-        """The sample with classes in this order; classes without examples have no rows."""
-        kept = [(place, self._kept[k]) for place, k in enumerate(order) if k in self._kept]
-        class_ids = np.concatenate([np.full(len(parts[0]), place, np.int32) for place, parts in kept])
-        features, *gradient = (
-            np.concatenate(each) for each in zip(*(parts for _, parts in kept), strict=True)
-        )
-        return SampleRows(class_ids, features, gradient[0] if gradient else None)
-
-
-@partial(jax.jit, static_argnums=0)
-def _pooled(max_positions: int, features: Array, gradient: Array | None) -> list[jax.Array]:
-    """Maps averaged over windows, and the gradient summed over them."""
-    maps = [pool_positions(jnp.asarray(features), max_positions)]
-    return (
-        maps if gradient is None else [*maps, pool_positions(jnp.asarray(gradient), max_positions, jnp.sum)]
-    )
-
-
-# === merged: """Activation maps as lists of positions, and fewer of them by averaging over windows."""
+    for start in range(0, num_examples, size):
+        index = np.arange(start, start + size)
+        is_real = index < num_examples
+        yield np.where(is_real, index, start), is_real
 
 
 def flat_positions(features: jax.Array) -> jax.Array:
-    """[N, *space, C] as [N, D, C].
+    """Joins the space axes: [N, *space, C] becomes [N, D, C].
 
     Example:
       >>> flat_positions(jnp.ones((2, 4, 4, 3))).shape, flat_positions(jnp.ones((2, 3))).shape
@@ -146,15 +83,18 @@ def flat_positions(features: jax.Array) -> jax.Array:
 def pool_positions(
     features: jax.Array, max_positions: int, reduce: Callable[..., jax.Array] = jnp.mean
 ) -> jax.Array:
-    """[N, *space, C] averaged over equal windows until at most `max_positions` positions are left.
+    """Averages [N, *space, C] over equal windows until at most `max_positions` positions remain.
 
     Windows have the same length along every axis; those at the far edge may hold fewer positions.
 
     Args:
       features: activations, or with `reduce=jnp.sum` gradients with respect to them: moving all positions of a window
         together changes the loss by the sum of their gradients.
-      max_positions: how many positions may be left.
-      reduce: what makes one number of a window; `jnp.mean` or `jnp.sum`.
+      max_positions: how many positions may remain.
+      reduce: makes one number of a window; `jnp.mean` or `jnp.sum`.
+
+    Returns:
+      [N, *smaller space, C]; `features` itself if it has few enough positions.
 
     Example:
       >>> pool_positions(jnp.arange(4.0)[None, :, None], 2)[0, :, 0]
@@ -176,3 +116,92 @@ def pool_positions(
         ]
         features = jnp.stack(parts, axis=axis)
     return features
+
+
+class SampleRows(NamedTuple):
+    """The sample, sorted by class."""
+
+    class_ids: np.ndarray
+    """[n] positions of the classes in the order that was asked for."""
+    features: np.ndarray
+    """[n, D', C] average-pooled activations."""
+    gradient: np.ndarray | None
+    """[n, D', C] gradient summed over windows, if there is any."""
+
+
+class ClassSample:
+    """Gathers the sample batch by batch.
+
+    While some classes have not occurred yet, the share of each class is larger; it shrinks as new classes occur, so
+    nothing that the final sample needs is ever dropped.
+
+    Args:
+      num_samples: examples of the sample in all.
+      max_positions: maps with more positions are average-pooled.
+
+    Example:
+      >>> sample = ClassSample(num_samples=2, max_positions=64)
+      >>> sample.add(np.array([1, 1]), np.array([[1.0], [2.0]]), None, num_classes=2)
+      >>> sample.add(np.array([1, 0]), np.array([[3.0], [4.0]]), None, num_classes=2)
+      >>> sample.rows(order=[0, 1]).features.tolist()
+      [[[4.0]], [[1.0]]]
+    """
+
+    def __init__(self, num_samples: int, max_positions: int) -> None:
+        self._num_samples, self._max_positions = num_samples, max_positions
+        self._by_class: dict[int, list[np.ndarray]] = {}  # class -> its rows of features, and of the gradient
+        self.space: tuple[int, ...] = ()
+        """Spatial shape of the pooled maps."""
+
+    def add(
+        self, class_ids: np.ndarray, features: np.ndarray, gradient: np.ndarray | None, num_classes: int
+    ) -> None:
+        """Adds the examples of a batch that the sample needs.
+
+        Args:
+          class_ids: [n] classes of the batch's first n examples; further ones only fill it up.
+          features: [N, *space, C] with N >= n.
+          gradient: shaped like `features`, or None; in every batch or in none.
+          num_classes: how many classes are known, including those of this batch.
+        """
+        share = max(1, self._num_samples // num_classes)
+        self._by_class = {k: [part[:share] for part in parts] for k, parts in self._by_class.items()}
+        room = {
+            k: share - len(self._by_class[k][0]) if k in self._by_class else share
+            for k in set(class_ids.tolist())
+        }
+        if not any(room.values()):
+            return
+        maps = _pool(self._max_positions, features, gradient)
+        self.space = maps[0].shape[1:-1]
+        rows = [np.asarray(flat_positions(values)) for values in maps]
+        for k, free in room.items():
+            index = np.flatnonzero(class_ids == k)[:free]
+            new, old = [values[index] for values in rows], self._by_class.get(k)
+            self._by_class[k] = (
+                new if old is None else [np.concatenate(pair) for pair in zip(old, new, strict=True)]
+            )
+
+    def rows(self, order: Sequence[int]) -> SampleRows:
+        """Returns the sample sorted by class; classes without examples have no rows.
+
+        Args:
+          order: the classes, in the order that their rows shall have.
+        """
+        present = [(position, self._by_class[k]) for position, k in enumerate(order) if k in self._by_class]
+        class_ids = np.concatenate(
+            [np.full(len(parts[0]), position, np.int32) for position, parts in present]
+        )
+        features, *gradient = (
+            np.concatenate(arrays) for arrays in zip(*(parts for _, parts in present), strict=True)
+        )
+        return SampleRows(class_ids, features, gradient[0] if gradient else None)
+
+
+@partial(jax.jit, static_argnums=0)
+def _pool(max_positions: int, features: Array, gradient: Array | None) -> list[jax.Array]:
+    """Averages the maps over windows, and sums the gradient over them."""
+    maps = [pool_positions(jnp.asarray(features), max_positions)]
+    return (
+        maps if gradient is None else [*maps, pool_positions(jnp.asarray(gradient), max_positions, jnp.sum)]
+    )

@@ -1,7 +1,7 @@
-"""Calibration batches that arrive one after another: exact moments of all examples, and a bounded sample.
+"""Calibration batches that arrive one after another become exact moments of all examples and a bounded sample.
 
-No more than one batch is held besides what is gathered. Every batch is filled up to the size of the first one, and
-classes have room in powers of two, so that a whole stream runs one program or few.
+Only one batch is in memory besides what is gathered. Every batch is filled up to the size of the first one, and the
+moments have room for a power of two of classes, so a whole stream runs one program, or few.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, cast
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,7 @@ from jaxprune.observation.checks import (
     check_several_classes,
     flat_weights,
 )
-from jaxprune.observation.gradients import Contributions, Gradients, contributions
+from jaxprune.observation.gradients import EffectSums, Gradients, sum_effects
 from jaxprune.observation.moments import Moments, add_examples, zero_moments
 from jaxprune.observation.sample import ClassSample, flat_positions
 from jaxprune.types import Array
@@ -32,7 +33,7 @@ Batch = tuple[Array, Array] | tuple[Array, Array, Array]
 
 
 class Streamed(NamedTuple):
-    """What `Operands.build` takes, gathered from all batches."""
+    """The arguments of `Operands.build`, gathered from all batches."""
 
     moments: Moments
     samples: jax.Array
@@ -53,21 +54,24 @@ def gather_batches(
     num_samples: int,
     max_positions: int,
 ) -> Streamed:
-    """Reads all batches, once.
+    """Reads all batches once.
 
     Args:
-      weights: kernel, outgoing, gamma, beta and weight_gradient by name.
       batches, extras, num_classes, num_samples, max_positions: as for `Operands.from_batches`.
+      weights: kernel, outgoing, gamma, beta, weight_gradient and squared_weight_gradient by name.
+
+    Returns:
+      The arguments of `Operands.build`.
 
     Raises:
       ValueError: as `Operands.from_batches`; what is wrong with a batch starts with its number.
 
     Example:
       >>> batches = [(np.ones((2, 4)), ["a", "b"]), (np.zeros((1, 4)), ["b"])]
-      >>> found = gather_batches(
+      >>> streamed = gather_batches(
       ...     batches, {"kernel": np.eye(4)}, {}, num_classes=None, num_samples=2, max_positions=64
       ... )
-      >>> found.moments.count.tolist(), found.samples.shape, found.sample_is_full
+      >>> streamed.moments.count.tolist(), streamed.samples.shape, streamed.sample_is_full
       ([1.0, 2.0], (2, 1, 4), False)
     """
     for name, value, least in [
@@ -77,16 +81,21 @@ def gather_batches(
     ]:
         if value < least:
             raise ValueError(f"{name} must be a whole number >= {least}, got {value}.")
-    _check_extras(extras)
+    with_examples = [name for name in extras if name in OPERANDS and SAMPLE_AXES & set(OPERANDS[name].type)]
+    if with_examples:
+        raise ValueError(
+            f"extras of from_batches must have no axis of examples, got {', '.join(with_examples)}. "
+            "Use from_arrays, which stores every example."
+        )
     stream: _Stream | None = None
     for number, batch in enumerate(batches):
         try:
-            features, labels, gradient = _parts(batch)
+            features, labels, gradient = _unpack(batch)
             if stream is None:
-                given = {"features": features, "feature_gradient": gradient, **weights}
-                arrays, more = check_numbers(given, extras)
-                names = None if num_classes is None else range(num_classes)
-                stream = _Stream(features, arrays, more, names, ClassSample(num_samples, max_positions))
+                arguments = {"features": features, "feature_gradient": gradient, **weights}
+                checked = check_numbers(arguments, extras)
+                class_ids = None if num_classes is None else range(num_classes)
+                stream = _Stream(features, *checked, class_ids, ClassSample(num_samples, max_positions))
             stream.add(features, labels, gradient)
         except ValueError as error:
             raise ValueError(f"batch {number}: {error}") from error
@@ -99,13 +108,13 @@ def gather_batches(
 
 
 class _Stream:
-    """What was gathered so far. The first batch decides shapes and dtype, and whether there are gradients.
+    """What has been gathered so far; the first batch decides shapes, dtype, and whether there are gradients.
 
     Args:
       features: of the first batch, as given.
-      arrays: it and the weights, checked and in one dtype.
-      extras: as given, likewise.
-      class_ids: all classes, where they are known before.
+      arrays: these features and the weights, checked and in one dtype.
+      extras: values of registered operands, likewise.
+      class_ids: all classes, if they are known in advance.
       sample: an empty one.
     """
 
@@ -123,43 +132,38 @@ class _Stream:
             name: array for name, array in arrays.items() if name not in ("features", "feature_gradient")
         }
         self._extras = extras
-        self._are_given = class_ids is not None
-        # class -> its place in the moments
-        self._places: dict[int | str, int] = {k: k for k in class_ids or ()}
+        self._is_fixed = class_ids is not None
+        self._index_of: dict[int | str, int] = {
+            k: k for k in class_ids or ()
+        }  # class -> index in the moments
         self._sample = sample
         self._num_examples = 0
         pivot = jnp.asarray(arrays["features"][0].reshape(-1, self._shape[-1]))
-        self._moments = zero_moments(pivot, max(1, len(self._places)))
-        self._sums: Contributions | None = None
+        self._moments = zero_moments(pivot, max(1, len(self._index_of)))
+        self._effects: EffectSums | None = None
 
     def add(self, features: Array, labels: Array, gradient: Array | None) -> None:
-        """Gathers a batch.
-
-        Raises:
-          ValueError: if it is not like the first one, or labels are no classes.
-        """
+        """Adds a batch; raises ValueError if it differs from the first one or its labels are no classes."""
         self._check_alike(features, gradient)
-        given = {"features": features, "feature_gradient": gradient}
-        arrays, _ = check_numbers(given, {}, self._dtype)
-        ids = self._ids(check_labels(labels, len(features)))
+        arrays, _ = check_numbers({"features": features, "feature_gradient": gradient}, {}, self._dtype)
+        ids = self._class_indices(check_labels(labels, len(features)))
         size = max(len(ids), self._shape[0])  # a smaller last batch runs the same program
-        full = {name: _filled_up(array, size) for name, array in arrays.items()}
-        rows, slopes = full["features"], full.get("feature_gradient")
+        maps, gradients = (
+            None if array is None else _fill_up(array, size)
+            for array in (arrays["features"], arrays.get("feature_gradient"))
+        )
+        assert maps is not None
         is_real = np.arange(size) < len(ids)
-        self._moments, sums = _add(self._with_room(), _filled_up(ids, size), is_real, rows, slopes)
-        self._sums = sums if self._sums is None else jax.tree.map(jnp.add, self._sums, sums)
+        self._moments, effects = _add(self._with_room(), _fill_up(ids, size), is_real, maps, gradients)
+        self._effects = effects if self._effects is None else jax.tree.map(jnp.add, self._effects, effects)
         self._num_examples += len(ids)
-        self._sample.add(ids, rows, slopes, num_classes=len(self._places))
+        self._sample.add(ids, maps, gradients, num_classes=len(self._index_of))
 
     def finish(self) -> Streamed:
-        """Everything, with classes in sorted order.
-
-        Raises:
-          ValueError: if there is only one class.
-        """
-        names = sorted(self._places, key=lambda name: (isinstance(name, str), name))
-        check_several_classes(names, self._num_examples)
-        order = np.array([self._places[name] for name in names])
+        """Returns everything with classes in sorted order; raises ValueError if there is only one class."""
+        classes = sorted(self._index_of, key=lambda name: (isinstance(name, str), name))
+        check_several_classes(classes, self._num_examples)
+        order = np.array([self._index_of[name] for name in classes])
         count, pivot, *rest = self._moments
         rows = self._sample.rows(order.tolist())
         is_whole = rows.features.shape[1] == pivot.shape[0]
@@ -176,9 +180,9 @@ class _Stream:
 
     def _check_alike(self, features: Array, gradient: Array | None) -> None:
         if features.shape[1:] != self._shape[1:]:
-            wanted = ", ".join(map(str, self._shape[1:]))
+            axes = ", ".join(map(str, self._shape[1:]))
             raise ValueError(
-                f"features must be [N, {wanted}] as in batch 0, got shape {features.shape}. "
+                f"features must be [N, {axes}] as in batch 0, got shape {features.shape}. "
                 "Observe one layer, on images of one size."
             )
         if _dtype_of(features) != self._given_dtype:
@@ -193,87 +197,80 @@ class _Stream:
                 "Give (features, labels, feature_gradient) each time, or never."
             )
 
-    def _ids(self, labels: np.ndarray) -> np.ndarray:
-        """The places of the labels' classes; new classes come after the known ones."""
-        names, inverse = np.unique(labels, return_inverse=True)
-        found = [cast(int | str, name) for name in names.tolist()]
-        if self._are_given:
-            unknown = [name for name in found if name not in self._places]
+    def _class_indices(self, labels: np.ndarray) -> np.ndarray:
+        """Returns the index of each label's class in the moments; new classes come after the known ones."""
+        classes, inverse = np.unique(labels, return_inverse=True)
+        names = [cast(int | str, name) for name in classes.tolist()]
+        if self._is_fixed:
+            unknown = [name for name in names if name not in self._index_of]
             if unknown:
                 raise ValueError(
-                    f"labels must be class ids 0 .. {len(self._places) - 1}, as num_classes says, got {unknown}. "
+                    f"labels must be class ids 0 .. {len(self._index_of) - 1}, as num_classes says, got {unknown}. "
                     "Give the number of all classes, or leave num_classes out."
                 )
-        elif self._places and isinstance(found[0], str) != isinstance(next(iter(self._places)), str):
+        elif self._index_of and isinstance(names[0], str) != isinstance(next(iter(self._index_of)), str):
             raise ValueError(
-                f"labels must be of one kind, got {found[:3]} after {list(self._places)[:3]}. "
+                f"labels must be of one kind, got {names[:3]} after {list(self._index_of)[:3]}. "
                 "Use numbers or strings for all."
             )
-        places = [self._places.setdefault(name, len(self._places)) for name in found]
-        return np.asarray(places, np.int32)[inverse.reshape(-1)]
+        indices = [self._index_of.setdefault(name, len(self._index_of)) for name in names]
+        return np.asarray(indices, np.int32)[inverse.reshape(-1)]
 
     def _with_room(self) -> Moments:
-        """The moments with room for all known classes."""
-        room = len(self._places) if self._are_given else 1 << (len(self._places) - 1).bit_length()
+        """Returns the moments with room for all known classes."""
+        room = len(self._index_of) if self._is_fixed else 1 << (len(self._index_of) - 1).bit_length()
         count, pivot, *rest = self._moments
-        extra = room - len(count)
-        if extra <= 0:
+        added = room - len(count)
+        if added <= 0:
             return self._moments
         count, *rest = (
-            jnp.pad(array, [(0, extra)] + [(0, 0)] * (array.ndim - 1)) for array in (count, *rest)
+            jnp.pad(array, [(0, added)] + [(0, 0)] * (array.ndim - 1)) for array in (count, *rest)
         )
         return Moments(count, pivot, *rest)
 
     def _gradients(self, samples: np.ndarray | None) -> Gradients | None:
-        given = self._weights.get("weight_gradient")
-        weights = None if given is None else jnp.asarray(given).reshape(-1, given.shape[-1])
-        if samples is None or self._sums is None:
+        weight_gradient = self._weights.get("weight_gradient")
+        weights = None
+        if weight_gradient is not None:
+            weights = jnp.asarray(weight_gradient).reshape(-1, weight_gradient.shape[-1])
+        if samples is None or self._effects is None:
             return None if weights is None else Gradients(weights)
-        fisher, first_order = (each / self._num_examples for each in self._sums)
+        fisher, first_order = (effects / self._num_examples for effects in self._effects)
         return Gradients(weights, jnp.asarray(samples), fisher, first_order)
 
 
 @jax.jit
 def _add(
     moments: Moments, ids: Array, is_real: Array, features: Array, gradient: Array | None
-) -> tuple[Moments, Contributions | None]:
-    """The moments with one batch more, and what its examples add to the averages over gradients."""
+) -> tuple[Moments, EffectSums | None]:
+    """Adds a batch to the moments, and returns what its examples add to the averages over gradients."""
+    chex.assert_equal_shape([ids, is_real])
     rows, real = flat_positions(jnp.asarray(features)), jnp.asarray(is_real)
-    found = None if gradient is None else contributions(rows, flat_positions(jnp.asarray(gradient)), real)
-    return add_examples(moments, rows, jnp.asarray(ids), real), found
+    effects = None if gradient is None else sum_effects(rows, flat_positions(jnp.asarray(gradient)), real)
+    return add_examples(moments, rows, jnp.asarray(ids), real), effects
 
 
-def _parts(batch: object) -> tuple[Array, Array, Array | None]:
+def _unpack(batch: object) -> tuple[Array, Array, Array | None]:
+    """Splits a batch into features, labels and gradient, as arrays."""
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
-        what = f"{len(batch)} things" if isinstance(batch, tuple | list) else type(batch).__name__
+        kind = f"{len(batch)} things" if isinstance(batch, tuple | list) else type(batch).__name__
         raise ValueError(
-            f"needs (features, labels) or (features, labels, feature_gradient), got {what}. "
+            f"needs (features, labels) or (features, labels, feature_gradient), got {kind}. "
             "Give an iterable of such tuples, [(features, labels)] for one batch."
         )
-    features, labels, *gradient = batch
-    return _array(features), _array(labels), _array(gradient[0]) if gradient else None
-
-
-def _array(value: object) -> Array:
-    return value if isinstance(value, np.ndarray | jax.Array) else np.asarray(value)
+    features, labels, *gradient = (
+        part if isinstance(part, np.ndarray | jax.Array) else np.asarray(part) for part in batch
+    )
+    return features, labels, gradient[0] if gradient else None
 
 
 def _dtype_of(array: Array) -> np.dtype:
-    """The dtype that JAX gives it: float64 and float32 are one where x64 is off."""
+    """Returns the dtype that JAX gives the array: without x64, float64 becomes float32."""
     return np.dtype(jax.dtypes.canonicalize_dtype(array.dtype))
 
 
-def _filled_up(array: np.ndarray, size: int) -> np.ndarray:
-    """With zeros behind, up to `size` rows."""
+def _fill_up(array: np.ndarray, size: int) -> np.ndarray:
+    """Appends rows of zeros, up to `size` rows."""
     if len(array) == size:
         return array
     return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1))
-
-
-def _check_extras(extras: Mapping[str, Array]) -> None:
-    names = [name for name in extras if name in OPERANDS and SAMPLE_AXES & set(OPERANDS[name].type)]
-    if names:
-        raise ValueError(
-            f"extras of from_batches must have no axis of examples, got {', '.join(names)}. "
-            "Use from_arrays, which keeps every example."
-        )

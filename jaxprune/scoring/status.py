@@ -50,7 +50,7 @@ def with_what_is_read(functions: Sequence[PruningFunction], operands: Observed) 
 def score_producers(functions: Sequence[PruningFunction], operands: Observed) -> Found:
     """Scores the functions on every producer of a group: expressions together, others one by one."""
     paths = dict.fromkeys(path for producers in operands.groups.values() for path in producers)
-    scorer = operands.remembered("scorer", lambda: Scorer({path: operands[path] for path in paths}))
+    scorer = operands.cached("scorer", lambda: Scorer({path: operands[path] for path in paths}))
     found = scorer.run([cast(Expression, f) for f in functions if not _is_called(f)])
 
     def rows_of(path: str) -> PopulationScores:

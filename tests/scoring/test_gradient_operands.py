@@ -7,8 +7,8 @@ import pytest
 
 from jaxprune.language.library import own_seeds
 from jaxprune.language.parsing import parse
-from jaxprune.observation.gradients import Gradients, GradientSource
-from jaxprune.observation.observed import Observed
+from jaxprune.observation.gradients import Gradients
+from jaxprune.observation.observed import GradientSource, Observed
 from jaxprune.observation.operands import Operands
 from jaxprune.scoring.compiled import compile
 from jaxprune.scoring.populations import score_population, score_with_status

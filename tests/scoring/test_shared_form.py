@@ -91,7 +91,7 @@ def test_what_is_remembered_stays_out_of_copies(copied):
     operands, functions = observed(), functions_for(FEW["convolution"], range(5))
     before = score_functions(functions, operands)
     again = copied(operands)
-    assert not again._remembered
+    assert not again._cache
     assert again.groups == operands.groups
     for one, other in zip(before, score_functions(functions, again), strict=True):
         assert (one.status, one.detail) == (other.status, other.detail)
