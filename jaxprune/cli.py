@@ -25,25 +25,10 @@ COMMANDS: Mapping[str, str] = {
     "explain": "show a formula (type, LaTeX, code, cost on a network), or what of a network can be pruned",
     "list": "list tasks, presets, functions, operands, operators and recipes",
 }
-"""Command, which is also its module in `jaxprune.commands` -> one line of help."""
+"""Command -> one line of help. The module `jaxprune.commands.COMMAND` has `add_COMMAND` and `run_COMMAND`."""
 
 EXIT_ERROR = 2
-"""Exit status after an error that has been explained."""
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors suggest the nearest option or command."""
-
-    def error(self, message: str) -> NoReturn:
-        """Prints what was wrong and how to get help; exits with status 2."""
-        known = [option for action in self._actions for option in action.option_strings]
-        unknown = re.search(r"unrecognized arguments: (-[\w-]+)", message)
-        command = re.search(r"invalid choice: '([^']*)' \(choose from", message)
-        if unknown:
-            message += f".{closest(unknown[1], known)}"
-        elif command:
-            message += f".{closest(command[1], COMMANDS)}"
-        self.exit(EXIT_ERROR, f"{self.prog}: error: {message}\nSee {self.prog} --help.\n")
+"""Exit status after an error whose message was printed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: what follows `jaxprune` on the command line; by default that of this process.
 
     Returns:
-      The exit status: 0; 1 after a result that is an answer of "no"; 2 after an error, which has been printed to the
+      The exit status: 0; 1 if the command worked and its answer is "no"; 2 after an error, whose message went to the
       standard error; 130 after Ctrl-C and 143 after SIGTERM.
 
     Raises:
@@ -64,9 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
       ()
       0
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = make_parser(given)
-    parsed, unknown = parser.parse_known_args(given)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = make_parser(words)
+    parsed, unknown = parser.parse_known_args(words)
     if unknown:
         getattr(parsed, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     if parsed.command is None:
@@ -74,23 +59,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         return int(parsed.run(parsed))
-    except BrokenPipeError:  # the reader of a pipe, `head` for one, has seen enough
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, wants no more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as error:
         if parsed.debug:
             raise
-        _complain("", str(error) or "stopped.")
+        sys.stderr.write(f"{str(error) or 'stopped.'}\n")
         return int(getattr(error, "exit_status", 128 + signal.SIGINT))
     except Exception as error:
-        if parsed.debug or not _is_explained(error):
+        message = _explanation(error)
+        if parsed.debug or message is None:
             raise
-        _complain(f"jaxprune {parsed.command}: error: ", _sentence(error))
+        sys.stderr.write(f"jaxprune {parsed.command}: error: {message}\n")
         return EXIT_ERROR
 
 
 def make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser of these arguments: of all commands, only the one that is named is imported and has its options."""
+    """Returns the parser of a command line.
+
+    Args:
+      arguments: the command line. Only the command that it names is imported and gets its options, so that `--help`
+        is fast.
+    """
     parser = Parser(
         prog="jaxprune",
         description="Evolve pruning functions and use them to make Flax networks smaller.",
@@ -109,31 +100,42 @@ def make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         if name == named:
-            home = importlib.import_module(f"jaxprune.commands.{name}")
-            getattr(home, f"add_{name}")(command)
-            command.set_defaults(run=getattr(home, f"run_{name}"), parser=command)
+            module = importlib.import_module(f"jaxprune.commands.{name}")
+            getattr(module, f"add_{name}")(command)
+            command.set_defaults(run=getattr(module, f"run_{name}"), parser=command)
             command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
-def _is_explained(error: Exception) -> bool:
-    """Whether an error says what was needed, what came and the fix, so that no traceback is called for."""
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors suggest the nearest option or command."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints what was wrong and how to get help, and exits with status 2.
+
+        Args:
+          message: of `argparse`.
+        """
+        options = [option for action in self._actions for option in action.option_strings]
+        unknown = re.search(r"unrecognized arguments: (-[\w-]+)", message)
+        command = re.search(r"invalid choice: '([^']*)' \(choose from", message)
+        if unknown:
+            message += f".{closest(unknown[1], options)}"
+        elif command:
+            message += f".{closest(command[1], COMMANDS)}"
+        self.exit(EXIT_ERROR, f"{self.prog}: error: {message}\nSee {self.prog} --help.\n")
+
+
+def _explanation(error: Exception) -> str | None:
+    """Returns the message of an error that says what to do; None for a bug, which needs its traceback."""
     from jaxprune.datasets.guarded_split import AlreadyOpenedError
     from jaxprune.files import RunDirectoryError
     from jaxprune.search.problem import InfrastructureError
 
-    ours = (RunDirectoryError, InfrastructureError, AlreadyOpenedError)
-    return isinstance(error, (ValueError, OSError, ImportError, *ours))
-
-
-def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename} needs to be readable and writable, got: {error.strerror}."
-    return str(error) or type(error).__name__
-
-
-def _complain(prefix: str, message: str) -> None:
-    sys.stderr.write(f"{prefix}{message}\n")
+        return f"Cannot read or write {error.filename}: {error.strerror}."
+    ours = (ValueError, OSError, ImportError, RunDirectoryError, InfrastructureError, AlreadyOpenedError)
+    return str(error) or type(error).__name__ if isinstance(error, ours) else None
 
 
 if __name__ == "__main__":

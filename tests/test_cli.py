@@ -73,12 +73,15 @@ def test_wrong_options_are_named_with_the_nearest(arguments, message, capsys):
 def test_an_error_is_one_line_and_status_2(capsys):
     assert cli.main(["explain", "nosuch"]) == 2
     shown = capsys.readouterr()
-    assert shown.err.startswith("jaxprune explain: error: a formula needs to be text") and not shown.out
+    assert (
+        shown.err.startswith("jaxprune explain: error: a function needs to be a formula such as")
+        and not shown.out
+    )
     assert "Traceback" not in shown.err
 
 
 def test_debug_shows_the_traceback():
-    with pytest.raises(ValueError, match="a formula needs to be text"):
+    with pytest.raises(ValueError, match="a function needs to be a formula such as"):
         cli.main(["explain", "nosuch", "--debug"])
 
 
@@ -113,7 +116,7 @@ def test_a_file_that_cannot_be_opened_is_named(monkeypatch, capsys):
 
     monkeypatch.setattr("jaxprune.commands.explain.explain", refused)
     assert cli.main(["explain", "l1"]) == 2
-    assert "somewhere needs to be readable and writable, got: Permission denied." in capsys.readouterr().err
+    assert "Cannot read or write somewhere: Permission denied." in capsys.readouterr().err
 
 
 def test_help_loads_neither_jax_nor_the_commands(root):

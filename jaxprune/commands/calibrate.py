@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 
-from jaxprune.commands.common import note, on_base, say, write_file, write_text
 from jaxprune.commands.comparison_options import (
     add_measuring_options,
-    add_out_option,
-    add_remaining_options,
+    add_output_options,
     add_task_option,
     chosen_tasks,
-    has_matplotlib,
 )
+from jaxprune.commands.output import has_matplotlib, note, on_base, say, write_figure, write_text
 
 
 def add_calibrate(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `jaxprune calibrate`."""
-    add_task_option(parser, "digits")
+    add_task_option(parser)
     add_measuring_options(parser, bases=3, repeats=2)
     parser.add_argument(
         "--oracle",
@@ -27,16 +24,19 @@ def add_calibrate(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="fine-tunings per base network for the hill-climbed oracle plan, 0 for none (default: 200)",
     )
-    add_out_option(parser, "calibration-TASK.json, .md and .png", "runs/calibrate")
-    add_remaining_options(parser)
+    add_output_options(parser, "runs/calibrate", files="calibration-TASK.json, .md and .png")
 
 
 def run_calibrate(arguments: argparse.Namespace) -> int:
-    """Calibrates each task, prints the tables, and writes tables, measurements and figures."""
+    """Calibrates each task, prints the tables, and writes tables, measurements and figures.
+
+    Raises:
+      ValueError: for tasks or numbers that cannot be calibrated with.
+    """
     from jaxprune.comparison.calibration import calibrate, task_rank_correlations
 
-    tasks, found = chosen_tasks(arguments), []
-    for task in tasks:
+    calibrations = []
+    for task in chosen_tasks(arguments):
         calibration = calibrate(
             task,
             bases=arguments.bases,
@@ -48,16 +48,16 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
             on_message=note,
             on_base=on_base,
         )
-        found.append(calibration)
-        say(calibration.to_markdown())
+        calibrations.append(calibration)
+        table = calibration.to_markdown()
+        say(table)
         stem = arguments.out / f"calibration-{task.name}"
         write_text(stem.with_suffix(".json"), calibration.to_json() + "\n")
-        write_text(stem.with_suffix(".md"), calibration.to_markdown() + "\n")
+        write_text(stem.with_suffix(".md"), table + "\n")
         if has_matplotlib():
             from jaxprune.figures.comparison_figures import calibration_figure
-            from jaxprune.figures.style import save_figure
 
-            write_file(stem.with_suffix(".png"), partial(save_figure, calibration_figure(calibration)))
-    for (first, second), correlation in task_rank_correlations(found).items():
+            write_figure(stem.with_suffix(".png"), calibration_figure(calibration))
+    for (first, second), correlation in task_rank_correlations(calibrations).items():
         say(f"Rank correlation of functions between {first} and {second}: {correlation:.2f}")
     return 0

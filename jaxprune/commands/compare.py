@@ -1,27 +1,23 @@
-"""`jaxprune compare`: functions on equal networks, as tables and figures."""
+"""`jaxprune compare`: measures functions on equal networks, as tables and figures."""
 
 from __future__ import annotations
 
 import argparse
 
-from jaxprune.commands.common import (
-    split_formulas,
-)
 from jaxprune.commands.comparison_options import (
     ALL,
     add_measuring_options,
-    add_out_option,
-    add_remaining_options,
+    add_output_options,
     add_task_option,
-    chosen_tasks,
     compare_and_write,
     functions_named,
+    split_formulas,
 )
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `jaxprune compare`."""
-    add_task_option(parser, "digits")
+    add_task_option(parser)
     parser.add_argument(
         "--metrics",
         default=ALL,
@@ -30,16 +26,19 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
         "seeds (default: all). l2, random plans and training from scratch always have a row",
     )  # fmt: skip
     add_measuring_options(parser, bases=8)
-    add_out_option(parser, "comparison.csv, comparison.md and ranks.png", "runs/compare")
-    add_remaining_options(parser)
+    add_output_options(parser, "runs/compare")
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
-    """Compares, prints the table, and writes table, measurements and rank diagram."""
+    """Compares functions, prints the table, and writes table, measurements and rank diagram.
+
+    Raises:
+      ValueError: if there is nothing to compare, or it cannot be compared.
+    """
     names = split_formulas(arguments.metrics)
     if not names:
         raise ValueError(
             f"--metrics needs names or formulas separated by commas, got {arguments.metrics!r}. "
             "Try --metrics l1,l2,random."
         )
-    return compare_and_write(arguments, functions_named(names), chosen_tasks(arguments))
+    return compare_and_write(arguments, functions_named(names))

@@ -1,4 +1,4 @@
-"""`jaxprune evolve` and `jaxprune report`: a whole search with its report, and the report once more."""
+"""`jaxprune evolve`: runs a search, and writes its report."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import argparse
 import shlex
 import signal
 import time
+from importlib import util
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from jaxprune.commands.common import add_task_options, flag, say
-from jaxprune.commands.report import require_report
+from jaxprune.commands.network_options import add_task_options, flag
+from jaxprune.commands.output import say
 from jaxprune.config import (
     TASK_OPTIONS,
     Batching,
@@ -23,8 +24,8 @@ from jaxprune.config import (
 from jaxprune.search.settings import PRESETS, EvolveConfig
 from jaxprune.tasks.named_tasks import TASKS
 
-_SHORTER = {"max_evaluations": "--evaluations", "time_limit_seconds": "--time"}
-"""Settings that go by a shorter flag as well."""
+_SHORT_FLAGS = {"max_evaluations": "--evaluations", "time_limit_seconds": "--time"}
+"""Settings that have a shorter flag as well."""
 
 
 def add_evolve(parser: argparse.ArgumentParser) -> None:
@@ -85,30 +86,29 @@ def add_evolve(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--no-report", action="store_true", help="skip the final comparison and report")
     run.add_argument("--quiet", action="store_true", help="show no table")
     add_task_options(parser)
-    search, told = parser.add_argument_group("search"), setting_help()
-    for name, hint in get_type_hints(EvolveConfig).items():
-        default = getattr(quick.config, name)
-        search.add_argument(
-            *([_SHORTER[name]] if name in _SHORTER else []),
-            flag(name),
-            dest=name,
-            default=argparse.SUPPRESS,
-            help=f"{told[name]} (default: {_shown(default)})".replace("%", "%%"),
-            **_reading(name, hint),
-        )
+    _add_search_options(parser)
 
 
 def run_evolve(arguments: argparse.Namespace) -> int:
-    """Evolves, then writes the report."""
+    """Evolves pruning functions, then writes the report.
+
+    Raises:
+      ImportError: if the report needs matplotlib and it is missing, before anything is trained.
+      ValueError: for settings that do not fit.
+      SearchInterrupted: if a signal stopped the search or the report.
+    """
     from jaxprune.report.live_table import LiveTable
     from jaxprune.search.interrupts import Interrupts, SearchInterrupted
     from jaxprune.search.search import evolve_problem, make_problem
 
-    if not arguments.no_report:
-        require_report()
+    if not arguments.no_report and util.find_spec("matplotlib") is None:
+        raise ImportError(
+            "the report needs matplotlib, got none installed. "
+            'Run pip install "jaxprune[report]", or skip the report with --no-report.'
+        )
     config = evolve_config(arguments)
     run_dir = arguments.run_dir or default_run_dir(config)
-    again = f"jaxprune evolve --run-dir {shlex.quote(str(run_dir))} --resume"
+    resume = f"Go on with: jaxprune evolve --run-dir {shlex.quote(str(run_dir))} --resume"
     tasks = config.make_tasks()
     with LiveTable() as table:
         callbacks = [] if arguments.quiet else [table]
@@ -127,7 +127,7 @@ def run_evolve(arguments: argparse.Namespace) -> int:
                 settings=config.settings(),
             )
         except SearchInterrupted as stop:
-            raise SearchInterrupted(f"{stop}\nGo on with: {again}", stop.signal_number) from stop
+            raise SearchInterrupted(f"{stop}\n{resume}", stop.signal_number) from stop
         say(f"Best function: {result.best}")
         if arguments.no_report:
             return 0
@@ -140,26 +140,27 @@ def run_evolve(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt as stop:
             # the random search of full controls stops by a SearchInterrupted of its own
             number = stop.signal_number if isinstance(stop, SearchInterrupted) else interrupts.received
-            raise SearchInterrupted(
-                f"stopped in the final comparison. Go on with: {again}", number or signal.SIGINT
-            ) from stop
+            message = f"stopped in the final comparison. {resume}"
+            raise SearchInterrupted(message, number or signal.SIGINT) from stop
     say(f"Report: {path}")
     return 0
 
 
 def evolve_config(arguments: argparse.Namespace) -> RunConfig:
-    """The settings that the command line asks for: flags, then the file or the run that is resumed, then the preset.
+    """Returns the settings of a run: flags win over the file or the resumed run, and these over the preset.
+
+    Args:
+      arguments: the command line.
 
     Raises:
       ValueError: for unknown or wrong settings, or `--resume` without a run directory.
     """
     names = {*RunConfig.__dataclass_fields__, *get_type_hints(EvolveConfig), *TASK_OPTIONS}
-    flags = {name: value for name, value in vars(arguments).items() if name in names}
+    layers = [{name: value for name, value in vars(arguments).items() if name in names}]
     if arguments.resume and arguments.run_dir is None:
         raise ValueError(
             "--resume needs the directory of the run to go on with, got none. Add --run-dir DIR."
         )
-    layers = [flags]
     if arguments.config is not None:
         layers.append(read_config(arguments.config))
     elif arguments.resume and (arguments.run_dir / "config.json").exists():
@@ -168,36 +169,50 @@ def evolve_config(arguments: argparse.Namespace) -> RunConfig:
 
 
 def default_run_dir(config: RunConfig) -> Path:
-    """A new directory below `runs`, named by preset (or its tasks, where those were chosen), seed and time."""
+    """Returns a new directory below `runs`, named by preset (or by tasks that differ from its own), seed and time."""
     is_preset = config.tasks == PRESETS[config.preset].tasks
-    what = config.preset if is_preset else "-".join(name.replace(":", ".") for name in config.tasks)
-    return Path("runs") / f"{what}-seed{config.search.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = config.preset if is_preset else "-".join(task.replace(":", ".") for task in config.tasks)
+    return Path("runs") / f"{name}-seed{config.search.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _add_search_options(parser: argparse.ArgumentParser) -> None:
+    """Adds one option for each setting of a search."""
+    group, sentences = parser.add_argument_group("search"), setting_help()
+    for name, hint in get_type_hints(EvolveConfig).items():
+        default = getattr(PRESETS["quick"].config, name)
+        shown = f"{default:.3g}" if isinstance(default, float) else "no limit" if default is None else default
+        group.add_argument(
+            *([_SHORT_FLAGS[name]] if name in _SHORT_FLAGS else []),
+            flag(name),
+            dest=name,
+            default=argparse.SUPPRESS,
+            help=f"{sentences[name]} (default: {shown})".replace("%", "%%"),
+            **_reading(name, hint),
+        )
 
 
 def _reading(name: str, hint: object) -> dict[str, Any]:
-    """How argparse reads a setting of the search."""
+    """Returns how argparse reads a setting of the search."""
     kinds = get_args(hint) or (hint,)
     if all(isinstance(kind, str) for kind in kinds):
         return {"choices": kinds}
     if name == "time_limit_seconds":
         return {"type": _duration, "metavar": "TIME"}
     if type(None) in kinds:
-        return {"type": _whole_or_none, "metavar": "N"}
+        return {"type": _count_or_none, "metavar": "N"}
     return {"type": hint, "metavar": "N" if hint is int else "X"}
 
 
-def _shown(default: object) -> str:
-    return "no limit" if default is None else f"{default:.3g}" if isinstance(default, float) else str(default)
-
-
 def _duration(text: str) -> float | None:
+    """Reads a time for argparse."""
     try:
         return parse_seconds(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _whole_or_none(text: str) -> int | None:
+def _count_or_none(text: str) -> int | None:
+    """Reads a count, or no limit, for argparse."""
     try:
         return None if text == "none" else int(text)
     except ValueError as error:

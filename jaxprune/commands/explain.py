@@ -1,4 +1,7 @@
-"""The part of `jaxprune explain` that needs a network: what a formula costs there, and which metrics rank like it."""
+"""`jaxprune explain`: what a formula is, and on a network what it costs and which metrics rank like it.
+
+Without a formula it shows the groups of a network (`explain_network`).
+"""
 
 from __future__ import annotations
 
@@ -6,124 +9,28 @@ import argparse
 import json
 import math
 import textwrap
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from jaxprune.commands.common import note, say, write_file
 from jaxprune.commands.explain_network import add_structure_options, check_no_structure_options, run_structure
-from jaxprune.commands.list import Row
 from jaxprune.commands.network_options import (
     add_base_options,
     add_own_network_options,
     is_network_given,
     observed_of,
 )
+from jaxprune.commands.output import note, say, write_figure
 from jaxprune.language.axes import type_name
-from jaxprune.language.expression import Expression
-from jaxprune.language.library import sources
-from jaxprune.language.operators import Backend
-from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.text import columns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from jaxprune.language.expression import Expression
     from jaxprune.observation.observed import Observed
     from jaxprune.scoring.formula_cost import LayerCost
     from jaxprune.scoring.rank_correlation import Correlations
     from jaxprune.scoring.ranking import Scored
-
-
-@dataclass(frozen=True, eq=False)
-class Likeness:
-    """A formula on one network."""
-
-    network: str
-    costs: list[LayerCost]
-    scored: Scored
-    correlations: Correlations | None
-    """With every named function that has scores there; None if the formula itself has none."""
-
-
-def find_likeness(f: Expression, network: str, observed: Observed) -> Likeness:
-    """Scores a formula and every named function on a network in one batched call, and compares their orders.
-
-    Args:
-      f: a pruning function.
-      network: what to call the network.
-      observed: what `observe` returns.
-    """
-    from jaxprune.scoring.formula_cost import layer_costs
-    from jaxprune.scoring.lookup import FUNCTIONS
-    from jaxprune.scoring.rank_correlation import correlate
-    from jaxprune.scoring.ranking import score_functions
-
-    own, *found = score_functions([f, *FUNCTIONS.values()], observed)
-    correlations = correlate(own, dict(zip(FUNCTIONS, found, strict=True))) if own.status == "ok" else None
-    return Likeness(network, layer_costs(f, observed), own, correlations)
-
-
-def as_lines(found: Likeness) -> list[str]:
-    """The tables as printed lines."""
-    refusals = [f"{cost.producer}: {cost.refusal}" for cost in found.costs if cost.refusal]
-    rows = [
-        (cost.producer, cost.channels, cost.bytes_per_channel, f"{cost.flops:.3g}") for cost in found.costs
-    ]
-    lines = [
-        f"estimated cost on {found.network}",
-        columns([("layer", "channels", "bytes a channel", "operations"), *rows], indent=2),
-        *refusals,
-    ]
-    if found.correlations is None:
-        return [*lines, "", f"no rank correlations: {found.scored.status}, {found.scored.detail}"]
-    shown = found.correlations
-    head = ["", *(group.removesuffix(".kernel") for group in shown.groups), "mean", "together"]
-    table = [
-        [name, *(_shown(each) for each in (*row, mean, together))]
-        for name, row, mean, together in zip(
-            shown.names, shown.by_group, shown.mean, shown.together, strict=True
-        )
-    ]
-    lines += ["", f"rank correlations on {found.network}", columns([head, *table], indent=2)]
-    if shown.left_out:
-        lines += ["  not compared:", *(f"    {name}: {why}" for name, why in shown.left_out.items())]
-    return lines
-
-
-def as_facts(found: Likeness) -> dict[str, object]:
-    """The same as plain data; what is not defined is null."""
-    facts: dict[str, object] = {
-        "network": found.network,
-        "cost": [cost._asdict() for cost in found.costs],
-        "status": found.scored.status,
-        "detail": found.scored.detail,
-    }
-    shown = found.correlations
-    if shown is not None:
-        facts["rank_correlations"] = {
-            name: {
-                **dict(zip(shown.groups, _plain(shown.by_group[row]), strict=True)),
-                "mean": _plain([shown.mean[row]])[0],
-                "together": _plain([shown.together[row]])[0],
-            }
-            for row, name in enumerate(shown.names)
-        }
-        facts["not_compared"] = dict(shown.left_out)
-    return facts
-
-
-def _shown(value: float) -> str:
-    return f"{value:+.2f}" if math.isfinite(value) else ""
-
-
-def _plain(values: Iterable[float]) -> list[float | None]:
-    return [float(value) if math.isfinite(value) else None for value in values]
-
-
-# === merged: """`jaxprune list` and `jaxprune explain`: what there is, and what a formula says.
-
 
 FACTS = ("formula", "name", "source", "type", "operands", "complexity", "size", "depth", "latex")
 """What `explain` shows, in this order."""
@@ -131,6 +38,8 @@ FACTS = ("formula", "name", "source", "type", "operands", "complexity", "size", 
 
 def add_explain(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `jaxprune explain`."""
+    from jaxprune.language.operators import Backend
+
     parser.add_argument(
         "formula",
         metavar="FORMULA",
@@ -158,72 +67,46 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
 
 
 def run_explain(arguments: argparse.Namespace) -> int:
-    """Prints what a formula is, and what it does on a network where one is named; or what the network is made of."""
+    """Prints what a formula is, and what it does on a network if one is named; without a formula, a network's groups.
+
+    Returns:
+      The exit status: 1 for a network without groups, otherwise 0.
+
+    Raises:
+      ValueError: for a formula, network or options that cannot be used.
+    """
     if arguments.formula is None:
         return run_structure(arguments)
-    check_no_structure_options(arguments)
     from jaxprune.scoring.lookup import find_formula, known_name
 
+    check_no_structure_options(arguments)
     f = find_formula(arguments.formula)
     has_network = is_network_given(arguments)
     if arguments.figure is not None and not has_network:
         raise ValueError("--figure needs a network to score, got none. Name one with --task or --network.")
     if arguments.tree is not None:
         from jaxprune.figures.formula_tree import tree_figure
-        from jaxprune.figures.style import save_figure
 
-        write_file(arguments.tree, lambda path: save_figure(tree_figure(f, known_name(f)), path))
+        write_figure(arguments.tree, tree_figure(f, known_name(f)))
     if arguments.code:
         say(f.code(arguments.code).rstrip("\n"))
         return 0
     facts = explain(f)
-    found = _likeness(f, arguments) if has_network and not arguments.only else None
     if arguments.only:
         say(str(facts[arguments.only]))
-    elif arguments.json:
-        say(json.dumps(facts if found is None else facts | as_facts(found), indent=2))
-    else:
-        shown = {name: value for name, value in facts.items() if value not in ("", None)}
-        width = max(map(len, shown))
-        for name, value in shown.items():
-            text = f"{name:{width}}  {value}"
-            is_long = name not in ("formula", "latex")  # which are for copying
-            say(textwrap.fill(text, 110, subsequent_indent=" " * (width + 2)) if is_long else text)
-        if f.type != ():
-            note(
-                f"This is no pruning function yet: its value has the axes {type_name(f.type)}. "
-                "Reduce it to one number, with sum(...) or mean(...) for instance."
-            )
-        for line in [] if found is None else ["", *as_lines(found)]:
-            say(line)
+        return 0
+    behaviour = _behaviour_on_network(f, arguments) if has_network else None
+    if arguments.json:
+        say(json.dumps(facts if behaviour is None else facts | _behaviour_facts(behaviour), indent=2))
+        return 0
+    _print_facts(f, facts)
+    if behaviour is not None:
+        say("\n" + "\n".join(_behaviour_lines(behaviour)))
     return 0
 
 
-def _likeness(f: Expression, arguments: argparse.Namespace) -> Likeness:
-    """The formula on the network of the command line; draws the figure if one is wanted."""
-    from jaxprune.scoring.compiled import check_scalar
-
-    check_scalar(f)
-    network, observed = observed_of(arguments)
-    found = find_likeness(f, network, observed)
-    correlations = found.correlations
-    if arguments.figure is not None and correlations is None:
-        raise ValueError(
-            f"--figure needs a formula with scores on {network}, got one that is {found.scored.status}: "
-            f"{found.scored.detail}."
-        )
-    if arguments.figure is not None and correlations is not None:
-        from jaxprune.figures.layer_figures import correlation_figure
-        from jaxprune.figures.style import save_figure
-        from jaxprune.scoring.lookup import display_name
-
-        title = f"{display_name(f)}, {network}"
-        write_file(arguments.figure, lambda path: save_figure(correlation_figure(correlations, title), path))
-    return found
-
-
-def explain(f: Expression) -> Row:
-    r"""The facts about a formula, by the names of `FACTS`.
+def explain(f: Expression) -> dict[str, object]:
+    r"""Returns the facts about a formula, by the names of `FACTS`.
 
     Example:
       >>> from jaxprune.language.parsing import parse
@@ -231,14 +114,19 @@ def explain(f: Expression) -> Row:
       >>> facts["name"], facts["operands"], facts["latex"]
       ('l1', 'WI: weights that produce the channel', '\\operatorname{sum}\\left(\\left|w\\right|\\right)')
     """
+    from jaxprune.language.library import sources
+    from jaxprune.language.vocabulary import OPERANDS
     from jaxprune.scoring.lookup import known_name
+    from jaxprune.scoring.metrics import metrics
 
     name = known_name(f)
-    operands = [f"{each}: {OPERANDS[each].description}" for each in OPERANDS if each in f.operands]
+    operands = [
+        f"{operand}: {OPERANDS[operand].description}" for operand in OPERANDS if operand in f.operands
+    ]
     return {
         "formula": str(f),
         "name": name,
-        "source": _source_of(name),
+        "source": metrics[name].source if name in metrics else sources.get(name, ""),
         "type": type_name(f.type),
         "operands": "; ".join(operands) or "none",
         "complexity": f.complexity,
@@ -248,7 +136,121 @@ def explain(f: Expression) -> Row:
     }
 
 
-def _source_of(name: str) -> str:
-    from jaxprune.scoring.metrics import metrics
+def _print_facts(f: Expression, facts: dict[str, object]) -> None:
+    """Prints the facts in aligned lines, and notes if the formula is no pruning function."""
+    shown = {name: value for name, value in facts.items() if value not in ("", None)}
+    width = max(map(len, shown))
+    for name, value in shown.items():
+        text = f"{name:{width}}  {value}"
+        is_wrapped = name not in ("formula", "latex")  # people copy these
+        say(textwrap.fill(text, 110, subsequent_indent=" " * (width + 2)) if is_wrapped else text)
+    if f.type != ():
+        note(
+            f"This is no pruning function yet: its value has the axes {type_name(f.type)}. "
+            "Reduce it to one number, with sum(...) or mean(...) for instance."
+        )
 
-    return metrics[name].source if name in metrics else sources.get(name, "")
+
+@dataclass(frozen=True, eq=False)
+class Behaviour:
+    """What a formula does on one network.
+
+    Args:
+      network: what to call the network.
+      costs: the estimated formula cost on every layer.
+      scored: its scores there, or why it has none.
+      correlations: with every named function that has scores there; None if the formula itself has none.
+    """
+
+    network: str
+    costs: list[LayerCost]
+    scored: Scored
+    correlations: Correlations | None
+
+
+def _behaviour_on_network(f: Expression, arguments: argparse.Namespace) -> Behaviour:
+    """Returns what a formula does on the network of the command line, and draws the figure if it is asked for."""
+    from jaxprune.scoring.compiled import check_scalar
+    from jaxprune.scoring.lookup import display_name
+
+    check_scalar(f)
+    network, observed = observed_of(arguments)
+    behaviour = find_behaviour(f, network, observed)
+    if arguments.figure is None:
+        return behaviour
+    if behaviour.correlations is None:
+        raise ValueError(
+            f"--figure needs a formula with scores on {network}, got one that is {behaviour.scored.status}: "
+            f"{behaviour.scored.detail}."
+        )
+    from jaxprune.figures.layer_figures import correlation_figure
+
+    title = f"{display_name(f)}, {network}"
+    write_figure(arguments.figure, correlation_figure(behaviour.correlations, title))
+    return behaviour
+
+
+def find_behaviour(f: Expression, network: str, observed: Observed) -> Behaviour:
+    """Scores a formula and every named function on a network together, and compares how they order the channels.
+
+    Args:
+      f: a pruning function.
+      network: what to call the network.
+      observed: what `observe` returns.
+    """
+    from jaxprune.scoring.formula_cost import layer_costs
+    from jaxprune.scoring.lookup import FUNCTIONS
+    from jaxprune.scoring.rank_correlation import correlate
+    from jaxprune.scoring.ranking import score_functions
+
+    scored, *others = score_functions([f, *FUNCTIONS.values()], observed)
+    is_scored = scored.status == "ok"
+    correlations = correlate(scored, dict(zip(FUNCTIONS, others, strict=True))) if is_scored else None
+    return Behaviour(network, layer_costs(f, observed), scored, correlations)
+
+
+def _behaviour_lines(behaviour: Behaviour) -> list[str]:
+    """Returns costs and rank correlations as printed tables."""
+    costs, correlations = behaviour.costs, behaviour.correlations
+    head = ("layer", "channels", "bytes a channel", "operations")
+    rows = [(cost.producer, cost.channels, cost.bytes_per_channel, f"{cost.flops:.3g}") for cost in costs]
+    lines = [
+        f"estimated cost on {behaviour.network}",
+        columns([head, *rows], indent=2),
+        *(f"{cost.producer}: {cost.refusal}" for cost in costs if cost.refusal),
+        "",
+    ]
+    if correlations is None:
+        return [*lines, f"no rank correlations: {behaviour.scored.status}, {behaviour.scored.detail}"]
+    table = [["", *(group.removesuffix(".kernel") for group in correlations.groups), "mean", "together"]]
+    for name, values in _correlation_rows(correlations):
+        table.append([name, *("" if value is None else f"{value:+.2f}" for value in values)])
+    lines += [f"rank correlations on {behaviour.network}", columns(table, indent=2)]
+    if correlations.left_out:
+        lines += ["  not compared:", *(f"    {name}: {why}" for name, why in correlations.left_out.items())]
+    return lines
+
+
+def _behaviour_facts(behaviour: Behaviour) -> dict[str, object]:
+    """Returns costs and rank correlations as plain data; what is undefined is null."""
+    facts: dict[str, object] = {
+        "network": behaviour.network,
+        "cost": [cost._asdict() for cost in behaviour.costs],
+        "status": behaviour.scored.status,
+        "detail": behaviour.scored.detail,
+    }
+    correlations = behaviour.correlations
+    if correlations is not None:
+        names = (*correlations.groups, "mean", "together")
+        facts["rank_correlations"] = {
+            name: dict(zip(names, values, strict=True)) for name, values in _correlation_rows(correlations)
+        }
+        facts["not_compared"] = dict(correlations.left_out)
+    return facts
+
+
+def _correlation_rows(correlations: Correlations) -> Iterable[tuple[str, Sequence[float | None]]]:
+    """Yields each function's name and its correlations: by group, the mean, and over all channels together."""
+    for row, name in enumerate(correlations.names):
+        values = (*correlations.by_group[row], correlations.mean[row], correlations.together[row])
+        yield name, [float(value) if math.isfinite(value) else None for value in values]

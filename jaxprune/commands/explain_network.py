@@ -1,4 +1,4 @@
-"""`jaxprune explain --network NAME`: the groups of a network, what is frozen and why. No weights are made."""
+"""`jaxprune explain --network NAME`: shows the groups of a network, what is frozen and why, without any weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxprune.commands.common import flag, note, say, write_file
+from jaxprune.commands.network_options import flag
+from jaxprune.commands.output import note, say, write_figure
 from jaxprune.text import closest
 
 if TYPE_CHECKING:
@@ -18,21 +19,20 @@ if TYPE_CHECKING:
     from jaxprune.structure.groups import Structure
     from jaxprune.structure.overview import Overview
 
-OWN = ("input", "why", "every")
-"""Options that go without a formula alone."""
-
-OF_FORMULAS = ("code", "tree", "only", "weights", "num_images")
-"""Options that go with a formula alone."""
-
 DTYPES = ("float32", "float16", "bfloat16", "int32", "uint8")
-PLAIN_WIDTH = 150
-"""Columns of a table that is not written to a terminal."""
 
-MOST_NAMES = 4
+_NETWORK_ONLY = ("input", "why", "every")
+"""Options that only go without a formula."""
+_FORMULA_ONLY = ("code", "tree", "only", "weights", "num_images", "task", "base")
+"""Options that only go with a formula."""
+
+_FILE_WIDTH = 150
+"""Columns of a table that is not written to a terminal."""
+_MAX_NAMES = 4
 
 
 def add_structure_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what says how a network is looked at when there is no formula."""
+    """Adds the options that say how a network is looked at when there is no formula."""
     group = parser.add_argument_group("the groups of a network, without a formula")
     group.add_argument(
         "--input",
@@ -54,65 +54,45 @@ def check_no_structure_options(arguments: argparse.Namespace) -> None:
     Raises:
       ValueError: if one is given.
     """
-    given = [flag(name) for name in OWN if getattr(arguments, name)]
-    if given:
-        raise ValueError(f"{given[0]} shows the groups of a network, got a formula as well. Leave it out.")
+    flags = [flag(name) for name in _NETWORK_ONLY if getattr(arguments, name)]
+    if flags:
+        raise ValueError(f"{flags[0]} shows the groups of a network, got a formula as well. Leave it out.")
 
 
 def run_structure(arguments: argparse.Namespace) -> int:
-    """Prints the groups of a network; 1 if there are none."""
+    """Prints the groups of the network that the command line names.
+
+    Returns:
+      The exit status: 1 if there are no groups, otherwise 0.
+
+    Raises:
+      ValueError: for options that make no sense, an unknown network, or an input that it does not take.
+    """
     from jaxprune.structure.overview import axes_of, overview_of
 
-    name, structure = _structure_of(arguments)
+    title, structure = _structure_of(arguments)
     if arguments.figure is not None:
         from jaxprune.figures.network_diagram import groups_figure
-        from jaxprune.figures.style import save_figure
 
-        figure = groups_figure(structure, name, is_folded=not arguments.every)
-        write_file(arguments.figure, lambda path: save_figure(figure, path))
+        write_figure(arguments.figure, groups_figure(structure, title, is_folded=not arguments.every))
     if arguments.why is not None:
         _check_path(structure, arguments.why)
         for line in axes_of(structure, arguments.why):
-            say(_shown(line))
+            say(_with_relative_paths(line))
         return 0
     overview = overview_of(structure, is_folded=not arguments.every)
     if arguments.json:
-        facts = {"network": name, **_facts(structure, overview)}
-        say(json.dumps(facts, indent=2))
+        say(json.dumps({"network": title, **_facts(structure, overview)}, indent=2))
     else:
-        _print(overview, name)
+        _print_overview(overview, title)
     return 0 if structure.groups else 1
 
 
-def _facts(structure: Structure, overview: Overview) -> dict[str, object]:
-    """Everything there is to know of the groups, as plain data."""
-    numbers = {key: value for key, value in vars(overview).items() if isinstance(value, int)}
-    groups = {
-        name: {
-            "channels": group.size,
-            "producers": group.producers,
-            "consumers": group.consumers,
-            "members": [str(member) for member in group.members],
-            "inner": list(group.inner),
-            "constraints": group.constraints,
-        }
-        for name, group in structure.groups.items()
-    }
-    return {
-        "input": [1, *structure.example.shape[1:]],
-        **numbers,
-        "groups": groups,
-        "frozen": dict(structure.frozen),
-        "attributes": dict(structure.attributes),
-    }
-
-
 def _structure_of(arguments: argparse.Namespace) -> tuple[str, Structure]:
-    """The network's name, with its images, and its structure.
+    """Returns the network's name with its input, and its structure."""
+    import jax
+    import numpy as np
 
-    Raises:
-      ValueError: for options that make no sense, a network that is not there, or an input that it does not take.
-    """
     from jaxprune.nets.factories import find_network, look_in_working_directory
     from jaxprune.structure.tracing import trace_structure
 
@@ -121,40 +101,45 @@ def _structure_of(arguments: argparse.Namespace) -> tuple[str, Structure]:
             "explain needs a formula, or a network to take apart, got neither. "
             'Say explain "sum(abs(WI))", or explain --network lenet5.'
         )
-    given = [flag(each) for each in OF_FORMULAS if getattr(arguments, each)]
-    given += [flag(each) for each in ("task", "base") if getattr(arguments, each) is not None]
-    if given:
+    flags = [flag(name) for name in _FORMULA_ONLY if getattr(arguments, name) is not None]
+    if flags:
         raise ValueError(
-            f"{given[0]} needs a formula, got none. The groups of --network need no such option."
+            f"{flags[0]} needs a formula, got none. The groups of --network need no such option."
         )
+    if arguments.input is not None and arguments.data is not None:
+        raise ValueError("Give the input only once, got --input and --data. Leave one out.")
     if ":" in arguments.network:
         look_in_working_directory()
-    example, num_classes = _example(arguments)
-    sizes = {"image_shape": example.shape[1:]} if example is not None else {}
-    model = find_network(arguments.network, num_classes=num_classes, has_weights=False, **sizes)
-    example = example or _own_example(arguments.network, model)
-    return f"{arguments.network} on {_shape(example)}", trace_structure(model, example)
-
-
-def _example(arguments: argparse.Namespace) -> tuple[jax.ShapeDtypeStruct | None, int]:
-    """Shape and dtype of the input and the number of classes, as far as the command line says."""
-    import jax
-    import numpy as np
-
-    if arguments.input is not None and arguments.data is not None:
-        raise ValueError("the input needs to be said once, got --input and --data. Leave one out.")
+    example, num_classes = None, 10
     if arguments.input is not None:
-        return parse_input(arguments.input), 10
-    if arguments.data is not None:
+        example = parse_input(arguments.input)
+    elif arguments.data is not None:
         from jaxprune.datasets.example_files import load_examples
 
         images, labels = load_examples(arguments.data)
-        return jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype), len(np.unique(labels))
-    return None, 10
+        example, num_classes = (
+            jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype),
+            len(np.unique(labels)),
+        )
+    sizes = {} if example is None else {"image_shape": example.shape[1:]}
+    model = find_network(arguments.network, num_classes=num_classes, has_weights=False, **sizes)
+    if example is None:
+        image_shape = getattr(model, "image_shape", None)
+        if not isinstance(image_shape, tuple):
+            raise ValueError(
+                f"--network {arguments.network} needs to be told what it takes, got neither --input nor --data. "
+                "Say --input 1x32x32x3 for images, or --input 1x128:int32 for tokens."
+            )
+        example = jax.ShapeDtypeStruct((1, *image_shape), "float32")
+    shape = "x".join(map(str, example.shape)) + ("" if example.dtype == "float32" else f":{example.dtype}")
+    return f"{arguments.network} on {shape}", trace_structure(model, example)
 
 
 def parse_input(text: str) -> jax.ShapeDtypeStruct:
-    """Shape and dtype from text.
+    """Reads the shape and dtype of an input.
+
+    Args:
+      text: sizes joined by x, batch first; another dtype than float32 follows a colon.
 
     Raises:
       ValueError: for text that says something else.
@@ -178,51 +163,55 @@ def parse_input(text: str) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(map(int, sizes)), dtype or "float32")
 
 
-def _own_example(name: str, model: object) -> jax.ShapeDtypeStruct:
-    import jax
-
-    shape = getattr(model, "image_shape", None)
-    if not isinstance(shape, tuple):
-        raise ValueError(
-            f"--network {name} needs to be told what it takes, got neither --input nor --data. "
-            "Say --input 1x32x32x3 for images, or --input 1x128:int32 for tokens."
-        )
-    return jax.ShapeDtypeStruct((1, *shape), "float32")
-
-
-def _shape(example: jax.ShapeDtypeStruct) -> str:
-    sizes = "x".join(map(str, example.shape))
-    return sizes if str(example.dtype) == "float32" else f"{sizes}:{example.dtype}"
-
-
 def _check_path(structure: Structure, path: str) -> None:
+    """Raises for a path that is neither an array nor a layer, and suggests the nearest."""
     from jaxprune.structure.model_state import dotted
 
-    arrays = [dotted(known) for known in structure.layouts]
-    layers = [name.rpartition(".")[0] for name in arrays]
-    prefixes = {prefix for name in layers for prefix in _prefixes(name)}
-    if path not in {*arrays, *prefixes}:
+    arrays = [dotted(path) for path in structure.layouts]
+    layers = set()
+    for array in arrays:
+        parts = array.split(".")
+        layers |= {".".join(parts[:end]) for end in range(1, len(parts))}
+    if path not in {*arrays, *layers}:
         raise ValueError(
             f"--why needs the path of an array or layer, such as {arrays[0]}, got {path!r}."
-            f"{closest(path, [*arrays, *sorted(prefixes)])}"
+            f"{closest(path, [*arrays, *sorted(layers)])}"
         )
 
 
-def _prefixes(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts) + 1) if name]
+def _facts(structure: Structure, overview: Overview) -> dict[str, object]:
+    """Returns everything that is known of the groups, as plain data."""
+    groups = {
+        name: {
+            "channels": group.size,
+            "producers": group.producers,
+            "consumers": group.consumers,
+            "members": [str(member) for member in group.members],
+            "inner": list(group.inner),
+            "constraints": group.constraints,
+        }
+        for name, group in structure.groups.items()
+    }
+    return {
+        "input": [1, *structure.example.shape[1:]],
+        **{name: value for name, value in vars(overview).items() if isinstance(value, int)},
+        "groups": groups,
+        "frozen": dict(structure.frozen),
+        "attributes": dict(structure.attributes),
+    }
 
 
-def _print(overview: Overview, name: str) -> None:
+def _print_overview(overview: Overview, title: str) -> None:
+    """Prints the sizes of a network, its groups, and what is never cut."""
     from rich.console import Console
 
-    from jaxprune.structure.overview import shortened
+    from jaxprune.structure.overview import first_names
 
     console = Console(file=sys.stdout, highlight=False, markup=False)
     if not console.is_terminal:
-        console = Console(file=sys.stdout, highlight=False, markup=False, width=PLAIN_WIDTH)
+        console.width = _FILE_WIDTH
     console.print(
-        f"{name}: {overview.parameters:,} parameters, {overview.macs:,} multiply-adds for one example"
+        f"{title}: {overview.parameters:,} parameters, {overview.macs:,} multiply-adds for one example"
     )
     if overview.rows:
         _print_groups(console, overview)
@@ -235,46 +224,43 @@ def _print(overview: Overview, name: str) -> None:
     if overview.frozen:
         console.print("\nNever cut:")
     for row in overview.frozen:
-        number = f"{row.count} {'axis' if row.count == 1 else 'axes'}"
-        console.print(f"  {_shown(row.reason)}", soft_wrap=True)
-        console.print(f"    {number}: {shortened(row.axes, MOST_NAMES)}", soft_wrap=True)
+        count = f"{row.count} {'axis' if row.count == 1 else 'axes'}"
+        console.print(f"  {_with_relative_paths(row.reason)}", soft_wrap=True)
+        console.print(f"    {count}: {first_names(row.axes, _MAX_NAMES)}", soft_wrap=True)
     if not overview.rows:
         note("Nothing of this network can be pruned: a layer between two others with weights could be.")
 
 
 def _print_groups(console: Console, overview: Overview) -> None:
+    """Prints a table of the groups, and how much could be cut."""
     from rich import box
     from rich.table import Table
 
-    from jaxprune.structure.overview import shortened
+    from jaxprune.structure.overview import first_names
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("group", overflow="fold", min_width=24)
     table.add_column("channels", justify="right", no_wrap=True)
-    table.add_column("made by", overflow="fold")
-    table.add_column("read by", overflow="fold")
-    table.add_column("constraints", overflow="fold")
+    for name in ("made by", "read by", "constraints"):
+        table.add_column(name, overflow="fold")
     for row in overview.rows:
-        number = len(row.groups)
+        count = len(row.groups)
         table.add_row(
             row.name,
-            f"{row.channels:,}" if number == 1 else f"{number} × {row.channels:,}",
-            shortened(row.made_by, MOST_NAMES),
-            shortened(row.read_by, MOST_NAMES) or "other activations",
+            f"{row.channels:,}" if count == 1 else f"{count} × {row.channels:,}",
+            first_names(row.made_by, _MAX_NAMES),
+            first_names(row.read_by, _MAX_NAMES) or "other activations",
             "; ".join(row.notes),
         )
     console.print(table)
+    parameters = 100 * overview.least_parameters / max(overview.parameters, 1)
+    macs = 100 * overview.least_macs / max(overview.macs, 1)
     console.print(
         f"{overview.num_groups} groups with {overview.num_channels:,} channels. At most {overview.num_removable:,} "
-        f"can be cut: that leaves {_share(overview.least_parameters, overview.parameters)} of the parameters and "
-        f"{_share(overview.least_macs, overview.macs)} of the multiply-adds."
+        f"can be cut: that leaves {parameters:.2g} % of the parameters and {macs:.2g} % of the multiply-adds."
     )
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / max(whole, 1):.2g} %"
-
-
-def _shown(text: str) -> str:
-    """Text with paths of source files as seen from the working directory."""
+def _with_relative_paths(text: str) -> str:
+    """Returns the text with paths of source files relative to the working directory."""
     return text.replace(f"{Path.cwd()}/", "")

@@ -1,36 +1,57 @@
-"""`jaxprune list`: what tasks, presets, functions, operands, operators and recipes there are."""
+"""`jaxprune list`: shows what tasks, presets, functions, operands, operators and recipes there are."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import textwrap
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
-from jaxprune.commands.common import say
-from jaxprune.language.axes import type_name
-from jaxprune.language.library import own_seeds, sources
-from jaxprune.language.operators import OPERATORS
-from jaxprune.language.vocabulary import OPERANDS
+from jaxprune.commands.output import say
 from jaxprune.text import closest, columns
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+Rows = list[dict[str, object]]
 
 
-Row = dict[str, object]
+def add_list(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `jaxprune list`."""
+    parser.add_argument("what", nargs="*", metavar="WHAT", help=f"any of {', '.join(LISTS)} (default: all)")
+    parser.add_argument("--json", action="store_true", help="as JSON")
 
 
-def list_tasks() -> list[Row]:
-    """One row per named task."""
+def run_list(arguments: argparse.Namespace) -> int:
+    """Prints the lists.
+
+    Raises:
+      ValueError: for an unknown list.
+    """
+    unknown = [name for name in arguments.what if name not in LISTS]
+    if unknown:
+        raise ValueError(
+            f"list needs any of {', '.join(LISTS)}, got {unknown[0]!r}.{closest(unknown[0], LISTS)}"
+        )
+    lists = {name: LISTS[name]() for name in arguments.what or LISTS}
+    if arguments.json:
+        say(json.dumps(lists, indent=2))
+        return 0
+    for number, (name, rows) in enumerate(lists.items()):
+        say(f"\n{name}:" if number else f"{name}:")
+        if name == "metrics":
+            _print_metrics(rows)
+        else:
+            say(columns([list(rows[0]), *(list(row.values()) for row in rows)], indent=2))
+    return 0
+
+
+def list_tasks() -> Rows:
+    """Returns one row per named task."""
     from jaxprune.tasks.named_tasks import TASKS
 
     return [{"name": name, "about": (make.__doc__ or "").strip()} for name, make in TASKS.items()]
 
 
-def list_presets() -> list[Row]:
-    """One row per preset."""
+def list_presets() -> Rows:
+    """Returns one row per preset."""
     from jaxprune.search.settings import PRESETS
 
     return [
@@ -39,11 +60,12 @@ def list_presets() -> list[Row]:
     ]
 
 
-def list_metrics() -> list[Row]:
-    """One row per named function: the zoo, formulas and others, then our own seeds."""
+def list_metrics() -> Rows:
+    """Returns one row per named function: every metric, then those of our own seeds that are not metrics."""
+    from jaxprune.language.library import own_seeds, sources
     from jaxprune.scoring.metrics import metrics
 
-    rows: list[Row] = [
+    rows: Rows = [
         {
             "name": name,
             "complexity": None if metric.expression is None else metric.expression.complexity,
@@ -60,8 +82,11 @@ def list_metrics() -> list[Row]:
     ]
 
 
-def list_operands() -> list[Row]:
-    """One row per operand."""
+def list_operands() -> Rows:
+    """Returns one row per operand."""
+    from jaxprune.language.axes import type_name
+    from jaxprune.language.vocabulary import OPERANDS
+
     return [
         {
             "name": operand.name,
@@ -74,8 +99,10 @@ def list_operands() -> list[Row]:
     ]
 
 
-def list_operators() -> list[Row]:
-    """One row per operator and signature."""
+def list_operators() -> Rows:
+    """Returns one row per operator and signature."""
+    from jaxprune.language.operators import OPERATORS
+
     return [
         {
             "name": name,
@@ -86,8 +113,8 @@ def list_operators() -> list[Row]:
     ]
 
 
-def list_recipes() -> list[Row]:
-    """One row per training recipe."""
+def list_recipes() -> Rows:
+    """Returns one row per training recipe."""
     from jaxprune.training.recipes import RECIPES
 
     names = ("optimizer", "learning_rate", "epochs", "batch_size", "weight_decay", "schedule", "augment")
@@ -97,7 +124,7 @@ def list_recipes() -> list[Row]:
     ]
 
 
-LISTS: Mapping[str, Callable[[], list[Row]]] = {
+LISTS: Mapping[str, Callable[[], Rows]] = {
     "tasks": list_tasks,
     "presets": list_presets,
     "metrics": list_metrics,
@@ -105,42 +132,16 @@ LISTS: Mapping[str, Callable[[], list[Row]]] = {
     "operators": list_operators,
     "recipes": list_recipes,
 }
-"""What can be listed."""
+"""Name of a list -> the function that makes its rows."""
 
 
-def add_list(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `jaxprune list`."""
-    parser.add_argument("what", nargs="*", metavar="WHAT", help=f"any of {', '.join(LISTS)} (default: all)")
-    parser.add_argument("--json", action="store_true", help="as JSON")
-
-
-def run_list(arguments: argparse.Namespace) -> int:
-    """Prints the lists."""
-    unknown = [name for name in arguments.what if name not in LISTS]
-    if unknown:
-        raise ValueError(
-            f"list needs any of {', '.join(LISTS)}, got {unknown[0]!r}.{closest(unknown[0], LISTS)}"
-        )
-    found = {name: LISTS[name]() for name in arguments.what or LISTS}
-    if arguments.json:
-        say(json.dumps(found, indent=2))
-        return 0
-    for number, (name, rows) in enumerate(found.items()):
-        if number:
-            say()
-        say(f"{name}:")
-        if name == "metrics":  # formulas are long: the source goes to a line of its own
-            width = max(len(str(row["name"])) for row in rows)
-            for row in rows:
-                cost = "no formula" if row["complexity"] is None else f"complexity {row['complexity']}"
-                say(f"  {row['name']!s:{width}}  {row['formula']}")
-                if row["about"]:
-                    say(_indented(str(row["about"]), width + 6))
-                say(_indented(f"{cost}; {row['source']}", width + 6))
-        else:
-            say(columns([list(rows[0]), *(list(row.values()) for row in rows)], indent=2))
-    return 0
-
-
-def _indented(text: str, indent: int) -> str:
-    return textwrap.fill(text, 116, initial_indent=" " * indent, subsequent_indent=" " * indent)
+def _print_metrics(rows: Rows) -> None:
+    """Prints functions with their sources on lines of their own, because formulas are long."""
+    width = max(len(str(row["name"])) for row in rows)
+    indent = " " * (width + 6)
+    for row in rows:
+        cost = "no formula" if row["complexity"] is None else f"complexity {row['complexity']}"
+        say(f"  {row['name']!s:{width}}  {row['formula']}")
+        for text in (row["about"], f"{cost}; {row['source']}"):
+            if text:
+                say(textwrap.fill(str(text), 116, initial_indent=indent, subsequent_indent=indent))

@@ -1,35 +1,38 @@
-"""Options that say which network is looked at, on which images: a base of a task, or a network of one's own."""
+"""Options that say which task or network a command works on and on which images, and what these options name."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from jaxprune.commands.common import (
-    SEARCH_ONLY,
-    add_place_options,
-    add_task_options,
-    flag,
-    note,
-    on_base,
-    tasks_of,
-)
-from jaxprune.config import TASK_OPTIONS
+from jaxprune.commands.output import note, on_base
+from jaxprune.config import TASK_OPTIONS, make_tasks, task_options
 
 if TYPE_CHECKING:
     from jaxprune.observation.observed import Observed
     from jaxprune.tasks.base_networks import BasePool
+    from jaxprune.tasks.tasks import Task
 
 DEFAULT_TASK = "digits"
-OWN = ("data", "weights", "num_images")
-"""Options that go with `--network` alone."""
+BASES_DIR = "runs/bases"
+"""Where single commands store base networks, so that the next command finds them trained."""
+
+SEARCH_ONLY = ("bases", "extra_bases", "final_bases", "weight")
+"""Options of a task that only a search and its report read."""
+
+_OWN_NETWORK = ("data", "weights", "num_images")
+"""Options that only go with `--network`."""
 
 
 def add_base_options(parser: argparse.ArgumentParser, *, default: str = f"default: {DEFAULT_TASK}") -> None:
-    """Adds `--task`, `--base` and where base networks are kept."""
+    """Adds `--task`, `--base` and the seed and folder of base networks.
+
+    Args:
+      parser: gets the options.
+      default: what the help says about a missing `--task`.
+    """
     from jaxprune.tasks.named_tasks import TASKS
 
     about = f"{', '.join(TASKS)}, or module:factory of your own ({default})"
@@ -40,13 +43,24 @@ def add_base_options(parser: argparse.ArgumentParser, *, default: str = f"defaul
         metavar="N",
         help="which of the task's search bases; trained if it is not there yet (default: 0)",
     )
-    add_place_options(parser)
+    add_seed_options(parser)
 
 
-def add_task_changes(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
-    """Adds the options of a task that change one of its base networks."""
-    skipped = (*SEARCH_ONLY, *without)
-    add_task_options(parser, [name for name in TASK_OPTIONS if name not in skipped])
+def add_seed_options(parser: argparse.ArgumentParser) -> None:
+    """Adds `--seed` and `--bases-dir`, which every command on trained networks needs."""
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="networks, data orders and random plans follow from it (default: 0)",
+    )
+    parser.add_argument(
+        "--bases-dir",
+        type=Path,
+        default=Path(BASES_DIR),
+        metavar="DIR",
+        help=f"where trained base networks are kept for the next command (default: {BASES_DIR})",
+    )
 
 
 def add_own_network_options(parser: argparse.ArgumentParser) -> None:
@@ -80,38 +94,74 @@ def add_own_network_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_task_options(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
+    """Adds the options that change tasks, each taking a value for all tasks or `task=value,task=value`.
+
+    Args:
+      parser: gets the options.
+      without: names of `TASK_OPTIONS` that the command does not have.
+    """
+    group = parser.add_argument_group(
+        "changes to tasks",
+        "each a value for all tasks, or task=value,task=value; by default as the task says",
+    )
+    for name, (kind, about) in TASK_OPTIONS.items():
+        if name not in without:
+            metavar = {int: "N", float: "X", str: "NAME"}[kind]
+            group.add_argument(flag(name), default=argparse.SUPPRESS, metavar=metavar, help=about)
+
+
+def flag(name: str) -> str:
+    """Returns an option as it is typed.
+
+    Example:
+      >>> flag("max_age")
+      '--max-age'
+    """
+    return f"--{name.replace('_', '-')}"
+
+
 def is_network_given(arguments: argparse.Namespace) -> bool:
-    """Whether any option names a network to look at."""
-    return any(getattr(arguments, name) is not None for name in ("task", "base", "network", *OWN))
+    """Returns whether any option names a network to look at."""
+    return any(getattr(arguments, name) is not None for name in ("task", "base", "network", *_OWN_NETWORK))
 
 
 def observed_of(arguments: argparse.Namespace) -> tuple[str, Observed]:
-    """What the network is called, and what is observed on it.
+    """Observes the network that the command line names.
+
+    Args:
+      arguments: the command line.
+
+    Returns:
+      What to call the network, and what was observed on it.
 
     Raises:
       ValueError: for options that exclude each other, an unknown network, data that do not fit it, or weights of
         another network.
     """
     if arguments.network is None:
-        given = [flag(name) for name in OWN if getattr(arguments, name) is not None]
-        if given:
-            raise ValueError(f"{given[0]} needs --network, got none. A task has its own network and images.")
-        pool = base_pool(arguments)
-        return f"{pool.task.name}, base {arguments.base or 0}", pool.observed(arguments.base or 0)
-    given = [
-        flag(name) for name in ("task", "base", *TASK_OPTIONS) if getattr(arguments, name, None) is not None
-    ]
+        own = [flag(name) for name in _OWN_NETWORK if getattr(arguments, name) is not None]
+        if own:
+            raise ValueError(f"{own[0]} needs --network, got none. A task has its own network and images.")
+        pool, base = base_pool(arguments), arguments.base or 0
+        return f"{pool.task.name}, base {base}", pool.observed(base)
+    of_tasks = ("task", "base", *TASK_OPTIONS)
+    given = [flag(name) for name in of_tasks if getattr(arguments, name, None) is not None]
     if given:
         raise ValueError(
-            f"a network needs to be named once, got --network and {given[0]}, which is about a task. Leave one out."
+            f"Name only one network, got --network and {given[0]}, which is about a task. Leave one out."
         )
     if arguments.data is None:
         raise ValueError("--network needs images to observe it on, got none. Name them with --data.")
-    return f"{arguments.network} on {arguments.data}", _observe_own(arguments)
+    return f"{arguments.network} on {arguments.data}", _observe_own_network(arguments)
 
 
-def base_pool(arguments: argparse.Namespace, skipped: tuple[str, ...] = ()) -> BasePool:
-    """The search bases of the task of the command line, up to the one asked for.
+def base_pool(arguments: argparse.Namespace, without: Collection[str] = ()) -> BasePool:
+    """Returns the search bases of the task that the command line names, up to the one it asks for.
+
+    Args:
+      arguments: the command line.
+      without: options that change a task elsewhere, but not in this command.
 
     Raises:
       ValueError: for an unknown task, changes that do not fit it, or a negative base.
@@ -119,15 +169,34 @@ def base_pool(arguments: argparse.Namespace, skipped: tuple[str, ...] = ()) -> B
     from jaxprune.tasks.base_networks import BasePool
     from jaxprune.tasks.task_programs import TaskPrograms
 
-    base = arguments.base or 0
+    base, folder = arguments.base or 0, arguments.bases_dir
     if base < 0:
         raise ValueError(f"--base needs a number from 0, got {base}.")
-    task = tasks_of(arguments, [arguments.task or DEFAULT_TASK], (*SEARCH_ONLY, *skipped))[0]
-    programs, folder = TaskPrograms(task), arguments.bases_dir
-    return BasePool(programs, arguments.seed, "search", base + 1, folder=folder, on_base=on_base)
+    (task,) = tasks_of(arguments, [arguments.task or DEFAULT_TASK], (*SEARCH_ONLY, *without))
+    return BasePool(TaskPrograms(task), arguments.seed, "search", base + 1, folder=folder, on_base=on_base)
 
 
-def _observe_own(arguments: argparse.Namespace) -> Observed:
+def tasks_of(
+    arguments: argparse.Namespace, names: Sequence[str], without: Collection[str] = ()
+) -> list[Task]:
+    """Returns tasks with the changes that the command line asks for.
+
+    Args:
+      arguments: the command line.
+      names: of the tasks.
+      without: options that change a task elsewhere, but not in this command.
+
+    Raises:
+      ValueError: for an unknown task, or changes that do not fit it.
+    """
+    own = [name for name in TASK_OPTIONS if name not in without and hasattr(arguments, name)]
+    return make_tasks(names, task_options({name: getattr(arguments, name) for name in own}))
+
+
+def _observe_own_network(arguments: argparse.Namespace) -> Observed:
+    """Makes the network of `--network`, loads its weights, and observes it on the images of `--data`."""
+    import numpy as np
+
     from jaxprune.datasets.example_files import balanced, load_examples
     from jaxprune.nets.factories import find_network, look_in_working_directory
     from jaxprune.observation.observer import observe

@@ -1,4 +1,4 @@
-"""`jaxprune prune`: a function at work on one trained network of a task."""
+"""`jaxprune prune`: prunes one trained network of a task, and fine-tunes it."""
 
 from __future__ import annotations
 
@@ -6,25 +6,80 @@ import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from jaxprune.commands.common import say, write_file, write_text
-from jaxprune.commands.network_options import add_base_options, add_task_changes, base_pool
+from jaxprune.commands.network_options import (
+    SEARCH_ONLY,
+    add_base_options,
+    add_task_options,
+    base_pool,
+    flag,
+)
+from jaxprune.commands.output import say, write_file, write_text
 from jaxprune.text import columns
 
 if TYPE_CHECKING:
-    from flax import nnx
+    from collections.abc import Mapping, Sequence
 
+    from jaxprune.pruning.budgets import Factor, Scope
     from jaxprune.pruning.planning import Plan
     from jaxprune.scoring.metrics import PruningFunction
     from jaxprune.structure.model_state import FlatState
     from jaxprune.tasks.base_networks import BasePool
 
 BUDGETS = ("kept_fraction", "macs_fraction", "params_fraction", "kept_counts")
-"""Ways to say how much is kept; one of them, or the task's own schedule."""
+"""Options that say how much is kept: one of them, or none for what the task's own schedule keeps."""
 
-NOT_OF_PRUNE = ("kept_fraction", "rounds", "finetune")
-"""Options of a task that say how a search prunes; `--kept-fraction` of this command is a budget of its own."""
+_OF_SEARCHES = ("kept_fraction", "rounds", "finetune")
+"""Options that say how a search prunes on a task; here, `--kept-fraction` is a budget instead."""
+
+
+class PlanOptions(TypedDict, total=False):
+    """Keywords of `jp.plan`: one budget, and how it is met."""
+
+    kept_fraction: float | None
+    macs_fraction: float | None
+    params_fraction: float | None
+    kept_counts: Mapping[str, int] | None
+    scope: Scope
+    multiple_of: int
+    ignore: tuple[str, ...]
+    factor: Factor
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """The result of pruning and fine-tuning one network.
+
+    Args:
+      formula: text of the formula, or name of the function.
+      plan: the kept channels.
+      weights: of the fine-tuned slim network.
+      macs: multiply-adds of one example before.
+      slim_macs: multiply-adds of one example after.
+      parameters: number before.
+      slim_parameters: number after.
+      accuracy: on validation images before, in percent.
+      pruned_accuracy: after pruning, in percent.
+      finetuned_accuracy: after fine-tuning, in percent.
+    """
+
+    formula: str
+    plan: Plan
+    weights: FlatState
+    macs: int
+    slim_macs: int
+    parameters: int
+    slim_parameters: int
+    accuracy: float
+    pruned_accuracy: float
+    finetuned_accuracy: float
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """The numbers, as plain data."""
+        numbers = {name: value for name, value in vars(self).items() if name not in ("plan", "weights")}
+        return {**numbers, "kept_counts": self.plan.kept_counts}
 
 
 def add_prune(parser: argparse.ArgumentParser) -> None:
@@ -72,41 +127,33 @@ def add_prune(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for plan.json, result.json and the slim network in slim/ (default: runs/prune)",
     )
-    add_task_changes(parser, without=NOT_OF_PRUNE)
+    add_task_options(parser, without=(*SEARCH_ONLY, *_OF_SEARCHES))
 
 
 def run_prune(arguments: argparse.Namespace) -> int:
-    """Prunes and fine-tunes one base network, prints what that did, and writes plan, result and network."""
+    """Prunes and fine-tunes one base network, prints what changed, and writes plan, result and network.
+
+    Raises:
+      ValueError: for a function without finite scores, a budget that does not fit, or a folder that cannot be written.
+    """
     from jaxprune.scoring.lookup import find_function
-    from jaxprune.scoring.metrics import name_of
     from jaxprune.training.checkpoint import save_network
 
     f = find_function(arguments.metric)
-    pool = base_pool(arguments, skipped=NOT_OF_PRUNE)
-    budget = _budget(arguments, pool)
-    extra = {
-        "scope": arguments.scope,
-        "multiple_of": arguments.multiple_of,
-        "ignore": tuple(arguments.ignore),
-        "factor": arguments.factor,
-    }
-    pruned = prune_base(pool, arguments.base or 0, f, **budget, **extra)
-    kept = [
-        (group, f"{len(channels)} of {pruned.plan.widths[group]}")
-        for group, channels in pruned.plan.kept.items()
-    ]
-    say(f"{name_of(f)}  on {pool.task.name}, base {arguments.base or 0}")
-    say(columns([("group", "kept"), *kept]))
-    say()
+    pool, base = base_pool(arguments, without=_OF_SEARCHES), arguments.base or 0
+    pruned = prune_base(pool, base, f, **_plan_options(arguments, pool))
+    widths = pruned.plan.widths
+    kept = [(group, f"{len(channels)} of {widths[group]}") for group, channels in pruned.plan.kept.items()]
+    say(f"{pruned.formula}  on {pool.task.name}, base {base}")
+    say(columns([("group", "kept"), *kept]) + "\n")
+    macs, parameters = (pruned.macs, pruned.slim_macs), (pruned.parameters, pruned.slim_parameters)
+    accuracies = (pruned.accuracy, pruned.pruned_accuracy, pruned.finetuned_accuracy)
     rows = [
         ("", "before", "pruned", "fine-tuned"),
-        ("multiply-adds", *(f"{n:,}" for n in (pruned.macs, pruned.slim_macs, pruned.slim_macs))),
-        ("parameters", *(f"{n:,}" for n in (pruned.parameters, pruned.slim_parameters, pruned.slim_parameters))),
-        (
-            "validation accuracy, %",
-            *(f"{n:.2f}" for n in (pruned.accuracy, pruned.pruned_accuracy, pruned.finetuned_accuracy)),
-        ),
-    ]  # fmt: skip
+        ("multiply-adds", *(f"{number:,}" for number in (*macs, macs[1]))),
+        ("parameters", *(f"{number:,}" for number in (*parameters, parameters[1]))),
+        ("validation accuracy, %", *(f"{accuracy:.2f}" for accuracy in accuracies)),
+    ]
     say(columns(rows))
     write_file(arguments.out / "plan.json", pruned.plan.save)
     write_text(arguments.out / "result.json", json.dumps(pruned.facts, indent=1) + "\n")
@@ -115,40 +162,17 @@ def run_prune(arguments: argparse.Namespace) -> int:
     return 0
 
 
-@dataclass(frozen=True, eq=False)
-class Pruned:
-    """What pruning one network did. Accuracies are percent on validation images."""
-
-    formula: str
-    plan: Plan
-    weights: FlatState
-    """Of the fine-tuned slim network."""
-    macs: int
-    slim_macs: int
-    parameters: int
-    slim_parameters: int
-    accuracy: float
-    pruned_accuracy: float
-    finetuned_accuracy: float
-
-    @property
-    def facts(self) -> dict[str, object]:
-        """The numbers, as plain data."""
-        plain = {name: value for name, value in vars(self).items() if name not in ("plan", "weights")}
-        return {**plain, "kept_counts": self.plan.kept_counts}
-
-
-def prune_base(pool: BasePool, base: int, f: PruningFunction, **budget: object) -> Pruned:
-    """Scores, plans, slims and fine-tunes one base network of a task, in one round.
+def prune_base(pool: BasePool, base: int, f: PruningFunction, **options: Unpack[PlanOptions]) -> Pruned:
+    """Scores, prunes and fine-tunes one base network of a task, in one round.
 
     Args:
-      pool: the bases.
+      pool: the base networks.
       base: which one.
       f: scores the channels.
-      budget: keywords of `jp.plan`.
+      **options: keywords of `jp.plan`.
 
     Returns:
-      The plan, the fine-tuned weights, and costs and accuracies before and after.
+      The plan, the fine-tuned weights, and sizes and accuracies before and after.
 
     Raises:
       ValueError: for a function without finite scores on the network, or a budget that does not fit.
@@ -161,6 +185,7 @@ def prune_base(pool: BasePool, base: int, f: PruningFunction, **budget: object) 
     from jaxprune.pruning.slimming import slim
     from jaxprune.scoring.metrics import name_of
     from jaxprune.scoring.ranking import Ranking, rank_population
+    from jaxprune.structure.model_state import merge_model, split_model
     from jaxprune.training.loop import batch_order, count_correct, split_network
     from jaxprune.training.trainer import Job, Trainer
 
@@ -168,54 +193,54 @@ def prune_base(pool: BasePool, base: int, f: PruningFunction, **budget: object) 
     ranking = rank_population([f], pool.observed(base))[0]
     if not isinstance(ranking, Ranking):
         raise ValueError(f"pruning needs finite scores that differ, got none from {name_of(f)}: {ranking}.")
-    model = _with_weights(programs.model, trained.weights)
-    example = jax.ShapeDtypeStruct((1, *programs.data.x.shape[1:]), programs.data.x.dtype)
-    made = plan(model, ranking.scores, example, **budget)  # type: ignore[arg-type]
-    smaller = slim(model, made)
-    recipe = programs.recipe()
-    network, weights = split_network(smaller)
-    trainer = Trainer(smaller, recipe, programs.data, programs.validation, strategy=programs.strategy)
+    graphdef, _, rest = split_model(programs.model)
+    model = merge_model(graphdef, trained.weights, rest)
+    images, recipe = programs.data.x, programs.recipe()
+    example = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+    kept = plan(model, ranking.scores, example, **options)
+    slim_model = slim(model, kept)
+    network, weights = split_network(slim_model)
+    trainer = Trainer(slim_model, recipe, programs.data, programs.validation, strategy=programs.strategy)
     key = derive(pool.key, "prune", base)
-    order = batch_order(derive(key, "order"), programs.data.x.shape[0], recipe)
-    finetuned = next(iter(trainer.run([Job(weights, order, derive(key, "train"))])))
-    correct = float(count_correct(network, weights, programs.validation))
+    order = batch_order(derive(key, "order"), images.shape[0], recipe)
+    (finetuned,) = trainer.run([Job(weights, order, derive(key, "train"))])
+    num_correct = float(count_correct(network, weights, programs.validation))
     return Pruned(
         formula=name_of(f),
-        plan=made,
+        plan=kept,
         weights=finetuned.weights,
         macs=count_macs(model, example),
-        slim_macs=count_macs(smaller, example),
+        slim_macs=count_macs(slim_model, example),
         parameters=count_parameters(model),
-        slim_parameters=count_parameters(smaller),
+        slim_parameters=count_parameters(slim_model),
         accuracy=trained.accuracy,
-        pruned_accuracy=100.0 * correct / programs.validation.x.shape[0],
+        pruned_accuracy=100.0 * num_correct / programs.validation.x.shape[0],
         finetuned_accuracy=float(finetuned.accuracies[-1]),
     )
 
 
-def _with_weights(model: nnx.Module, weights: FlatState) -> nnx.Module:
-    from jaxprune.structure.model_state import merge_model, split_model
+def _plan_options(arguments: argparse.Namespace, pool: BasePool) -> PlanOptions:
+    """Returns the budget of the command line, or the task's, and how it is met."""
+    flags = [flag(name) for name in BUDGETS if getattr(arguments, name) is not None]
+    if len(flags) > 1:
+        raise ValueError(f"Give only one budget option, got {' and '.join(flags)}.")
+    counts: Mapping[str, int] | None = None if flags else pool.programs.rounds[-1].counts
+    if arguments.kept_counts is not None:
+        counts = _kept_counts(arguments.kept_counts, list(pool.programs.structure.widths))
+    return {
+        "kept_fraction": arguments.kept_fraction,
+        "macs_fraction": arguments.macs_fraction,
+        "params_fraction": arguments.params_fraction,
+        "kept_counts": counts,
+        "scope": arguments.scope,
+        "multiple_of": arguments.multiple_of,
+        "ignore": tuple(arguments.ignore),
+        "factor": arguments.factor,
+    }
 
-    graphdef, _, rest = split_model(model)
-    return merge_model(graphdef, weights, rest)
 
-
-def _budget(arguments: argparse.Namespace, pool: BasePool) -> dict[str, object]:
-    """The one budget of the command line, or the task's."""
-    given = {name: getattr(arguments, name) for name in BUDGETS if getattr(arguments, name) is not None}
-    if len(given) > 1:
-        raise ValueError(
-            f"how much is kept needs to be said once, got {' and '.join('--' + n.replace('_', '-') for n in given)}."
-        )
-    if not given:
-        return {"kept_counts": pool.programs.rounds[-1].counts}
-    if "kept_counts" in given:
-        return {"kept_counts": _counts(given["kept_counts"], list(pool.programs.structure.widths))}
-    return given
-
-
-def _counts(text: str, groups: list[str]) -> dict[str, int]:
-    """Kept counts from "6,12,24" or "conv1.kernel=6,conv2.kernel=12"."""
+def _kept_counts(text: str, groups: Sequence[str]) -> dict[str, int]:
+    """Reads how many channels each group keeps from "6,12,24" or "conv1.kernel=6,conv2.kernel=12"."""
     parts = [part.strip() for part in text.split(",")]
     try:
         if all("=" in part for part in parts):

@@ -3,23 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from pathlib import Path
 
-from jaxprune.commands.common import say
-
-
-def require_report() -> None:
-    """Raises before the work where the libraries that draw a report are missing, rather than after it.
-
-    Raises:
-      ImportError: if matplotlib is missing.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError(
-            "the report needs matplotlib, got none installed. "
-            'Run pip install "jaxprune[report]", or skip the report with --no-report.'
-        )
+from jaxprune.commands.output import say
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +14,12 @@ def add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def run_report(arguments: argparse.Namespace) -> int:
-    """Writes the report of a run again, from its files; trains nothing."""
+    """Writes the report of a run again from its files, without training anything.
+
+    Raises:
+      ImportError: if matplotlib is missing.
+      RunDirectoryError: if there is no complete generation, or a file is damaged or of a newer format.
+    """
     from jaxprune.report.writing import render_report
 
     say(f"Report: {render_report(arguments.run_dir)}")

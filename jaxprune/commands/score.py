@@ -1,4 +1,4 @@
-"""`jaxprune score`: one or many functions on all channels of a network, with what became of each."""
+"""`jaxprune score`: scores all channels of a network by one or many functions, and says what became of each."""
 
 from __future__ import annotations
 
@@ -7,26 +7,24 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from jaxprune.commands.common import note, say, write_text
 from jaxprune.commands.network_options import (
     DEFAULT_TASK,
+    SEARCH_ONLY,
     add_base_options,
     add_own_network_options,
-    add_task_changes,
+    add_task_options,
     observed_of,
 )
+from jaxprune.commands.output import note, say, write_text
 from jaxprune.text import columns
 
 if TYPE_CHECKING:
     from jaxprune.scoring.metrics import PruningFunction
     from jaxprune.scoring.ranking import Scored
-
-SUFFIXES = (".csv", ".json")
-"""Kinds of files that scores can be written to."""
 
 
 def add_score(parser: argparse.ArgumentParser) -> None:
@@ -56,49 +54,53 @@ def add_score(parser: argparse.ArgumentParser) -> None:
     )
     add_base_options(parser, default=f"default without --network: {DEFAULT_TASK}")
     add_own_network_options(parser)
-    add_task_changes(parser)
+    add_task_options(parser, without=SEARCH_ONLY)
 
 
 def run_score(arguments: argparse.Namespace) -> int:
-    """Prints or writes the scores of all channels; the exit status is 1 if no function has any."""
+    """Prints or writes the scores of all channels.
+
+    Returns:
+      The exit status: 1 if no function has scores, otherwise 0.
+
+    Raises:
+      ValueError: for functions, networks, data or files that cannot be used.
+    """
     from jaxprune.scoring.lookup import display_name
     from jaxprune.scoring.ranking import score_functions
 
-    if arguments.output is not None and arguments.output.suffix not in SUFFIXES:
+    if arguments.output is not None and arguments.output.suffix not in (".csv", ".json"):
         raise ValueError(f"--output needs a name that ends in .csv or .json, got {arguments.output}.")
     functions = read_formulas(arguments.formulas, arguments.file)
     network, observed = observed_of(arguments)
-    found = score_functions(functions, observed, aggregation=arguments.aggregation)
+    scored = score_functions(functions, observed, aggregation=arguments.aggregation)
     names = [display_name(f) for f in functions]
+
+    def text(kind: str) -> str:
+        return _json(network, names, functions, scored) if kind == "json" else _csv(names, scored)
+
     if arguments.output is not None:
-        as_text = (
-            as_csv(names, found) if arguments.output.suffix == ".csv" else as_json(network, functions, found)
-        )
-        write_text(arguments.output, as_text)
-    if arguments.format == "json":
-        say(as_json(network, functions, found).rstrip("\n"))
-    elif arguments.format == "csv":
-        say(as_csv(names, found).rstrip("\n"))
-        for line in status_lines(names, found):
-            note(line)
-    else:
-        if arguments.output is None or arguments.format == "table":
-            say(as_table(names, found))
-            say()
-        for line in status_lines(names, found):
-            say(line)
-    return 0 if any(each.status == "ok" for each in found) else 1
+        write_text(arguments.output, text(arguments.output.suffix[1:]))
+    if arguments.format in ("csv", "json"):
+        say(text(arguments.format).rstrip("\n"))
+    elif arguments.format == "table" or arguments.output is None:
+        say(columns(_table(names, scored, lambda score: f"{score:.5g}")) + "\n")
+    if arguments.format != "json":
+        show = note if arguments.format == "csv" else say
+        show(_outcomes(names, scored))
+    return 0 if any(result.status == "ok" for result in scored) else 1
 
 
 def read_formulas(texts: Sequence[str], file: Path | None = None) -> list[PruningFunction]:
-    """The functions of a command line and of a file, in their order; one that comes twice stays twice.
+    """Finds the functions of a command line and of a file, in their order; repeated ones stay repeated.
 
     Args:
       texts: names and formulas.
-      file: one formula a line; empty lines, and what follows a `#`, are left out.
+      file: one name or formula a line; empty lines, and what follows a `#`, are skipped.
 
     Raises:
-      ValueError: if there are none, the file cannot be read, or one is no pruning function; names the line.
+      ValueError: if there are none, the file cannot be read, or one is no pruning function (the message names the
+        line).
 
     Example:
       >>> [str(f) for f in read_formulas(["l1", "mean(X) * 2"])]
@@ -106,7 +108,7 @@ def read_formulas(texts: Sequence[str], file: Path | None = None) -> list[Prunin
     """
     from jaxprune.scoring.lookup import find_function
 
-    found = [find_function(text) for text in texts]
+    functions = [find_function(text) for text in texts]
     if file is not None:
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
@@ -118,64 +120,63 @@ def read_formulas(texts: Sequence[str], file: Path | None = None) -> list[Prunin
         for number, line in enumerate(lines, start=1):
             text = line.partition("#")[0].strip()
             try:
-                found += [find_function(text)] if text else []
+                functions += [find_function(text)] if text else []
             except ValueError as error:
                 raise ValueError(f"{file}, line {number}: {error}") from error
-    if not found:
+    if not functions:
         where = f" on the command line or in {file}" if file is not None else ""
         raise ValueError(
             f"score needs at least one formula, got none{where}. Give some, or --formulas FILE; "
             "`jaxprune list metrics` shows known ones."
         )
-    return found
+    return functions
 
 
-def as_table(names: Sequence[str], found: Sequence[Scored]) -> str:
-    """One line per channel, one column per function."""
-    return columns([["group", "channel", *names], *_rows(found, lambda score: f"{score:.5g}")])
+def _table(
+    names: Sequence[str], scored: Sequence[Scored], show: Callable[[float], object]
+) -> list[list[object]]:
+    """Returns a head and one row per channel, with one column per function."""
+    rows: list[list[object]] = [["group", "channel", *names]]
+    for group, scores in scored[0].scores.items():
+        for channel in range(len(scores)):
+            rows.append([group, channel, *(show(result.scores[group][channel]) for result in scored)])
+    return rows
 
 
-def as_csv(names: Sequence[str], found: Sequence[Scored]) -> str:
-    """The same with all digits; a score that is not finite is nan, inf or -inf."""
+def _csv(names: Sequence[str], scored: Sequence[Scored]) -> str:
+    """Returns the table with all digits; scores that are not finite are nan, inf or -inf."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["group", "channel", *names])
-    writer.writerows(_rows(found, float))
+    csv.writer(text, lineterminator="\n").writerows(_table(names, scored, float))
     return text.getvalue()
 
 
-def as_json(network: str, functions: Sequence[PruningFunction], found: Sequence[Scored]) -> str:
-    """Every function with its status and its scores by group; a score that is not finite is null."""
-    from jaxprune.scoring.lookup import display_name
+def _json(
+    network: str, names: Sequence[str], functions: Sequence[PruningFunction], scored: Sequence[Scored]
+) -> str:
+    """Returns every function with its status and its scores by group; scores that are not finite are null."""
     from jaxprune.scoring.metrics import name_of
 
-    plain = [
+    rows = [
         {
-            "name": display_name(f),
+            "name": name,
             "formula": name_of(f),
-            "status": each.status,
-            "detail": each.detail,
-            "constant_groups": list(each.constant_groups),
+            "status": result.status,
+            "detail": result.detail,
+            "constant_groups": list(result.constant_groups),
             "scores": {
                 group: [score if math.isfinite(score) else None for score in scores.tolist()]
-                for group, scores in each.scores.items()
+                for group, scores in result.scores.items()
             },
         }
-        for f, each in zip(functions, found, strict=True)
+        for name, f, result in zip(names, functions, scored, strict=True)
     ]
-    return json.dumps({"network": network, "functions": plain}, indent=1, allow_nan=False) + "\n"
+    return json.dumps({"network": network, "functions": rows}, indent=1, allow_nan=False) + "\n"
 
 
-def status_lines(names: Sequence[str], found: Sequence[Scored]) -> list[str]:
-    """What became of each function, a line each."""
-    rows = []
-    for name, each in zip(names, found, strict=True):
-        some = ", ".join(each.constant_groups) if each.status == "ok" else ""
-        rows.append((name, each.status, f"equal scores in {some}" if some else each.detail))
-    return columns([("function", "status", ""), *rows]).splitlines()
-
-
-def _rows(found: Sequence[Scored], show: Callable[[float], object]) -> Iterator[list[object]]:
-    for group, scores in found[0].scores.items():
-        for channel in range(len(scores)):
-            yield [group, channel, *(show(each.scores[group][channel]) for each in found)]
+def _outcomes(names: Sequence[str], scored: Sequence[Scored]) -> str:
+    """Returns lines that say what became of each function."""
+    rows = [("function", "status", "")]
+    for name, result in zip(names, scored, strict=True):
+        constant = ", ".join(result.constant_groups) if result.status == "ok" else ""
+        rows.append((name, result.status, f"equal scores in {constant}" if constant else result.detail))
+    return columns(rows)

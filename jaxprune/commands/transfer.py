@@ -1,24 +1,23 @@
-"""`jaxprune transfer`: compares a frozen formula on other tasks."""
+"""`jaxprune transfer`: compares a frozen formula on other tasks than those it was evolved on."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from jaxprune.commands.common import note, split_formulas
 from jaxprune.commands.comparison_options import (
     add_measuring_options,
-    add_out_option,
-    add_remaining_options,
+    add_output_options,
     add_task_option,
-    chosen_tasks,
     compare_and_write,
     functions_named,
+    split_formulas,
 )
-from jaxprune.language.expression import Expression
+from jaxprune.commands.output import note
 
 if TYPE_CHECKING:
+    from jaxprune.language.expression import Expression
     from jaxprune.scoring.metrics import PruningFunction
 
 
@@ -33,7 +32,7 @@ def add_transfer(parser: argparse.ArgumentParser) -> None:
     frozen.add_argument(
         "--from-run", type=Path, metavar="RUN_DIR", help="a run, whose winner is the frozen formula"
     )
-    add_task_option(parser, None)
+    add_task_option(parser, required=True)
     parser.add_argument(
         "--against",
         default="l1,l2",
@@ -41,36 +40,38 @@ def add_transfer(parser: argparse.ArgumentParser) -> None:
         help="names and formulas to compare with, separated by commas (default: l1,l2)",
     )
     add_measuring_options(parser, bases=8)
-    add_out_option(parser, "comparison.csv, comparison.md and ranks.png", "runs/transfer")
-    add_remaining_options(parser)
+    add_output_options(parser, "runs/transfer")
 
 
 def run_transfer(arguments: argparse.Namespace) -> int:
-    """Compares a frozen formula with others on tasks that it was not evolved on."""
+    """Compares a frozen formula with others, prints the table, and writes table, measurements and rank diagram.
+
+    Raises:
+      ValueError: for an unknown function, or tasks on which nothing can be compared.
+      RunDirectoryError: if the run has no winner that can be read.
+    """
     from jaxprune.scoring.lookup import find_function
     from jaxprune.scoring.metrics import name_of
 
     formula: PruningFunction
-    if arguments.from_run is not None:
-        formula, tasks = winner_of(arguments.from_run)
-        again = [name for name in arguments.task if name in tasks]
-        if again:
-            note(f"note: the formula was evolved on {', '.join(again)}: there this is no transfer.")
-    else:
+    if arguments.from_run is None:
         formula = find_function(arguments.formula)
+    else:
+        formula, tasks = winner_of(arguments.from_run)
+        repeated = [name for name in arguments.task if name in tasks]
+        if repeated:
+            note(f"note: the formula was evolved on {', '.join(repeated)}: there this is no transfer.")
     note(f"frozen formula: {name_of(formula)}")
     functions = {**functions_named(split_formulas(arguments.against)), "frozen": formula}
-    return compare_and_write(arguments, functions, chosen_tasks(arguments))
+    return compare_and_write(arguments, functions)
 
 
 def winner_of(run_dir: Path) -> tuple[Expression, tuple[str, ...]]:
-    """The winner of a run, and the names of the tasks it was evolved on.
+    """Returns the winner of a run, and the names of the tasks it was evolved on.
 
     Raises:
       RunDirectoryError: if there is no complete generation, or the state is damaged or of a newer format.
     """
-    from typing import cast
-
     from jaxprune.search.problem import Problem
     from jaxprune.search.run_directory import load_run
 

@@ -1,4 +1,4 @@
-"""The report of a run: the final comparison, then `report.md` with its figures, all in the run directory."""
+"""Writes the report of a run: runs the final comparison, then writes `report.md` and its figures beside the run."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def write_report(
     controls: Controls = "standard",
     callbacks: Sequence[object] = (),
 ) -> Path:
-    """Compares the winner of a search on base networks it never saw, and writes the report.
+    """Compares the winner of a search on base networks that it never saw, and writes the report.
 
-    Base networks of the final pool are trained (or read back), the winner, l1, l2, the best library function, the best
-    own seed, random plans and training from scratch are fine-tuned on each, test images are opened and that is put on
-    record. All of it is stored in `final.json`; a report of equal rows is only written again.
+    Base networks of the final pool are trained or read back. On each, the winner, l1, l2, the best library function,
+    the best own seed, random plans and training from scratch are fine-tuned. Test images are opened, which is recorded.
+    All results are stored in `final.json`; if they are there already, for equal rows, only the report is written again.
 
     Args:
       run_dir: the run directory.
       problem: what was searched on, as `make_problem` made it.
       result: what the search found.
-      controls: "standard", or "full" for every library function and own seed, and the best of a random search of equal
-        budget, which runs in `run_dir/random-search`.
-      callbacks: told of progress by `on_message`, `on_status` and `on_base`, where they have these.
+      controls: "standard"; or "full" to add every library function and own seed, and the best of a random search of
+        equal budget, which runs in `run_dir/random-search`.
+      callbacks: get progress by `on_message`, `on_status` and `on_base`, where they have these.
 
     Returns:
       The path of `report.md`; figures are beside it in `figures/`.
@@ -54,20 +54,20 @@ def write_report(
       ValueError: for other controls.
       RunDirectoryError: if something cannot be written.
     """
-    with new_figure(1, 1):
+    with new_figure(1, 1):  # raises early without matplotlib
         pass
     state = result.state if isinstance(result, SearchResult) else result
     winner: Individual = result.best if isinstance(result, SearchResult) else state.ranked()[0]
     folder = Path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     finals = run_finals(folder, problem, state, winner, controls=controls, callbacks=callbacks)
-    return _written(folder, state, finals)
+    return _write(folder, state, finals)
 
 
 def render_report(run_dir: str | os.PathLike[str]) -> Path:
     """Writes `report.md` and its figures again from the files of a run, without training anything.
 
-    A run without a final comparison gets a report of its search, whose verdict says that nothing was checked.
+    Without a final comparison, the report covers the search, and its verdict says that nothing was checked.
 
     Args:
       run_dir: the run directory.
@@ -80,12 +80,15 @@ def render_report(run_dir: str | os.PathLike[str]) -> Path:
       RunDirectoryError: if there is no complete generation, or a file is damaged or of a newer format.
     """
     folder = Path(run_dir)
-    nothing = cast(Problem, None)  # a state that is only read asks its problem nothing
-    return _written(folder, load_run(folder, nothing), load_finals(folder))
+    no_problem = cast(Problem, None)  # a state that is only read asks its problem nothing
+    return _write(folder, load_run(folder, no_problem), load_finals(folder))
 
 
-def _written(folder: Path, state: SearchState, finals: Finals | None) -> Path:
-    run = Run(folder.resolve().name, state, finals, _why_stopped(folder), _openings(folder, state))
+def _write(folder: Path, state: SearchState, finals: Finals | None) -> Path:
+    """Writes the report and its figures; returns the path of the report."""
+    paths = {task.name: folder / f"test-{task.name}.json" for task in state.tasks}
+    openings = {name: tuple(read_json(path)["opened"]) for name, path in paths.items() if path.exists()}
+    run = Run(folder.resolve().name, state, finals, _why_stopped(folder), openings)
     _save_figures(run, folder / "figures")
     sections = [f"# Run {run.name}", verdict_section(run)]
     if finals is not None:
@@ -100,6 +103,7 @@ def _written(folder: Path, state: SearchState, finals: Finals | None) -> Path:
 
 
 def _save_figures(run: Run, folder: Path) -> None:
+    """Draws everything that the sections show."""
     save_figure(fitness_figure(run.state), folder / "fitness.png")
     save_figure(pareto_figure(run.state), folder / "pareto.png")
     save_figure(tree_figure(run.winner.expression), folder / "tree.png")
@@ -115,13 +119,8 @@ def _save_figures(run: Run, folder: Path) -> None:
 
 
 def _why_stopped(folder: Path) -> str:
-    """The last reason that `events.jsonl` gives, "" where there is none."""
+    """Returns the last reason in `events.jsonl`; empty if there is none."""
     path = folder / "events.jsonl"
-    events = read_journal(path) if path.exists() else iter(())
-    return next((event["message"] for event in reversed(list(events)) if event["event"] == "stopped"), "")
-
-
-def _openings(folder: Path, state: SearchState) -> dict[str, tuple[str, ...]]:
-    """Task -> when its test images were opened, from the records of that."""
-    paths = {task.name: folder / f"test-{task.name}.json" for task in state.tasks}
-    return {name: tuple(read_json(path)["opened"]) for name, path in paths.items() if path.exists()}
+    events = list(read_journal(path)) if path.exists() else []
+    reasons = [event["message"] for event in events if event["event"] == "stopped"]
+    return reasons[-1] if reasons else ""

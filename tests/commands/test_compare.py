@@ -8,8 +8,7 @@ import json
 import pytest
 
 from jaxprune.cli import main
-from jaxprune.commands.common import split_formulas
-from jaxprune.commands.comparison_options import functions_named
+from jaxprune.commands.comparison_options import functions_named, split_formulas
 from jaxprune.language.library import library, own_seeds
 from jaxprune.text import columns
 
@@ -18,7 +17,7 @@ TASK = ["--task", "cli_tasks:small"]
 
 @pytest.fixture(scope="module")
 def bases_dir(tmp_path_factory):
-    """Where base networks are kept between the commands."""
+    """A folder where the commands of this module find base networks again."""
     return tmp_path_factory.mktemp("bases")
 
 
@@ -36,11 +35,7 @@ def test_compare_writes_a_table_measurements_and_a_diagram(bases_dir, tmp_path, 
 
 def test_transfer_compares_a_frozen_formula(bases_dir, tmp_path, capsys):
     more = [
-        "--bases",
-        "2",
-        "--draws",
-        "1",
-        "--no-scratch",
+        *"--bases 2 --draws 1 --no-scratch".split(),
         "--out",
         str(tmp_path),
         "--bases-dir",
@@ -54,11 +49,7 @@ def test_transfer_compares_a_frozen_formula(bases_dir, tmp_path, capsys):
 def test_transfer_takes_the_winner_of_a_run(bases_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("jaxprune.commands.transfer.winner_of", lambda run_dir: (library["l1"], (TASK[1],)))
     more = [
-        "--bases",
-        "1",
-        "--draws",
-        "0",
-        "--no-scratch",
+        *"--bases 1 --draws 0 --no-scratch".split(),
         "--out",
         str(tmp_path),
         "--bases-dir",
@@ -88,11 +79,7 @@ def test_calibrate_writes_tables_and_a_figure(bases_dir, tmp_path, capsys):
 def test_without_matplotlib_there_is_a_note_instead_of_a_figure(bases_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     more = [
-        "--bases",
-        "1",
-        "--draws",
-        "0",
-        "--no-scratch",
+        *"--bases 1 --draws 0 --no-scratch".split(),
         "--out",
         str(tmp_path),
         "--bases-dir",

@@ -24,7 +24,7 @@ SMALL = ["--generations", "2", "--population", "4", "--proposals-per-slot", "3",
 
 @pytest.fixture
 def toy(monkeypatch):
-    """Searches take milliseconds: every task is a made-up one, of one base."""
+    """Makes searches take milliseconds: every task becomes a made-up one."""
     from toy_problem import ToyProblem
 
     from jaxprune.search.problem import TaskInfo
@@ -47,23 +47,12 @@ def lines_without_times(run_dir: Path) -> list[dict]:
 
 def test_settings_reach_the_search_and_its_config(toy, tmp_path, capsys):
     (tmp_path / "run.toml").write_text("seed = 7\npopulation = 9\n[bases]\ndigits = 2\n")
-    more = [
-        "--guess",
-        "mean(X) + N",
-        "--time",
-        "20m",
-        "--evaluations",
-        "500",
-        "--config",
-        str(tmp_path / "run.toml"),
-        "--controls",
-        "full",
-    ]
-    assert evolve(tmp_path / "run", *more) == 0
+    more = ["--guess", "mean(X) + N", "--config", str(tmp_path / "run.toml")]
+    assert evolve(tmp_path / "run", *more, *"--time 20m --evaluations 500 --controls full".split()) == 0
     plain = json.loads((tmp_path / "run" / "config.json").read_text())
-    found = plain["config"]
-    assert (found["seed"], found["population"], found["time_limit_seconds"]) == (7, 4, 1200.0)
-    assert found["max_evaluations"] == 500
+    search = plain["config"]
+    assert (search["seed"], search["population"], search["time_limit_seconds"]) == (7, 4, 1200.0)
+    assert search["max_evaluations"] == 500
     assert plain["guesses"] == ["mean(X) + N"] and plain["tasks"]["digits"]["bases"] == 2
     assert plain["settings"] == {
         "preset": "quick",

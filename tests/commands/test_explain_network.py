@@ -33,7 +33,7 @@ def test_groups_reasons_and_costs_are_printed(explain):
 def test_source_lines_are_told_from_the_working_directory(explain, monkeypatch, root):
     monkeypatch.chdir(root)
     shown = explain("Stack", "--input", "1x4:int32")
-    assert "gather at tests/commands/own_networks.py:" in shown and str(root) not in shown
+    assert "gather at tests/support/own_networks.py:" in shown and str(root) not in shown
 
 
 def test_every_shows_each_group(explain):

@@ -16,35 +16,38 @@ from jaxprune.tasks.task_programs import TaskPrograms
 
 @pytest.fixture(scope="module")
 def bases_dir(tmp_path_factory):
-    """Where the one base network is kept between the commands."""
+    """A folder where the commands of this module find their base network again."""
     return tmp_path_factory.mktemp("bases")
 
 
 @pytest.fixture
-def run(bases_dir):
-    def run(command: str, *arguments: str, task: str = "cli_tasks:small") -> int:
-        return main([command, "--task", task, "--bases-dir", str(bases_dir), *arguments])
+def prune(bases_dir, tmp_path):
+    """Runs `jaxprune prune` on a small task; it writes to the folder `out`."""
+
+    def run(*arguments: str) -> int:
+        shared = ["--task", "cli_tasks:small", "--bases-dir", str(bases_dir), "--out", str(tmp_path / "out")]
+        return main(["prune", *shared, *arguments])
 
     return run
 
 
-def test_pruning_by_a_metric_that_is_no_formula(run, tmp_path, capsys):
-    assert run("prune", "--metric", "lamp", "--kept-fraction", "0.5", "--out", str(tmp_path)) == 0
+def test_pruning_by_a_metric_that_is_no_formula(prune, tmp_path, capsys):
+    assert prune("--metric", "lamp", "--kept-fraction", "0.5") == 0
     assert capsys.readouterr().out.startswith("lamp  on ")
-    assert json.loads((tmp_path / "result.json").read_text())["formula"] == "lamp"
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["formula"] == "lamp"
 
 
-def test_pruning_saves_plan_numbers_and_network(run, tmp_path, capsys):
-    assert run("prune", "--metric", "l1", "--kept-fraction", "0.25", "--out", str(tmp_path)) == 0
+def test_pruning_saves_plan_numbers_and_network(prune, tmp_path, capsys):
+    assert prune("--metric", "l1", "--kept-fraction", "0.25") == 0
     shown = capsys.readouterr().out
     assert "2 of 8" in shown and "fine-tuned" in shown
-    plan = Plan.load(tmp_path / "plan.json")
-    facts = json.loads((tmp_path / "result.json").read_text())
+    plan = Plan.load(tmp_path / "out" / "plan.json")
+    facts = json.loads((tmp_path / "out" / "result.json").read_text())
     assert plan.kept_counts == facts["kept_counts"] == {"first.kernel": 2}
     assert (facts["macs"], facts["slim_macs"]) == (5 * 8 + 8 * 2, 5 * 2 + 2 * 2)
     assert (facts["parameters"], facts["slim_parameters"]) == (48 + 18, 12 + 6)
     assert facts["formula"] == "sum(abs(WI))" and 0 <= facts["finetuned_accuracy"] <= 100
-    assert (tmp_path / "slim").is_dir()
+    assert (tmp_path / "out" / "slim").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -57,9 +60,9 @@ def test_pruning_saves_plan_numbers_and_network(run, tmp_path, capsys):
         (["--kept-fraction", "0.5", "--factor", "both"], 4),
     ],
 )
-def test_how_much_is_kept_can_be_said_in_several_ways(arguments, count, run, tmp_path):
-    assert run("prune", *arguments, "--out", str(tmp_path)) == 0
-    assert Plan.load(tmp_path / "plan.json").kept_counts == {"first.kernel": count}
+def test_how_much_is_kept_can_be_said_in_several_ways(arguments, count, prune, tmp_path):
+    assert prune(*arguments) == 0
+    assert Plan.load(tmp_path / "out" / "plan.json").kept_counts == {"first.kernel": count}
 
 
 def test_the_same_prune_twice_is_the_same(bases_dir):
@@ -71,45 +74,31 @@ def test_the_same_prune_twice_is_the_same(bases_dir):
 
 
 @pytest.mark.parametrize(
-    ("command", "arguments", "message"),
+    ("arguments", "message"),
     [
-        ("prune", ["--base", "-1"], "--base needs a number from 0, got -1."),
+        (["--base", "-1"], "--base needs a number from 0, got -1."),
+        (["--metric", "bn_scale"], "pruning needs finite scores that differ, got none from abs(gamma)"),
+        (["--metric", "N/(NX - NX)"], "not finite in group first.kernel, channel 0"),
+        (["--metric", "N + 1"], "constant in every group"),
+        (["--kept-fraction", "0"], "kept_fraction must be in (0, 1], got 0.0"),
+        (["--kept-counts", "0"], "first.kernel"),
+        (["--kept-counts", "9"], "first.kernel"),
+        (["--kept-counts", "3,4"], "--kept-counts needs 1 numbers, one each for first.kernel, got 2."),
+        (["--kept-counts", "few"], "--kept-counts needs whole numbers as in 6,12,24 or first.kernel=6"),
         (
-            "prune",
-            ["--metric", "bn_scale"],
-            "pruning needs finite scores that differ, got none from abs(gamma)",
-        ),
-        ("prune", ["--metric", "N/(NX - NX)"], "not finite in group first.kernel, channel 0"),
-        ("prune", ["--metric", "N + 1"], "constant in every group"),
-        ("prune", ["--kept-fraction", "0"], "kept_fraction must be in (0, 1], got 0.0"),
-        ("prune", ["--kept-counts", "0"], "first.kernel"),
-        ("prune", ["--kept-counts", "9"], "first.kernel"),
-        (
-            "prune",
-            ["--kept-counts", "3,4"],
-            "--kept-counts needs 1 numbers, one each for first.kernel, got 2.",
-        ),
-        (
-            "prune",
-            ["--kept-counts", "few"],
-            "--kept-counts needs whole numbers as in 6,12,24 or first.kernel=6",
-        ),
-        (
-            "prune",
             ["--kept-counts", "3", "--kept-fraction", ".5"],
-            "needs to be said once, got --kept-fraction and",
+            "Give only one budget option, got --kept-fraction and --kept-counts.",
         ),
-        ("prune", ["--ignore", "conv9*"], "ignore needs names or patterns of groups, first.kernel, got"),
+        (["--ignore", "conv9*"], "ignore needs names or patterns of groups, first.kernel, got"),
     ],
 )
-def test_what_cannot_be_done_is_explained(command, arguments, message, run, tmp_path, capsys):
-    more = ["--out", str(tmp_path / "out")] if command == "prune" else []
-    assert run(command, *arguments, *more) == 2
+def test_what_cannot_be_pruned_is_explained(arguments, message, prune, tmp_path, capsys):
+    assert prune(*arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_an_out_that_cannot_be_written_is_named(run, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert run("prune", "--out", str(tmp_path / "file")) == 2
-    assert "needs to be a place that can be written to" in capsys.readouterr().err
+def test_an_out_that_cannot_be_written_is_named(prune, tmp_path, capsys):
+    (tmp_path / "out").write_text("")
+    assert prune() == 2
+    assert "Cannot write to" in capsys.readouterr().err

@@ -117,8 +117,7 @@ def test_closing_twice_does_nothing():
     table.close()
 
 
-def test_a_search_tells_it_everything(tmp_path, monkeypatch, root):
-    monkeypatch.syspath_prepend(str(root / "tests" / "evolution"))
+def test_a_search_tells_it_everything(tmp_path):
     from toy_problem import SMALL, ToyProblem
 
     from jaxprune.search.search import evolve_problem
