@@ -53,12 +53,7 @@ def budget_counts(
     given = sorted(name for name, value in budgets.items() if value is not None)
     if len(given) != 1:
         raise ValueError(f"Give exactly one budget out of {', '.join(budgets)}, got {given or 'none'}.")
-    if scope not in ("group", "global"):
-        raise ValueError(f"scope must be 'group' or 'global', got {scope!r}.")
-    if not isinstance(multiple_of, int | np.integer) or multiple_of < 1:
-        raise ValueError(f"multiple_of must be a whole number >= 1, got {multiple_of}.")
-    if factor not in ("inner", "outer", "both"):
-        raise ValueError(f"factor must be 'inner', 'outer' or 'both', got {factor!r}.")
+    _check_options(scope, multiple_of, factor)
     free = _free_groups(structure, ignore)
     if kept_counts is not None:
         return _explicit_counts(structure, kept_counts, free)
@@ -107,6 +102,16 @@ def check_scores(
             "Score this network with jp.score, or leave groups out with ignore=."
         )
     return arrays
+
+
+def _check_options(scope: object, multiple_of: object, factor: object) -> None:
+    """Raises a `ValueError` for an option that has none of its allowed values."""
+    if scope not in ("group", "global"):
+        raise ValueError(f"scope must be 'group' or 'global', got {scope!r}.")
+    if not isinstance(multiple_of, int | np.integer) or multiple_of < 1:
+        raise ValueError(f"multiple_of must be a whole number >= 1, got {multiple_of}.")
+    if factor not in ("inner", "outer", "both"):
+        raise ValueError(f"factor must be 'inner', 'outer' or 'both', got {factor!r}.")
 
 
 def _free_groups(structure: Structure, ignore: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from flax import nnx
 
@@ -116,7 +116,7 @@ def stored_sizes(model: nnx.Module, new_sizes: Mapping[int, int]) -> dict[str, i
         for name, value in vars(module).items():
             is_whole_number = isinstance(value, int) and not isinstance(value, bool)
             if is_whole_number and value in new_sizes and not name.startswith("_"):
-                sizes[dotted((*path, name))] = new_sizes[value]
+                sizes[dotted((*cast(Path, path), name))] = new_sizes[value]
     return sizes
 
 
@@ -144,11 +144,10 @@ def _value_at(root: object, path: Path) -> object:
     """Returns the object at a path of attributes and keys, or None."""
     value: Any = root
     for part in path:
-        if isinstance(value, Mapping | Sequence):  # first, because a key may be called "keys"
-            try:
-                value = value[part]
-            except (KeyError, IndexError, TypeError):
-                return None
+        if isinstance(value, Mapping):  # first, because a key may be called "keys"
+            value = value.get(part)
+        elif isinstance(value, Sequence):
+            value = value[part] if isinstance(part, int) and part < len(value) else None
         else:
             value = getattr(value, str(part), None)
     return value

@@ -113,8 +113,8 @@ def take_apart(model: nnx.Module) -> Parts:
             f"needs a Flax NNX module (flax.nnx.Module), got {type(model).__name__}. "
             "Wrap a function and its parameters in an nnx.Module whose __call__ takes the images."
         )
-    graphdef, random_state, state = nnx.split(model, nnx.RngState, ...)
-    variables = nnx.to_flat_state(state)
+    graphdef, random_state, *states = nnx.split(model, nnx.RngState, ...)
+    variables = nnx.to_flat_state(states[0])
     trained = frozenset(cast(Path, path) for path, variable in variables if isinstance(variable, nnx.Param))
     return Parts(graphdef, _arrays(variables), _arrays(nnx.to_flat_state(random_state)), trained, model)
 
