@@ -136,11 +136,10 @@ def plan(
 
     With `scope="group"` every group keeps the same fraction t of its channels: `round(t * C)` (half to even), at
     least 1, then rounded to the nearest multiple of `multiple_of` (up on a tie, at least one multiple, at most C).
-    `kept_fraction` is t itself. For `macs_fraction` and `params_fraction`, t is the largest fraction whose slim
-    network stays within that fraction of the full network's multiply-adds or parameters. With `scope="global"` the
-    channels of all groups compete by score (`jp.score` divides scores by their group's mean), and the lowest are
-    removed in blocks of `multiple_of` until the budget is met; every group keeps at least one channel. Among equal
-    scores, the lower index is removed first.
+    `kept_fraction` is t itself; for `macs_fraction` and `params_fraction`, t is the largest fraction whose slim network
+    is within the budget. With `scope="global"` the channels of all groups compete by score (`jp.score` divides scores
+    by their group's mean), and the lowest are removed in blocks of `multiple_of` until the budget is met; every group
+    keeps at least one channel. Among equal scores, the lower index is removed first.
 
     Args:
       model: NNX network; it is not changed.
@@ -148,8 +147,7 @@ def plan(
       example: images as the network takes them, or their shape and dtype.
       kept_fraction: fraction of channels kept, in (0, 1].
       kept_counts: group name -> channels kept; groups left out stay whole, and `multiple_of` is not applied.
-      macs_fraction: fraction of multiply-adds kept, in (0, 1].
-      params_fraction: fraction of trained parameters kept, in (0, 1].
+      macs_fraction, params_fraction: fraction of multiply-adds or of trained parameters kept, in (0, 1].
       scope: one fraction per group, or all channels in one ranking.
       multiple_of: counts are multiples of this in groups that are at least that wide.
       ignore: names of groups that stay whole; shell patterns such as `"layers.*"` are allowed.

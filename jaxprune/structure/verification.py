@@ -195,14 +195,11 @@ def _resized_graph(
             return None  # blocks that the network does not tell apart all stay
         return int(np.unique(np.stack(labels_left), axis=1).shape[1])
 
-    resize_layers(model, structure.shapes, _shapes(cuts), blocks_kept)
+    new_shapes = {path: tuple(len(axis.indices) for axis in axes) for path, axes in cuts.items()}
+    resize_layers(model, structure.shapes, new_shapes, blocks_kept)
     for name, size in (attributes or {}).items():
         set_size(model, name, size)
     return take_apart(model).graphdef
-
-
-def _shapes(cuts: Cuts) -> dict[Path, tuple[int, ...]]:
-    return {path: tuple(len(axis.indices) for axis in axes) for path, axes in cuts.items()}
 
 
 def _slim_program(
@@ -215,7 +212,8 @@ def _slim_program(
     """Traces the slim network on shapes alone."""
     graph = _resized_graph(parts, structure, cuts, attributes) if graph is None else graph
     arrays = {
-        path: jax.ShapeDtypeStruct(shape, parts.flat[path].dtype) for path, shape in _shapes(cuts).items()
+        path: jax.ShapeDtypeStruct(tuple(len(axis.indices) for axis in axes), parts.flat[path].dtype)
+        for path, axes in cuts.items()
     }
     try:
         program = trace_program(graph, cast(FlatState, arrays), parts.rest, structure.example)
@@ -234,9 +232,8 @@ def _find_mix_up(
     structure: Structure, program: Program, cuts: Cuts, kept: Mapping[str, np.ndarray], copies: int
 ) -> Misfit | None:
     """Says where the slim network brings together other channels than the full one."""
-    family_of = np.tile(
-        structure.families.family_of, copies
-    )  # of every label of the full network, and copies
+    # The family of every label of the full network, and of its copies.
+    family_of = np.tile(structure.families.family_of, copies)
     labels = Labels(len(family_of))
     labels.freeze_each(structure.families.refused)
     seeds = {path: tuple(axis.labels for axis in axes) for path, axes in cuts.items()}
