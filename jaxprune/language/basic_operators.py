@@ -220,9 +220,9 @@ def _centred(xp: Namespace, rows: _Rows) -> tuple[Array, Array]:
     so that long float32 sums keep their digits (differences of kernel means need them).
     """
     first = _first(xp, rows)
-    deviations = _zero_padded(xp, rows, rows.values - first)
+    deviations = _with_padding(xp, rows, rows.values - first)
     shift = sum_rows(xp, deviations) / rows.num_real
-    return first[..., 0] + shift, _zero_padded(xp, rows, deviations - shift[..., None])
+    return first[..., 0] + shift, _with_padding(xp, rows, deviations - shift[..., None])
 
 
 def _first(xp: Namespace, rows: _Rows) -> Array:
@@ -235,17 +235,17 @@ def _first(xp: Namespace, rows: _Rows) -> Array:
     return xp.take_along_axis(values, xp.broadcast_to(index, (*batch, 1)), axis=-1)
 
 
-def _zero_padded(xp: Namespace, rows: _Rows, values: Array, padding: int = 0) -> Array:
+def _with_padding(xp: Namespace, rows: _Rows, values: Array, padding: int = 0) -> Array:
     """Returns `values` with `padding` where the rows hold no real entry."""
     return values if rows.is_real is None else xp.where(rows.is_real, values, padding)
 
 
 def _sum(xp: Namespace, rows: _Rows) -> Array:
-    return sum_rows(xp, _zero_padded(xp, rows, rows.values))
+    return sum_rows(xp, _with_padding(xp, rows, rows.values))
 
 
 def _product(xp: Namespace, rows: _Rows) -> Array:
-    return xp.prod(_zero_padded(xp, rows, rows.values, 1), axis=-1)
+    return xp.prod(_with_padding(xp, rows, rows.values, 1), axis=-1)
 
 
 def _count(xp: Namespace, rows: _Rows) -> Array:
@@ -253,9 +253,8 @@ def _count(xp: Namespace, rows: _Rows) -> Array:
 
 
 def _mean(xp: Namespace, rows: _Rows) -> Array:
-    if (
-        xp is np and rows.is_real is None
-    ):  # its sums are exact enough, and every pass over the entries takes time
+    # NumPy's sums (see `sum_rows`) are exact enough, and every pass over the entries takes time.
+    if xp is np and rows.is_real is None:
         first = rows.values[..., :1]
         return first[..., 0] + sum_rows(np, rows.values - first) / rows.num_real
     mean, deviations = _centred(xp, rows)

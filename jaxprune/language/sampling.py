@@ -27,7 +27,7 @@ _SCALAR_NODES = 2
 nothing but a literal."""
 _DEFAULT_RIDGE = 0.05
 _OTHER_SIDE = {"P": "Q", "Q": "P", "mP": "mQ", "mQ": "mP", "N": "NQ", "NQ": "N"}
-_NEVER_NEGATIVE = frozenset({"abs", "square", "sqrt", "var", "std", "count", "rbf"})
+_ALWAYS_NONNEGATIVE = frozenset({"abs", "square", "sqrt", "var", "std", "count", "rbf"})
 _NONNEGATIVE_OF_NONNEGATIVE = frozenset(
     {"sum", "mean", "product", "mean_samples", "trace", "transpose", "slice", "geometric_median",
      "+", "*", "/", "inner", "outer", "matmul"}
@@ -255,7 +255,7 @@ def is_nonnegative(f: Expression) -> bool:
         return f.value >= 0
     if f.is_operand:
         return f.name in CLASS_SIZES
-    if f.operator in _NEVER_NEGATIVE:
+    if f.operator in _ALWAYS_NONNEGATIVE:
         return True
     return f.operator in _NONNEGATIVE_OF_NONNEGATIVE and all(map(is_nonnegative, f.children))
 
