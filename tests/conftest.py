@@ -1,4 +1,4 @@
-"""What every test gets: strict broadcasting, a compilation cache, Hypothesis without deadlines, a key."""
+"""What every test gets: strict broadcasting, cheap compilation, a cache of it, Hypothesis without deadlines, a key."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Before JAX is imported: sub-processes that tests start inherit both, and so do the workers of pytest-xdist.
+# Before JAX is imported: sub-processes that tests start inherit these, and so do the workers of pytest-xdist.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Most time of the suite is XLA's: optimising code that runs once. A small program takes a third of the time without.
+CHEAP_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{CHEAP_COMPILATION} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 import jax
 import pytest
@@ -31,6 +34,11 @@ settings.register_profile(
 settings.register_profile("explore", settings.get_profile("default"), derandomize=False, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+MAX_COMPILATIONS = 9_000
+"""Programs that the fast suite may compile or read from the cache, over all workers; see `pytest_sessionfinish`."""
+
+_num_compiled = {"here": 0, "in workers": 0}
+
 
 @pytest.fixture
 def key() -> jax.Array:
@@ -42,3 +50,38 @@ def key() -> jax.Array:
 def root() -> Path:
     """The folder that holds pyproject.toml."""
     return ROOT
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Counts programs from now on."""
+
+    def count(event: str, duration: float, **details: object) -> None:
+        _num_compiled["here"] += event == "/jax/core/compile/backend_compile_duration"
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object, error: object) -> None:
+    """Adds what a worker of pytest-xdist has compiled."""
+    _num_compiled["in workers"] += getattr(node, "workeroutput", {}).get("num_compiled", 0)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fails a run that compiles more than it may: compiling is what makes the suite slow, and it creeps up unseen."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["num_compiled"] = _num_compiled["here"]
+        return
+    total = sum(_num_compiled.values())
+    is_slow_run = "not slow" not in session.config.option.markexpr
+    if total > MAX_COMPILATIONS and not is_slow_run:
+        print(
+            f"\nThe fast suite compiled {total} programs, more than {MAX_COMPILATIONS}. Share compiled programs between "
+            "tests (pytest --durations=50 shows where they are), or raise MAX_COMPILATIONS and say why."
+        )
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says how much was compiled."""
+    terminalreporter.write_line(f"{sum(_num_compiled.values())} programs compiled or read from the cache")
