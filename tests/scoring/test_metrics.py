@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +48,21 @@ def make_arrays(seed=0, dead=()):
 
 def make(seed=0, dead=(), **changes):
     return Operands.from_arrays(**(make_arrays(seed, dead) | changes))
+
+
+@functools.cache
+def streamed():
+    """The operands of one layer from streams cut in three ways, each forwards and backwards."""
+    arrays = make_arrays(dead=(DEAD,))
+    by_example = [arrays.pop(key) for key in ("features", "labels", "feature_gradient")]
+    operands = []
+    for sizes in ([10], [3, 4], [1] * 9):
+        cuts = np.cumsum(sizes)
+        parts = [tuple(part) for part in zip(*(np.split(a, cuts) for a in by_example), strict=True)]
+        batches = [part for part in parts if len(part[1])]
+        for order in (batches, batches[::-1]):
+            operands.append(Operands.from_batches(order, **arrays, num_samples=30))
+    return operands
 
 
 def assert_close(found, expected, rtol=2e-5):
@@ -104,17 +121,9 @@ class TestEveryMetric:
 
     def test_how_a_stream_is_cut_and_its_order_do_not_matter(self, name):
         """Where the sample holds every example; moments and averages over gradients are streamed."""
-        arrays = make_arrays(dead=(DEAD,))
-        by_example = [arrays.pop(key) for key in ("features", "labels", "feature_gradient")]
         expected = metrics[name](make(dead=(DEAD,)))
-        for sizes in ([10], [3, 4], [1] * 9):
-            parts = [
-                tuple(part) for part in zip(*(np.split(a, np.cumsum(sizes)) for a in by_example), strict=True)
-            ]
-            batches = [part for part in parts if len(part[1])]
-            for order in (batches, batches[::-1]):
-                found = metrics[name](Operands.from_batches(order, **arrays, num_samples=30))
-                assert_close(found, expected, 1e-4)
+        for operands in streamed():
+            assert_close(metrics[name](operands), expected, 1e-4)
 
     def test_jitted_equals_eager(self, name):
         operands = make()
