@@ -62,10 +62,10 @@ evolve: $(READY)  ## evolve pruning functions with the quick preset; ARGS="..." 
 	@$(BIN)/jaxprune evolve $(ARGS)
 
 test: $(READY)  ## run the fast tests and the examples in docstrings
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not gpu' $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m 'not slow and not gpu' $(ARGS)
 
 test-slow: $(READY)  ## run the slow tests
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'slow and not gpu' $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m 'slow and not gpu' $(ARGS)
 
 check: lint  ## lint, formatting, types and the quickest tests
 	@$(BIN)/python -m pytest -q -m 'not slow and not gpu' tests/test_layout.py tests/test_import.py tests/language

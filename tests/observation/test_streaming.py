@@ -111,7 +111,7 @@ def test_what_the_sample_holds_whole_equals_from_arrays(sizes):
 @given(
     seed=st.integers(0, 3),
     sizes=st.lists(st.sampled_from([1, 3, 16, 25, 40]), max_size=8),  # each first size compiles
-    num_samples=st.integers(1, 70),
+    num_samples=st.sampled_from([1, 5, 7, 30, 60, 61, 70]),  # each new size compiles
     max_positions=st.sampled_from([1, 4, 16]),
     num_classes=st.sampled_from([None, 5]),
     level=st.sampled_from([0.0, 100.0, -1e4]),
