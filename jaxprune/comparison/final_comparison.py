@@ -1,11 +1,12 @@
-"""The final comparison of a run: the winner against what the search started from, on base networks it never saw."""
+"""The final comparison of a run: the winner against the start formulas, on base networks that the search never saw."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +17,7 @@ from jaxprune.comparison.results import Comparison
 from jaxprune.files import RunDirectoryError, read_json, to_text, write_atomically
 from jaxprune.language.expression import Expression
 from jaxprune.language.library import library, own_seeds
-from jaxprune.language.parsing import parse
-from jaxprune.search.search import evolve_problem
+from jaxprune.search.search import evolve_problem, notify
 from jaxprune.search.state import Individual, SearchState, origin_name, start_formulas
 from jaxprune.search.task_problem import TaskProblem
 from jaxprune.tasks.base_networks import Base
@@ -25,11 +25,13 @@ from jaxprune.tasks.base_networks import Base
 Controls = Literal["standard", "full"]
 
 FORMAT = 1
+"""The format version of final.json; newer ones are refused."""
+
 EVALUATIONS = 5
-"""Points of the accuracy curves, where a fine-tuning has as many steps."""
+"""Number of points of the accuracy curves, if a fine-tuning has as many steps."""
 
 DRAWS = 3
-"""Random plans per base."""
+"""Number of random plans per base."""
 
 WINNER, GUESS, RANDOM_SEARCH = "winner", "best guess", "random search"
 """Row names that stand for different formulas in different runs."""
@@ -37,20 +39,20 @@ WINNER, GUESS, RANDOM_SEARCH = "winner", "best guess", "random search"
 
 @dataclass(frozen=True)
 class Finals:
-    """What the final comparison measured, with who was compared and why; all of `final.json`.
+    """The content of `final.json`: what the final comparison measured, and which functions it compared and why.
 
     Args:
       winner_id: id of the winner among the run's candidates.
       formulas: row name -> formula of every function.
-      roles: row name -> what it is, for rows whose name does not say it.
-      best_start: row of the best function that the search started from (library or own seed), on the search bases;
-        "winner" where that is the winner itself.
+      roles: row name -> what the row is, if its name does not say it.
+      best_start: row of the library function or own seed that was best on the search bases; "winner" if that is the
+        winner itself.
       controls: "standard" or "full".
       comparison: the measurements.
       views: task -> what functions keep on final base 0, layer by layer.
-      steps: task -> optimiser steps of the last round's fine-tuning.
+      steps: task -> number of optimiser steps of the last round's fine-tuning.
       seconds: time of the comparison, training of the final bases included.
-      random_search: numbers of the random search of equal budget, or None where it was not run.
+      random_search: numbers of the random search of equal budget, or None if it was not run.
     """
 
     winner_id: int
@@ -66,12 +68,12 @@ class Finals:
 
     @property
     def figure_rows(self) -> tuple[str, ...]:
-        """The rows that figures of few lines show: winner, l2, the best start formula, random plans, scratch."""
+        """The rows for figures with few lines: winner, l2, the best start formula, random plans, scratch."""
         return tuple(dict.fromkeys((WINNER, "l2", self.best_start, "random", "scratch")))
 
     def to_json(self) -> str:
-        """As JSON text, to be read back by `from_json`."""
-        plain = {name.name: getattr(self, name.name) for name in dataclasses.fields(self)}
+        """Returns JSON text for `from_json`."""
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         plain["comparison"] = json.loads(self.comparison.to_json())
         plain["views"] = {
             task: [dataclasses.asdict(view) for view in views] for task, views in self.views.items()
@@ -80,10 +82,10 @@ class Finals:
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Finals:
-        """The finals that `to_json` wrote, from the parsed JSON.
+        """Reads what `to_json` wrote, from the parsed JSON.
 
         Raises:
-          RunDirectoryError: if it is not one, or of a newer format.
+          RunDirectoryError: if it is not a final comparison, or of a newer format.
         """
         version = plain.get("format")
         if not isinstance(version, int) or version > FORMAT:
@@ -91,12 +93,13 @@ class Finals:
                 f"final.json needs format {FORMAT} or older, got {version!r}. Upgrade jaxprune."
             )
         try:
-            found = {field.name: plain[field.name] for field in dataclasses.fields(cls)}
-            found["comparison"] = Comparison.from_json(json.dumps(found["comparison"]))
-            found["views"] = {
-                task: tuple(_view_from_json(view) for view in views) for task, views in found["views"].items()
+            values = {field.name: plain[field.name] for field in dataclasses.fields(cls)}
+            values["comparison"] = Comparison.from_json(json.dumps(values["comparison"]))
+            values["views"] = {
+                task: tuple(_view_from_json(view) for view in views)
+                for task, views in values["views"].items()
             }
-            return cls(**found)
+            return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise RunDirectoryError(
                 f"final.json needs a final comparison as write_report stores it, but it is damaged ({error!r}). "
@@ -105,14 +108,18 @@ class Finals:
 
 
 def load_finals(run_dir: Path) -> Finals | None:
-    """The final comparison that a run directory holds, or None."""
+    """Returns the final comparison that a run directory holds, or None.
+
+    Raises:
+      RunDirectoryError: if it is damaged or of a newer format.
+    """
     path = run_dir / "final.json"
     return Finals.from_json(read_json(path)) if path.exists() else None
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Who is compared: row name -> function, and what each one is."""
+    """The functions that are compared: row name -> function, and row name -> what it is."""
 
     functions: dict[str, Expression]
     roles: dict[str, str]
@@ -120,7 +127,7 @@ class Rows:
 
 
 def choose_rows(state: SearchState, winner: Individual, controls: Controls = "standard") -> Rows:
-    """The functions of the final comparison, as the search bases chose them.
+    """Chooses the functions of the final comparison by their results on the search bases.
 
     Args:
       state: the finished search.
@@ -128,21 +135,20 @@ def choose_rows(state: SearchState, winner: Individual, controls: Controls = "st
       controls: "standard" for l1, l2, the best library function and the best own seed; "full" for all of them.
 
     Returns:
-      The rows; random plans and training from scratch are added by the comparison itself.
+      The rows, without random plans and training from scratch, which the comparison adds.
 
     Raises:
       ValueError: for other controls.
     """
     if controls not in ("standard", "full"):
         raise ValueError(f'controls needs to be "standard" or "full", got {controls!r}.')
-    ranked = state.ranked()
-    started = start_formulas(state)
+    start = start_formulas(state)
     functions = {WINNER: winner.expression, "l2": library["l2"]}
     if winner.expression is not library["l1"]:
         functions["l1"] = library["l1"]
     roles = {WINNER: "winner of the search"}
     for prefix, role in (("library", "best library function"), ("seed", "best own seed")):
-        best = next((m for m in started if m.candidate.origin.startswith(f"{prefix}:")), None)
+        best = next((one for one in start if one.candidate.origin.startswith(f"{prefix}:")), None)
         if best is not None:
             name = origin_name(best)
             if best.expression is winner.expression:
@@ -150,15 +156,16 @@ def choose_rows(state: SearchState, winner: Individual, controls: Controls = "st
                 continue
             functions[name] = best.expression
             roles[name] = f"{role} on the search bases"
-    guess = next((member for member in ranked if member.candidate.origin == "guess"), None)
+    guess = next((one for one in state.ranked() if one.candidate.origin == "guess"), None)
     if guess is not None:
         functions[GUESS], roles[GUESS] = guess.expression, "best of the given formulas on the search bases"
     if controls == "full":
-        known = {**library, **own_seeds}
         functions |= {
-            name: f for name, f in known.items() if name not in functions and f is not winner.expression
+            name: f
+            for name, f in {**library, **own_seeds}.items()
+            if name not in functions and f is not winner.expression
         }
-    best_start = origin_name(started[0]) if started else "l2"
+    best_start = origin_name(start[0]) if start else "l2"
     return Rows(functions, roles, best_start if best_start in functions else WINNER)
 
 
@@ -171,25 +178,24 @@ def run_finals(
     controls: Controls = "standard",
     callbacks: Sequence[object] = (),
 ) -> Finals:
-    """Trains the final bases, compares on them, and stores `final.json`; an equal stored one is taken as it is.
+    """Trains the final bases, compares on them, and stores `final.json`; uses a stored one that is still valid.
 
     Args:
-      run_dir: the run directory; the openings of test images are recorded there.
-      problem: what was searched on.
+      run_dir: the run directory, where it is also recorded that test images were opened.
+      problem: the problem that was searched on.
       state: the finished search.
       winner: its winner.
       controls: see `choose_rows`; "full" also runs a random search of equal budget in `run_dir/random-search`.
-      callbacks: told of progress by `on_message`, `on_status` and `on_base`, where they have these.
+      callbacks: notified of progress by `on_message`, `on_status` and `on_base`, if they have these methods.
 
     Returns:
       The final comparison.
     """
     rows = choose_rows(state, winner, controls)
-    tell = _teller(callbacks)
-    tasks = [programs.task for programs in problem.programs.values()]
     stored = load_finals(run_dir)
     if stored is not None and _is_current(stored, rows, problem, controls):
-        tell("on_message", "The final comparison is stored already; only the report is written again.")
+        message = "The final comparison is stored already; only the report is written again."
+        notify(callbacks, "on_message", message)
         return stored
     started = time.monotonic()
     random_search = None
@@ -197,45 +203,17 @@ def run_finals(
         best, random_search = _random_search(run_dir, problem, state, callbacks)
         rows.functions[RANDOM_SEARCH] = best.expression
         rows.roles[RANDOM_SEARCH] = "best of a random search of equal budget"
-    bases = {task.name: task.final_bases for task in tasks}
     steps = {
         name: programs.recipe().num_steps(len(programs.task.train[1]))
         for name, programs in problem.programs.items()
     }
-    tell(
-        "on_message",
-        f"Final comparison of {len(rows.functions)} functions on new base networks: {_list(bases)}.",
-    )
-    counted = {"number": 0}
-
-    def on_row(row: Measurement) -> None:
-        counted["number"] += 1
-        tell(
-            "on_status",
-            f"final comparison: {row.name} on {row.task}, {counted['number']} networks fine-tuned",
-        )
-
-    comparison = compare(
-        rows.functions,
-        tasks,
-        bases,
-        seed=problem.seed,
-        draws=DRAWS,
-        evaluations=min(EVALUATIONS, *steps.values()),
-        folder=problem.folder,
-        test_records=run_dir,
-        reopen_test=True,  # after an interruption or a resumed search; every opening is on record and in the report
-        on_row=on_row,
-        on_base=lambda task, base: tell("on_base", task, base),
-        programs=problem.programs,
-    )
     finals = Finals(
         winner_id=winner.candidate.id,
         formulas={name: str(f) for name, f in rows.functions.items()},
         roles=rows.roles,
         best_start=rows.best_start,
         controls=controls,
-        comparison=comparison,
+        comparison=_compare(run_dir, problem, rows, min(EVALUATIONS, *steps.values()), callbacks),
         views=_views(problem, rows),
         steps=steps,
         seconds=time.monotonic() - started,
@@ -245,33 +223,67 @@ def run_finals(
     return finals
 
 
+def _compare(
+    run_dir: Path, problem: TaskProblem, rows: Rows, evaluations: int, callbacks: Sequence[object]
+) -> Comparison:
+    """Compares the rows on the final bases of all tasks, test images included."""
+    tasks = [programs.task for programs in problem.programs.values()]
+    bases = {task.name: task.final_bases for task in tasks}
+    counts = ", ".join(f"{count} for {name}" for name, count in bases.items())
+    message = f"Final comparison of {len(rows.functions)} functions on new base networks: {counts}."
+    notify(callbacks, "on_message", message)
+    numbers = itertools.count(1)
+
+    def on_row(row: Measurement) -> None:
+        status = f"final comparison: {row.name} on {row.task}, {next(numbers)} networks fine-tuned"
+        notify(callbacks, "on_status", status)
+
+    def on_base(task: str, base: Base) -> None:
+        notify(callbacks, "on_base", task, base)
+
+    return compare(
+        rows.functions,
+        tasks,
+        bases,
+        seed=problem.seed,
+        draws=DRAWS,
+        evaluations=evaluations,
+        folder=problem.folder,
+        test_records=run_dir,
+        reopen_test=True,  # after an interruption or a resumed search; every opening is on record and in the report
+        on_row=on_row,
+        on_base=on_base,
+        programs=problem.programs,
+    )
+
+
 def _random_search(
     run_dir: Path, problem: TaskProblem, state: SearchState, callbacks: Sequence[object]
 ) -> tuple[Individual, dict[str, Any]]:
-    """The best of a random search that may run as many fine-tunings as the search did."""
+    """Runs a random search with as many fine-tunings as the search had; returns its best candidate and its numbers."""
     config = state.config.replace(
         strategy="random",
         max_evaluations=state.evaluations,
-        generations=20 * max(1, state.config.generations),  # the budget ends it, not the generations
+        generations=20 * max(1, state.config.generations),  # enough, so that the budget ends it
         time_limit_seconds=None,
     )
-    found = evolve_problem(
+    result = evolve_problem(
         problem, config, run_dir / "random-search", callbacks=callbacks, resume=True, guesses=state.guesses
     )
-    best = found.best
+    best = result.best
     return best, {
         "formula": best.candidate.text,
         "origin": best.candidate.origin,
         "mean": best.fitness.mean,
         "se": best.fitness.se,
-        "evaluations": found.state.evaluations,
-        "candidates": sum(candidate.status == "ok" for candidate in found.state.candidates),
-        "differences": {name: result.difference for name, result in best.fitness.tasks.items()},
+        "evaluations": result.state.evaluations,
+        "candidates": sum(candidate.status == "ok" for candidate in result.state.candidates),
+        "differences": {name: on_task.difference for name, on_task in best.fitness.tasks.items()},
     }
 
 
 def _views(problem: TaskProblem, rows: Rows) -> dict[str, tuple[LayerView, ...]]:
-    """What the few functions of the figures keep on final base 0 of every task."""
+    """Collects what the functions shown in figures keep on final base 0 of every task."""
     shown = dict.fromkeys((WINNER, "l2", rows.best_start, *rows.roles))
     functions = {name: rows.functions[name] for name in shown}
     return {
@@ -280,8 +292,9 @@ def _views(problem: TaskProblem, rows: Rows) -> dict[str, tuple[LayerView, ...]]
 
 
 def _is_current(stored: Finals, rows: Rows, problem: TaskProblem, controls: Controls) -> bool:
-    wanted = {name: str(f) for name, f in rows.functions.items()}
-    found = {name: text for name, text in stored.formulas.items() if name != RANDOM_SEARCH}
+    """Whether a stored comparison has the rows, bases, controls and seed that are needed now."""
+    needed_formulas = {name: str(f) for name, f in rows.functions.items()}
+    formulas = {name: text for name, text in stored.formulas.items() if name != RANDOM_SEARCH}
     measured = {
         facts.name: (facts.fingerprint, len(facts.base_accuracies)) for facts in stored.comparison.tasks
     }
@@ -289,31 +302,10 @@ def _is_current(stored: Finals, rows: Rows, problem: TaskProblem, controls: Cont
         name: (programs.fingerprint, programs.task.final_bases) for name, programs in problem.programs.items()
     }
     is_same = (stored.controls, stored.comparison.seed) == (controls, problem.seed)
-    return is_same and found == wanted and measured == needed
+    return is_same and formulas == needed_formulas and measured == needed
 
 
 def _view_from_json(plain: Mapping[str, Any]) -> LayerView:
     kept = {name: tuple(index) for name, index in plain["kept"].items()}
-    scores = {name: tuple(found) for name, found in plain["scores"].items()}
+    scores = {name: tuple(values) for name, values in plain["scores"].items()}
     return LayerView(plain["group"], plain["width"], plain["count"], kept, scores)
-
-
-def _teller(callbacks: Sequence[object]) -> Callable[..., None]:
-    """Calls a method of every callback that has it."""
-
-    def tell(name: str, *arguments: str | Base) -> None:
-        for callback in callbacks:
-            method = getattr(callback, name, None)
-            if method is not None:
-                method(*arguments)
-
-    return tell
-
-
-def _list(bases: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} for {name}" for name, count in bases.items())
-
-
-def expression_of(finals: Finals, name: str) -> Expression:
-    """The function of a row."""
-    return parse(finals.formulas[name])

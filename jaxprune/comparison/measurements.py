@@ -1,7 +1,7 @@
-"""A comparison as plain data: one record per fine-tuned network, and what follows from them per function.
+"""The plain data of a comparison: one record per fine-tuned network, and the facts that a task's rows share.
 
-Means and standard errors count bases: draws and repeats are averaged inside a base first. Differences to l2 are
-paired: same base, same repeat, so same initial network and data order.
+Means and standard errors count bases: random draws and repeats are averaged within a base first. Differences to l2 are
+paired: same base and same repeat, hence same initial network and data order.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 REFERENCE = "l2"
-"""The row that every difference is to."""
+"""The row to which all differences are taken."""
 
 FORMAT = 1
-"""Of the JSON that comparisons and calibrations are stored in; a reader refuses newer ones."""
+"""The version of the JSON that comparisons and calibrations are stored in; newer versions are refused."""
 
 Kind = Literal["metric", "random", "scratch", "oracle"]
 Split = Literal["validation", "test"]
@@ -31,18 +31,18 @@ class Measurement:
 
     Args:
       task: the task's name.
-      name: the row's name: a function's, "random", "scratch" or "oracle".
-      kind: what planned it: a "metric" (any function), a "random" draw, nothing ("scratch": the slim shape trained
-        from a fresh initialisation), or an "oracle" that saw validation accuracies.
-      formula: the function as text; "" for the others.
+      name: the row's name: that of a function, "random", "scratch" or "oracle".
+      kind: what made the plan: a "metric" (any function), a "random" draw, nothing ("scratch": the slim network trained
+        from a fresh initialisation), or an "oracle" that used validation accuracies.
+      formula: the function as text; "" for the other kinds.
       base: index of the base network.
-      draw: number of the random draw; 0 for the others.
-      repeat: which data order.
-      validation: accuracy after fine-tuning, in percent.
-      test: likewise on test images, or None where those were not opened.
-      curve: validation accuracies along the fine-tuning in percent, the last one being `validation`.
+      draw: number of the random draw; 0 for the other kinds.
+      repeat: number of the data order.
+      validation: validation accuracy after fine-tuning, in percent.
+      test: accuracy on test images in percent, or None if those were not opened.
+      curve: validation accuracies along the fine-tuning in percent; the last one is `validation`.
       seconds: how long the fine-tuning took; equal plans are fine-tuned once and share this number.
-      digest: a hash of the first-round plan; "" from scratch.
+      digest: a hash of the first-round plan; "" for "scratch".
     """
 
     task: str
@@ -61,7 +61,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Refused:
-    """A function that is invalid on a task, with the reason; it was not fine-tuned there."""
+    """A function that is invalid on a task and was not fine-tuned there, with the reason."""
 
     task: str
     name: str
@@ -76,10 +76,10 @@ class TaskFacts:
     Args:
       name: the task's name.
       pool: "search" or "final".
-      widths: group -> number of channels of a base network.
+      widths: group -> number of channels in a base network.
       kept: group -> number of channels left after the last round.
       base_accuracies: validation accuracy of every base network before pruning, in percent.
-      fingerprint: of data, network, schedule and recipes.
+      fingerprint: hash of data, network, schedule and recipes.
     """
 
     name: str
@@ -91,7 +91,7 @@ class TaskFacts:
 
 
 class PairedDifference(NamedTuple):
-    """Mean difference of two rows over bases, in points of accuracy."""
+    """The mean difference of two rows over bases, in points of accuracy."""
 
     mean: float
     se: float | None
@@ -101,23 +101,10 @@ class PairedDifference(NamedTuple):
 
 
 def standard_error(values: Sequence[float]) -> float | None:
-    """Standard deviation (dividing by n - 1) over the square root of n; None for fewer than two values.
+    """Computes the standard deviation (dividing by n - 1) over the square root of n; None for fewer than two values.
 
     Example:
       >>> standard_error([1.0, 3.0])
       1.0
     """
     return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
-
-
-def average_ranks(values: Sequence[float]) -> np.ndarray:
-    """Ranks from 1 for the lowest; equal values share the mean of theirs.
-
-    Example:
-      >>> average_ranks([5.0, 1.0, 5.0]).tolist()
-      [2.5, 1.0, 2.5]
-    """
-    array = np.asarray(values, np.float64)
-    below = (array[None, :] < array[:, None]).sum(axis=1)
-    equal = (array[None, :] == array[:, None]).sum(axis=1)
-    return below + (equal + 1) / 2

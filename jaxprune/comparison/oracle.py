@@ -1,14 +1,14 @@
-"""How good a plan can be at all: hill climbing over kept channels, by validation accuracy after fine-tuning.
+"""Finds out how good a plan can be: hill climbing over kept channels, by validation accuracy after fine-tuning.
 
-An upper bound for what a pruning function can reach, up to luck: the climb looks at validation images, which a
-function does not. It runs under keys of its own (one more repeat), so that accuracies under the keys of the
-functions are fresh to it.
+Apart from luck, the result is an upper bound for pruning functions, because the climb looks at validation images and
+functions do not. The climb uses random keys of its own (those of one further repeat), so that it has not selected on
+the accuracies that its plans reach under the keys of the functions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from jaxprune.types import Kept
 
 @dataclass(frozen=True)
 class Start:
-    """Where a climb on one base begins: a plan, and the function whose it is (it plans later rounds, if any)."""
+    """The start of a climb on one base: a plan, and the function that made it and makes those of later rounds."""
 
     name: str
     kept: Kept
@@ -32,12 +32,12 @@ class Climb:
     """One climb, as plain data.
 
     Args:
-      base: on which base.
+      base: index of the base.
       start: name of the function it started from.
-      evaluations: fine-tunings it took, the start's included.
-      accepted: number of steps that were taken, those to an equal accuracy included.
+      evaluations: number of fine-tunings, that of the start included.
+      accepted: number of moves to another plan, those to an equally good one included.
       trace: (evaluations so far, accuracy of the current plan in percent) after the start and after each batch.
-      kept: the plan it ended with.
+      kept: the final plan.
     """
 
     base: int
@@ -57,21 +57,21 @@ def climb(
     batch: int = 8,
     on_message: Callable[[str], None] = lambda message: None,
 ) -> dict[int, Climb]:
-    """Improves a plan on each base, swapping one kept channel of a group for a pruned one.
+    """Improves a plan on each base, by swapping one kept channel of a group for a pruned one.
 
-    Each step tries `batch` such neighbours of the current plan on every base, all together, and takes the best of
-    them unless it is worse than the current plan. No plan is tried twice.
+    Tries `batch` such neighbours of the current plan on every base at once, and moves to the best of them unless it is
+    worse than the current plan, until the evaluations are spent. No plan is tried twice.
 
     Args:
       pool: the bases.
       starts: base -> where to begin.
-      evaluations: fine-tunings per base, >= 1; the start is one of them.
-      repeat: picks the keys that all of them share.
-      batch: neighbours tried at a time, >= 1.
-      on_message: told how far it is after every step.
+      evaluations: number of fine-tunings per base, >= 1; the start is one of them.
+      repeat: the repeat whose keys all of them share.
+      batch: number of neighbours tried at a time, >= 1.
+      on_message: called with the progress after every batch.
 
     Returns:
-      base -> its climb; a function of the pool's key and the arguments alone.
+      base -> its climb, which depends on nothing but the pool's key and the arguments.
 
     Raises:
       ValueError: if a number is below 1.
@@ -79,73 +79,84 @@ def climb(
     if evaluations < 1 or batch < 1:
         raise ValueError(f"climb needs evaluations >= 1 and batch >= 1, got {evaluations} and {batch}.")
     widths = pool.programs.rounds[0].structure.widths
-    current = {base: start.kept for base, start in starts.items()}
-    accuracy = dict(zip(starts, _accuracies(pool, starts, current, repeat), strict=True))
-    tried: dict[int, set[Kept]] = {base: {kept} for base, kept in current.items()}
-    accepted = dict.fromkeys(starts, 0)
-    trace = {base: [(1, accuracy[base])] for base in starts}
-    step, spent = 0, 1
+    tried: dict[int, set[Kept]] = {base: {start.kept} for base, start in starts.items()}
+    first = _accuracies(pool, starts, [(base, start.kept) for base, start in starts.items()], repeat)
+    climbs = {
+        base: Climb(base, start.name, 1, 0, ((1, accuracy),), start.kept)
+        for (base, start), accuracy in zip(starts.items(), first, strict=True)
+    }
+    number, spent = 0, 1
     while spent < evaluations:
         count = min(batch, evaluations - spent)
-        proposals: list[tuple[int, Kept]] = []
-        for base in starts:
-            rng = generator(derive(pool.key, "oracle", base, step))
-            new = _neighbours(current[base], widths, count, rng, tried[base])
-            tried[base].update(new)
-            proposals += [(base, kept) for kept in new]
-        if not proposals:
+        neighbours: list[tuple[int, Kept]] = []
+        for base, current in climbs.items():
+            rng = generator(derive(pool.key, "oracle", base, number))
+            plans = _neighbours(current.kept, widths, count, rng, tried[base])
+            tried[base].update(plans)
+            neighbours += [(base, plan) for plan in plans]
+        if not neighbours:
             break
-        entries = [oracle_entry(pool, starts[base], base, repeat, kept) for base, kept in proposals]
-        found = [float(trained.accuracies[-1]) for trained in pool.finetune(entries)]
-        for base in starts:
-            mine = [(value, kept) for (at, kept), value in zip(proposals, found, strict=True) if at == base]
-            if mine:
-                best, kept = max(mine, key=lambda each: each[0])
-                if best >= accuracy[base]:
-                    current[base], accuracy[base] = kept, best
-                    accepted[base] += 1
-                trace[base].append((trace[base][-1][0] + len(mine), accuracy[base]))
-        step, spent = step + 1, spent + count
-        on_message(
-            f"oracle: {spent} of {evaluations} evaluations a base, "
-            f"{np.mean(list(accuracy.values())):.1f} % under its own keys"
-        )
-    return {
-        base: Climb(
-            base, starts[base].name, trace[base][-1][0], accepted[base], tuple(trace[base]), current[base]
-        )
-        for base in starts
-    }
+        accuracies = _accuracies(pool, starts, neighbours, repeat)
+        for base, current in climbs.items():
+            results = zip(neighbours, accuracies, strict=True)
+            of_base = [(accuracy, plan) for (at, plan), accuracy in results if at == base]
+            if of_base:
+                climbs[base] = _moved(current, of_base)
+        number, spent = number + 1, spent + count
+        mean = np.mean([current.trace[-1][1] for current in climbs.values()])
+        on_message(f"oracle: {spent} of {evaluations} evaluations a base, {mean:.1f} % under its own keys")
+    return climbs
+
+
+def oracle_entry(pool: BasePool, start: Start, base: int, repeat: int, kept: Kept) -> Entry:
+    """Returns the pool's entry for a fixed first-round plan; the function of the start makes those of later rounds.
+
+    Args:
+      pool: the bases.
+      start: the start of the climb that led to the plan.
+      base: index of the base.
+      repeat: number of the data order.
+      kept: the plan.
+    """
+    function = start.function if len(pool.programs.rounds) > 1 else None
+    return Entry(base, repeat, function, kept)
 
 
 def _neighbours(
     kept: Kept, widths: Mapping[str, int], count: int, rng: np.random.Generator, tried: set[Kept]
 ) -> list[Kept]:
-    """Up to `count` new plans that differ in one swap; every group that is pruned is as likely."""
-    groups = [at for at, (name, channels) in enumerate(kept) if len(channels) < widths[name]]
-    found: list[Kept] = []
-    for _ in range(20 * count if groups else 0):  # near a fully explored plan new neighbours become rare
-        at = groups[int(rng.integers(len(groups)))]
+    """Draws up to `count` new plans that differ in one swap; all groups that are pruned are equally likely."""
+    pruned_groups = [at for at, (name, channels) in enumerate(kept) if len(channels) < widths[name]]
+    plans: list[Kept] = []
+    for _ in range(
+        20 * count if pruned_groups else 0
+    ):  # when most neighbours are known, new ones become rare
+        at = pruned_groups[int(rng.integers(len(pruned_groups)))]
         name, channels = kept[at]
         pruned = np.setdiff1d(np.arange(widths[name]), channels)
-        out, put = int(rng.choice(channels)), int(rng.choice(pruned))
-        swapped = tuple(sorted({*channels} - {out} | {put}))
+        removed, added = int(rng.choice(channels)), int(rng.choice(pruned))
+        swapped = tuple(sorted({*channels} - {removed} | {added}))
         plan = (*kept[:at], (name, swapped), *kept[at + 1 :])
-        if plan not in tried and plan not in found:
-            found.append(plan)
-            if len(found) == count:
+        if plan not in tried and plan not in plans:
+            plans.append(plan)
+            if len(plans) == count:
                 break
-    return found
+    return plans
+
+
+def _moved(current: Climb, neighbours: Sequence[tuple[float, Kept]]) -> Climb:
+    """Returns the climb after a batch: at the neighbour with the highest accuracy, unless its plan was better."""
+    evaluations, accuracy = current.evaluations + len(neighbours), current.trace[-1][1]
+    best, plan = max(neighbours, key=lambda neighbour: neighbour[0])
+    if best >= accuracy:
+        current = replace(current, accepted=current.accepted + 1, kept=plan)
+        accuracy = best
+    return replace(current, evaluations=evaluations, trace=(*current.trace, (evaluations, accuracy)))
 
 
 def _accuracies(
-    pool: BasePool, starts: Mapping[int, Start], plans: Mapping[int, Kept], repeat: int
+    pool: BasePool, starts: Mapping[int, Start], plans: Sequence[tuple[int, Kept]], repeat: int
 ) -> list[float]:
-    entries = [oracle_entry(pool, start, base, repeat, plans[base]) for base, start in starts.items()]
+    """Fine-tunes every (base, plan); returns the validation accuracies in percent."""
+    entries = [oracle_entry(pool, starts[base], base, repeat, plan) for base, plan in plans]
     return [float(trained.accuracies[-1]) for trained in pool.finetune(entries)]
-
-
-def oracle_entry(pool: BasePool, start: Start, base: int, repeat: int, kept: Kept) -> Entry:
-    """A fixed first-round plan as an entry; with several rounds, the start's function plans the later ones."""
-    function = start.function if len(pool.programs.rounds) > 1 else None
-    return Entry(base, repeat, function, kept)

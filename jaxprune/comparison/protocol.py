@@ -1,4 +1,17 @@
-"""The fair comparison of pruning functions: equal kept counts, equal fine-tuning, several base networks, controls."""
+"""The fair comparison of pruning functions: equal kept counts, equal fine-tuning, several base networks, controls.
+
+Example:
+  >>> from jaxprune.nets import PlainConvNet
+  >>> from jaxprune.training.recipes import RECIPES
+  >>> rng = np.random.default_rng(0)
+  >>> x, y = rng.normal(size=(40, 8, 8, 1)), np.arange(40) % 4
+  >>> make = lambda rngs: PlainConvNet(rngs, widths=(4, 4, 8), num_classes=4)
+  >>> recipe = RECIPES["adam_short"].replace(epochs=1, batch_size=20)
+  >>> task = Task("mine", model=make, train=(x, y), validation=(x, y), recipe=recipe, base_recipe=recipe)
+  >>> comparison = compare(["l1"], task, bases=2, draws=1)
+  >>> sorted(comparison.names("mine"))
+  ['l1', 'l2', 'random', 'scratch']
+"""
 
 from __future__ import annotations
 
@@ -46,26 +59,25 @@ def compare(
 ) -> Comparison:
     """Prunes and fine-tunes with every function on the same base networks, under the same keys.
 
-    Rows for l2 (the reference of every difference), for random plans and for the slim network from scratch are
-    there always, unless switched off. Functions that make one plan on a base are fine-tuned there once.
+    Functions that make the same plan on a base are fine-tuned there once. l2 is always compared too.
 
     Args:
-      functions: names of the library, own seeds and metrics, formulas, expressions, metrics, functions from the
-        `Operands` of one layer to [C] scores, or a mapping from row names to these.
+      functions: names, formulas, expressions, metrics, functions from the `Operands` of one layer to [C] scores, or a
+        mapping from row names to these.
       tasks: one or more, with different names.
       bases: number of base networks, >= 1; or task name -> number.
-      seed: base networks, data orders and random plans follow from it.
+      seed: determines base networks, data orders and random plans.
       draws: number of random plans per base; 0 for no such row.
       repeats: number of fine-tunings per function and base, each with its own data order, >= 1.
       evaluations: number of points of the accuracy curves, >= 1.
       with_scratch: whether there is a row for the slim network trained from a fresh initialisation.
       pool: "final" bases, which no search has seen, or the "search" bases.
-      folder: where trained bases are kept; None trains them anew.
-      test_records: a run directory: there the test images are opened once (`test-NAME.json` records it) and every
-        fine-tuned network is measured on them. None leaves them closed.
-      reopen_test: whether an existing record of that is added to rather than refused.
-      on_row: told about each measurement.
-      on_base: told (task name, base) about each base that is ready.
+      folder: where trained bases are stored; None trains them anew.
+      test_records: a run directory, in which `test-NAME.json` records that the test images were opened to measure every
+        fine-tuned network on them. None leaves them closed.
+      reopen_test: whether test images that were opened before may be opened again.
+      on_row: called with each measurement.
+      on_base: called with (task name, base) for each base that is ready.
       programs: task name -> compiled machinery to use instead of compiling it anew.
 
     Returns:
@@ -74,24 +86,12 @@ def compare(
     Raises:
       ValueError: for unknown functions, numbers out of range, or tasks that share a name.
       AlreadyOpenedError: if the test images were opened before under `test_records`.
-
-    Example:
-      >>> from jaxprune.nets import PlainConvNet
-      >>> from jaxprune.training.recipes import RECIPES
-      >>> rng = np.random.default_rng(0)
-      >>> x, y = rng.normal(size=(40, 8, 8, 1)), np.arange(40) % 4
-      >>> make = lambda rngs: PlainConvNet(rngs, widths=(4, 4, 8), num_classes=4)
-      >>> recipe = RECIPES["adam_short"].replace(epochs=1, batch_size=20)
-      >>> task = Task("mine", model=make, train=(x, y), validation=(x, y), recipe=recipe, base_recipe=recipe)
-      >>> found = compare(["l1"], task, bases=2, draws=1)
-      >>> sorted(found.names("mine"))
-      ['l1', 'l2', 'random', 'scratch']
     """
     given = [tasks] if isinstance(tasks, Task) else list(tasks)
     check_unique(given)
     rows = named_functions(functions)
-    _check_counts(draws=(draws, 0), repeats=(repeats, 1), evaluations=(evaluations, 1))
-    counts = {task.name: _bases_of(task, bases) for task in given}
+    check_counts("a comparison", draws=(draws, 0), repeats=(repeats, 1), evaluations=(evaluations, 1))
+    counts = {task.name: _num_bases(task, bases) for task in given}
     measurements: list[Measurement] = []
     refused: list[Refused] = []
     facts: list[TaskFacts] = []
@@ -105,22 +105,19 @@ def compare(
             folder=folder,
             on_base=on_base or (lambda name, base: None),
         )
-        jobs, invalid = planned_jobs(base_pool, rows, draws=draws, repeats=repeats, with_scratch=with_scratch)
-        test = None
-        if test_records is not None and task.test is not None:
-            # The bases are trained by now, so a crash while training leaves the test images closed.
-            records = FilePath(test_records)
-            records.mkdir(parents=True, exist_ok=True)
-            images, labels = task.test.open(records / f"test-{task.name}.json", reopen=reopen_test)
-            test = Examples(jnp.asarray(images), jnp.asarray(labels))
-        measurements += measure_jobs(base_pool, jobs, evaluations=evaluations, test=test, on_row=on_row)
+        entries, invalid = row_entries(
+            base_pool, rows, draws=draws, repeats=repeats, with_scratch=with_scratch
+        )
+        # The bases are trained by now, so a crash while training leaves the test images closed.
+        test = None if test_records is None else _open_test(task, FilePath(test_records), reopen_test)
+        measurements += measure(base_pool, entries, evaluations=evaluations, test=test, on_row=on_row)
         refused += invalid
         facts.append(task_facts(base_pool))
     return Comparison(tuple(measurements), tuple(facts), tuple(refused), complexities(rows), seed)
 
 
 def complexities(rows: Mapping[str, PruningFunction]) -> dict[str, int]:
-    """Row name -> complexity, of those rows that are formulas.
+    """Returns row name -> complexity, of the rows that are formulas.
 
     Example:
       >>> complexities(named_functions(["l1", "fpgm"]))
@@ -130,94 +127,120 @@ def complexities(rows: Mapping[str, PruningFunction]) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A network to fine-tune for a row, before it is known which rows share it."""
+class RowEntry:
+    """A network to fine-tune for a row. Rows with the same plan share the fine-tuning."""
 
     name: str
     kind: Kind
     formula: str
     entry: Entry
     kept: Kept | None
-    """The first round's plan; None from scratch."""
+    """The first round's plan; None for "scratch"."""
 
 
-def planned_jobs(
+def row_entries(
     pool: BasePool,
     rows: Mapping[str, PruningFunction],
     *,
     draws: int,
     repeats: int,
     with_scratch: bool,
-) -> tuple[list[Planned], list[Refused]]:
-    """What there is to fine-tune on a pool, row by row, and the functions that are invalid there."""
-    jobs: list[Planned] = []
+) -> tuple[list[RowEntry], list[Refused]]:
+    """Lists the networks to fine-tune on a pool, row by row.
+
+    Args:
+      pool: the bases.
+      rows: row name -> function.
+      draws: number of random plans per base.
+      repeats: number of fine-tunings per function and base.
+      with_scratch: whether there is a row for training from scratch.
+
+    Returns:
+      The networks to fine-tune, and the functions that are invalid on a base.
+    """
+    entries: list[RowEntry] = []
     refused: list[Refused] = []
-    places = [(base, repeat) for base in range(pool.num_bases) for repeat in range(repeats)]
-    plans = pool.plans(list(rows.values()))
-    for (name, function), by_base in zip(rows.items(), plans, strict=True):
+    conditions = [(base, repeat) for base in range(pool.num_bases) for repeat in range(repeats)]
+    for (name, function), by_base in zip(rows.items(), pool.plans(list(rows.values())), strict=True):
+        formula = name_of(function)
+        kept = [plan.kept for plan in by_base if not isinstance(plan, Invalid)]
         invalid = [
             f"base {base}: {plan.reason}" for base, plan in enumerate(by_base) if isinstance(plan, Invalid)
         ]
         if invalid:
-            refused.append(Refused(pool.task.name, name, name_of(function), invalid[0]))
+            refused.append(Refused(pool.task.name, name, formula, invalid[0]))
             continue
-        kept = [plan.kept for plan in by_base if not isinstance(plan, Invalid)]
-        jobs += [
-            Planned(name, "metric", name_of(function), Entry(base, repeat, function, kept[base]), kept[base])
-            for base, repeat in places
+        entries += [
+            RowEntry(name, "metric", formula, Entry(base, repeat, function, kept[base]), kept[base])
+            for base, repeat in conditions
         ]
     for draw in range(draws):
-        jobs += [
-            Planned("random", "random", "", Entry(base, repeat, draw=draw), pool.random_kept(base, draw))
-            for base, repeat in places
+        entries += [
+            RowEntry("random", "random", "", Entry(base, repeat, draw=draw), pool.random_kept(base, draw))
+            for base, repeat in conditions
         ]
     if with_scratch:
-        jobs += [Planned("scratch", "scratch", "", Entry(base, repeat), None) for base, repeat in places]
-    return jobs, refused
+        entries += [
+            RowEntry("scratch", "scratch", "", Entry(base, repeat), None) for base, repeat in conditions
+        ]
+    return entries, refused
 
 
-def measure_jobs(
+def measure(
     pool: BasePool,
-    jobs: Sequence[Planned],
+    entries: Sequence[RowEntry],
     *,
     evaluations: int = 1,
     test: Examples | None = None,
     on_row: OnRow | None = None,
 ) -> list[Measurement]:
-    """Fine-tunes every job, those of one plan together, and returns the measurements in the order of the jobs."""
+    """Fine-tunes all networks, those with the same plan once.
+
+    Args:
+      pool: the bases.
+      entries: the networks to fine-tune.
+      evaluations: number of points of the accuracy curves.
+      test: test images to measure every network on.
+      on_row: called with each measurement.
+
+    Returns:
+      One measurement per entry, in order.
+    """
     shared: dict[tuple[object, ...], list[int]] = {}
-    for number, job in enumerate(jobs):
-        shared.setdefault(_identity(pool, job), []).append(number)
-    found: dict[int, Measurement] = {}
-    entries = [jobs[numbers[0]].entry for numbers in shared.values()]
-    for numbers, trained in zip(
-        shared.values(), pool.finetune(entries, evaluations=evaluations), strict=True
+    for index, row in enumerate(entries):
+        # With several rounds, a first plan is shared only by the same function or draw, which make the later plans.
+        later = (row.entry.function, row.entry.draw) if len(pool.programs.rounds) > 1 else ()
+        shared.setdefault((row.entry.base, row.entry.repeat, row.kept, *later), []).append(index)
+    measurements: dict[int, Measurement] = {}
+    to_train = [entries[indices[0]].entry for indices in shared.values()]
+    for indices, trained in zip(
+        shared.values(), pool.finetune(to_train, evaluations=evaluations), strict=True
     ):
-        tested = None if test is None else pool.programs.accuracy(trained.weights, test)
+        on_test = None if test is None else pool.programs.accuracy(trained.weights, test)
         curve = tuple(float(accuracy) for accuracy in trained.accuracies)
-        for number in numbers:
-            job = jobs[number]
-            found[number] = Measurement(
+        for index in indices:
+            row = entries[index]
+            measurements[index] = Measurement(
                 task=pool.task.name,
-                name=job.name,
-                kind=job.kind,
-                formula=job.formula,
-                base=job.entry.base,
-                draw=job.entry.draw or 0,
-                repeat=job.entry.repeat,
+                name=row.name,
+                kind=row.kind,
+                formula=row.formula,
+                base=row.entry.base,
+                draw=row.entry.draw or 0,
+                repeat=row.entry.repeat,
                 validation=curve[-1],
-                test=tested,
+                test=on_test,
                 curve=curve,
                 seconds=trained.seconds,
-                digest="" if job.kept is None else kept_digest(job.kept),
+                digest="" if row.kept is None else kept_digest(row.kept),
             )
             if on_row is not None:
-                on_row(found[number])
-    return [found[number] for number in range(len(jobs))]
+                on_row(measurements[index])
+    return [measurements[index] for index in range(len(entries))]
 
 
 def task_facts(pool: BasePool) -> TaskFacts:
-    """What all rows measured on a pool have in common."""
+    """Returns what all rows measured on a pool have in common."""
     programs = pool.programs
     return TaskFacts(
         name=pool.task.name,
@@ -231,15 +254,15 @@ def task_facts(pool: BasePool) -> TaskFacts:
 
 @dataclass(frozen=True)
 class LayerView:
-    """What several functions make of one group of channels on one base, for figures.
+    """What several functions keep of one group of channels on one base, for figures.
 
     Args:
       group: the group's name.
       width: number of its channels.
       count: number of channels that the first round keeps.
       kept: row name -> sorted indices of the kept channels; random plans are "random 1", "random 2", ...
-      scores: function name -> its scores of all channels, [width], highest first: the cut is after `count`.
-        Only their order and shape mean something: units differ between functions.
+      scores: function name -> its scores of all channels, [width], highest first: the cut is after `count`. Only their
+        order and shape can be compared, because units differ between functions.
     """
 
     group: str
@@ -252,13 +275,13 @@ class LayerView:
 def layer_views(
     pool: BasePool, functions: Mapping[str, PruningFunction], draws: int = 0, *, base: int = 0
 ) -> list[LayerView]:
-    """Per group, what each function keeps in the first round on one base, and its scores in order.
+    """Collects per group what each function keeps in the first round on one base, and its sorted scores.
 
     Args:
       pool: the bases.
       functions: row name -> function; those that are invalid on the base are left out.
       draws: number of random plans to add.
-      base: which base.
+      base: index of the base.
 
     Returns:
       One view per group, in program order.
@@ -271,40 +294,50 @@ def layer_views(
             kept[name], scores[name] = dict(plan.kept), plan.ranking.scores
     for draw in range(draws):
         kept[f"random {draw + 1}"] = dict(pool.random_kept(base, draw))
-    at = pool.programs.rounds[0]
+    first_round = pool.programs.rounds[0]
     return [
         LayerView(
             group=group,
             width=width,
-            count=at.counts[group],
+            count=first_round.counts[group],
             kept={name: groups[group] for name, groups in kept.items()},
-            scores={name: _falling(groups[group]) for name, groups in scores.items()},
+            scores={
+                name: tuple(np.sort(np.asarray(groups[group], np.float64))[::-1].tolist())
+                for name, groups in scores.items()
+            },
         )
-        for group, width in at.structure.widths.items()
-        if group in at.counts
+        for group, width in first_round.structure.widths.items()
+        if group in first_round.counts
     ]
 
 
-def _falling(scores: np.ndarray) -> tuple[float, ...]:
-    return tuple(np.sort(np.asarray(scores, np.float64))[::-1].tolist())
+def check_counts(caller: str, **numbers: tuple[int, int]) -> None:
+    """Checks that numbers are not too small.
+
+    Args:
+      caller: what needs them, for the message.
+      numbers: name -> the number, and the smallest that is allowed.
+
+    Raises:
+      ValueError: if any is too small; the message names all of them.
+    """
+    wrong = [f"{name} >= {low} (got {number})" for name, (number, low) in numbers.items() if number < low]
+    if wrong:
+        raise ValueError(f"{caller} needs {', '.join(wrong)}.")
 
 
-def _identity(pool: BasePool, job: Planned) -> tuple[object, ...]:
-    """Equal for jobs that are one fine-tuning: one plan, or with several rounds one function or draw as well."""
-    later = (job.entry.function, job.entry.draw) if len(pool.programs.rounds) > 1 else ()
-    return (job.entry.base, job.entry.repeat, job.kept, *later)
-
-
-def _bases_of(task: Task, bases: int | Mapping[str, int]) -> int:
+def _num_bases(task: Task, bases: int | Mapping[str, int]) -> int:
     if isinstance(bases, Mapping) and task.name not in bases:
         raise ValueError(f"bases needs a number for task {task.name!r}, got numbers for {', '.join(bases)}.")
     count = bases[task.name] if isinstance(bases, Mapping) else bases
-    _check_counts(bases=(count, 1))
+    check_counts("a comparison", bases=(count, 1))
     return count
 
 
-def _check_counts(**numbers: tuple[int, int]) -> None:
-    """Raises where a number is below what it has to be at least."""
-    bad = [f"{name} >= {low} (got {value})" for name, (value, low) in numbers.items() if value < low]
-    if bad:
-        raise ValueError(f"a comparison needs {', '.join(bad)}.")
+def _open_test(task: Task, folder: FilePath, reopen: bool) -> Examples | None:
+    """Opens the task's test images, if it has any, and records it in the folder."""
+    if task.test is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    images, labels = task.test.open(folder / f"test-{task.name}.json", reopen=reopen)
+    return Examples(jnp.asarray(images), jnp.asarray(labels))

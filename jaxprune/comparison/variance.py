@@ -1,13 +1,13 @@
-"""How much of the spread of accuracies is due to the function, to luck with a base network, and to the seed.
+"""Splits the variance of accuracies into parts due to the function, to luck with a base network, and to the seed.
 
-Functions are crossed with bases, and the repeats of a base share their data order between all functions. So an
+All functions are tried on all bases, and the repeats of a base share their data order between all functions. So an
 accuracy is modelled as
 
     y[f, b, r] = mean + function[f] + base[b] + interaction[f, b] + order[b, r] + seed[f, b, r]
 
-with independent random effects, estimated by the analysis of variance. Only `function` is what a search looks
-for; `interaction` and `seed` are noise to it; `base` and `order` are equal for all functions and drop out of
-paired differences.
+with independent random effects, estimated by the analysis of variance. A search looks for `function` only;
+`interaction` and `seed` are noise to it; `base` and `order` are equal for all functions and cancel in paired
+differences.
 """
 
 from __future__ import annotations
@@ -18,22 +18,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxprune.comparison.measurements import average_ranks
 from jaxprune.types import Array
 
 
 @dataclass(frozen=True)
 class VarianceComponents:
-    """Standard deviations of the parts of an accuracy, all in its units (points).
+    """Standard deviations of the parts of an accuracy, in points.
 
     Args:
-      mean: of everything.
-      function_sd: between functions, over all possible bases.
-      interaction_sd: function x base: how much luck a function has with a base.
-      seed_sd: what differs between repeats for one function and base, less `order_sd`; 0 with one repeat, where it
-        cannot be told from the interaction and is part of it.
-      base_sd: between bases, equal for all functions.
-      order_sd: between the data orders of one base, equal for all functions; 0 with one repeat.
+      mean: mean accuracy in percent.
+      function_sd: variation between functions, over all possible bases.
+      interaction_sd: variation of how well a function does on a base, beyond the means of both.
+      seed_sd: variation between repeats of one function on one base, apart from `order_sd`; 0 with one repeat, where it
+        cannot be separated from the interaction and is part of it.
+      base_sd: variation between bases, equal for all functions.
+      order_sd: variation between the data orders of one base, equal for all functions; 0 with one repeat.
     """
 
     mean: float
@@ -44,9 +43,16 @@ class VarianceComponents:
     order_sd: float
 
     def reliability(self, bases: int, repeats: int = 1) -> float:
-        """Share of the variance of mean accuracies over `bases` x `repeats` that is due to the function, 0 to 1.
+        """Computes the share of the variance of mean accuracies that is due to the function.
 
         It is also the expected squared correlation between measured and true means of functions.
+
+        Args:
+          bases: number of bases that a mean is over, >= 1.
+          repeats: number of repeats per base, >= 1.
+
+        Returns:
+          A number from 0 to 1; 0 if functions do not differ.
 
         Raises:
           ValueError: if a number is below 1.
@@ -63,7 +69,9 @@ class VarianceComponents:
 
 
 def variance_components(accuracies: Array) -> VarianceComponents:
-    """Estimates the components by equating mean squares with their expectations; negative variances become 0.
+    """Estimates the components by equating mean squares with their expectations.
+
+    Negative variances become 0.
 
     Args:
       accuracies: [functions, bases, repeats], complete, in percent.
@@ -75,8 +83,8 @@ def variance_components(accuracies: Array) -> VarianceComponents:
       ValueError: if the array has other than three axes, fewer than two functions or bases, no repeat, or gaps.
 
     Example:
-      >>> found = variance_components(np.array([[[1.0], [3.0]], [[5.0], [7.0]]]))
-      >>> round(found.function_sd**2, 6), found.interaction_sd, round(found.base_sd**2, 6)
+      >>> components = variance_components(np.array([[[1.0], [3.0]], [[5.0], [7.0]]]))
+      >>> round(components.function_sd**2, 6), components.interaction_sd, round(components.base_sd**2, 6)
       (8.0, 0.0, 2.0)
 
     Source:
@@ -119,7 +127,14 @@ def variance_components(accuracies: Array) -> VarianceComponents:
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's rank correlation, equal values sharing the mean of their ranks; 0 where one side is constant.
+    """Computes Spearman's rank correlation, in which equal values share the mean of their ranks.
+
+    Args:
+      first: n >= 2 numbers.
+      second: n numbers.
+
+    Returns:
+      A number from -1 to 1; 0 if all numbers of one sequence are equal.
 
     Raises:
       ValueError: if the lengths differ or are below 2.
@@ -132,9 +147,11 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
         raise ValueError(
             f"rank_correlation needs two sequences of one length >= 2, got {len(first)} and {len(second)}."
         )
-    a, b = (ranks - ranks.mean() for ranks in (average_ranks(first), average_ranks(second)))
+    from scipy.stats import rankdata  # importing it takes most of a second
+
+    a, b = (ranks - ranks.mean() for ranks in (rankdata(first), rankdata(second)))
     scale = math.sqrt(float(a @ a) * float(b @ b))
-    return float(a @ b) / scale if scale > 0 else 0.0
+    return float(a @ b) / scale if scale > 0 else 0.0  # spearmanr would give -1 + 1e-16 for opposite orders
 
 
 def _squares(deviations: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Who is better, as far as the bases can tell: 95 % intervals, per task and over all tasks."""
+"""Judges which of two functions is better, by 95 % intervals over bases, per task and over all tasks."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Judgement = Literal["better than", "not distinguishable from", "worse than", "in
 
 @dataclass(frozen=True)
 class Verdict:
-    """One function against another on some bases.
+    """The comparison of one function with another.
 
     Args:
-      mean: mean paired difference, in points on one task and in standard deviations of the library overall.
-      se: its standard error over bases; None where one base is all there is.
+      mean: mean paired difference, in points on one task and in standard deviations of the library over all tasks.
+      se: its standard error over bases; None if there is only one base.
       n: number of bases.
-      judgement: what follows.
+      judgement: the conclusion.
     """
 
     mean: float
@@ -38,7 +38,7 @@ class Verdict:
 
 
 def critical_value(degrees: float) -> float:
-    """How many standard errors a mean must be from 0 to count: the 97.5 % quantile of Student's t.
+    """Returns how many standard errors a mean has to be away from 0 to count: the 97.5 % quantile of Student's t.
 
     Example:
       >>> [round(critical_value(bases - 1), 2) for bases in (3, 5, 8)]
@@ -50,12 +50,12 @@ def critical_value(degrees: float) -> float:
 
 
 def judged(mean: float, se: float | None, degrees: float) -> Judgement:
-    """What a mean difference and its standard error say: it counts when its 95 % interval leaves out 0.
+    """Judges a mean difference, which counts if its 95 % interval does not contain 0.
 
     Args:
       mean: mean paired difference.
       se: its standard error over bases, or None for a single base.
-      degrees: degrees of freedom behind the standard error, bases - 1.
+      degrees: degrees of freedom of the standard error, bases - 1.
 
     Example:
       >>> judged(1.0, 0.4, 7), judged(-1.0, 0.4, 4), judged(5.0, None, 0)
@@ -69,24 +69,31 @@ def judged(mean: float, se: float | None, degrees: float) -> Judgement:
 def task_verdict(
     comparison: Comparison, task: str, name: str, other: str, *, on: Split = "validation"
 ) -> Verdict | None:
-    """A row against another on one task, in points of accuracy.
+    """Compares two rows on one task, in points of accuracy.
+
+    Args:
+      comparison: the measurements.
+      task: the task's name.
+      name: the row to judge.
+      other: the row to compare it with.
+      on: which accuracies to compare.
 
     Returns:
-      None where `other` is invalid or the images were not opened; "invalid beside" where `name` is invalid.
+      None if `other` is invalid or the images were not opened; "invalid beside" if `name` is invalid.
     """
     rows = comparison.names(task)
     if name not in rows:
         return Verdict(math.nan, None, 0, "invalid beside")
     if other not in rows or (on == "test" and not comparison.by_base(name, task, on="test")):
         return None
-    found = comparison.paired(name, other, task, on=on)
-    return Verdict(found.mean, found.se, found.n, judged(found.mean, found.se, found.n - 1))
+    mean, se, n = comparison.paired(name, other, task, on=on)
+    return Verdict(mean, se, n, judged(mean, se, n - 1))
 
 
 def overall_verdict(
     verdicts: Mapping[str, Verdict | None], tasks: Sequence[TaskInfo], scales: Mapping[str, TaskScale]
 ) -> Verdict | None:
-    """The weighted mean over tasks of differences in standard deviations of the library, as the search combines them.
+    """Combines the verdicts on several tasks as the search combines fitness.
 
     Args:
       verdicts: task -> verdict in points.
@@ -94,7 +101,8 @@ def overall_verdict(
       scales: task -> its scale, measured on the library at the start of the search.
 
     Returns:
-      None where a task has no verdict; "invalid beside" where the function is invalid on one.
+      The weighted mean over tasks of the differences, in standard deviations of the library. None if a task has no
+      verdict; "invalid beside" if the function is invalid on a task.
 
     Example:
       >>> two = {"a": Verdict(2.0, 0.5, 8, "better than"), "b": Verdict(-1.0, 1.0, 5, "not distinguishable from")}
@@ -104,20 +112,20 @@ def overall_verdict(
       (0.25, 13)
     """
     total = sum(task.weight for task in tasks)
-    mean, variance, n, spread = 0.0, 0.0, 0, 0.0
+    mean, variance, n, welch = 0.0, 0.0, 0, 0.0
     has_se = True
     for task in tasks:
-        found = verdicts.get(task.name)
-        if found is None or found.judgement == "invalid beside":
-            return found
+        verdict = verdicts.get(task.name)
+        if verdict is None or verdict.judgement == "invalid beside":
+            return verdict
         share = task.weight / total / scales[task.name].spread
-        mean += share * found.mean
-        has_se = has_se and found.se is not None
-        own = (share * (found.se or 0.0)) ** 2
-        variance += own
-        spread += own**2 / max(found.n - 1, 1)
-        n += found.n
+        mean += share * verdict.mean
+        has_se = has_se and verdict.se is not None
+        task_variance = (share * (verdict.se or 0.0)) ** 2
+        variance += task_variance
+        welch += task_variance**2 / max(verdict.n - 1, 1)
+        n += verdict.n
     se = math.sqrt(variance) if has_se else None
-    # Welch-Satterthwaite: a sum of means with few bases each has few degrees of freedom itself
-    degrees = variance**2 / spread if spread > 0 else float(max(n - len(tasks), 1))
+    # Welch-Satterthwaite: a sum of means over few bases each has few degrees of freedom itself.
+    degrees = variance**2 / welch if welch > 0 else float(max(n - len(tasks), 1))
     return Verdict(mean, se, n, judged(mean, se, degrees))

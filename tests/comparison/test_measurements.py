@@ -10,7 +10,7 @@ import math
 
 import pytest
 
-from jaxprune.comparison.measurements import Measurement, Refused, TaskFacts, average_ranks, standard_error
+from jaxprune.comparison.measurements import Measurement, Refused, TaskFacts, standard_error
 from jaxprune.comparison.results import Comparison
 
 
@@ -101,7 +101,8 @@ def test_ranks_share_ties():
         "f": (1.0, 1.0, 1.0),
         "random": (4.0, 4.0, 4.0),
     }
-    assert average_ranks([1.0, 1.0, 1.0]).tolist() == [2.0, 2.0, 2.0]
+    equal = Comparison(tuple(measured(name, 0, 80.0) for name in ("l2", "l1", "f")))
+    assert equal.ranks("t") == {"l2": (2.0,), "l1": (2.0,), "f": (2.0,)}
 
 
 def test_one_value_has_no_standard_error():
