@@ -20,8 +20,7 @@ from jaxprune.pruning.budgets import budget_counts
 from jaxprune.pruning.masking import mask
 from jaxprune.pruning.planning import plan
 from jaxprune.pruning.slimming import slim
-from jaxprune.structure import tracing as structure_module
-from jaxprune.structure import verification as retracing
+from jaxprune.structure import tracing, verification
 from jaxprune.structure.program import trace_program
 from jaxprune.structure.tracing import trace_structure
 
@@ -93,9 +92,9 @@ def shuffled():
 def check(net, fraction=0.5):
     structure = trace_structure(net, IMAGES)
     with known_structure(structure):
-        made = plan(net, scores_of(structure), IMAGES, kept_fraction=fraction)
-        nets = (net, mask(net, made), slim(net, made))
-    full, masked, smaller = (run(each, IMAGES[:2], QUICK) for each in nets)
+        chosen_plan = plan(net, scores_of(structure), IMAGES, kept_fraction=fraction)
+        nets = (net, mask(net, chosen_plan), slim(net, chosen_plan))
+    full, masked, smaller = (run(network, IMAGES[:2], QUICK) for network in nets)
     assert relative_error(masked, smaller) < 1e-5
     assert relative_error(full, smaller) > 1e-3
     return structure
@@ -114,8 +113,8 @@ class TestDependencies:
     def test_halves_that_go_their_own_ways_stay_as_long_as_each_other(self):
         net = halves_of_their_own()
         structure = check(net)
-        (group,) = (own for own in structure.groups.values() if own.producers == ("stem.kernel",))
-        places = next(own.channels for own in group.members if own.axis == 3)
+        (group,) = (group for group in structure.groups.values() if group.producers == ("stem.kernel",))
+        places = next(member.channels for member in group.members if member.axis == 3)
         assert group.size == 4 and np.array_equal(places[:4], places[4:])
 
     def test_reshapes_carry_channels_with_them(self):
@@ -133,8 +132,8 @@ class TestDependencies:
 class TestAttention:
     @pytest.mark.parametrize("name", ["gpt_fused", "gpt_separate"])
     def test_heads_of_attention_are_pruned_and_exact(self, name):
-        structure, found = case_of(name).structure, quick_comparison(name)
-        assert found.is_exact
+        structure, comparison = case_of(name).structure, quick_comparison(name)
+        assert comparison.is_exact
         widths = budget_counts(structure, kept_fraction=0.5)
         paths = [path for path in structure.shapes if "attention" in path and path[-1] == "kernel"]
         sizes = [
@@ -146,8 +145,8 @@ class TestAttention:
         structure = case_of("llama_half_tables").structure
         query = structure.layouts["blocks", 0, "attention", "query", "kernel"][1]
         key = structure.layouts["blocks", 0, "attention", "key", "kernel"][1]
-        assert {own.group for own in query} & {own.group for own in key}
-        inner = next(own for own in query if structure.widths[own.group] == 4).channels.reshape(4, 8)
+        assert {field.group for field in query} & {field.group for field in key}
+        inner = next(field for field in query if structure.widths[field.group] == 4).channels.reshape(4, 8)
         assert (inner == inner[:1]).all() and np.array_equal(inner[0, :4], inner[0, 4:])
 
     def test_a_block_that_another_tool_leaves_alone_is_pruned_or_said_to_be_frozen(self):
@@ -173,7 +172,7 @@ class TestLargeModels:
     def test_a_llama_of_32_layers_takes_few_traces_and_less_than_a_gigabyte(self, monkeypatch):
         """How many seconds that is, `benchmarks/structure.py` measures."""
         entry, traces = ZOO["llama_half_tables"], []
-        for module in (structure_module, retracing):
+        for module in (tracing, verification):
             monkeypatch.setattr(
                 module, "trace_program", lambda *parts: traces.append(parts[-1]) or trace_program(*parts)
             )
@@ -200,8 +199,8 @@ class TestSilence:
 
     def test_a_fraction_that_prunes_nothing_of_a_group_is_visible_in_the_plan(self):
         net = concatenated()
-        made = plan(net, scores_of(trace_structure(net, IMAGES)), IMAGES, kept_fraction=1.0)
-        assert made.kept_counts == made.widths
+        chosen_plan = plan(net, scores_of(trace_structure(net, IMAGES)), IMAGES, kept_fraction=1.0)
+        assert chosen_plan.kept_counts == chosen_plan.widths
 
     def test_an_operation_that_is_not_understood_is_named_with_its_line(self):
         layers = {"stem": conv(1, 4), "head": linear(4, 3)}
@@ -229,9 +228,9 @@ class TestFailuresOfOthers:
 
 def groups_in(mode, name, monkeypatch):
     """Members of every group, traced in that mode."""
-    for module in (structure_module, retracing):
+    for module in (tracing, verification):
         monkeypatch.setattr(module, "trace_program", partial(trace_program, mode=mode))
-    structure_module.clear_structures()
+    tracing.clear_structures()
     structure = trace_structure(abstract(ZOO[name].small), ZOO[name].small_input)
     return {group.name: [str(member) for member in group.members] for group in structure.groups.values()}
 

@@ -22,8 +22,8 @@ OPTIMIZERS = {
 def parts(name):
     net = NETWORKS[name]()
     structure = trace_structure(net, IMAGES)
-    made = plan(net, scores_of(structure), IMAGES, kept_fraction=0.5)
-    return net, structure, made
+    chosen_plan = plan(net, scores_of(structure), IMAGES, kept_fraction=0.5)
+    return net, structure, chosen_plan
 
 
 def test_masks_by_hand():
@@ -45,9 +45,9 @@ def test_flattened_rows_are_masked_channel_by_channel():
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("name", ["conv_norm_relu", "sigmoid_net"])
 def test_masked_training_stays_exactly_zero(name, optimizer):
-    net, structure, made = parts(name)
-    masks = channel_masks(structure, made.kept)
-    graphdef, flat, rest = split_model(mask(net, made), "training")
+    net, structure, chosen_plan = parts(name)
+    masks = channel_masks(structure, chosen_plan.kept)
+    graphdef, flat, rest = split_model(mask(net, chosen_plan), "training")
     trained = {path: flat[path] for path in parameter_paths(net)}
     fixed = {path: value for path, value in flat.items() if path not in trained}
     transformation = keep_masked(masks, OPTIMIZERS[optimizer]())
@@ -71,9 +71,9 @@ def test_masked_training_stays_exactly_zero(name, optimizer):
 
 
 def test_masks_hold_in_an_nnx_optimizer():
-    net, structure, made = parts("conv_norm_relu")
-    masks = channel_masks(structure, made.kept)
-    masked = mask(net, made)
+    net, structure, chosen_plan = parts("conv_norm_relu")
+    masks = channel_masks(structure, chosen_plan.kept)
+    masked = mask(net, chosen_plan)
     optimizer = nnx.Optimizer(masked, keep_masked(masks, optax.adam(1e-2)), wrt=nnx.Param)
     gradients = nnx.grad(lambda model: (model(jnp.asarray(IMAGES)) ** 2).mean())(masked)
     optimizer.update(masked, gradients)
@@ -106,10 +106,10 @@ def test_masks_of_traced_indices_work_under_vmap():
 
 
 def test_masking_never_changes_the_callers_model():
-    net, _, made = parts("conv_norm_relu")
+    net, _, chosen_plan = parts("conv_norm_relu")
     before = jax.tree.map(np.array, split_model(net)[1])
     logits = run(net)
-    masked = mask(net, made)
+    masked = mask(net, chosen_plan)
     masked.conv1.kernel[...] = jnp.zeros_like(masked.conv1.kernel[...])
     for path, value in split_model(net)[1].items():
         assert np.array_equal(value, before[path])

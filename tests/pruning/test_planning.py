@@ -61,9 +61,9 @@ def test_cost_budgets_hold_for_the_slim_network_and_nothing_larger_would(scope, 
         ("macs_fraction", lambda m: count_macs(m, IMAGES[:1])),
         ("params_fraction", count_parameters),
     ):
-        made = plan(net, SCORES, IMAGES, scope=scope, **{name: fraction})
-        assert cost(slim(net, made)) <= fraction * cost(net)
-        assert any(count < STRUCTURE.widths[group] for group, count in made.kept_counts.items())
+        chosen_plan = plan(net, SCORES, IMAGES, scope=scope, **{name: fraction})
+        assert cost(slim(net, chosen_plan)) <= fraction * cost(net)
+        assert any(count < STRUCTURE.widths[group] for group, count in chosen_plan.kept_counts.items())
 
 
 def test_uniform_macs_budget_is_the_greatest_fraction_that_fits():
@@ -84,8 +84,8 @@ def test_global_scope_removes_the_lowest_of_all_groups():
         "conv2.kernel": np.arange(6.0),
         "dense.kernel": np.arange(5) + 20.0,
     }
-    made = plan_plain(scores, kept_fraction=12 / 15, scope="global")
-    assert made.kept_counts == {"conv1.kernel": 4, "conv2.kernel": 3, "dense.kernel": 5}
+    chosen_plan = plan_plain(scores, kept_fraction=12 / 15, scope="global")
+    assert chosen_plan.kept_counts == {"conv1.kernel": 4, "conv2.kernel": 3, "dense.kernel": 5}
     assert plan_plain(scores, kept_fraction=3 / 15, scope="global").kept_counts == dict.fromkeys(
         STRUCTURE.widths, 1
     )
@@ -153,11 +153,11 @@ def test_missing_scores_are_refused_all_at_once():
 
 
 def test_json_round_trip_through_a_file(tmp_path):
-    made = plan_plain(kept_fraction=0.5)
-    made.save(tmp_path / "plan.json")
-    assert Plan.load(tmp_path / "plan.json") == made
+    chosen_plan = plan_plain(kept_fraction=0.5)
+    chosen_plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == chosen_plan
     assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
-    assert made.to_kept()[0][0] == "conv1.kernel"
+    assert chosen_plan.to_kept()[0][0] == "conv1.kernel"
 
 
 def test_a_plan_that_cannot_be_written_leaves_nothing_behind(tmp_path):

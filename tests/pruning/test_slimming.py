@@ -25,7 +25,7 @@ from jaxprune.nets.vgg import VGG16
 from jaxprune.pruning.masking import mask
 from jaxprune.pruning.planning import make_plan, plan
 from jaxprune.pruning.slimming import slim, slim_state
-from jaxprune.structure.model_state import merge_model, split_model, set_mode, take_apart
+from jaxprune.structure.model_state import merge_model, set_mode, split_model, take_apart
 from jaxprune.structure.tracing import trace_structure
 from jaxprune.structure.verification import slim_graph
 
@@ -35,8 +35,8 @@ from jaxprune.structure.verification import slim_graph
 def test_slim_equals_masked(name, fraction):
     net = NETWORKS[name]()
     structure = trace_structure(net, IMAGES)
-    made = plan(net, scores_of(structure), IMAGES, kept_fraction=fraction)
-    masked, smaller = run(mask(net, made)), run(slim(net, made))
+    chosen_plan = plan(net, scores_of(structure), IMAGES, kept_fraction=fraction)
+    masked, smaller = run(mask(net, chosen_plan)), run(slim(net, chosen_plan))
     assert relative_error(masked, smaller) < 1e-5
     assert relative_error(run(net), smaller) > 1e-3
 
@@ -60,8 +60,8 @@ def test_own_networks_prune_in_every_hidden_layer(build, widths, shape):
     images = np.random.default_rng(1).normal(size=(2, *shape)).astype(np.float32)
     structure = trace_structure(net, images)
     assert tuple(structure.widths.values()) == widths
-    made = plan(net, scores_of(structure), images, kept_fraction=0.5)
-    assert relative_error(run(mask(net, made), images), run(slim(net, made), images)) < 1e-5
+    chosen_plan = plan(net, scores_of(structure), images, kept_fraction=0.5)
+    assert relative_error(run(mask(net, chosen_plan), images), run(slim(net, chosen_plan), images)) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["conv_norm_relu", "residual", "channels_first"])
@@ -69,19 +69,19 @@ def test_several_rounds_in_a_row(name):
     net = NETWORKS[name]()
     for seed in range(2):
         structure = trace_structure(net, IMAGES)
-        made = plan(net, scores_of(structure, seed), IMAGES, kept_fraction=0.75)
-        smaller = slim(net, made)
-        assert relative_error(run(mask(net, made)), run(smaller)) < 1e-5
-        assert trace_structure(smaller, IMAGES).widths == made.kept_counts
+        chosen_plan = plan(net, scores_of(structure, seed), IMAGES, kept_fraction=0.75)
+        smaller = slim(net, chosen_plan)
+        assert relative_error(run(mask(net, chosen_plan)), run(smaller)) < 1e-5
+        assert trace_structure(smaller, IMAGES).widths == chosen_plan.kept_counts
         net = smaller
 
 
 def test_one_channel_may_be_left():
     net = conv_norm_relu()
     structure = trace_structure(net, IMAGES)
-    made = plan(net, scores_of(structure), IMAGES, kept_fraction=0.01)
-    smaller = slim(net, made)
-    assert relative_error(run(mask(net, made)), run(smaller)) < 1e-5
+    chosen_plan = plan(net, scores_of(structure), IMAGES, kept_fraction=0.01)
+    smaller = slim(net, chosen_plan)
+    assert relative_error(run(mask(net, chosen_plan)), run(smaller)) < 1e-5
     with pytest.raises(ValueError, match="needs a network with at least one channel"):
         trace_structure(smaller, IMAGES).require_groups()
 
@@ -106,8 +106,8 @@ def test_equals_an_independently_built_network():
 
 def test_attributes_follow_the_arrays():
     net = conv_norm_relu()
-    made = plan(net, scores_of(trace_structure(net, IMAGES)), IMAGES, kept_fraction=0.5)
-    smaller = slim(net, made)
+    chosen_plan = plan(net, scores_of(trace_structure(net, IMAGES)), IMAGES, kept_fraction=0.5)
+    smaller = slim(net, chosen_plan)
     assert (smaller.conv1.out_features, smaller.norm1.num_features, smaller.conv2.in_features) == (2, 2, 2)
     assert smaller.conv2.kernel_shape == smaller.conv2.kernel[...].shape
     assert smaller.head.in_features == 3 * 64
@@ -156,17 +156,17 @@ def test_shared_layer_stays_shared():
     layers = {"stem": conv(1, 4), "body": conv(4, 4, 1), "head": linear(4, 3, 2)}
     net = Net(layers, lambda net, x: net.head(net.body(nnx.relu(net.body(net.stem(x)))).mean((1, 2))))
     net.again = net.body
-    made = plan(net, scores_of(trace_structure(net, IMAGES)), IMAGES, kept_fraction=0.5)
-    smaller = slim(net, made)
+    chosen_plan = plan(net, scores_of(trace_structure(net, IMAGES)), IMAGES, kept_fraction=0.5)
+    smaller = slim(net, chosen_plan)
     assert smaller.again is smaller.body
-    assert relative_error(run(mask(net, made)), run(smaller)) < 1e-5
+    assert relative_error(run(mask(net, chosen_plan)), run(smaller)) < 1e-5
 
 
 def test_a_fixed_size_in_the_code_is_named():
     net = Net({"a": conv(1, 4), "head": linear(256, 3)}, lambda net, x: net.head(net.a(x).reshape(-1, 256)))
-    made = plan(net, scores_of(trace_structure(net, IMAGES)), IMAGES, kept_fraction=0.5)
+    chosen_plan = plan(net, scores_of(trace_structure(net, IMAGES)), IMAGES, kept_fraction=0.5)
     with pytest.raises(ValueError, match=r"after slimming \(a.kernel 4 -> 2\) it failed"):
-        slim(net, made)
+        slim(net, chosen_plan)
 
 
 def test_outputs_that_change_shape_are_refused():
@@ -180,11 +180,11 @@ def test_outputs_that_change_shape_are_refused():
     net.forward = lambda net, x: (
         net.head(net.a(x)).mean((1, 2))[:, :, None] * jnp.ones((1, 1, net.a.out_features))
     )
-    made = plan(net, scores_of(trace_structure(net, IMAGES)), IMAGES, kept_fraction=0.5)
+    chosen_plan = plan(net, scores_of(trace_structure(net, IMAGES)), IMAGES, kept_fraction=0.5)
     with pytest.raises(
         ValueError, match=r"its outputs have shapes \[\(2, 3, 2\)\] instead of \[\(2, 3, 4\)\]"
     ):
-        slim(net, made)
+        slim(net, chosen_plan)
 
 
 @settings(max_examples=8)
@@ -220,5 +220,5 @@ def test_random_chains_are_exact(kinds, seed):
         return net.head(x.reshape(x.shape[0], -1))
 
     net = Net(layers, forward)
-    made = plan(net, scores_of(trace_structure(net, IMAGES), seed), IMAGES, kept_fraction=0.5)
-    assert relative_error(run(mask(net, made)), run(slim(net, made))) < 1e-5
+    chosen_plan = plan(net, scores_of(trace_structure(net, IMAGES), seed), IMAGES, kept_fraction=0.5)
+    assert relative_error(run(mask(net, chosen_plan)), run(slim(net, chosen_plan))) < 1e-5

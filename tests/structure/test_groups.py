@@ -161,7 +161,7 @@ def test_operations_on_channels_are_followed(case):
     groups = groups_of(Net(layers, forward)).groups
     assert set(groups) == set(expected)
     for name, member in expected.items():
-        assert member in [str(found) for found in groups[name].members]
+        assert member in [str(own_member) for own_member in groups[name].members]
 
 
 FROZEN = {
@@ -230,7 +230,7 @@ def test_what_has_no_exact_rule_is_frozen_with_its_reason(case):
     layers, forward, reason = FROZEN[case]
     structure = groups_of(Net(layers, forward))
     assert not structure.groups
-    assert any(reason in found for found in structure.frozen.values())
+    assert any(reason in text for text in structure.frozen.values())
     with pytest.raises(ValueError, match="needs a network with at least one channel") as caught:
         structure.require_groups()
     assert reason in str(caught.value)

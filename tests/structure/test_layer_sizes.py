@@ -432,8 +432,8 @@ def test_a_cut_and_resized_layer_is_the_smaller_layer(name):
     if name != "WeightNorm":  # holds a filter that is compared by identity
         assert resized == expected
     x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
-    found, wanted = (forward(run, graph, smaller, x) for graph in (resized, expected))
-    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    actual, wanted = (forward(run, graph, smaller, x) for graph in (resized, expected))
+    np.testing.assert_allclose(actual, wanted, rtol=1e-6)
 
 
 def test_every_layer_of_flax_with_arrays_has_a_case():

@@ -62,6 +62,6 @@ def test_modules_are_those_that_flax_finds():
             self.name, self.function, self.nothing, self.sizes = "x", nnx.relu, None, (1, 2)
 
     model = Holder()
-    found = [id(module) for module in modules_of(model)]
-    assert len(found) == len(set(found))
-    assert set(found) == {id(module) for _, module in nnx.iter_modules(model)}
+    module_ids = [id(module) for module in modules_of(model)]
+    assert len(module_ids) == len(set(module_ids))
+    assert set(module_ids) == {id(module) for _, module in nnx.iter_modules(model)}

@@ -49,10 +49,10 @@ def test_unfolded_every_group_has_its_row(stack):
 
 
 def test_what_can_be_cut_by_hand(stack):
-    found = overview_of(stack)
-    assert (found.num_groups, found.num_channels, found.num_removable) == (6, 56, 50)
-    assert found.parameters == 7 * 6 + 5 * (6 * 10 + 10 + 10 * 6 + 6) + 6 * 3 + 3
-    assert found.least_parameters == 7 + 5 * 4 + 3 + 3
+    overview = overview_of(stack)
+    assert (overview.num_groups, overview.num_channels, overview.num_removable) == (6, 56, 50)
+    assert overview.parameters == 7 * 6 + 5 * (6 * 10 + 10 + 10 * 6 + 6) + 6 * 3 + 3
+    assert overview.least_parameters == 7 + 5 * 4 + 3 + 3
 
 
 def test_frozen_axes_are_sorted_by_reason_with_operations_first(stack):
@@ -65,11 +65,13 @@ def test_frozen_axes_are_sorted_by_reason_with_operations_first(stack):
 
 
 def test_heads_stay_whole_and_are_not_counted():
-    found = overview_of(trace_structure(without_weights(Heads), jax.ShapeDtypeStruct((1, 5, 6), "float32")))
-    heads = next(row for row in found.rows if row.channels == 2)
-    places = next(row for row in found.rows if row.channels == 4)
+    overview = overview_of(
+        trace_structure(without_weights(Heads), jax.ShapeDtypeStruct((1, 5, 6), "float32"))
+    )
+    heads = next(row for row in overview.rows if row.channels == 2)
+    places = next(row for row in overview.rows if row.channels == 4)
     assert heads.notes[0] == f'stays whole unless factor="outer": {places.name} is pruned instead'
-    assert found.num_removable == found.num_channels - 2 - (found.num_groups - 1)
+    assert overview.num_removable == overview.num_channels - 2 - (overview.num_groups - 1)
 
 
 def test_numbers_that_must_follow_are_told():

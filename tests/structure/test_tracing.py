@@ -67,10 +67,10 @@ def test_heads_of_a_fused_projection_are_one_group_too(factor):
     assert structure.widths == {"qkv.kernel:outer": 2, "qkv.kernel:inner": 4}
     assert structure.groups["qkv.kernel:outer"].inner == ("qkv.kernel:inner",)
     assert structure.attributes == {"qkv.kernel:outer": ("num_heads",)}
-    made = plan(net, scores_of(structure), TOKENS, kept_fraction=0.5, factor=factor)
-    smaller = slim(net, made, attributes={"num_heads": 1})
+    chosen_plan = plan(net, scores_of(structure), TOKENS, kept_fraction=0.5, factor=factor)
+    smaller = slim(net, chosen_plan, attributes={"num_heads": 1})
     assert smaller.qkv.out_features == (12 if factor == "outer" else 6)
-    assert relative_error(run(mask(net, made), TOKENS), run(smaller, TOKENS)) < 1e-5
+    assert relative_error(run(mask(net, chosen_plan), TOKENS), run(smaller, TOKENS)) < 1e-5
 
 
 def test_whole_heads_stay_unless_asked_for():
@@ -89,19 +89,21 @@ def test_whole_heads_stay_unless_asked_for():
 
 def test_an_attribute_that_holds_an_old_size_is_named_with_the_value_it_needs():
     net = by_heads()
-    made = plan(net, scores_of(trace_structure(net, TOKENS)), TOKENS, kept_fraction=0.5, factor="outer")
+    chosen_plan = plan(
+        net, scores_of(trace_structure(net, TOKENS)), TOKENS, kept_fraction=0.5, factor="outer"
+    )
     with pytest.raises(ValueError, match=r"pass slim\(..., attributes=\{'num_heads': 1\}\)"):
-        slim(net, made)
-    smaller = slim(net, made, attributes={"num_heads": 1})
+        slim(net, chosen_plan)
+    smaller = slim(net, chosen_plan, attributes={"num_heads": 1})
     assert (smaller.num_heads, net.num_heads) == (1, 2)
-    assert relative_error(run(mask(net, made), TOKENS), run(smaller, TOKENS)) < 1e-5
+    assert relative_error(run(mask(net, chosen_plan), TOKENS), run(smaller, TOKENS)) < 1e-5
 
 
 def test_an_attribute_that_does_not_exist_is_refused():
     net = by_heads()
-    made = plan(net, scores_of(trace_structure(net, TOKENS)), TOKENS, kept_fraction=0.5)
+    chosen_plan = plan(net, scores_of(trace_structure(net, TOKENS)), TOKENS, kept_fraction=0.5)
     with pytest.raises(ValueError, match=r"needs names of whole numbers in the network, .* got 'num_legs'"):
-        slim(net, made, attributes={"num_legs": 1})
+        slim(net, chosen_plan, attributes={"num_legs": 1})
 
 
 def test_sizes_that_several_layers_share_are_cut_alike():
@@ -113,10 +115,10 @@ def test_sizes_that_several_layers_share_are_cut_alike():
         "query.kernel:inner",
         *structure.groups[places].producers[1:],
     )
-    made = plan(net, scores_of(structure), TOKENS, kept_fraction=0.5)
+    chosen_plan = plan(net, scores_of(structure), TOKENS, kept_fraction=0.5)
     with pytest.raises(ValueError, match=r"attributes=\{'head_dim': 2\}"):
-        slim(net, made)
-    smaller = slim(net, made, attributes={"head_dim": 2})
+        slim(net, chosen_plan)
+    smaller = slim(net, chosen_plan, attributes={"head_dim": 2})
     assert smaller.query.out_features == smaller.value.out_features == 4
 
 
@@ -129,12 +131,12 @@ def test_halves_are_cut_alike():
     net = Net({"a": conv(1, 8), "head": linear(8, 3)}, halves)
     structure = trace_structure(net, IMAGES)
     assert structure.widths == {"a.kernel": 4}
-    made = plan(net, scores_of(structure), IMAGES, kept_fraction=0.5)
-    smaller = slim(net, made)
+    chosen_plan = plan(net, scores_of(structure), IMAGES, kept_fraction=0.5)
+    smaller = slim(net, chosen_plan)
     assert smaller.a.out_features == 4
-    assert relative_error(run(mask(net, made)), run(smaller)) < 1e-5
-    assert structure.count_macs(made.kept_counts) == count_macs(smaller, IMAGES[:1])
-    assert structure.count_parameters(made.kept_counts) == count_parameters(smaller)
+    assert relative_error(run(mask(net, chosen_plan)), run(smaller)) < 1e-5
+    assert structure.count_macs(chosen_plan.kept_counts) == count_macs(smaller, IMAGES[:1])
+    assert structure.count_parameters(chosen_plan.kept_counts) == count_parameters(smaller)
 
 
 def test_a_border_at_a_fixed_place_is_not_let_go():
@@ -160,8 +162,8 @@ def test_padding_computed_from_shapes_is_kept_even():
     net = Net({"a": conv(1, 4), "b": conv(1, 8, 1), "head": linear(8, 3)}, forward)
     structure = trace_structure(net, IMAGES)
     assert structure.widths == {"a.kernel": 4, "b.kernel": 2}
-    made = plan(net, scores_of(structure), IMAGES, kept_fraction=0.5)
-    assert relative_error(run(mask(net, made)), run(slim(net, made))) < 1e-5
+    chosen_plan = plan(net, scores_of(structure), IMAGES, kept_fraction=0.5)
+    assert relative_error(run(mask(net, chosen_plan)), run(slim(net, chosen_plan))) < 1e-5
 
 
 def test_what_is_cut_in_other_places_than_it_means_is_found_though_all_shapes_fit():
@@ -206,8 +208,8 @@ def test_another_batch_size_gives_the_same_groups():
 def test_kept_counts_may_name_any_group():
     net = by_heads()
     structure = trace_structure(net, TOKENS)
-    made = plan(net, scores_of(structure), TOKENS, kept_counts={"query.kernel:outer": 1})
-    assert made.kept_counts["query.kernel:outer"] == 1
+    chosen_plan = plan(net, scores_of(structure), TOKENS, kept_counts={"query.kernel:outer": 1})
+    assert chosen_plan.kept_counts["query.kernel:outer"] == 1
 
 
 def test_an_unknown_factor_is_refused():
@@ -281,11 +283,11 @@ def test_alike_blocks_are_freed_by_their_own_attributes_together():
         ("blocks.0.num_heads",),
         ("blocks.1.num_heads",),
     ]
-    made = plan(net, scores_of(structure), TOKENS, kept_counts=dict.fromkeys(heads, 2), factor="both")
+    chosen_plan = plan(net, scores_of(structure), TOKENS, kept_counts=dict.fromkeys(heads, 2), factor="both")
     attributes = {"blocks.0.num_heads": 2, "blocks.1.num_heads": 2}
-    smaller = slim(net, made, attributes=attributes)
+    smaller = slim(net, chosen_plan, attributes=attributes)
     assert [block.query.out_features for block in smaller.blocks] == [8, 8]
-    assert relative_error(run(mask(net, made), TOKENS), run(smaller, TOKENS)) < 1e-5
+    assert relative_error(run(mask(net, chosen_plan), TOKENS), run(smaller, TOKENS)) < 1e-5
 
 
 def test_why_heads_stay_is_said_where_places_in_them_do_not():

@@ -59,19 +59,21 @@ def check(name: str, fraction: float, compare: Callable[[], Comparison]) -> None
     """The slim network equals the oracle, costs what was foretold, and the caller's network is as it was."""
     model, structure, inputs = case_of(name)
     graphdef, before = split_model(model)[0], arrays_of(model)
-    found = compare()
-    assert found.is_exact, f"float32 {found.error:.1e}, float64 {found.double_error}"
+    comparison = compare()
+    assert comparison.is_exact, f"float32 {comparison.error:.1e}, float64 {comparison.double_error}"
     if fraction >= 0.5:
-        assert found.is_sensitive  # or nothing was compared
-    widths = found.plan.kept_counts
+        assert comparison.is_sensitive  # or nothing was compared
+    widths = comparison.plan.kept_counts
     assert widths != structure.widths
-    assert count_parameters(found.smaller) == structure.count_parameters(widths)
-    assert count_macs(found.smaller, inputs) == structure.count_macs(widths)
+    assert count_parameters(comparison.smaller) == structure.count_parameters(widths)
+    assert count_macs(comparison.smaller, inputs) == structure.count_macs(widths)
     with known_structure(structure):
-        masked = arrays_of(mask(model, found.plan))  # and if `found.is_plain` it equals the slim one
+        masked = arrays_of(
+            mask(model, comparison.plan)
+        )  # and if `comparison.is_plain` it equals the slim one
     for path, array in arrays_of(model).items():
         np.testing.assert_array_equal(array, before[path])
-        np.testing.assert_array_equal(masked[path], found.masked[path])
+        np.testing.assert_array_equal(masked[path], comparison.masked[path])
     assert split_model(model)[0] == graphdef
 
 
@@ -88,7 +90,9 @@ def test_the_network_fits_at_the_other_fractions(name):
             counts = budget_counts(structure, kept_fraction=fraction)
             kept = dict(select(scores_of(structure, 0), counts))
             indices = {
-                group: np.asarray(own) for group, own in kept.items() if len(own) < structure.widths[group]
+                group: np.asarray(channels)
+                for group, channels in kept.items()
+                if len(channels) < structure.widths[group]
             }
             assert (
                 find_misfit(take_apart(model), structure, indices, attributes_of(structure, kept)) is None

@@ -1,8 +1,8 @@
-"""What a slim network must compute, from the full-size network alone: masked, with statistics of what is kept.
+"""An oracle: computes what a slim network must compute with the masked full-size network.
 
-Arrays are zeroed where they belong to pruned channels. Where the network would still notice these, it is told not to:
-normalisations take their statistics over kept channels, a softmax over experts leaves pruned ones out, and attention
-divides by the root of the kept size of a head. Nothing is cut, traced again or resized.
+Arrays are zeroed where they belong to pruned channels. Where zeros would still change the result, the network is
+changed: normalisations take their statistics over kept channels, a softmax over experts leaves pruned experts out, and
+attention divides by the root of the kept size of a head. Nothing is cut, traced again or resized.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ Kept = Mapping[str, tuple[int, ...]]
 
 
 class IsKept(nnx.Variable):
-    """Booleans: which channels a layer of the oracle counts."""
+    """Booleans that say which channels a layer of the oracle counts."""
 
 
 class Oracle(NamedTuple):
-    """A masked network, and whether it is more than that."""
+    """A full-size network that computes what the slim one must."""
 
     model: nnx.Module
     masked: dict[Path, np.ndarray]
-    """The arrays with zeros for what is pruned, and nothing else changed."""
+    """The network's arrays with zeros for pruned channels, and no other change."""
     is_plain: bool
-    """Whether the masked arrays alone say it: nothing normalises over pruned channels or scales by their number."""
+    """Whether masking is the only change: nothing normalises over pruned channels or scales by their number."""
 
 
 def oracle_of(model: nnx.Module, structure: Structure, kept: Kept) -> Oracle:
-    """The full-size network that computes what the slim one must; it runs under `counting_kept_channels`."""
-    indices = {name: np.asarray(own, np.int32) for name, own in kept.items()}
+    """Builds the oracle of a network; run it under `counting_kept_channels`."""
+    indices = {name: np.asarray(channels, np.int32) for name, channels in kept.items()}
     graphdef, flat, rest = split_model(model, "evaluation")
     stays = {path: keep_mask(structure.layouts[path], structure.shapes[path], indices) for path in flat}
     masked = {path: np.where(stays[path], np.asarray(array), 0) for path, array in flat.items()}
@@ -55,13 +55,13 @@ def oracle_of(model: nnx.Module, structure: Structure, kept: Kept) -> Oracle:
     is_plain = not factors
     for path, module in list(nnx.iter_modules(copy)):
         if isinstance(module, NORMS):
-            own = stays[(*path, "scale")]
-            module.is_kept = IsKept(jnp.asarray(own))
-            is_plain &= bool(own.all())
+            is_kept = stays[(*path, "scale")]
+            module.is_kept = IsKept(jnp.asarray(is_kept))
+            is_plain &= bool(is_kept.all())
         if hasattr(module, "router"):
-            own = _along(structure, (*path, "router", "kernel"), -1, indices)
-            module.router = Silenced(module.router, own)
-            is_plain &= bool(own.all())
+            is_kept = _along(structure, (*path, "router", "kernel"), -1, indices)
+            module.router = Silenced(module.router, is_kept)
+            is_plain &= bool(is_kept.all())
     return Oracle(copy, masked, is_plain)
 
 
@@ -79,7 +79,7 @@ class Silenced(nnx.Module):
 
 @contextmanager
 def counting_kept_channels() -> Iterator[None]:
-    """Flax's norms take their statistics over the channels that `is_kept` names, by the masks they know themselves."""
+    """Makes Flax's norms take their statistics over the channels in `is_kept`, with the masks that they support."""
     patches = [mock.patch.object(norm, "__call__", _counting(norm.__call__)) for norm in NORMS]
     for patch in patches:
         patch.start()
@@ -101,7 +101,7 @@ def _counting(call: Any) -> Any:
 def _query_factors(
     model: nnx.Module, structure: Structure, kept: Mapping[str, np.ndarray]
 ) -> dict[Path, np.ndarray]:
-    """What the queries of attention are multiplied by, so that dividing by the full head's root divides by the kept's.
+    """Returns factors for the queries of attention that turn the root of a full head's size into that of a kept head's.
 
     Queries come from a layer of that name, or are the first third of what `qkv` makes.
     """
@@ -122,13 +122,13 @@ def _query_factors(
             if sizes.max() == is_kept.shape[1]:
                 continue
             for array in ("kernel", "bias"):
-                if (own := (*path, name, array)) in structure.shapes:
-                    line = np.ones(structure.shapes[own][-1])
+                if (array_path := (*path, name, array)) in structure.shapes:
+                    line = np.ones(structure.shapes[array_path][-1])
                     line[: len(line) // parts] = math.sqrt(is_kept.shape[1] / sizes.max())
-                    factors[own] = line
+                    factors[array_path] = line
     return factors
 
 
 def _along(structure: Structure, path: Path, axis: int, kept: Mapping[str, np.ndarray]) -> np.ndarray:
-    """[length] booleans of one axis."""
+    """Returns [length] booleans of one axis: which indices stay."""
     return np.asarray(axis_keep(structure.layouts[path][axis], structure.shapes[path][axis], kept))

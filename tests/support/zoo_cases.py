@@ -1,4 +1,4 @@
-"""Small networks of the zoo with random weights, pruned at random and held against the oracle."""
+"""Small networks of the zoo with random weights, pruned at random and compared with the oracle."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ QUICK = {"xla_backend_optimization_level": 0}
 
 _SEEDS = 40
 _SENSITIVE = 1e-4
-"""Ten times the tolerance: change of the output with the input, relative to its scale, below which nothing is told."""
+"""Ten times the tolerance: if the output changes less with the input, relative to its scale, comparing says nothing."""
 
 
 class Case(NamedTuple):
@@ -73,7 +73,7 @@ class Comparison(NamedTuple):
 
 @cache
 def case_of(name: str) -> Case:
-    """The small network of that name."""
+    """Returns the small network of that name."""
     entry = ZOO[name]
     shell = abstract(entry.small)
     model = randomise(shell, jax.random.key(zlib.crc32(name.encode())))
@@ -81,7 +81,7 @@ def case_of(name: str) -> Case:
 
 
 def inputs_of(like: jax.ShapeDtypeStruct) -> np.ndarray:
-    """Random inputs of that shape: numbers, or tokens below 8."""
+    """Returns random inputs of that shape: numbers, or tokens below 8."""
     rng = np.random.default_rng(1)
     if np.issubdtype(like.dtype, np.integer):
         return rng.integers(0, 8, like.shape).astype(like.dtype)
@@ -95,13 +95,13 @@ def scores_of(structure: Structure, seed: int = 0) -> dict[str, np.ndarray]:
 
 @contextmanager
 def known_structure(structure: Structure) -> Iterator[None]:
-    """Planning and slimming trace a network again each time; here they get what is known already."""
+    """Makes planning use a structure that is known already, rather than trace the network."""
     with mock.patch.object(planning, "trace_structure", lambda model, example: structure):
         yield
 
 
 def attributes_of(structure: Structure, kept: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """The attributes that the structure says must follow the widths of pruned groups."""
+    """Returns the attributes that must follow the widths of pruned groups, according to the structure."""
     return {
         path: len(kept[name])
         for name, paths in structure.attributes.items()
@@ -111,10 +111,10 @@ def attributes_of(structure: Structure, kept: Mapping[str, tuple[int, ...]]) -> 
 
 
 def compare(name: str, options: Mapping[str, Any] | None = None, **budget: Any) -> Comparison:
-    """Prunes a small network of the zoo and holds it against the oracle.
+    """Prunes a small network of the zoo and compares it with the oracle.
 
-    Of several random choices of channels the first is taken that leaves an output which depends on the input; the
-    oracle tells, which is compiled once for all of them.
+    It tries random choices of channels until the oracle's output depends on its input; the oracle is compiled once for
+    all of them.
 
     Args:
       name: key in `ZOO`.
@@ -143,24 +143,24 @@ def compare(name: str, options: Mapping[str, Any] | None = None, **budget: Any) 
 
 @cache
 def quick_comparison(name: str) -> Comparison:
-    """The comparison at one of the four fractions, in turns; computed once for all fast tests."""
+    """Returns the comparison at one of the four fractions, in turns; computed once for all fast tests."""
     return compare(name, QUICK, kept_fraction=fraction_of(name))
 
 
 def fraction_of(name: str) -> float:
-    """One of the four, in turns."""
+    """Returns one of the four fractions, in turns."""
     return FRACTIONS[list(ZOO).index(name) % len(FRACTIONS)]
 
 
-def relative_error(found: Any, expected: Any) -> float:
-    """The largest difference of any output, relative to that output's scale."""
-    pairs = list(zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True))
+def relative_error(actual: Any, expected: Any) -> float:
+    """Returns the largest difference of any output, relative to that output's scale."""
+    pairs = list(zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True))
     assert all(left.shape == right.shape and np.isfinite(left).all() for left, right in pairs)
     return max(float(np.abs(left - right).max() / np.abs(right).max()) for left, right in pairs)
 
 
 def run(model: nnx.Module, inputs: np.ndarray, options: Mapping[str, Any] | None = None) -> Any:
-    """Outputs in evaluation mode as NumPy arrays, in float64 where that is enabled."""
+    """Returns outputs in evaluation mode as NumPy arrays, in float64 where that is enabled."""
     graphdef, flat, rest = split_model(model, "evaluation")
     if jax.config.jax_enable_x64:
         graphdef, flat, rest, inputs = in_double(graphdef, flat, rest, inputs)
@@ -179,7 +179,7 @@ _compiled: dict[Any, Any] = {}
 
 
 def in_double(graphdef: Any, flat: Any, rest: Any, inputs: np.ndarray) -> tuple[Any, Any, Any, Any]:
-    """A network taken apart, and its inputs, with float64 for float32; for where that is enabled.
+    """Returns a network taken apart, and its inputs, with float64 for float32; only where that is enabled.
 
     Layers that name their type would go back to float32 otherwise: embeddings look up in it, recurrent cells begin in
     it, and a scan does not take what comes next. Only JAX's own attention, in `bert`, still has its softmax in float32.
