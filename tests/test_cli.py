@@ -28,7 +28,7 @@ def test_every_setting_of_a_search_is_a_flag_with_its_default(capsys):
 
     with pytest.raises(SystemExit):
         cli.main(["evolve", "--help"])
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
     flags = [f"--{name.replace('_', '-')}" for name in (*setting_help(), *TASK_OPTIONS)]
     assert not [flag for flag in flags if flag not in shown]
     assert "(default: 14)" in shown and "--time TIME" in shown

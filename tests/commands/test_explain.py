@@ -26,12 +26,12 @@ def test_list_shows_everything_there_is(capsys):
 
 def test_list_of_some_as_json(capsys):
     assert main(["list", "operands", "metrics", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in found["operands"]] == list(OPERANDS)
-    assert [row["name"] for row in found["metrics"]] == list({**metrics, **own_seeds})
-    formulas = {row["name"]: row["formula"] for row in found["metrics"]}
+    lists = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in lists["operands"]] == list(OPERANDS)
+    assert [row["name"] for row in lists["metrics"]] == list({**metrics, **own_seeds})
+    formulas = {row["name"]: row["formula"] for row in lists["metrics"]}
     assert all(formulas[name] == str(f) for name, f in {**library, **own_seeds}.items())
-    assert all(row["source"] for row in found["metrics"])
+    assert all(row["source"] for row in lists["metrics"])
 
 
 def test_list_of_the_unknown_suggests(capsys):
@@ -95,7 +95,7 @@ def explain_own(data):
 
 
 def test_explain_on_a_network_tells_cost_and_likeness(explain_own, capsys):
-    assert explain_own("2 * l1_of_mine + 1".replace("l1_of_mine", "sum(abs(WI))")) == 0
+    assert explain_own("2 * sum(abs(WI)) + 1") == 0
     shown = capsys.readouterr().out
     assert (
         "estimated cost on own_networks:seeded on" in shown
@@ -117,9 +117,11 @@ def test_explain_on_a_network_as_json_and_figure(explain_own, tmp_path, capsys):
     assert facts["cost"][0] | {"flops": 0} == {
         "producer": "first.kernel", "channels": 8, "bytes_per_channel": 20, "flops": 0, "refusal": "",
     }  # fmt: skip
-    found = facts["rank_correlations"]
-    assert found["l2"] == pytest.approx({"first.kernel": 1.0, "mean": 1.0, "together": 1.0})
-    assert abs(found["random"]["mean"]) < 1 and "random" in [*found][5:], "the most alike come first"
+    correlations = facts["rank_correlations"]
+    assert correlations["l2"] == pytest.approx({"first.kernel": 1.0, "mean": 1.0, "together": 1.0})
+    assert abs(correlations["random"]["mean"]) < 1 and "random" in [*correlations][5:], (
+        "the most alike come first"
+    )
     assert "bn_scale" in facts["not_compared"]
     assert path.read_bytes().startswith(b"\x89PNG")
 
@@ -155,7 +157,10 @@ def test_networks_that_explain_cannot_use_are_explained(arguments, message, caps
 @pytest.mark.parametrize(
     ("formula", "message"),
     [
-        ("sum(abs(WI)", "got a syntax error: '(' was never closed.\n  sum(abs(WI)\n     ^"),
+        (
+            "sum(abs(WI)",
+            "(syntax error: '(' was never closed). Write it like var(P)/(var(Q) + 0.05).\n  sum(abs(WI)\n     ^",
+        ),
         ("matmul(WI, mX) + 1", "matmul"),
         ("sum(abs(WJ))", "'WJ'"),
         ("sum(absolute(WI))", "'absolute'"),

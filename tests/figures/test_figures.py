@@ -28,10 +28,10 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def texts(figure):
-    """All that is written in a figure."""
+    """Every text in a figure."""
     import matplotlib.text
 
-    return [found.get_text() for found in figure.findobj(matplotlib.text.Text) if found.get_text()]
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
 
 
 def overlapping(figure):
@@ -40,7 +40,7 @@ def overlapping(figure):
 
     with new_figure(1, 1):
         figure.canvas.draw()
-    found = []
+    pairs = []
     for axes in figure.axes:
         drawn = [
             text
@@ -54,8 +54,8 @@ def overlapping(figure):
                 width = min(first.x1, second.x1) - max(first.x0, second.x0)
                 height = min(first.y1, second.y1) - max(first.y0, second.y0)
                 if width > 2 and height > 2 and drawn[i].get_text() != drawn[j].get_text():
-                    found.append((drawn[i].get_text(), drawn[j].get_text()))
-    return found
+                    pairs.append((drawn[i].get_text(), drawn[j].get_text()))
+    return pairs
 
 
 def correlations(num_names=3, num_groups=4):
@@ -93,7 +93,7 @@ def test_figures_are_saved_as_png(make, tmp_path):
     assert content.startswith(PNG)
     width, height = (int.from_bytes(content[i : i + 4]) for i in (16, 20))
     assert 300 < width < 2600 and 200 < height < 2600
-    assert [found.name for found in path.parent.iterdir()] == ["it.png"]
+    assert [file.name for file in path.parent.iterdir()] == ["it.png"]
 
 
 @pytest.mark.parametrize("make", [*FIGURES.values(), lambda: curves_figure(compared(tasks={"digits": 2}))])
@@ -208,10 +208,10 @@ def test_a_long_front_is_cut_to_its_best():
 
 
 def test_base_curves_average_draws_by_hand():
-    found = compared({"random": 68.0}, tasks={"t": 2}, points=1)
-    values = [each.validation for each in found.measurements]
+    comparison = compared({"random": 68.0}, tasks={"t": 2}, points=1)
+    values = [measurement.validation for measurement in comparison.measurements]
     np.testing.assert_allclose(
-        base_curves(found, "random", "t"), [[np.mean(values[:2])], [np.mean(values[2:])]]
+        base_curves(comparison, "random", "t"), [[np.mean(values[:2])], [np.mean(values[2:])]]
     )
 
 
@@ -300,9 +300,9 @@ def test_levels_cover_the_usual_rows():
 
 
 def test_rank_correlations_are_written_where_they_are_defined():
-    found = correlations()
-    figure = correlation_figure(found, "mine")
+    measured = correlations()
+    figure = correlation_figure(measured, "mine")
     shown = texts(figure)
-    assert f"{found.by_group[0, 1]:.2f}" in shown and f"{found.together[2]:.2f}" in shown
+    assert f"{measured.by_group[0, 1]:.2f}" in shown and f"{measured.together[2]:.2f}" in shown
     assert not [text for text in shown if "nan" in text]
     assert {"block0.conv", "mean of layers", "all together"} <= {*shown} and "mine" in figure.get_suptitle()

@@ -55,10 +55,10 @@ def test_rails_of_one_track_never_touch(name, structures):
 def test_every_group_joins_its_producers_and_consumers(name, structures):
     structure = structures[name]
     diagram = diagram_of(structure, is_folded=False)
-    own = {rail.group: rail for rail in diagram.rails}
-    assert set(structure.groups) == set(own) - {INPUT, OUTPUT}
+    rails = {rail.group: rail for rail in diagram.rails}
+    assert set(structure.groups) == set(rails) - {INPUT, OUTPUT}
     for group in structure.groups.values():
-        rail = own[group.name]
+        rail = rails[group.name]
         made = {path for number in rail.makers for path in diagram.lines[number].layers}
         read = {path for number in rail.readers for path in diagram.lines[number].layers}
         assert made == set(kernels_of(structure, group)) and read == set(group.consumers)

@@ -1,4 +1,4 @@
-"""Factories for `--task cli_tasks:NAME`: a task that trains in no time, and some that cannot work."""
+"""Tasks that a user could write, for `--task cli_tasks:NAME`: one that trains in no time, and some that cannot work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxprune.training.recipes import RECIPES
 
 
 class SmallNet(nnx.Module):
-    """Two dense layers of which one can be pruned."""
+    """Two dense layers; the 8 channels between them can be pruned."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.first = nnx.Linear(5, 8, rngs=rngs)
@@ -28,7 +28,7 @@ def _arrays(num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def small(**changes) -> Task:
-    """8 channels, of which 4 are kept."""
+    """Two classes of noisy vectors; 4 of 8 channels are kept."""
     recipe = RECIPES["adam_short"].replace(epochs=3, batch_size=20)
     data = Dataset.from_arrays(
         "small", train=_arrays(60, 0), validation=_arrays(40, 1), test=_arrays(40, 2), standardise=False

@@ -1,4 +1,4 @@
-"""Factories for `--network own_networks:NAME`: networks of one's own, and some that cannot work."""
+"""Networks that a user could write, for `--network own_networks:NAME`: factories that work, and some that cannot."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def needs_more(rngs, width):
 
 
 class Block(nnx.Module):
-    """Two layers of which the first can be pruned, added to the input."""
+    """A residual block of two layers; the channels between them can be pruned."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.up = nnx.Linear(6, 10, rngs=rngs)
@@ -52,7 +52,7 @@ class Block(nnx.Module):
 
 
 class Stack(nnx.Module):
-    """Five equal blocks on looked-up tokens."""
+    """Five equal blocks on embedded tokens."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.tokens = nnx.Embed(7, 6, rngs=rngs)
@@ -67,7 +67,7 @@ class Stack(nnx.Module):
 
 
 class Heads(nnx.Module):
-    """Two heads of four places each."""
+    """Attention with two heads of four channels each."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.attention = nnx.MultiHeadAttention(2, 6, 8, decode=False, rngs=rngs)
@@ -78,7 +78,7 @@ class Heads(nnx.Module):
 
 
 class Gated(nnx.Module):
-    """Remembers the size of its halves."""
+    """Splits its channels into two halves, whose size is a number of its own."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.up = nnx.Linear(5, 16, rngs=rngs)
@@ -91,7 +91,7 @@ class Gated(nnx.Module):
 
 
 def reads_values(rngs) -> nnx.Module:
-    """Looks at an array while it is made, so that it cannot be made of shapes alone."""
+    """Reads values while it is built, so that shapes alone are not enough to build it."""
     net = SmallNet(rngs)
     net.scale = float(net.first.kernel[0, 0])
     return net
