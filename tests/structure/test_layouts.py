@@ -13,7 +13,7 @@ def field(group, channels):
 
 
 A = field("a", [0, 1, 2])
-FLAT = field("a", [0, 1, 2, 0, 1, 2])  # [h=2, c=3]
+FLAT = field("a", [0, 1, 2, 0, 1, 2])  # [h=2, c=3] flattened
 JOINED = (field("a", [0, 1, 2, -1, -1]), field("b", [-1, -1, -1, 0, 1]))
 CROSSED = (field("heads", [0, 0, 0, 1, 1, 1]), field("dims", [0, 1, 2, 0, 1, 2]))
 
@@ -64,7 +64,7 @@ def test_keep_mask_marks_the_entries_that_gather_keeps():
     np.testing.assert_array_equal(array[mask], gather(array, layout, index).ravel())
 
 
-def test_traced_indices_give_what_known_ones_give_one_by_one_and_under_vmap():
+def test_traced_channels_under_vmap_give_what_known_ones_give_one_by_one():
     array = jnp.arange(30.0).reshape(5, 6)
     layout = (JOINED, CROSSED)
     rng = np.random.default_rng(0)
@@ -73,16 +73,16 @@ def test_traced_indices_give_what_known_ones_give_one_by_one_and_under_vmap():
         name: np.stack([np.sort(rng.permutation(size)[:count]) for _ in range(4)])
         for name, (size, count) in sizes.items()
     }
-    many, masks = jax.jit(
+    gathered, masks = jax.jit(
         jax.vmap(lambda index: (gather(array, layout, index), keep_mask(layout, array.shape, index)))
     )(batch)
     for number in range(4):
         index = {name: rows[number] for name, rows in batch.items()}
-        np.testing.assert_array_equal(many[number], gather(np.asarray(array), layout, index))
+        np.testing.assert_array_equal(gathered[number], gather(np.asarray(array), layout, index))
         np.testing.assert_array_equal(masks[number], keep_mask(layout, array.shape, index))
 
 
-def test_traced_and_known_indices_mix():
+def test_traced_and_known_channels_can_be_mixed():
     array = np.arange(6.0, dtype=np.float32)
     cut = jax.jit(lambda dims: gather(array, (CROSSED,), {"heads": np.array([1]), "dims": dims}))
     np.testing.assert_array_equal(cut(np.array([0, 2])), [3.0, 5.0])
@@ -99,7 +99,7 @@ def test_traced_and_known_indices_mix():
         (CROSSED, 6, ((1, (("heads", 2), ("dims", 3))),)),
         ((field("a", [0, -1, 1, -1]),), 4, ((2, ()), (1, (("a", 2),)))),
         ((field("a", [-1, -1]),), 2, ((2, ()),)),
-        # One group in two fields: side by side, on top of each other, and against itself.
+        # One group in two fields: side by side, at the same indices, and crossed with itself.
         ((field("a", [0, 1, -1, -1]), field("a", [-1, -1, 0, 1])), 4, ((2, (("a", 2),)),)),
         ((field("a", [0, 1]), field("a", [0, 1])), 2, ((1, (("a", 2),)),)),
         ((field("a", [0, 0, 1, 1]), field("a", [0, 1, 0, 1])), 4, ((1, (("a", 2), ("a", 2))),)),
@@ -118,13 +118,13 @@ UNEVEN = {
 
 
 @pytest.mark.parametrize("fields", UNEVEN.values(), ids=UNEVEN)
-def test_uneven_channels_are_refused_where_their_number_must_decide(fields):
+def test_uneven_channels_are_refused_if_only_their_number_is_known(fields):
     length = len(fields[0].channels)
     with pytest.raises(ValueError, match="sit equally often on an axis"):
         count_kept(fields, length, {"a": 1})
     with pytest.raises(ValueError, match="outside of jit"):
         jax.eval_shape(lambda index: gather(jnp.ones(length), (fields,), {"a": index}), np.zeros(1, np.int32))
-    assert gather(np.ones(length), (fields,), kept(a=[0])).size >= 1  # known indices need no such rule
+    assert gather(np.ones(length), (fields,), kept(a=[0])).size >= 1  # which channels are kept is known here
 
 
 @given(st.data())
@@ -132,12 +132,14 @@ def test_uneven_channels_are_refused_where_their_number_must_decide(fields):
 def test_counts_agree_with_gathered_lengths(data):
     sizes = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
     times = data.draw(st.integers(1, 3))
-    rest = data.draw(st.integers(0, 2))
+    num_others = data.draw(st.integers(0, 2))
     grid = np.indices((times, *sizes)).reshape(len(sizes) + 1, -1)
-    order = data.draw(st.permutations(range(grid.shape[1] + rest)))
+    order = data.draw(st.permutations(range(grid.shape[1] + num_others)))
     fields, index = [], {}
     for number, size in enumerate(sizes):
-        channels = np.concatenate([grid[number + 1], np.full(rest, -1)])[np.array(order)].astype(np.int32)
+        channels = np.concatenate([grid[number + 1], np.full(num_others, -1)])[np.array(order)].astype(
+            np.int32
+        )
         fields.append(Field(str(number), channels))
         index[str(number)] = np.array(
             sorted(data.draw(st.sets(st.integers(0, size - 1), min_size=1, max_size=size))), np.int32
@@ -149,7 +151,7 @@ def test_counts_agree_with_gathered_lengths(data):
     assert count_kept(tuple(fields), length, {}) == length
 
 
-def test_terms_are_found_once_per_axis():
+def test_terms_of_an_axis_are_cached():
     fields = (field("a", [0, 1, 2]),)
     assert axis_terms(fields, 3) is axis_terms(fields, 3)
     assert axis_terms((field("a", [0, 1, 2, 3]),), 4) == ((1, (("a", 4),)),)

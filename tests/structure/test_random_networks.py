@@ -1,7 +1,7 @@
-"""The reference that random networks are held against is itself right: first whole, then against networks cut here.
+"""The reference for random networks is right: it equals whole networks, and networks that are cut in these tests.
 
-Nothing of the tracer is used: masks are guessed and those that contradict each other refused, arrays are cut axis by
-axis, and the model's own code runs on what is left.
+Nothing of the tracer is used. Masks are guessed, and refused if they contradict each other; arrays are cut axis by
+axis, and the model's own code runs on the smaller arrays.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def run(model, images):
     return np.asarray(jax.jit(lambda state, images: nnx.merge(graphdef, state)(images))(state, images))
 
 
-def assert_close(found, expected, spec):
+def assert_close(actual, expected, spec):
     scale = np.abs(expected).max()
-    assert np.abs(found - expected).max() <= 1e-5 * scale, describe(spec)
+    assert np.abs(actual - expected).max() <= 1e-5 * scale, describe(spec)
 
 
 def cut_by_hand(spec, model, alive):
-    """The smaller model, from masks of every axis."""
+    """Returns the smaller model, from masks of every axis."""
     graphdef, arrays = parts(model)
     smaller = {path: array[np.ix_(*alive[path])] for path, array in arrays.items()}
     copy = nnx.merge(graphdef, nnx.from_flat_state(list(arrays.items())))
@@ -60,7 +60,10 @@ def cut_by_hand(spec, model, alive):
 
 
 def producers(node, layer):
-    """(path, axis, times, size) of the axes that make channels: `times` repeats of one mask of `size`."""
+    """Returns (path, axis, times, size) of each axis that makes channels: its mask is one of `size`, repeated `times`.
+
+    A negative size is a number of heads, which are kept or removed as a whole.
+    """
     if node.op == "conv":
         return [((layer, "kernel"), 3, 1, node.width)]
     if node.op == "dense":
@@ -75,14 +78,14 @@ def producers(node, layer):
         return [*heads, *dims, ((layer, "out", "kernel"), 2, 1, node.width)]
     names = ("query", "key", "value") if node.style == "separate" else ("qkv",)
     times = 3 // len(names)
-    by_head = node.remembers == "heads"
+    by_head = node.stores == "heads"
     pattern = (times * node.heads, node.head_dim) if by_head else (times, -node.heads)
     inner = [((layer, name, "kernel"), 1, *pattern) for name in names]
     return [*inner, ((layer, "out", "kernel"), 1, 1, node.width)]
 
 
 def guess(spec, arrays, rng):
-    """Masks of all output axes, alike where widths are alike, so that sums often fit."""
+    """Returns masks of all output axes, equal ones for equal widths, so that sums often fit."""
     period, patterns = int(rng.integers(1, 4)), {}
 
     def pattern(size, repeats):
@@ -108,12 +111,12 @@ def guess(spec, arrays, rng):
 
 
 def find_cut(spec, arrays, seed, attempts=60):
-    """Complete masks of a smaller network, or None if no guess fits."""
+    """Returns masks of all axes of a smaller network, or None if no guess fits."""
     for attempt in range(attempts):
         rng = np.random.default_rng((seed, attempt))
         guessed = guess(spec, arrays, rng)
         for path in list(guessed):
-            if rng.random() < 0.3 * attempt / attempts:  # ever fewer layers are cut
+            if rng.random() < 0.3 * attempt / attempts:  # later attempts cut fewer layers
                 del guessed[path]
         try:
             alive = complete_masks(spec, arrays, guessed)
@@ -125,7 +128,7 @@ def find_cut(spec, arrays, seed, attempts=60):
 
 
 def chain(first, second):
-    """conv - batch norm - relu - conv - layer norm - flatten - dense, of these widths."""
+    """Returns conv - batch norm - relu - conv - layer norm - flatten - dense, with these widths of the convolutions."""
     return Spec(
         (8, 8, 1),
         (
@@ -169,9 +172,9 @@ def test_a_chain_masked_by_hand_equals_a_smaller_network_built_anew():
         path: array.shape for path, array in smaller.items()
     }
     model = nnx.merge(graphdef, nnx.from_flat_state(list(smaller.items())))
-    found = reference(spec, arrays, alive, images)
-    assert_close(run(model, images), found, spec)
-    assert np.abs(found - reference(spec, arrays, {}, images)).max() > 1e-2 * np.abs(found).max()
+    expected = reference(spec, arrays, alive, images)
+    assert_close(run(model, images), expected, spec)
+    assert np.abs(expected - reference(spec, arrays, {}, images)).max() > 1e-2 * np.abs(expected).max()
 
 
 def test_masks_that_follow_from_output_axes_are_derived():
@@ -200,7 +203,7 @@ HALF, PAIR = np.array([1, 0, 1, 0], bool), np.array([1, 1, 0, 0], bool)
 CUT_STEM = {("layer1", "kernel"): (None, None, None, HALF), ("layer1", "bias"): (HALF,)}
 CUT_PAIR = {("layer1", "kernel"): (None, None, None, PAIR), ("layer1", "bias"): (PAIR,)}
 TOKENS = Node("tokens", (1,), 4, 4)
-ATTENTION = Node("attention", (2,), 3, 4, heads=2, head_dim=2, style="separate", remembers="heads")
+ATTENTION = Node("attention", (2,), 3, 4, heads=2, head_dim=2, style="separate", stores="heads")
 
 REFUSED = {
     "a reader that keeps more": (
@@ -208,7 +211,7 @@ REFUSED = {
         CUT_STEM,
         r"node 2 \(conv\): layer2.kernel axis 2 keeps \[0 1 2 3\], but \[0 2\] follows",
     ),
-    "a bias of its own mind": ((STEM,), {("layer1", "bias"): (HALF,)}, r"layer1.bias axis 0 keeps \[0 2\]"),
+    "a bias unlike its kernel": ((STEM,), {("layer1", "bias"): (HALF,)}, r"layer1.bias axis 0 keeps \[0 2\]"),
     "a sum of different channels": (
         (STEM, Node("conv", (0,), 4, 2), Node("add", (1, 2), 4, 4)),
         CUT_STEM,
@@ -253,7 +256,7 @@ REFUSED = {
         "counts on the number of heads",
     ),
     "a narrower head whose size the code counts on": (
-        (STEM, TOKENS, replace(ATTENTION, remembers="head_dim")),
+        (STEM, TOKENS, replace(ATTENTION, stores="head_dim")),
         {("layer3", name, "kernel"): (None, HALF) for name in ("query", "key", "value")}
         | {("layer3", name, "bias"): (HALF,) for name in ("query", "key", "value")},
         "counts on its size",
@@ -271,15 +274,15 @@ def test_masks_of_no_smaller_network_are_refused(name):
     refused(*REFUSED[name])
 
 
-def test_specs_are_the_same_for_the_same_seed_and_plain_data():
+def test_specs_are_plain_data_and_the_same_for_the_same_seed():
     specs = [random_spec(seed) for seed in range(300)]
     assert specs == [random_spec(seed) for seed in range(300)]
     assert len({*specs}) == 300
     assert all(4 <= len(spec.nodes) <= 14 for spec in specs)
-    found = Counter(node.op for spec in specs for node in spec.nodes)
-    assert set(found) == set(OPS) == set(LAYERS) | set(FUNCTIONS)
-    assert min(found.values()) >= 10
-    attention = {(node.style, node.remembers) for spec in specs for node in spec.nodes if node.heads}
+    counts = Counter(node.op for spec in specs for node in spec.nodes)
+    assert set(counts) == set(OPS) == set(LAYERS) | set(FUNCTIONS)
+    assert min(counts.values()) >= 10
+    attention = {(node.style, node.stores) for spec in specs for node in spec.nodes if node.heads}
     assert len(attention) == 7
 
 
@@ -289,7 +292,7 @@ def test_describe_names_every_node():
     assert describe(chain(5, 4)).splitlines()[4] == "4: conv(3) width=4 fan_in=5 stride=2"
 
 
-def test_the_reference_knows_neither_flax_nor_jaxprune():
+def test_the_reference_imports_neither_flax_nor_jaxprune():
     tree = ast.parse((Path(__file__).parents[1] / "support" / "random_reference.py").read_text())
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}

@@ -1,7 +1,7 @@
 """Random networks from a seed: a spec as plain data (random_specs.py), and the Flax model that it describes.
 
-Forward code follows the shapes of arrays and remembers no width; what it does remember, as users' code would, is in
-how many pieces it splits, shuffles or attends (`parts`, `groups`, `heads` or `head_dim`) and constant paddings.
+The models read widths from the shapes of arrays and store none. Like users' code, they do store into how many pieces
+they split, shuffle or attend (`parts`, `groups`, `heads` or `head_dim`), and the widths of constant paddings.
 `reference` (in random_reference.py) evaluates the same spec without Flax and without jaxprune.
 """
 
@@ -20,12 +20,12 @@ __all__ = ["Node", "Spec", "build", "complete_masks", "describe", "inputs_of", "
 
 
 def inputs_of(spec: Spec, count: int = 2) -> np.ndarray:
-    """Inputs that the network takes."""
+    """Returns random inputs of the network."""
     return np.random.default_rng(1).normal(size=(count, *spec.input_shape)).astype(np.float32)
 
 
 def build(spec: Spec, rngs: nnx.Rngs) -> nnx.Module:
-    """The model, with no parameter at a special value (no zero bias, no unit scale)."""
+    """Builds the model; no parameter has a special value such as a zero bias or a unit scale."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Net(spec)))
     rng = np.random.default_rng(np.asarray(jax.random.key_data(rngs.params())).tolist())
     arrays = {
@@ -73,7 +73,7 @@ class SqueezeExcite(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Self-attention that remembers how many heads there are, or how wide they are."""
+    """Self-attention that stores how many heads there are, or how wide they are."""
 
     def __init__(self, node: Node):
         inner = node.heads * node.head_dim
@@ -86,18 +86,18 @@ class Attention(nnx.Module):
             self.qkv = nnx.Linear(node.fan_in, 3 * inner, **make)
         self.out = nnx.Linear(inner, node.width, **make)
         self.style = node.style
-        self.split = (node.heads, -1) if node.remembers == "heads" else (-1, node.head_dim)
+        self.split = (node.heads, -1) if node.stores == "heads" else (-1, node.head_dim)
 
     def __call__(self, x):
         count, length, _ = x.shape
         if self.style == "separate":
-            joined = self.query(x), self.key(x), self.value(x)
+            projections = self.query(x), self.key(x), self.value(x)
         elif self.style == "fused_split":
-            joined = jnp.split(self.qkv(x), 3, axis=-1)
+            projections = jnp.split(self.qkv(x), 3, axis=-1)
         else:
             stacked = self.qkv(x).reshape(count, length, 3, *self.split)
-            joined = (stacked[:, :, number] for number in range(3))
-        query, key, value = (part.reshape(count, length, *self.split) for part in joined)
+            projections = (stacked[:, :, number] for number in range(3))
+        query, key, value = (part.reshape(count, length, *self.split) for part in projections)
         logits = jnp.einsum("nqhd,nkhd->nhqk", query, key) / np.sqrt(query.shape[-1])
         mixed = jnp.einsum("nhqk,nkhd->nqhd", jax.nn.softmax(logits), value)
         return self.out(mixed.reshape(count, length, -1))
@@ -130,7 +130,7 @@ def _attention(node: Node) -> nnx.Module:
     )
 
 
-def _stable(node: Node) -> dict:
+def _norm_options(node: Node) -> dict:
     return {"epsilon": node.epsilon, "use_fast_variance": False, "rngs": nnx.Rngs(0)}
 
 
@@ -140,9 +140,9 @@ LAYERS: dict[str, Callable[[Node], nnx.Module]] = {
     "batch_norm": lambda node: nnx.BatchNorm(
         node.width, use_running_average=True, epsilon=node.epsilon, rngs=nnx.Rngs(0)
     ),
-    "layer_norm": lambda node: nnx.LayerNorm(node.width, **_stable(node)),
-    "rms_norm": lambda node: nnx.RMSNorm(node.width, **_stable(node)),
-    "group_norm": lambda node: nnx.GroupNorm(node.width, node.groups, **_stable(node)),
+    "layer_norm": lambda node: nnx.LayerNorm(node.width, **_norm_options(node)),
+    "rms_norm": lambda node: nnx.RMSNorm(node.width, **_norm_options(node)),
+    "group_norm": lambda node: nnx.GroupNorm(node.width, node.groups, **_norm_options(node)),
     "squeeze_excite": SqueezeExcite,
     "attention": _attention,
 }

@@ -11,7 +11,7 @@ CLASSES = 3
 
 @dataclass(frozen=True)
 class Node:
-    """One operation. Value 0 is the network's input; node i makes value i + 1."""
+    """A layer or a function. Value 0 is the network's input; `nodes[i]` makes value i + 1."""
 
     op: str
     inputs: tuple[int, ...]
@@ -24,13 +24,13 @@ class Node:
     heads: int = 0
     head_dim: int = 0
     style: str = ""  # of attention: fused_reshape, fused_split, separate, flax; of flatten: channels_first
-    remembers: str = ""  # of attention: heads, head_dim
+    stores: str = ""  # what attention splits by: heads, head_dim
     hidden: int = 0  # of a squeeze-excite block
     parts: int = 1
     part: int = 0
     low: int = 0  # of a padding
     high: int = 0
-    epsilon: float = 0.01  # of norms: two channels that are nearly alike must not turn rounding into signal
+    epsilon: float = 0.01  # of norms: large enough that two nearly equal channels do not magnify rounding
     layer: int = 0  # the value whose layer is used here again; 0 for a layer of its own
 
 
@@ -43,7 +43,7 @@ class Spec:
 
 
 def describe(spec: Spec) -> str:
-    """One line per node, for error messages."""
+    """Returns one line for each node, for error messages."""
     lines = [f"0: input {spec.input_shape}"]
     for number, node in enumerate(spec.nodes, start=1):
         options = [
@@ -56,7 +56,7 @@ def describe(spec: Spec) -> str:
 
 
 def random_spec(seed: int) -> Spec:
-    """A network of 4 to 14 nodes, the same for the same seed."""
+    """Draws a network of 4 to 14 nodes, the same for the same seed."""
     for attempt in range(1000):
         spec = _Draft(np.random.default_rng((seed, attempt))).finish()
         if 4 <= len(spec.nodes) <= 14:
@@ -65,7 +65,7 @@ def random_spec(seed: int) -> Spec:
 
 
 class _Draft:
-    """A network that grows from its input, with the shape of every value."""
+    """A network that grows node by node from its input, with the shape of every value."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -85,14 +85,14 @@ class _Draft:
         return multiple * self.between(max(1, 3 // multiple), 9 // multiple)
 
     def add(self, op: str, *inputs: int, shape: tuple[int, ...] | None = None, **options) -> int:
-        known = self.shapes[inputs[0]]
-        shape = known if shape is None else shape
-        self.nodes.append(Node(op, inputs, shape[-1], known[-1], **options))
+        input_shape = self.shapes[inputs[0]]
+        shape = input_shape if shape is None else shape
+        self.nodes.append(Node(op, inputs, shape[-1], input_shape[-1], **options))
         self.shapes.append(shape)
         return len(self.shapes) - 1
 
     def partner(self, value: int, same_width: bool) -> int:
-        """An earlier value, or the value itself, that can be added to this one or stand beside it."""
+        """Draws a value, maybe this one, that can be added to it or, if widths may differ, joined with it."""
         end = None if same_width else -1
         alike = [
             other
@@ -102,7 +102,7 @@ class _Draft:
         return int(self.rng.choice(alike))
 
     def project(self, value: int, width: int | None = None, stride: int = 1) -> int:
-        """A convolution or a dense layer to a new width."""
+        """Adds a convolution or a dense layer to a new width."""
         shape = self.shapes[value]
         width = width or self.width()
         bias = self.is_likely(0.7)
@@ -128,7 +128,7 @@ class _Draft:
         return self.add(str(self.rng.choice(ops, p=[0.5, 0.2, 0.15, 0.15])), value)
 
     def grouped(self, value: int) -> int:
-        """A grouped or depthwise convolution, after one that makes its input's width fit."""
+        """Adds a grouped or depthwise convolution, after a convolution that makes its input's width fit."""
         groups = self.between(2, 4)
         value = self.project(value, self.width(groups))
         shape = self.shapes[value]
@@ -152,7 +152,7 @@ class _Draft:
         return self.add("gate" if self.is_likely(0.5) else "add", value, other)
 
     def pieces(self, value: int) -> int:
-        """Equal parts that go their own ways and are joined, added or gated."""
+        """Splits a value into equal parts, changes one of them, and joins, adds or gates them."""
         parts = self.between(2, 3)
         if self.shapes[value][-1] % parts:
             value = self.project(value, self.width(parts))
@@ -178,7 +178,7 @@ class _Draft:
         return self.add("shuffle", value, groups=groups)
 
     def padded(self, value: int) -> int:
-        """Zeros beside the channels, added to a wider branch or read by the next layer."""
+        """Pads channels with zeros, which are added to a wider branch or read by the next layer."""
         shape = self.shapes[value]
         low, high = self.between(0, 2), self.between(1, 3)
         width = shape[-1] + low + high
@@ -201,7 +201,7 @@ class _Draft:
         return self.add(op, value, shape=(height // 2, width // 2, channels))
 
     def repeated(self, value: int) -> int:
-        """A layer that is used again, where one fits."""
+        """Uses a layer again, if one fits."""
         fitting = [
             (number, node)
             for number, node in enumerate(self.nodes, start=1)
@@ -219,7 +219,7 @@ class _Draft:
         return self.add(node.op, value, shape=shape, **options)
 
     def attended(self, value: int) -> int:
-        """Attention, in half of the cases within a residual connection."""
+        """Adds attention, in half of the cases within a residual connection."""
         if len(self.shapes[value]) == 3:
             height, width, channels = self.shapes[value]
             value = self.add("tokens", value, shape=(height * width, channels))
@@ -234,7 +234,7 @@ class _Draft:
             heads=self.between(1, 3),
             head_dim=self.between(2, 4),
             style=style,
-            remembers="" if style == "flax" else str(self.rng.choice(["heads", "head_dim"])),
+            stores="" if style == "flax" else str(self.rng.choice(["heads", "head_dim"])),
             bias=self.is_likely(0.7),
         )
         return self.add("add", result, value) if is_residual else result
@@ -260,7 +260,7 @@ class _Draft:
             self.gated,
         ]
         always += [self.pieces, self.shuffled, self.padded, self.repeated]
-        steps = (
+        choices = (
             always
             + {
                 3: [self.grouped, self.grouped, self.excited, self.pooled, self.attended],
@@ -270,7 +270,7 @@ class _Draft:
         )
         if self.is_likely(0.04):
             return self.vector(value)
-        return steps[self.between(0, len(steps) - 1)](value)
+        return choices[self.between(0, len(choices) - 1)](value)
 
     def finish(self) -> Spec:
         value = len(self.shapes) - 1
@@ -285,7 +285,7 @@ class _Draft:
 
 
 def _used(nodes: list[Node]) -> tuple[Node, ...]:
-    """The nodes that the last one depends on, numbered anew."""
+    """Returns the nodes that the last one depends on, with new numbers."""
     needed = {len(nodes)}
     for number in range(len(nodes), 0, -1):
         if number in needed:
