@@ -1,1 +1,1 @@
-"""From scores to a smaller network: groups, observation, plans, masks, slimming."""
+"""From scores to a smaller network: budgets, plans, masks and slimming."""

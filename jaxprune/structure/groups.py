@@ -6,9 +6,10 @@ reads the structure and never the network's code.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, permutations
 from math import prod
@@ -71,7 +72,7 @@ class Group:
     consumers: tuple[str, ...]
     inner: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
-    """In words: the axes on which a channel has several indices."""
+    """The axes on which a channel has several indices, in words."""
     is_of_blocks: bool = False
     """Whether a channel is several neighbouring indices of the kernel that first makes it, such as a whole head."""
 
@@ -95,7 +96,7 @@ class Structure:
     example: jax.ShapeDtypeStruct
     program: Program
     families: ChannelFamilies
-    attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    attributes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """Group -> whole numbers in the user's own classes that must follow its width (see `slim`)."""
 
     @property
@@ -175,7 +176,7 @@ class Structure:
 
     @property
     def settled(self) -> Trace:
-        """A second walk that starts with all that is known of labels, so that each has one name everywhere; cached."""
+        """The trace of another pass that starts with united labels, so that each has one name everywhere; cached."""
         trace = self.families.trace
         if trace.settled is None:
             seeds = {path: tuple(tuple(axis) for axis in axes) for path, axes in self.families.roots.items()}
@@ -195,7 +196,7 @@ class Structure:
         Raises:
           ValueError: if the network has no such parameter.
         """
-        names = {dotted(known) for known in self.layouts}
+        names = {dotted(array) for array in self.layouts}
         if path not in names:
             raise ValueError(
                 f"needs the dotted path of an array of the network, got {path!r}; it has {sorted(names)}."
@@ -215,8 +216,10 @@ class Structure:
                 for roots in factors:
                     labels = distinct(roots).tolist()
                     if len(labels) > 1 and not (self.families.locate(roots)[0] >= 0).any():
-                        known = (self.families.refused.get(label) for label in labels)
-                        axis_reasons.update(dict.fromkeys(reason for reason in known if reason is not None))
+                        refusals = (self.families.refused.get(label) for label in labels)
+                        axis_reasons.update(
+                            dict.fromkeys(reason for reason in refusals if reason is not None)
+                        )
                 if axis_reasons and key not in self.frozen:
                     note = f"(one of {len(factors)} factors of the axis, not all of it)"
                     reasons[key] = f"{'; '.join(axis_reasons)} {note}"
@@ -239,10 +242,10 @@ class Structure:
 def structure_from(
     trace: Trace, digest: str, example: jax.ShapeDtypeStruct, never: Mapping[int, str] | None = None
 ) -> Structure:
-    """Builds the structure from a finished walk.
+    """Builds the structure from a finished trace.
 
     Args:
-      trace: the walk.
+      trace: what the rules noted about the network.
       digest: fingerprint of the network.
       example: shape and dtype of the images.
       never: label -> reason, for further labels that are not cut.
@@ -271,18 +274,13 @@ def structure_from(
         for path, shape in shapes.items()
     }
     num_groups = Counter(kernel for _, kernel in sites)
-    named_sites = {}
+    named_sites: dict[str, ProducerSite] = {}
     for (family, kernel), site in sites.items():
         producer, group = dotted(kernel), names[family]
         if num_groups[kernel] > 1 and group != producer:  # the kernel makes several groups
             producer = group if group.startswith(f"{producer}:") else f"{producer}|{group}"
         named_sites[producer] = site
-    groups = {
-        group.name: replace(
-            group, producers=tuple(name for name, site in named_sites.items() if site.group == group.name)
-        )
-        for group in _groups_without_producers(families, names, layouts)
-    }
+    groups = _groups(families, names, layouts, named_sites)
     return Structure(
         groups=groups,
         frozen=_frozen_axes(families, layouts, shapes),
@@ -309,23 +307,27 @@ def _loop_lengths(operations: Sequence[Operation], outer: tuple[int, ...] = ()) 
     return lengths
 
 
-def _groups_without_producers(
-    families: ChannelFamilies, names: Sequence[str], layouts: Mapping[Path, Layout]
-) -> Iterable[Group]:
-    """Yields a group for each family, all but its producers."""
+def _groups(
+    families: ChannelFamilies,
+    names: Sequence[str],
+    layouts: Mapping[Path, Layout],
+    named_sites: Mapping[str, ProducerSite],
+) -> dict[str, Group]:
+    """Returns the group of each family, by name."""
     members: dict[str, list[Member]] = {name: [] for name in names}
     for path, layout in layouts.items():
         for axis, fields in enumerate(layout):
-            for own in fields:
-                members[own.group].append(Member(path, axis, own.channels))
+            for field in fields:
+                members[field.group].append(Member(path, axis, field.channels))
     inner = _inner_groups(families, names, layouts)
+    groups = {}
     for family, name in enumerate(names):
         consumers = (families.trace.reads[index].kernel for index in families.reads[family])
-        yield Group(
+        groups[name] = Group(
             name=name,
             size=len(families.channel_roots[family]),
             members=tuple(members[name]),
-            producers=(),
+            producers=tuple(producer for producer, site in named_sites.items() if site.group == name),
             consumers=tuple(dict.fromkeys(dotted(kernel) for kernel in consumers if kernel is not None)),
             inner=inner[name],
             constraints=tuple(
@@ -335,6 +337,7 @@ def _groups_without_producers(
             ),
             is_of_blocks=_is_of_blocks(families, family),
         )
+    return groups
 
 
 def _is_of_blocks(families: ChannelFamilies, family: int) -> bool:
@@ -354,13 +357,13 @@ def _inner_groups(
     pairs: dict[tuple[str, str], None] = {}  # (outer, inner), in order
     for layout in layouts.values():
         for fields in layout:
-            first_field = {own.group: own for own in reversed(fields)}
-            for outer, inner in permutations(dict.fromkeys(own.group for own in fields), 2):
+            first_field = {field.group: field for field in reversed(fields)}
+            for outer, inner in permutations(dict.fromkeys(field.group for field in fields), 2):
                 if _is_finer(first_field[inner].channels, first_field[outer].channels):
                     pairs[outer, inner] = None
     for use in families.trace.producer_uses:
         groups_by_axis = [
-            dict.fromkeys(own.group for own in layouts[use.kernel][axis]) for axis in sorted(use.axes)
+            dict.fromkeys(field.group for field in layouts[use.kernel][axis]) for axis in sorted(use.axes)
         ]
         for earlier, later in combinations(groups_by_axis, 2):
             pairs.update({(outer, inner): None for outer in earlier for inner in later if inner != outer})
@@ -373,7 +376,9 @@ def _inner_groups(
 def _is_finer(channels: np.ndarray, others: np.ndarray) -> bool:
     """Whether channels share indices of an axis with those of another group, and change faster along it."""
     is_shared = (channels >= 0) & (others >= 0)
-    num_changes, num_other_changes = (int((np.diff(own[is_shared]) != 0).sum()) for own in (channels, others))
+    num_changes, num_other_changes = (
+        int((np.diff(values[is_shared]) != 0).sum()) for values in (channels, others)
+    )
     return num_changes > num_other_changes
 
 
@@ -385,8 +390,8 @@ def _frozen_axes(
     for path, shape in shapes.items():
         for axis, size in enumerate(shape):
             is_frozen = np.ones(size, bool)
-            for own in layouts[path][axis]:
-                is_frozen &= own.channels < 0
+            for field in layouts[path][axis]:
+                is_frozen &= field.channels < 0
             if size == 1 or not is_frozen.any():
                 continue
             roots = [

@@ -1,4 +1,4 @@
-"""Producer sites: where the channels of a group are made and read, and the arrays found there as scoring wants them."""
+"""Producer sites: where the channels of a group are made and read, and the arrays there in the shapes for scoring."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ProducerSite:
     """Where the operands of one producer of a group are read: its kernel, the norm after it, and its first consumer.
 
     `value` is the number of the activations that enter that consumer, and `batch_axis` their batch axis. If they are in
-    loops, there is one value for each turn; `loop_lengths` are the numbers of turns, outermost loop first.
+    loops, there is one value for each iteration; `loop_lengths` are the numbers of iterations, outermost loop first.
     """
 
     group: str
@@ -209,7 +209,7 @@ def channels_last(value: jax.Array, site: ProducerSite) -> jax.Array:
 
     Args:
       value: the value that enters the site's first consumer, in the network's own order of axes; if it is in loops,
-        one for each turn, along leading axes.
+        one for each iteration, along leading axes.
       site: the producer site.
 
     Returns:

@@ -119,7 +119,7 @@ def find_misfit(
 
 
 def _cut_arrays(structure: Structure, kept: Mapping[str, np.ndarray], copies: int = 1) -> Cuts:
-    """Cuts every axis of every array, with so many copies of each channel that is left alone in its group."""
+    """Cuts every axis of every array, with several copies of each channel that is left alone in its group."""
     return {
         path: tuple(_cut_axis(structure, path, axis, kept, copies) for axis in range(len(shape)))
         for path, shape in structure.shapes.items()
@@ -145,7 +145,7 @@ def _cut_axis(
     }
     runs = {number: run_of[indices] for number, run_of in all_runs.items()}
     for number in sorted(runs, key=lambda number: int(all_runs[number].max())):
-        # Coarse fields come first: every copy of a head then holds all copies of a place in a head.
+        # Coarse fields come first: every copy of a head then holds all copies of a position in a head.
         cut, runs = _with_copies(structure, cut, runs, number, fields[number].group, copies)
     return cut
 
@@ -153,7 +153,7 @@ def _cut_axis(
 def _with_copies(
     structure: Structure, cut: AxisCut, runs: Mapping[int, np.ndarray], number: int, group: str, copies: int
 ) -> tuple[AxisCut, dict[int, np.ndarray]]:
-    """Repeats every run of a group's channel along an axis; in each copy the group's labels are others."""
+    """Repeats every run of a group's channel along an axis; each copy has its own labels for the group."""
     family = list(structure.groups).index(group)
     num_labels = len(structure.families.family_of)
     run_of = runs[number]
@@ -169,10 +169,10 @@ def _with_copies(
         original = np.where(repeated >= 0, repeated % num_labels, FREE)
         is_of_group = structure.families.locate(original)[0] == family
         labels.append(np.where(is_of_group, repeated + copy_of * num_labels, repeated))
-    num_runs = 1 + max(int(own.max(initial=0)) for own in runs.values())
+    num_runs = 1 + max(int(numbers.max(initial=0)) for numbers in runs.values())
     repeated_runs = {
-        key: np.where(own[positions] >= 0, own[positions] + copy_of * num_runs, FREE)
-        for key, own in runs.items()
+        key: np.where(numbers[positions] >= 0, numbers[positions] + copy_of * num_runs, FREE)
+        for key, numbers in runs.items()
     }
     return AxisCut(cut.indices[positions], tuple(labels)), repeated_runs
 
@@ -273,9 +273,9 @@ def _find_moved_part(
 
     Args:
       structure: of the full network.
-      slim_trace: a walk of the slim network with labels of the full one.
+      slim_trace: trace of the slim network, with labels of the full one.
       kept: group -> kept channels.
-      num_labels: number of labels of the full network and their copies; the slim network's own labels come behind.
+      num_labels: number of labels of the full network and their copies; labels from here on are the slim network's own.
     """
     families = structure.families
     if not slim_trace.split_labels and not families.trace.split_labels:
@@ -286,7 +286,7 @@ def _find_moved_part(
         stays[np.delete(roots, channels)] = False
 
     def channels_at(labels: np.ndarray, limit: int) -> np.ndarray:
-        """Returns the channel at each position, -1 where there is none that stays."""
+        """Returns the channel at each position, -1 where no channel is or where it does not stay."""
         is_known = (labels >= 0) & (labels < limit)
         channels = np.where(is_known, labels % len(stays), 0)
         return np.where(is_known & stays[channels], channels, -1)
