@@ -136,11 +136,8 @@ class RunConfig:
 
     def to_json(self) -> str:
         """Returns the settings in the form of a run's `config.json`."""
-        document = {
-            "config": self.search.to_json(),
-            "guesses": list(self.guesses),
-            "settings": self.settings(),
-        }
+        settings = self.settings()
+        document = {"config": self.search.to_json(), "guesses": list(self.guesses), "settings": settings}
         return json.dumps(document, indent=2)
 
     @staticmethod
@@ -188,7 +185,6 @@ def make_tasks(
     tasks = [find_task(name) for name in names]
     check_unique(tasks)
     known = {*names, *(task.name for task in tasks)}
-    changed_tasks = []
     for option, value in options.items():
         unknown = [name for name in value if name not in known] if isinstance(value, Mapping) else []
         if unknown:
@@ -196,6 +192,7 @@ def make_tasks(
                 f"{option} needs names of this run's tasks ({', '.join(names)}), got {', '.join(unknown)}."
                 f"{closest(unknown[0], known)}"
             )
+    changed_tasks = []
     for name, task in zip(names, tasks, strict=True):
         changes = {
             option: value.get(name, value.get(task.name)) if isinstance(value, Mapping) else value

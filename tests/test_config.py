@@ -92,7 +92,7 @@ def test_task_options_change_tasks():
     [
         ({"preset": "quik"}, r"a preset needs to be one of quick, paper, got 'quik'. Did you mean 'quick'\?"),
         ({"generatoins": 3}, "needs to be a setting of a run, got 'generatoins'. Did you mean 'generations'"),
-        ({"task": "digits", "tasks": ["fashion"]}, "an option needs to be given once, got 'tasks'"),
+        ({"task": "digits", "tasks": ["fashion"]}, "Give 'tasks' only once, got it again as 'tasks'"),
         ({"population": "many"}, "population needs a whole number, got 'many'"),
         ({"population": 1, "elites": -1}, r"needs population >= 2 \(got 1\); elites >= 0 \(got -1\)"),
         ({"fitness": "best"}, "fitness one of paired, geometric, arithmetic"),
@@ -124,7 +124,7 @@ def test_wrong_settings_are_named(layer, message):
         ),
         ({"task": "digits", "bases": 0}, r"task 'digits' needs bases >= 1 \(got 0\)"),
         ({"task": "digits", "kept_fraction": 0}, "kept_fraction must be above 0 and at most 1, got 0.0"),
-        ({"task": "digits", "rounds": 2}, "rounds needs kept_fraction as well for task 'digits'"),
+        ({"task": "digits", "rounds": 2}, "Give kept_fraction as well as rounds for task 'digits'"),
         ({"task": "digits", "recipe": "adam_shrt"}, "adam_short"),
     ],
 )

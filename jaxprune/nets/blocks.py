@@ -1,8 +1,8 @@
-"""Pieces that the networks share: layers, pooling, shape checks, and convolution as one matrix product."""
+"""Parts that the networks share: layers, pooling, checks of arguments, and convolution as one matrix product."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,48 +14,58 @@ WEIGHT_INIT = nnx.initializers.he_normal()
 
 
 def convolution(
-    c_in: int, c_out: int, size: int, padding: str, rngs: nnx.Rngs, *, use_bias: bool = True
+    c_in: int,
+    c_out: int,
+    size: int,
+    padding: str | int,
+    rngs: nnx.Rngs,
+    *,
+    strides: int = 1,
+    groups: int = 1,
+    use_bias: bool = True,
 ) -> nnx.Conv:
-    """A `size` x `size` convolution initialised for a ReLU; straight before a normalisation a bias is idle."""
+    """Makes a convolution initialised for a ReLU.
+
+    Args:
+      c_in: number of input channels.
+      c_out: number of output channels.
+      size: side of the kernel.
+      padding: "SAME", "VALID" or the number of zeros on each side.
+      rngs: random streams for the parameters.
+      strides: distance between positions, in both directions.
+      groups: number of groups of channels that are convolved separately.
+      use_bias: whether there is a bias; directly before a normalisation it would have no effect.
+    """
     return nnx.Conv(
-        c_in, c_out, (size, size), padding=padding, use_bias=use_bias, kernel_init=WEIGHT_INIT, rngs=rngs
-    )
+        c_in, c_out, (size, size), strides=strides, padding=padding, feature_group_count=groups,
+        use_bias=use_bias, kernel_init=WEIGHT_INIT, rngs=rngs,
+    )  # fmt: skip
 
 
 def strided_convolution(
     c_in: int, c_out: int, size: int, strides: int, rngs: nnx.Rngs, *, groups: int = 1
 ) -> nnx.Conv:
-    """A `size` x `size` convolution without bias that pads as much on either side, for a normalisation to follow.
+    """Makes a convolution without bias, to be followed by a normalisation, with equal padding on both sides.
 
     "SAME" pads a strided convolution more at the end than at the start; published networks do not.
+
+    Args are those of `convolution`; `size` is an odd number.
     """
-    return nnx.Conv(
-        c_in,
-        c_out,
-        (size, size),
-        strides=strides,
-        padding=size // 2,
-        feature_group_count=groups,
-        use_bias=False,
-        kernel_init=WEIGHT_INIT,
-        rngs=rngs,
-    )
+    return convolution(c_in, c_out, size, size // 2, rngs, strides=strides, groups=groups, use_bias=False)
 
 
 def dense(c_in: int, c_out: int, rngs: nnx.Rngs) -> nnx.Linear:
-    """A dense layer with bias, initialised for a ReLU."""
+    """Makes a dense layer with bias from `c_in` to `c_out` channels, initialised for a ReLU."""
     return nnx.Linear(c_in, c_out, kernel_init=WEIGHT_INIT, rngs=rngs)
 
 
 def batch_norm(c_out: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    """Batch normalisation whose statistics settle within a few dozen steps, for short training runs."""
+    """Makes a batch normalisation whose statistics settle within a few dozen steps, for short training runs."""
     return nnx.BatchNorm(c_out, momentum=0.9, use_fast_variance=False, rngs=rngs)
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """The maximum of each 2x2 window, [N, H, W, C] to [N, H//2, W//2, C]; an odd last row or column is dropped.
-
-    A reshape and a maximum: on a CPU this is meant to be faster than a window reduction.
+    """Takes the maximum of each 2x2 window, by a reshape and a maximum; an odd last row or column is dropped.
 
     Args:
       x: [N, H, W, C] activations with H, W >= 2.
@@ -83,15 +93,23 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 
 def flatten(x: jax.Array) -> jax.Array:
-    """[N, H, W, C] to [N, H*W*C], channels fastest."""
+    """Flattens [N, H, W, C] to [N, H*W*C], with channels varying fastest."""
     return x.reshape(x.shape[0], -1)
 
 
 def check_widths(owner: str, widths: Sequence[int], layers: Sequence[str]) -> tuple[int, ...]:
-    """The widths as a tuple, once they are one positive whole number for each of `layers`.
+    """Checks that there is one width, a whole number >= 1, for each layer.
+
+    Args:
+      owner: name of the network, for error messages.
+      widths: number of channels of each layer.
+      layers: names of the layers, for error messages.
+
+    Returns:
+      The widths as a tuple.
 
     Raises:
-      ValueError: if their number is wrong or any is not a whole number >= 1; names all the bad ones.
+      ValueError: if there are too few or too many widths, or some are not whole numbers >= 1; names all of these.
 
     Example:
       >>> check_widths("MyNet", [8, 16], ["conv", "dense"])
@@ -102,12 +120,12 @@ def check_widths(owner: str, widths: Sequence[int], layers: Sequence[str]) -> tu
         raise ValueError(
             f"{owner} needs {len(layers)} widths, one each for {', '.join(layers)}, got {len(widths)}: {widths}."
         )
-    bad = [
+    wrong = [
         f"{layer}: {width!r}" for layer, width in zip(layers, widths, strict=True) if not _is_positive(width)
     ]
-    if bad:
+    if wrong:
         raise ValueError(
-            f"{owner} needs widths that are whole numbers >= 1, got {', '.join(bad)}. "
+            f"{owner} needs widths that are whole numbers >= 1, got {', '.join(wrong)}. "
             "Keep at least one channel in each layer."
         )
     return tuple(int(width) for width in widths)
@@ -116,13 +134,16 @@ def check_widths(owner: str, widths: Sequence[int], layers: Sequence[str]) -> tu
 def check_sizes(
     owner: str, image_shape: Sequence[int], num_classes: int, *, smallest: int
 ) -> tuple[int, int, int]:
-    """The image shape as a tuple (H, W, C), once the network can hold it and its number of classes.
+    """Checks the image shape and the number of classes of a network.
 
     Args:
-      owner: the network's name, for the message.
+      owner: name of the network, for error messages.
       image_shape: (H, W, C) of one image.
       num_classes: width of the output layer, at least 2.
       smallest: the smallest H and W that leave at least one position after the last pooling.
+
+    Returns:
+      The image shape as a tuple.
 
     Raises:
       ValueError: if the shape is not three whole numbers >= 1, H or W is below `smallest`, or `num_classes` < 2.
@@ -149,7 +170,16 @@ def check_sizes(
 
 
 def check_input(owner: str, x: jax.Array, image_shape: tuple[int, int, int]) -> None:
-    """Raises a ValueError unless `x` is a batch [N, H, W, C] of images of `image_shape`."""
+    """Checks that a network is called on a batch of images of its shape.
+
+    Args:
+      owner: name of the network, for error messages.
+      x: the batch, to be [N, H, W, C].
+      image_shape: (H, W, C) of one image.
+
+    Raises:
+      ValueError: if it has another shape.
+    """
     if x.ndim != 4 or tuple(x.shape[1:]) != image_shape:
         hint = (
             " Add the channel axis: x[..., None]."
@@ -175,12 +205,12 @@ def convolve_by_patches(
     precision: lax.PrecisionLike = None,
     **options: object,
 ) -> jax.Array:
-    """A 2-D convolution as shifted views of the image joined and multiplied once by the kernel matrix.
+    """Computes a 2-D convolution by joining shifted views of the image and multiplying once by the kernel matrix.
 
-    Drop-in for the `conv_general_dilated=` argument of `nnx.Conv`, for compiled loops on a CPU: inside `scan` the
-    library's convolution is slow there (LeNet-5, batch 100: a step of 63 ms instead of 482 ms, and of 22 ms instead
-    of 189 ms at 8-20-100, on two busy cores). Outside loops neither is clearly faster.
-    What it does not cover (dilation, groups, other than two spatial axes) goes to the library unchanged.
+    This replaces the `conv_general_dilated=` argument of `nnx.Conv` in compiled loops on a CPU, where the library's
+    convolution is slow: on two busy cores, a step of LeNet-5 with batches of 100 takes 63 ms instead of 482 ms, and
+    22 ms instead of 189 ms at 8-20-100 channels. Outside loops neither is clearly faster.
+    Other cases (dilation, groups, other than two spatial axes) are passed on to the library.
 
     Args:
       lhs: [N, H, W, c_in] images.
@@ -198,22 +228,23 @@ def convolve_by_patches(
       >>> convolve_by_patches(x, kernel, (1, 1), "VALID")[0, 0, 0].tolist()
       [18.0, 18.0, 18.0, 18.0, 18.0]
     """
-    dilated = any(step != 1 for step in (*(lhs_dilation or ()), *(rhs_dilation or ())))
-    if lhs.ndim != 4 or dilated or feature_group_count != 1:
-        return lax.conv_general_dilated(
-            lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,  # type: ignore[arg-type]
-            feature_group_count=feature_group_count, precision=precision, **options,  # type: ignore[arg-type]
+    is_dilated = any(dilation != 1 for dilation in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+    if lhs.ndim != 4 or is_dilated or feature_group_count != 1:
+        convolve: Callable[..., jax.Array] = lax.conv_general_dilated
+        return convolve(
+            lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,
+            feature_group_count=feature_group_count, precision=precision, **options,
         )  # fmt: skip
     kernel_rows, kernel_columns, c_in, c_out = rhs.shape
-    row_step, column_step = window_strides
+    row_stride, column_stride = window_strides
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
     x = jnp.pad(lhs, ((0, 0), *map(tuple, padding), (0, 0)))
-    rows = (x.shape[1] - kernel_rows) // row_step + 1
-    columns = (x.shape[2] - kernel_columns) // column_step + 1
-    row_span, column_span = (rows - 1) * row_step + 1, (columns - 1) * column_step + 1
+    rows = (x.shape[1] - kernel_rows) // row_stride + 1
+    columns = (x.shape[2] - kernel_columns) // column_stride + 1
+    row_span, column_span = (rows - 1) * row_stride + 1, (columns - 1) * column_stride + 1
     views = [
-        x[:, i : i + row_span : row_step, j : j + column_span : column_step]
+        x[:, i : i + row_span : row_stride, j : j + column_span : column_stride]
         for i in range(kernel_rows)
         for j in range(kernel_columns)
     ]
@@ -222,10 +253,10 @@ def convolve_by_patches(
 
 
 def with_patch_convolutions(model: nnx.Module) -> nnx.Module:
-    """A copy of `model` whose ordinary 2-D convolutions run as matrix products (`convolve_by_patches`).
+    """Copies a model so that its ordinary 2-D convolutions run as matrix products (`convolve_by_patches`).
 
-    Parameters, paths and results (up to rounding) stay the same, so states move freely between the two; use it for
-    training and evaluation on a CPU, and the plain model for tracing structure.
+    Parameters, paths and results (up to rounding) stay the same, so one model can take the state of the other. Use
+    the copy to train and evaluate on a CPU, and the original to trace the structure.
 
     Args:
       model: any NNX model; it is not changed.
@@ -248,5 +279,5 @@ def with_patch_convolutions(model: nnx.Module) -> nnx.Module:
 
 
 def _is_positive(value: object) -> bool:
-    """Whether `value` is a whole number (not a truth value) of at least 1."""
+    """Whether `value` is a whole number (and not a boolean) >= 1."""
     return not isinstance(value, bool) and hasattr(value, "__index__") and value.__index__() >= 1

@@ -1,4 +1,4 @@
-"""What a network costs: multiply-accumulates (MACs) of one example, and parameters, counted exactly."""
+"""Exact counts of a network's multiply-accumulates (MACs) for one example and of its parameters."""
 
 from __future__ import annotations
 
@@ -10,18 +10,13 @@ import jax
 from flax import nnx
 from jax.extend import core
 
-Equation = core.JaxprEqn
-
-_BRANCHES = "cond"
-_LOOP = "while"
-
 
 def count_macs(model: nnx.Module, example: jax.Array | jax.ShapeDtypeStruct) -> int:
-    """Multiply-accumulates of all convolutions and matrix products for one example, in evaluation mode.
+    """Counts the multiply-accumulates of all convolutions and matrix products for one example, in evaluation mode.
 
-    The network is traced, not run, and the trace is walked: every convolution and matrix product counts output
-    entries times products summed for each, padded positions included, as is usual. Additions of biases, normalisation,
-    activation and pooling do not count. A compiled loop counts its body once per turn, a branch its costliest case.
+    The network is traced, not run. Every convolution and matrix product counts the entries of its output times the
+    products summed for each, padded positions included, as is usual. Adding biases, normalisation, activation and
+    pooling do not count. A compiled loop counts its body once per iteration, a branch its costliest case.
 
     Args:
       model: any NNX model called as `model(x)`; it is not changed, and its parameters may be abstract.
@@ -31,7 +26,8 @@ def count_macs(model: nnx.Module, example: jax.Array | jax.ShapeDtypeStruct) -> 
       MACs for one example.
 
     Raises:
-      ValueError: if the example has no batch axis, or products sit in a loop whose number of turns depends on values.
+      ValueError: if the example has no batch axis, or there are products in a loop whose number of iterations depends
+        on values.
 
     Example:
       >>> import jax.numpy as jnp
@@ -42,24 +38,24 @@ def count_macs(model: nnx.Module, example: jax.Array | jax.ShapeDtypeStruct) -> 
         raise ValueError(
             "count_macs needs an example batch [N, ...], got a scalar. Pass images[:1], for instance."
         )
-    one = jax.ShapeDtypeStruct((1, *example.shape[1:]), example.dtype)
+    single = jax.ShapeDtypeStruct((1, *example.shape[1:]), example.dtype)
     # The view shares the caller's variables; splitting and merging puts a copy between it and the traced call.
     view = nnx.view(model, use_running_average=True, deterministic=True, raise_if_not_found=False)
     graphdef, state = nnx.split(view)
-    traced = jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state)(x))(state, one)
+    traced = jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state)(x))(state, single)
     return _jaxpr_macs(traced.jaxpr)
 
 
 def count_parameters(model: nnx.Module) -> int:
-    """Number of trainable parameters: kernels, biases, normalisation scales and shifts; shared ones count once.
+    """Counts trainable parameters: entries of kernels, biases, normalisation scales and shifts.
 
-    Running statistics and random state do not count. Parameters may be abstract.
+    Shared parameters count once; running statistics and random state do not count.
 
     Args:
-      model: any NNX model.
+      model: any NNX model; its parameters may be abstract.
 
     Returns:
-      Entries of all `nnx.Param` variables.
+      The number of entries of all `nnx.Param` variables.
 
     Example:
       >>> count_parameters(nnx.Linear(8, 5, rngs=nnx.Rngs(0)))
@@ -69,7 +65,7 @@ def count_parameters(model: nnx.Module) -> int:
 
 
 def parameter_sizes(model: nnx.Module) -> Mapping[str, int]:
-    """Entries of each trainable parameter by its dotted path, in path order.
+    """Returns the number of entries of each trainable parameter by dotted path, in path order.
 
     Example:
       >>> parameter_sizes(nnx.Linear(8, 5, rngs=nnx.Rngs(0)))
@@ -81,38 +77,37 @@ def parameter_sizes(model: nnx.Module) -> Mapping[str, int]:
 
 def _jaxpr_macs(jaxpr: core.Jaxpr) -> int:
     """MACs of all equations of a jaxpr, nested ones included."""
-    return sum(_equation_macs(equation) for equation in jaxpr.eqns)
+    return sum(map(_equation_macs, jaxpr.eqns))
 
 
-def _equation_macs(equation: Equation) -> int:
-    """MACs of one equation: its own product, or those of the jaxprs it calls."""
+def _equation_macs(equation: core.JaxprEqn) -> int:
+    """MACs of one equation: those of its own product, or of the jaxprs that it calls."""
     name, params = equation.primitive.name, equation.params
     if name == "conv_general_dilated":
-        kernel = _shape(equation.invars[1])
-        out_axis = params["dimension_numbers"].rhs_spec[0]
+        kernel, out_axis = _shape(equation.invars[1]), params["dimension_numbers"].rhs_spec[0]
         return math.prod(_shape(equation.outvars[0])) * math.prod(kernel) // kernel[out_axis]
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         left = _shape(equation.invars[0])
         return math.prod(_shape(equation.outvars[0])) * math.prod(left[axis] for axis in contracted)
-    inner = [_jaxpr_macs(jaxpr) for jaxpr in _called_jaxprs(equation)]
-    if name == _BRANCHES:
-        return max(inner, default=0)
-    if name == _LOOP and sum(inner) > 0:
+    called = [_jaxpr_macs(jaxpr) for jaxpr in _called_jaxprs(equation)]
+    if name == "cond":
+        return max(called, default=0)
+    if name == "while" and sum(called) > 0:
         raise ValueError(
-            "count_macs needs loops with a known number of turns, got products inside a while loop whose end "
+            "count_macs needs loops with a known number of iterations, got products inside a while loop whose end "
             "depends on values. Write it as jax.lax.scan or with fixed bounds."
         )
-    return sum(inner) * int(params["length"] if name == "scan" else 1)
+    return sum(called) * int(params["length"] if name == "scan" else 1)
 
 
 def _shape(value: core.Var | core.Literal) -> tuple[int, ...]:
-    """Shape of an equation's input or output."""
+    """The shape of an equation's input or output."""
     return cast(jax.ShapeDtypeStruct, value.aval).shape
 
 
-def _called_jaxprs(equation: Equation) -> Iterator[core.Jaxpr]:
-    """The jaxprs that an equation calls (of calls, custom derivatives, remat, loops, branches)."""
+def _called_jaxprs(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
+    """The jaxprs that an equation calls: of function calls, custom derivatives, remat, loops, branches."""
     for value in equation.params.values():
         for part in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(part, core.ClosedJaxpr):

@@ -1,4 +1,4 @@
-"""From a name, or `module:factory` of one's own, to a network."""
+"""Networks by name or from your own `module:factory`, with weights or of shapes alone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NETWORKS: Mapping[str, Callable[..., nnx.Module]] = MappingProxyType(
         "mobilenet_v2": MobileNetV2,
     }
 )
-"""Every network by name; each takes `rngs` and the keywords `widths`, `num_classes`, `image_shape`."""
+"""Name -> network; each takes `rngs` and the keywords `widths`, `num_classes`, `image_shape`."""
 
 
 def find_network(
@@ -49,17 +49,19 @@ def find_network(
     has_weights: bool = True,
     **settings: object,
 ) -> nnx.Module:
-    """A freshly made network.
+    """Makes a network with fresh weights.
 
     Args:
       name: one of `NETWORKS`, in any spelling of its words ("lenet5", "LeNet5"), made with its default widths; or
         `module:factory`, where the factory takes `nnx.Rngs` or nothing and returns a Flax NNX module.
       image_shape: shape of one image, for networks of `NETWORKS`; () for their own default.
-      num_classes: width of the output of networks of `NETWORKS`.
-      seed: of the initial weights.
-      has_weights: False for shapes and dtypes in place of arrays (see `without_weights`), as far as the factory lets
-        itself be traced.
-      settings: further keywords of networks of `NETWORKS`, such as `widths`.
+      num_classes: width of the output, for networks of `NETWORKS`.
+      seed: seed of the initial weights.
+      has_weights: False for shapes and dtypes instead of arrays (see `without_weights`), if the factory can be traced.
+      settings: further keywords for networks of `NETWORKS`, such as `widths`.
+
+    Returns:
+      The network.
 
     Raises:
       ValueError: if there is no such network, module or factory, the factory needs other arguments, or it returns
@@ -73,13 +75,13 @@ def find_network(
       >>> find_network("jaxprune.nets:PlainConvNet").image_shape
       (8, 8, 1)
     """
-    known = {_plain(each): make for each, make in NETWORKS.items()}
-    if _plain(name) in known:
+    known = {_letters(known_name): make for known_name, make in NETWORKS.items()}
+    if _letters(name) in known:
         shape = {"image_shape": tuple(image_shape)} if image_shape else {}
-        make = partial(known[_plain(name)], num_classes=num_classes, **shape, **settings)
+        make = partial(known[_letters(name)], num_classes=num_classes, **shape, **settings)
         return make(nnx.Rngs(seed)) if has_weights else without_weights(make)
-    module_name, separator, attribute = name.partition(":")
-    if not (separator and module_name and attribute):
+    module_name, _, attribute = name.partition(":")
+    if not (module_name and attribute):
         raise ValueError(
             f"a network needs to be one of {', '.join(NETWORKS)}, or module:factory, got {name!r}."
             f"{closest(name, NETWORKS)}"
@@ -88,29 +90,57 @@ def find_network(
         raise ValueError(
             f"{', '.join(settings)} needs one of {', '.join(NETWORKS)}, got {name!r}. Let the factory set it."
         )
-    factory = import_attribute("network", name)
-    made = factory
+    network = factory = import_attribute("network", name)
     if callable(factory) and not isinstance(factory, nnx.Module):
-        made = _call(factory, name, nnx.Rngs(seed)) if has_weights else _shapes_of(factory, name, seed)
-    if not isinstance(made, nnx.Module):
+        network = _call(factory, name, nnx.Rngs(seed)) if has_weights else _shapes_of(factory, name, seed)
+    if not isinstance(network, nnx.Module):
         raise ValueError(
             f"network {name!r} needs to be a factory of a Flax NNX module (flax.nnx.Module), "
-            f"got one that gives {type(made).__name__}. Let it return the network itself."
+            f"got one that gives {type(network).__name__}. Let it return the network itself."
         )
-    return made
+    return network
+
+
+def without_weights(make: Callable[[nnx.Rngs], nnx.Module]) -> nnx.Module:
+    """Makes a network with shapes and dtypes in place of arrays, so that nothing is computed or stored.
+
+    This is enough for `trace_structure`, `count_macs` and `count_parameters`. It is `nnx.eval_shape` with random
+    streams that do not count, which saves most of the time on deep networks.
+
+    Args:
+      make: the network's class, or a function that makes it from `nnx.Rngs`.
+
+    Returns:
+      The network, which cannot be run.
+
+    Example:
+      >>> without_weights(lambda rngs: nnx.Linear(3, 5, rngs=rngs)).kernel.shape
+      (3, 5)
+    """
+
+    def build() -> nnx.Module:
+        rngs = nnx.Rngs(0)
+        rngs.default = _ConstantStream(0, tag="default")  # type: ignore[attr-defined]
+        return make(rngs)
+
+    return nnx.eval_shape(build)
 
 
 def look_in_working_directory() -> None:
-    """Lets modules of `module:factory` be found in the working directory; a console script has its own folder there."""
+    """Adds the working directory to the Python path, where a console script would not look for `module:factory`."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
 
 
 def import_attribute(kind: str, name: str) -> Any:  # noqa: ANN401 - whatever the module has there
-    """What `module:attribute` names.
+    """Imports the attribute that `module:attribute` names.
+
+    Args:
+      kind: what the attribute is needed for, "network" say, for error messages.
+      name: the name, as given by the user.
 
     Raises:
-      ValueError: if there is no such module or attribute; `kind` says what it was to be.
+      ValueError: if there is no such module or attribute.
 
     Example:
       >>> import_attribute("network", "jaxprune.nets:LeNet5").__name__
@@ -126,40 +156,40 @@ def import_attribute(kind: str, name: str) -> Any:  # noqa: ANN401 - whatever th
 
 
 def _shapes_of(factory: Callable[..., object], name: str, seed: int) -> object:
-    """What the factory makes, without weights; with them if it looks at values, as one that reads a file does."""
+    """What a factory makes without weights; with weights if it looks at values, as one that reads a file does."""
     others: list[object] = []
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
-        made = _call(factory, name, rngs)
-        if not isinstance(made, nnx.Module):
-            others.append(made)
-            return nnx.Dict()
-        return made
+        network = _call(factory, name, rngs)
+        if isinstance(network, nnx.Module):
+            return network
+        others.append(network)
+        return nnx.Dict()
 
     try:
-        found: object = without_weights(make)
+        network: object = without_weights(make)
     except jax.errors.JAXTypeError:
         return _call(factory, name, nnx.Rngs(seed))
-    return others[0] if others else found
+    return others[0] if others else network
 
 
 def _call(factory: Callable[..., object], name: str, rngs: nnx.Rngs) -> object:
-    """What the factory makes, given random streams if it takes any."""
-    is_class = inspect.isclass(factory)  # whose own signature is that of NNX's metaclass
+    """Calls a factory, with random streams if it takes any."""
+    is_class = inspect.isclass(factory)  # the signature of the class itself is that of NNX's metaclass
     try:
         signature = inspect.signature(factory.__init__ if is_class else factory)
-    except ValueError:  # of something written in C
+    except ValueError:  # written in C
         signature = inspect.Signature()
     parameters = list(signature.parameters.values())[1 if is_class else 0 :]
-    single = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
     stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    needed = [each.name for each in parameters if each.default is each.empty and each.kind not in stars]
-    by_name = any(each.name == "rngs" and each.kind is not each.POSITIONAL_ONLY for each in parameters)
-    if by_name and set(needed) <= {"rngs"}:
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in stars]
+    takes_rngs = any(p.name == "rngs" and p.kind is not p.POSITIONAL_ONLY for p in parameters)
+    if takes_rngs and set(needed) <= {"rngs"}:
         return factory(rngs=rngs)
     if not needed:
         return factory()
-    if single and needed == [single[0].name]:
+    if needed == positional[:1]:
         return factory(rngs)
     raise ValueError(
         f"network {name!r} needs a factory that takes flax.nnx.Rngs or nothing, got one that needs "
@@ -167,41 +197,14 @@ def _call(factory: Callable[..., object], name: str, rngs: nnx.Rngs) -> object:
     )
 
 
-def _plain(name: str) -> str:
+def _letters(name: str) -> str:
+    """A name without separators and capitals."""
     return name.replace("_", "").replace("-", "").lower()
 
 
-# === merged: """Networks without weights: shapes and dtypes in place of arrays, made in seconds at any
-
-
-class StillStream(nnx.RngStream):
-    """Gives the same key each time; Flax's own counts, and counting traced values takes time quadratic in them."""
+class _ConstantStream(nnx.RngStream):
+    """A random stream that always gives the same key; counting keys, as Flax does, is slow when it is traced."""
 
     def __call__(self) -> jax.Array:
-        """The key."""
+        """Returns the key."""
         return self.key[...]
-
-
-def without_weights(make: Callable[[nnx.Rngs], nnx.Module]) -> nnx.Module:
-    """What `make(rngs)` makes, with shapes and dtypes in place of arrays, so that nothing is computed or stored.
-
-    Enough for `trace_structure`, `count_macs` and `count_parameters`. It is `nnx.eval_shape` with random streams that
-    do not count, which saves most of its time on deep networks.
-
-    Args:
-      make: the network's class, or a function that makes it from `nnx.Rngs`.
-
-    Returns:
-      A network that cannot be run.
-
-    Example:
-      >>> without_weights(lambda rngs: nnx.Linear(3, 5, rngs=rngs)).kernel.shape
-      (3, 5)
-    """
-
-    def build() -> nnx.Module:
-        rngs = nnx.Rngs(0)
-        rngs.default = StillStream(0, tag="default")  # type: ignore[attr-defined]
-        return make(rngs)
-
-    return nnx.eval_shape(build)

@@ -18,12 +18,13 @@ MOBILENET_V2_WIDTHS = (32, 16, 24, 32, 64, 96, 160, 320, 1280)
 _LAYERS = ("stem", *(f"stage{i}" for i in range(1, 8)), "head")
 _STEM_STRIDES = 2
 _DIVISOR = 8
+"""Scaled widths are multiples of this."""
 
 
 class InvertedResidual(nnx.Module):
-    """1x1 convolution to `expansion` times the channels, depthwise 3x3, 1x1 without ReLU; plus the input where it fits.
+    """1x1 convolution to `expansion` times the channels, depthwise 3x3, 1x1 without ReLU.
 
-    Without expansion the first convolution is left out.
+    The input is added where it has the shape of the result. With an expansion of 1 the first convolution is left out.
     """
 
     def __init__(self, c_in: int, c_out: int, strides: int, expansion: int, rngs: nnx.Rngs) -> None:
@@ -34,7 +35,7 @@ class InvertedResidual(nnx.Module):
         self.adds = strides == 1 and c_in == c_out
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, ceil(H / strides), ceil(W / strides), c_out]."""
+        """Maps [N, H, W, c_in] to [N, ceil(H / strides), ceil(W / strides), c_out]."""
         y = x if self.expand is None else jax.nn.relu6(self.expand(x))
         y = self.project(jax.nn.relu6(self.depthwise(y)))
         return x + y if self.adds else y
@@ -45,12 +46,12 @@ class MobileNetV2(nnx.Module):
 
     Args:
       rngs: random streams for the parameters.
-      multiplier: factor on all widths, rounded to a multiple of 8 where it is not 1; the head never falls below its
-        own width.
+      multiplier: factor on all widths, which are then rounded to multiples of 8 unless the factor is 1; the head is
+        never made narrower.
       widths: channels of the stem, the seven stages and the head, each >= 1.
       repeats: blocks in each of the seven stages, each >= 1.
-      strides: of the first block of each stage; the stem's are 2. For 32x32 images (1, 1, 1, 2, 1, 2, 1) leaves more
-        positions.
+      strides: strides of the first block of each stage; those of the stem are 2. For 32x32 images,
+        (1, 1, 1, 2, 1, 2, 1) leaves more positions.
       num_classes: number of logits, >= 2.
       image_shape: (H, W, C) of one image, each side at least the product of all strides (32).
 
@@ -94,15 +95,15 @@ class MobileNetV2(nnx.Module):
         blocks = []
         for stage, (c_out, count) in enumerate(zip(stages, repeats, strict=True)):
             for number in range(count):
-                step, expansion = strides[stage] if number == 0 else 1, 6 if stage > 0 else 1
-                blocks.append(InvertedResidual(c_in, c_out, step, expansion, rngs))
+                block_strides, expansion = strides[stage] if number == 0 else 1, 6 if stage > 0 else 1
+                blocks.append(InvertedResidual(c_in, c_out, block_strides, expansion, rngs))
                 c_in = c_out
         self.blocks = nnx.List(blocks)
         self.head = ConvNorm(c_in, head, 1, rngs)
         self.output = nnx.Linear(head, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, num_classes] logits of images [N, H, W, C]."""
+        """Returns [N, num_classes] logits of images [N, H, W, C]."""
         check_input("MobileNetV2", x, self.image_shape)
         x = jax.nn.relu6(self.stem(x))
         for block in self.blocks:
@@ -111,14 +112,14 @@ class MobileNetV2(nnx.Module):
 
 
 def _scaled(width: int, multiplier: float) -> int:
-    """The nearest multiple of 8 to the scaled width, never less than nine tenths of it."""
+    """The multiple of 8 that is nearest to the scaled width, but at least nine tenths of it."""
     scaled = width * multiplier
     rounded = max(_DIVISOR, int(scaled + _DIVISOR / 2) // _DIVISOR * _DIVISOR)
     return rounded if rounded >= 0.9 * scaled else rounded + _DIVISOR
 
 
 def _check_stages(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    """The values, once there is a whole number >= 1 for each of the seven stages."""
+    """Checks that there is a whole number >= 1 for each of the seven stages."""
     values = tuple(values)
     if len(values) != 7 or not all(type(value) is int and value >= 1 for value in values):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Two small convolutional networks for small images, one plain and one deeper with batch normalisation."""
+"""Small convolutional networks for small images: a plain one, LeNet-5, and a deeper one with batch normalisation."""
 
 from __future__ import annotations
 
@@ -19,10 +19,40 @@ from jaxprune.nets.blocks import (
 )
 
 
-class PlainConvNet(nnx.Module):
+class _TwoConvNet(nnx.Module):
+    """The common part of `PlainConvNet` and `LeNet5`; a subclass sets the convolutions and the smallest images."""
+
+    _kernel_size: int
+    _padding: str
+    _smallest: int
+
+    def __init__(
+        self, rngs: nnx.Rngs, widths: Sequence[int], num_classes: int, image_shape: Sequence[int]
+    ) -> None:
+        name, size, padding = type(self).__name__, self._kernel_size, self._padding
+        conv1, conv2, hidden = check_widths(name, widths, ("conv1", "conv2", "dense"))
+        self.image_shape = check_sizes(name, image_shape, num_classes, smallest=self._smallest)
+        height, width, channels = self.image_shape
+        lost = size - 1 if padding == "VALID" else 0  # rows and columns that a convolution cuts off
+        rows, columns = (((side - lost) // 2 - lost) // 2 for side in (height, width))
+        self.conv1 = convolution(channels, conv1, size, padding, rngs)
+        self.conv2 = convolution(conv1, conv2, size, padding, rngs)
+        self.dense = dense(rows * columns * conv2, hidden, rngs)
+        self.output = nnx.Linear(hidden, num_classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns [N, num_classes] logits of images [N, H, W, C]."""
+        check_input(type(self).__name__, x, self.image_shape)
+        x = max_pool(jax.nn.relu(self.conv1(x)))
+        x = max_pool(jax.nn.relu(self.conv2(x)))
+        x = jax.nn.relu(self.dense(flatten(x)))
+        return self.output(x)
+
+
+class PlainConvNet(_TwoConvNet):
     """Images [N, H, W, C] to logits: 3x3 convolution, ReLU, 2x2 max pooling, twice; dense, ReLU; output.
 
-    Pruned groups are named `conv1.kernel`, `conv2.kernel` and `dense.kernel`.
+    Groups are named `conv1.kernel`, `conv2.kernel` and `dense.kernel`.
 
     Args:
       rngs: random streams for the parameters.
@@ -40,6 +70,8 @@ class PlainConvNet(nnx.Module):
       (2, 10)
     """
 
+    _kernel_size, _padding, _smallest = 3, "SAME", 4
+
     def __init__(
         self,
         rngs: nnx.Rngs,
@@ -48,29 +80,52 @@ class PlainConvNet(nnx.Module):
         num_classes: int = 10,
         image_shape: Sequence[int] = (8, 8, 1),
     ) -> None:
-        conv1, conv2, hidden = check_widths("PlainConvNet", widths, ("conv1", "conv2", "dense"))
-        self.image_shape = check_sizes("PlainConvNet", image_shape, num_classes, smallest=4)
-        height, width, channels = self.image_shape
-        self.conv1 = convolution(channels, conv1, 3, "SAME", rngs)
-        self.conv2 = convolution(conv1, conv2, 3, "SAME", rngs)
-        self.dense = dense((height // 4) * (width // 4) * conv2, hidden, rngs)
-        self.output = nnx.Linear(hidden, num_classes, rngs=rngs)
+        super().__init__(rngs, widths, num_classes, image_shape)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, num_classes] logits of images [N, H, W, C]."""
-        check_input("PlainConvNet", x, self.image_shape)
-        x = max_pool(jax.nn.relu(self.conv1(x)))
-        x = max_pool(jax.nn.relu(self.conv2(x)))
-        x = jax.nn.relu(self.dense(flatten(x)))
-        return self.output(x)
+
+class LeNet5(_TwoConvNet):
+    """Images [N, H, W, C] to logits: 5x5 convolution, ReLU, 2x2 max pooling, twice; dense, ReLU; output.
+
+    With the default widths the kernels hold 500, 25,000, 400,000 and 5,000 weights. Groups are named
+    `conv1.kernel`, `conv2.kernel` and `dense.kernel`.
+
+    Args:
+      rngs: random streams for the parameters.
+      widths: channels of conv1, conv2 and the dense layer, each >= 1.
+      num_classes: number of logits, >= 2.
+      image_shape: (H, W, C) of one image, at least 16x16.
+
+    Raises:
+      ValueError: if a width, the number of widths, the image shape or the number of classes does not fit, or if
+        the network is called on a batch of another shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> nnx.eval_shape(lambda: LeNet5(nnx.Rngs(0), widths=(8, 20, 100))(jnp.zeros((2, 28, 28, 1)))).shape
+      (2, 10)
+
+    Source:
+      LeCun et al. 1998, in the 20-50-500 form that Liu, Kung, Wentzlaff 2022 prune.
+    """
+
+    _kernel_size, _padding, _smallest = 5, "VALID", 16
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        *,
+        widths: Sequence[int] = (20, 50, 500),
+        num_classes: int = 10,
+        image_shape: Sequence[int] = (28, 28, 1),
+    ) -> None:
+        super().__init__(rngs, widths, num_classes, image_shape)
 
 
 class SmallConvNet(nnx.Module):
     """Images [N, H, W, C] to logits: four times 3x3 convolution, batch norm, ReLU; dense, ReLU; output.
 
-    Pooling (2x2 maximum) follows the second and the fourth convolution. Pruned groups are named
-    `conv1.kernel` to `conv4.kernel` and `dense.kernel`; `norm1` to `norm4` normalise and
-    stand in for biases.
+    Pooling (2x2 maximum) follows the second and the fourth convolution. Groups are named `conv1.kernel` to
+    `conv4.kernel` and `dense.kernel`. Convolutions have no bias, since the norms `norm1` to `norm4` shift.
 
     Args:
       rngs: random streams for the parameters.
@@ -112,7 +167,7 @@ class SmallConvNet(nnx.Module):
         self.output = nnx.Linear(hidden, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, num_classes] logits of images [N, H, W, C]."""
+        """Returns [N, num_classes] logits of images [N, H, W, C]."""
         check_input("SmallConvNet", x, self.image_shape)
         x = jax.nn.relu(self.norm1(self.conv1(x)))
         x = max_pool(jax.nn.relu(self.norm2(self.conv2(x))))
@@ -120,62 +175,3 @@ class SmallConvNet(nnx.Module):
         x = max_pool(jax.nn.relu(self.norm4(self.conv4(x))))
         x = jax.nn.relu(self.dense(flatten(x)))
         return self.output(x)
-
-
-# === merged: """LeNet-5: two 5x5 convolutions, each with pooling, and one dense layer."""
-
-
-class LeNet5(nnx.Module):
-    """Images [N, H, W, C] to logits: 5x5 convolution, ReLU, 2x2 max pooling, twice; dense, ReLU; output.
-
-    With the default widths the kernels hold 500, 25,000, 400,000 and 5,000 weights. Pruned groups are named
-    `conv1.kernel`, `conv2.kernel` and `dense.kernel`.
-
-    Args:
-      rngs: random streams for the parameters.
-      widths: channels of conv1, conv2 and the dense layer, each >= 1.
-      num_classes: number of logits, >= 2.
-      image_shape: (H, W, C) of one image, at least 16x16.
-
-    Raises:
-      ValueError: if a width, the number of widths, the image shape or the number of classes does not fit, or if
-        the network is called on a batch of another shape.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> nnx.eval_shape(lambda: LeNet5(nnx.Rngs(0), widths=(8, 20, 100))(jnp.zeros((2, 28, 28, 1)))).shape
-      (2, 10)
-
-    Source:
-      LeCun et al. 1998, in the 20-50-500 form that Liu, Kung, Wentzlaff 2022 prune.
-    """
-
-    def __init__(
-        self,
-        rngs: nnx.Rngs,
-        *,
-        widths: Sequence[int] = (20, 50, 500),
-        num_classes: int = 10,
-        image_shape: Sequence[int] = (28, 28, 1),
-    ) -> None:
-        conv1, conv2, hidden = check_widths("LeNet5", widths, ("conv1", "conv2", "dense"))
-        self.image_shape = check_sizes("LeNet5", image_shape, num_classes, smallest=16)
-        height, width, channels = self.image_shape
-        positions = _side_after_pooling(height) * _side_after_pooling(width)
-        self.conv1 = convolution(channels, conv1, 5, "VALID", rngs)
-        self.conv2 = convolution(conv1, conv2, 5, "VALID", rngs)
-        self.dense = dense(positions * conv2, hidden, rngs)
-        self.output = nnx.Linear(hidden, num_classes, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, num_classes] logits of images [N, H, W, C]."""
-        check_input("LeNet5", x, self.image_shape)
-        x = max_pool(jax.nn.relu(self.conv1(x)))
-        x = max_pool(jax.nn.relu(self.conv2(x)))
-        x = jax.nn.relu(self.dense(flatten(x)))
-        return self.output(x)
-
-
-def _side_after_pooling(side: int) -> int:
-    """Positions along one side after both unpadded 5x5 convolutions and poolings."""
-    return ((side - 4) // 2 - 4) // 2

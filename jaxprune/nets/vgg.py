@@ -26,20 +26,24 @@ VGG19_WIDTHS = (64, 64, 128, 128, *(256,) * 4, *(512,) * 9)
 
 
 class _VGG(nnx.Module):
-    """What both depths share; a sub-class says after which convolutions (from 1) pooling follows."""
+    """The common part of both depths; a subclass sets default widths and the convolutions before pooling, from 1."""
 
+    _default_widths: tuple[int, ...]
     _pooled_after: tuple[int, ...]
 
     def __init__(
         self,
         rngs: nnx.Rngs,
-        widths: Sequence[int],
-        num_classes: int,
-        image_shape: Sequence[int],
-        dropout_rate: float,
+        *,
+        widths: Sequence[int] | None = None,
+        num_classes: int = 10,
+        image_shape: Sequence[int] = (32, 32, 3),
+        dropout_rate: float = 0.0,
     ) -> None:
         name, layers = type(self).__name__, [f"conv{i}" for i in range(1, self._pooled_after[-1] + 1)]
-        *conv_widths, hidden = check_widths(name, widths, (*layers, "dense"))
+        *conv_widths, hidden = check_widths(
+            name, self._default_widths if widths is None else widths, (*layers, "dense")
+        )
         self.image_shape = check_sizes(name, image_shape, num_classes, smallest=32)
         if not 0 <= dropout_rate < 1:
             raise ValueError(
@@ -48,12 +52,8 @@ class _VGG(nnx.Module):
             )
         height, width, channels = self.image_shape
         inputs = (channels, *conv_widths[:-1])
-        self.convs = nnx.List(
-            [
-                convolution(c_in, c_out, 3, "SAME", rngs)
-                for c_in, c_out in zip(inputs, conv_widths, strict=True)
-            ]
-        )
+        sizes = zip(inputs, conv_widths, strict=True)
+        self.convs = nnx.List([convolution(c_in, c_out, 3, "SAME", rngs) for c_in, c_out in sizes])
         self.norms = nnx.List([batch_norm(c_out, rngs) for c_out in conv_widths])
         self.dense = dense((height // 32) * (width // 32) * conv_widths[-1], hidden, rngs)
         self.dense_norm = batch_norm(hidden, rngs)
@@ -61,35 +61,33 @@ class _VGG(nnx.Module):
         self.output = nnx.Linear(hidden, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, num_classes] logits of images [N, H, W, C]."""
+        """Returns [N, num_classes] logits of images [N, H, W, C]."""
         check_input(type(self).__name__, x, self.image_shape)
         for number, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True), start=1):
             x = norm(jax.nn.relu(conv(x)))
             if number in self._pooled_after:
                 x = max_pool(x)
-        x = self._drop(flatten(x))
+        x = flatten(x)
+        x = x if self.dropout is None else self.dropout(x)
         x = self.dense_norm(jax.nn.relu(self.dense(x)))
-        return self.output(self._drop(x))
-
-    def _drop(self, x: jax.Array) -> jax.Array:
-        """Dropout in training mode, where the network has it."""
-        return x if self.dropout is None else self.dropout(x)
+        x = x if self.dropout is None else self.dropout(x)
+        return self.output(x)
 
 
 class VGG16(_VGG):
     """Images [N, H, W, C] to logits: thirteen times 3x3 convolution, ReLU, batch norm; dense, ReLU, batch norm; output.
 
     Pooling (2x2 maximum) follows convolutions 2, 4, 7, 10 and 13. Normalisation comes *after* the ReLU, as in the
-    paper's network, so activations that the next layer sees are signed. Pruned groups are named `convs.0.kernel` to
+    paper's network, so the next layer reads signed activations. Groups are named `convs.0.kernel` to
     `convs.12.kernel` and `dense.kernel`; the matching norms are `norms.0` to `norms.12` and `dense_norm`.
 
     Args:
-      rngs: random streams for the parameters; with dropout also of its masks.
-      widths: channels of the thirteen convolutions and the dense layer, each >= 1.
+      rngs: random streams for the parameters, and for dropout.
+      widths: channels of the thirteen convolutions and the dense layer, each >= 1; by default `VGG16_WIDTHS`.
       num_classes: number of logits, >= 2.
       image_shape: (H, W, C) of one image, at least 32x32.
-      dropout_rate: part of the dense layer's inputs and outputs dropped in training, in [0, 1); the paper drops 0.15.
-        At 0 the network holds no random state.
+      dropout_rate: share of the dense layer's inputs and outputs dropped in training, in [0, 1); 0.15 in the paper.
+        With 0 the network has no random state.
 
     Raises:
       ValueError: if a width, the number of widths, the image shape, the number of classes or the dropout rate does
@@ -104,32 +102,22 @@ class VGG16(_VGG):
       Simonyan and Zisserman 2015, in the form for 32x32 images that Liu, Kung, Wentzlaff 2022 prune.
     """
 
+    _default_widths = VGG16_WIDTHS
     _pooled_after = (2, 4, 7, 10, 13)
-
-    def __init__(
-        self,
-        rngs: nnx.Rngs,
-        *,
-        widths: Sequence[int] = VGG16_WIDTHS,
-        num_classes: int = 10,
-        image_shape: Sequence[int] = (32, 32, 3),
-        dropout_rate: float = 0.0,
-    ) -> None:
-        super().__init__(rngs, widths, num_classes, image_shape, dropout_rate)
 
 
 class VGG19(_VGG):
-    """Images [N, H, W, C] to logits: as `VGG16` with sixteen convolutions, pooling after 2, 4, 8, 12 and 16.
+    """Images [N, H, W, C] to logits: like `VGG16`, with sixteen convolutions and pooling after 2, 4, 8, 12 and 16.
 
-    Pruned groups are named `convs.0.kernel` to `convs.15.kernel` and `dense.kernel`; the matching norms are `norms.0`
+    Groups are named `convs.0.kernel` to `convs.15.kernel` and `dense.kernel`; the matching norms are `norms.0`
     to `norms.15` and `dense_norm`.
 
     Args:
-      rngs: random streams for the parameters; with dropout also of its masks.
-      widths: channels of the sixteen convolutions and the dense layer, each >= 1.
+      rngs: random streams for the parameters, and for dropout.
+      widths: channels of the sixteen convolutions and the dense layer, each >= 1; by default `VGG19_WIDTHS`.
       num_classes: number of logits, >= 2.
       image_shape: (H, W, C) of one image, at least 32x32.
-      dropout_rate: part of the dense layer's inputs and outputs dropped in training, in [0, 1).
+      dropout_rate: share of the dense layer's inputs and outputs dropped in training, in [0, 1).
 
     Raises:
       ValueError: as for `VGG16`.
@@ -143,15 +131,5 @@ class VGG19(_VGG):
       Simonyan and Zisserman 2015, configuration E, in the same form for 32x32 images.
     """
 
+    _default_widths = VGG19_WIDTHS
     _pooled_after = (2, 4, 8, 12, 16)
-
-    def __init__(
-        self,
-        rngs: nnx.Rngs,
-        *,
-        widths: Sequence[int] = VGG19_WIDTHS,
-        num_classes: int = 10,
-        image_shape: Sequence[int] = (32, 32, 3),
-        dropout_rate: float = 0.0,
-    ) -> None:
-        super().__init__(rngs, widths, num_classes, image_shape, dropout_rate)

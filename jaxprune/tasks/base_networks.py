@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from math import prod, sqrt
 from pathlib import Path as FilePath
 from typing import Literal, cast
@@ -182,9 +181,8 @@ class BasePool:
           The result of each entry in order, as soon as it is known; `accuracies` [evaluations] are of the last round.
         """
         if self.programs.is_vmapped:
-            source = iter(entries)
-            while chunk := list(islice(source, self.programs.chunk)):
-                yield from self._finetune(chunk, evaluations)
+            for first in range(0, len(entries), self.programs.chunk):
+                yield from self._finetune(entries[first : first + self.programs.chunk], evaluations)
         else:
             yield from map_in_order(lambda entry: self.finetune_one(entry, evaluations=evaluations), entries)
 

@@ -8,45 +8,56 @@ from types import MappingProxyType
 from jaxprune.datasets.dataset import load_dataset
 from jaxprune.nets import LeNet5, PlainConvNet, SmallConvNet
 from jaxprune.nets.factories import import_attribute
-from jaxprune.tasks.tasks import ModelFactory, Schedule, Task
+from jaxprune.tasks.tasks import Schedule, Task
 from jaxprune.text import closest
-from jaxprune.training.recipes import RECIPES, Recipe
+from jaxprune.training.recipes import RECIPES
 
 
 def digits() -> Task:
     """8x8 digits, a plain convolutional network cut from 16-32-64 to 6-12-24 channels."""
-    return _packaged_task(
-        "digits",
+    data = load_dataset("digits")
+    return Task(
         "digits",
         lambda rngs: PlainConvNet(rngs, widths=(16, 32, 64)),
-        kept_counts=(6, 12, 24),
+        data.train,
+        data.validation,
+        Schedule(kept_counts=((6, 12, 24),)),
         recipe="adam_short",
         base_recipe="adam_base_digits",
+        test=data.test,
     )
 
 
 def digits_deep() -> Task:
     """8x8 digits, four convolutions with batch norm cut from 16-16-32-32-64 to 6-6-12-12-24 channels."""
-    return _packaged_task(
+    data = load_dataset("digits")
+    return Task(
         "digits-deep",
-        "digits",
         lambda rngs: SmallConvNet(rngs, widths=(16, 16, 32, 32, 64)),
-        kept_counts=(6, 6, 12, 12, 24),
+        data.train,
+        data.validation,
+        Schedule(kept_counts=((6, 6, 12, 12, 24),)),
         recipe=RECIPES["adam_short"].replace(epochs=2),
         base_recipe="adam_base_digits",
+        test=data.test,
     )
 
 
 def fashion() -> Task:
     """28x28 Fashion-MNIST, LeNet-5 cut from 20-50-500 to 8-20-100 channels."""
-    return _packaged_task(
-        "fashion",
+    data = load_dataset("fashion")
+    return Task(
         "fashion",
         lambda rngs: LeNet5(rngs, widths=(20, 50, 500)),
-        kept_counts=(8, 20, 100),
+        data.train,
+        data.validation,
+        Schedule(kept_counts=((8, 20, 100),)),
         recipe="adam_fashion",
         base_recipe="adam_base_fashion",
-        bases=(2, 0, 5),
+        bases=2,
+        extra_bases=0,
+        final_bases=5,
+        test=data.test,
     )
 
 
@@ -77,30 +88,3 @@ def find_task(name: str) -> Task:
     if not isinstance(task, Task):
         raise ValueError(f"task {name!r} needs to be, or return, a jaxprune Task, got {type(task).__name__}.")
     return task
-
-
-def _packaged_task(
-    name: str,
-    dataset: str,
-    model: ModelFactory,
-    *,
-    kept_counts: tuple[int, ...],
-    recipe: Recipe | str,
-    base_recipe: str,
-    bases: tuple[int, int, int] = (4, 2, 8),
-) -> Task:
-    """A task of one round on a packaged dataset; `bases` are for the search, its leading candidates, the report."""
-    data = load_dataset(dataset)
-    return Task(
-        name,
-        model,
-        data.train,
-        data.validation,
-        schedule=Schedule(kept_counts=(kept_counts,)),
-        recipe=recipe,
-        base_recipe=base_recipe,
-        bases=bases[0],
-        extra_bases=bases[1],
-        final_bases=bases[2],
-        test=data.test,
-    )

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,16 @@ class Round:
         """A network of the shapes after the round."""
         kept = {name: tuple(range(count)) for name, count in self.counts.items()}
         return slim(self.model, make_plan(self.structure, kept))
+
+    @cached_property
+    def prune(self) -> Callable[..., FlatState]:
+        """The compiled function (weights, group name -> kept channels) -> weights after the round."""
+        return jax.jit(partial(slim_state, self.structure))
+
+    @cached_property
+    def masks(self) -> Callable[..., FlatState]:
+        """The compiled function (group name -> kept channels) -> path -> booleans, False where weights stay zero."""
+        return jax.jit(partial(channel_masks, self.structure))
 
 
 class TaskPrograms:
@@ -90,12 +100,8 @@ class TaskPrograms:
         program = re.sub(r"0x[0-9a-f]+", "", str(jax.make_jaxpr(network.logits)(weights, image)))
         skipped = ("name", "weight", "bases", "extra_bases", "final_bases")
         settings = {name: value for name, value in self.task.settings.items() if name not in skipped}
-        parts = [
-            self.task.data_fingerprint,
-            self.structure.fingerprint,
-            program,
-            json.dumps(settings, sort_keys=True),
-        ]
+        settings_text = json.dumps(settings, sort_keys=True)
+        parts = [self.task.data_fingerprint, self.structure.fingerprint, program, settings_text]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     @property
@@ -157,7 +163,7 @@ class TaskPrograms:
         Returns:
           Path -> array, at the shapes after the round.
         """
-        return self._pruners[round_index](weights, _as_arrays(kept))
+        return self.rounds[round_index].prune(weights, _as_arrays(kept))
 
     def masks(self, round_index: int, kept: Kept) -> FlatState:
         """Makes the masks that hold pruned channels of a round at zero.
@@ -169,7 +175,7 @@ class TaskPrograms:
         Returns:
           Path -> booleans at the shapes before the round, False where weights stay zero.
         """
-        return self._maskers[round_index](_as_arrays(kept))
+        return self.rounds[round_index].masks(_as_arrays(kept))
 
     def accuracy(self, weights: FlatState, examples: Examples) -> float:
         """Computes the accuracy in percent of final slim weights on some examples.
@@ -198,38 +204,14 @@ class TaskPrograms:
     def _make_trainer(self, model: nnx.Module, recipe: Recipe, evaluations: int = 1) -> Trainer:
         """A trainer on the task's examples."""
         return Trainer(
-            model,
-            recipe,
-            self.data,
-            self.validation,
-            evaluations=evaluations,
-            strategy=self.strategy,
-            chunk=self.chunk,
+            model, recipe, self.data, self.validation, evaluations, strategy=self.strategy, chunk=self.chunk
         )
-
-    @cached_property
-    def _pruners(self) -> list[Callable[..., FlatState]]:
-        """For each round, (weights, kept channels) -> slim weights."""
-        return [
-            jax.jit(
-                lambda weights, kept, structure=this_round.structure: slim_state(structure, weights, kept)
-            )
-            for this_round in self.rounds
-        ]
-
-    @cached_property
-    def _maskers(self) -> list[Callable[..., FlatState]]:
-        """For each round, kept channels -> masks."""
-        return [
-            jax.jit(lambda kept, structure=this_round.structure: channel_masks(structure, kept))
-            for this_round in self.rounds
-        ]
 
     @cached_property
     def _count_correct(self) -> Callable[[FlatState, Examples], jax.Array]:
         """Counts the examples that final slim weights classify rightly."""
         network = self._make_trainer(self.slim_model, self.recipe()).network
-        return jax.jit(lambda weights, examples: count_correct(network, weights, examples))
+        return jax.jit(partial(count_correct, network))
 
 
 def _as_arrays(kept: Kept) -> dict[str, np.ndarray]:

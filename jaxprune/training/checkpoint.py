@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
+from typing import Any
 
 import jax
 import numpy as np
@@ -56,14 +58,11 @@ def load_network(path: str | os.PathLike[str], like: FlatState) -> tuple[FlatSta
     Returns:
       The weights and the numbers, or None if there is no usable checkpoint.
     """
-    import orbax.checkpoint as ocp
-
     folder = FilePath(path).resolve()
     if not folder.exists():
         return None
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            tree = checkpointer.restore(folder, restore_args=None)
+        tree = _read_tree(folder)
         weights: FlatState = {key: jax.numpy.asarray(tree["weights"][dotted(key)]) for key in like}
         numbers: dict[str, float] = {name: float(value) for name, value in tree["numbers"].items()}
         if all(weights[key].shape == like[key].shape for key in like):
@@ -117,15 +116,9 @@ def read_weights(path: str | os.PathLike[str], like: FlatState) -> FlatState:
 
 def _restore(folder: FilePath) -> object:
     """Reads the tree of a checkpoint, or of the only item in a checkpoint manager's step."""
-    import orbax.checkpoint as ocp
-
     for source in (folder, folder / "default"):
-        try:
-            with warnings.catch_warnings(), ocp.PyTreeCheckpointer() as checkpointer:
-                warnings.simplefilter("ignore")  # Orbax warns about shardings, which do not matter here
-                return checkpointer.restore(source)
-        except (OSError, ValueError, KeyError):
-            continue
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return _read_tree(source)
     content = "which is no folder"
     if folder.is_dir():
         names = sorted(child.name for child in folder.iterdir())
@@ -135,6 +128,15 @@ def _restore(folder: FilePath) -> object:
         f"needs an Orbax checkpoint of a network's state, got {folder}, {content}. Write one with "
         "orbax.checkpoint.StandardCheckpointer().save(folder, flax.nnx.state(model))."
     )
+
+
+def _read_tree(folder: FilePath) -> dict[str, Any]:
+    """Reads an Orbax checkpoint, without Orbax's warnings about shardings, which do not matter here."""
+    import orbax.checkpoint as ocp
+
+    with warnings.catch_warnings(), ocp.PyTreeCheckpointer() as checkpointer:
+        warnings.simplefilter("ignore")
+        return checkpointer.restore(folder)
 
 
 def _named_leaves(tree: object, above: tuple[str, ...] = ()) -> Iterator[tuple[str, object]]:

@@ -158,7 +158,13 @@ class Recipe:
         )
         if self.weight_decay == 0:
             return optimizer
-        return optax.chain(optax.add_decayed_weights(self.weight_decay, mask=_has_two_axes), optimizer)
+        decay = optax.add_decayed_weights(
+            self.weight_decay,
+            mask=lambda params: jax.tree.map(
+                lambda array: array.ndim >= 2, params
+            ),  # kernels, not biases or norms
+        )
+        return optax.chain(decay, optimizer)
 
     def _checks(self) -> list[tuple[bool, str]]:
         """(whether a setting is in its range, the range and the value as text) of every setting with a range."""
@@ -205,11 +211,6 @@ def find_recipe(recipe: str | Recipe) -> Recipe:
 def _is_count(value: object) -> bool:
     """Whether `value` is a whole number >= 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _has_two_axes(params: optax.Params) -> optax.Params:
-    """Tells arrays with weight decay (kernels) from those without (biases and normalisation)."""
-    return jax.tree.map(lambda array: array.ndim >= 2, params)
 
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(

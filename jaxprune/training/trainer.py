@@ -141,10 +141,7 @@ class Trainer:
         Yields:
           The result of each job, in the order of the jobs.
         """
-        if self.chosen == "vmap":
-            yield from self._run_chunks(iter(jobs))
-        else:
-            yield from map(self._run_one, jobs)
+        yield from self._run_chunks(iter(jobs)) if self.chosen == "vmap" else map(self._run_one, jobs)
 
     def _run_one(self, job: Job) -> Trained:
         """Runs one job by "scan" or "loop"."""

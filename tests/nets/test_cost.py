@@ -133,7 +133,7 @@ class TestAnyModel:
         def until_large(w, x):
             return jax.lax.while_loop(lambda x: x.sum() < 10, lambda x: x @ w + 1, x)
 
-        with pytest.raises(ValueError, match="known number of turns, got products inside a while loop"):
+        with pytest.raises(ValueError, match="known number of iterations, got products inside a while loop"):
             macs_of(until_large)
 
     def test_such_a_loop_without_products_is_free(self):
