@@ -64,6 +64,13 @@ def channel_masks(structure: Structure, kept: KeptIndices) -> dict[Path, Array]:
 def apply_masks(flat: Mapping[Path, Array], masks: Mapping[Path, Array]) -> FlatState:
     """Returns the arrays with zeros where their mask is False; arrays without a mask are unchanged.
 
+    Args:
+      flat: path -> array.
+      masks: path -> bool array of the same shape, from `channel_masks`.
+
+    Returns:
+      Path -> array.
+
     Example:
       >>> apply_masks({("w",): jnp.ones(2)}, {("w",): jnp.array([True, False])})[("w",)]
       Array([1., 0.], dtype=float32)

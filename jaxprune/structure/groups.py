@@ -90,12 +90,18 @@ class Structure:
     sites: Mapping[str, ProducerSite]
     """Producer -> what to observe for it: its path, followed by the group's name if it makes several groups."""
     layouts: Mapping[Path, Layout]
+    """Path of an array -> for each axis, the groups along it."""
     shapes: Mapping[Path, tuple[int, ...]]
+    """Path of an array -> its shape in the full network."""
     trained: frozenset[Path]
+    """Paths of the trained parameters, without batch statistics."""
     fingerprint: str
+    """A digest of the network's paths, shapes and dtypes."""
     example: jax.ShapeDtypeStruct
+    """The images that the network was traced with."""
     program: Program
     families: ChannelFamilies
+    """The groups before they had names, and the trace that they come from."""
     attributes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """Group -> whole numbers in the user's own classes that must follow its width (see `slim`)."""
 
