@@ -15,12 +15,6 @@ from jaxprune.text import columns
 TASK = ["--task", "cli_tasks:small"]
 
 
-@pytest.fixture(scope="module")
-def bases_dir(tmp_path_factory):
-    """A folder where the commands of this module find base networks again."""
-    return tmp_path_factory.mktemp("bases")
-
-
 def test_compare_writes_a_table_measurements_and_a_diagram(bases_dir, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     more = ["--bases", "2", "--out", str(tmp_path), "--bases-dir", str(bases_dir)]

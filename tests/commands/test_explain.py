@@ -126,8 +126,8 @@ def test_explain_on_a_network_as_json_and_figure(explain_own, tmp_path, capsys):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_explain_on_a_base_of_a_task(tmp_path, capsys):
-    assert main(["explain", "l1", "--task", "cli_tasks:small", "--bases-dir", str(tmp_path)]) == 0
+def test_explain_on_a_base_of_a_task(bases_dir, capsys):
+    assert main(["explain", "l1", "--task", "cli_tasks:small", "--bases-dir", str(bases_dir)]) == 0
     assert "rank correlations on small, base 0" in capsys.readouterr().out
 
 

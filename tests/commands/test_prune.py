@@ -14,12 +14,6 @@ from jaxprune.tasks.base_networks import BasePool
 from jaxprune.tasks.task_programs import TaskPrograms
 
 
-@pytest.fixture(scope="module")
-def bases_dir(tmp_path_factory):
-    """A folder where the commands of this module find their base network again."""
-    return tmp_path_factory.mktemp("bases")
-
-
 @pytest.fixture
 def prune(bases_dir, tmp_path):
     """Runs `jaxprune prune` on a small task; it writes to the folder `out`."""

@@ -18,12 +18,6 @@ from jaxprune.nets.factories import find_network
 from jaxprune.scoring import ranking, scorer
 
 
-@pytest.fixture(scope="module")
-def bases_dir(tmp_path_factory):
-    """Where the one base network is kept between the commands."""
-    return tmp_path_factory.mktemp("bases")
-
-
 @pytest.fixture
 def score_base(bases_dir):
     def run(*arguments: str) -> int:
@@ -64,9 +58,9 @@ def test_scores_are_a_table_csv_or_json_of_all_channels(score_base, capsys):
     assert [row["channel"] for row in rows] == [str(channel) for channel in range(8)]
     assert "l2        ok" in shown.err, "what became of each function does not disturb the numbers"
     assert score_base("l1", "--format", "json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["network"] == "small, base 0"
-    (l1,) = found["functions"]
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["network"] == "small, base 0"
+    (l1,) = facts["functions"]
     assert (l1["name"], l1["formula"], l1["status"]) == ("l1", "sum(abs(WI))", "ok")
     np.testing.assert_allclose(l1["scores"]["first.kernel"], [float(row["l1"]) for row in rows])
     np.testing.assert_allclose(np.mean(l1["scores"]["first.kernel"]), 1.0, rtol=1e-5)
@@ -83,16 +77,16 @@ def test_every_function_has_a_status(score_own, tmp_path, capsys, monkeypatch):
     assert lines["N + 1"].startswith("constant") and "equal in every group" in lines["N + 1"]
     assert "missing operand" in lines["bn_scale"] and "gamma in first.kernel" in lines["bn_scale"]
     assert "refused" in lines["mean(rbf(P, 1))"] and "operations" in lines["mean(rbf(P, 1))"]
-    found = json.loads((tmp_path / "new" / "scores.json").read_text())["functions"]
-    assert [each["status"] for each in found] == [
+    functions = json.loads((tmp_path / "new" / "scores.json").read_text())["functions"]
+    assert [function["status"] for function in functions] == [
         "ok",
         "not finite",
         "constant",
         "missing operand",
         "refused",
     ]
-    assert found[1]["scores"]["first.kernel"] == [None] * 8, "JSON knows no NaN"
-    assert len({*found[0]["scores"]["first.kernel"]}) == 8
+    assert functions[1]["scores"]["first.kernel"] == [None] * 8, "JSON knows no NaN"
+    assert len({*functions[0]["scores"]["first.kernel"]}) == 8
     assert "wrote" in shown.err and "no --weights" in shown.err
 
 

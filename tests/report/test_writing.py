@@ -64,30 +64,30 @@ def test_the_overall_verdict_knows_how_few_bases_are_behind_it():
 
 
 def test_task_verdict_by_hand():
-    found = compared({"l2": 80.0, "winner": 83.0}, tasks={"t": 2}, spread=0.0)
-    assert task_verdict(found, "t", "winner", "l2") == Verdict(3.0, 0.0, 2, "better than")
+    comparison = compared({"l2": 80.0, "winner": 83.0}, tasks={"t": 2}, spread=0.0)
+    assert task_verdict(comparison, "t", "winner", "l2") == Verdict(3.0, 0.0, 2, "better than")
 
 
 def test_task_verdict_on_test_images_needs_them():
-    found = compared({"l2": 80.0, "winner": 83.0}, tasks={"t": 2}, has_test=False)
-    assert task_verdict(found, "t", "winner", "l2", on="test") is None
+    comparison = compared({"l2": 80.0, "winner": 83.0}, tasks={"t": 2}, has_test=False)
+    assert task_verdict(comparison, "t", "winner", "l2", on="test") is None
 
 
 def test_an_invalid_winner_has_an_invalid_verdict():
-    found = compared(refused={"winner": "digits"})
-    verdict = task_verdict(found, "digits", "winner", "l2")
+    comparison = compared(refused={"winner": "digits"})
+    verdict = task_verdict(comparison, "digits", "winner", "l2")
     assert verdict is not None and verdict.judgement == "invalid beside" and str(verdict) == "invalid"
-    assert task_verdict(found, "digits", "l2", "winner") is None
+    assert task_verdict(comparison, "digits", "l2", "winner") is None
 
 
 def test_the_overall_verdict_is_a_weighted_mean_in_standard_deviations():
     scales = {"a": TaskScale(2.0, 1.0, 80.0), "b": TaskScale(1.0, 1.0, 80.0)}
     verdicts = {"a": Verdict(4.0, 0.4, 8, "better than"), "b": Verdict(1.0, 0.2, 5, "better than")}
-    found = overall_verdict(verdicts, [TaskInfo("a", weight=3.0), TaskInfo("b")], scales)
-    assert found is not None
-    assert found.mean == pytest.approx(0.75 * 2 + 0.25 * 1)
-    assert found.se == pytest.approx(math.hypot(0.75 * 0.2, 0.25 * 0.2))
-    assert (found.n, found.judgement) == (13, "better than")
+    overall = overall_verdict(verdicts, [TaskInfo("a", weight=3.0), TaskInfo("b")], scales)
+    assert overall is not None
+    assert overall.mean == pytest.approx(0.75 * 2 + 0.25 * 1)
+    assert overall.se == pytest.approx(math.hypot(0.75 * 0.2, 0.25 * 0.2))
+    assert (overall.n, overall.judgement) == (13, "better than")
 
 
 def test_without_a_verdict_on_every_task_there_is_none_overall():
@@ -273,9 +273,7 @@ def test_a_report_is_rendered_from_files(run_dir):
     assert path == run_dir / "report.md" and text.index("**Verdict.**") < 100
     figures = re.findall(r"\]\((figures/[^)]+)\)", text)
     assert len(figures) == len(set(figures)) >= 7
-    assert {found.name for found in (run_dir / "figures").iterdir()} == {
-        name.split("/")[1] for name in figures
-    }
+    assert {path.name for path in (run_dir / "figures").iterdir()} == {name.split("/")[1] for name in figures}
     again = text, {name: (run_dir / name).read_bytes() for name in figures}
     assert render_report(run_dir).read_text() == again[0]
     assert {name: (run_dir / name).read_bytes() for name in figures} == again[1]
@@ -330,14 +328,14 @@ def test_a_report_is_written_at_the_end_of_a_real_search(tmp_path, controls):
     config = EvolveConfig(generations=1, population=3, proposals_per_slot=3)
     problem = make_problem([tiny_task("tiny")], config, tmp_path)
     result = evolve_problem(problem, config, tmp_path)
-    told = []
+    messages = []
     listener = SimpleNamespace(
-        on_message=told.append, on_status=told.append, on_base=lambda *base: told.append(base)
+        on_message=messages.append, on_status=messages.append, on_base=lambda *base: messages.append(base)
     )
     text = write_report(tmp_path, problem, result, controls=controls, callbacks=[listener]).read_text()
     assert "**Verdict.**" in text and "on 2 base networks that the search never saw" in text
-    assert any("Final comparison of" in str(message) for message in told)
-    assert any("networks fine-tuned" in str(message) for message in told)
+    assert any("Final comparison of" in str(message) for message in messages)
+    assert any("networks fine-tuned" in str(message) for message in messages)
     record = json.loads((tmp_path / "test-tiny.json").read_text())
     assert len(record["opened"]) == 1 and record["opened"][0] in text
     finals = load_finals(tmp_path)
@@ -348,10 +346,10 @@ def test_a_report_is_written_at_the_end_of_a_real_search(tmp_path, controls):
         ("random search" in finals.formulas) == (controls == "full") == (tmp_path / "random-search").exists()
     )
 
-    told.clear()
+    messages.clear()
     assert (
         write_report(tmp_path, problem, result, controls=controls, callbacks=[listener]).read_text() == text
     )
-    assert told == ["The final comparison is stored already; only the report is written again."]
+    assert messages == ["The final comparison is stored already; only the report is written again."]
     assert render_report(tmp_path).read_text() == text
     assert len(layers()) == 2
