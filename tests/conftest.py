@@ -47,6 +47,12 @@ def key() -> jax.Array:
 
 
 @pytest.fixture(scope="session")
+def bases_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder where all tests of a process find the base networks that one of them has trained."""
+    return tmp_path_factory.mktemp("bases")
+
+
+@pytest.fixture(scope="session")
 def root() -> Path:
     """The folder that holds pyproject.toml."""
     return ROOT

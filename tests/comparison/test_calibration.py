@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tiny_task import tiny_programs
+from tiny_task import tiny_programs, tiny_task
 
 from jaxprune.comparison.calibration import Calibration, calibrate, task_rank_correlations
 from jaxprune.comparison.measurements import Measurement, Refused, TaskFacts
@@ -147,18 +147,16 @@ def test_numbers_out_of_range_are_refused(settings, message):
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory):
-    programs = tiny_programs()
+def real(bases_dir):
     messages: list[str] = []
-    folder = tmp_path_factory.mktemp("bases")
     settings = {
         "bases": 2,
         "draws": 1,
         "functions": ["l1", "bn_scale"],
-        "programs": programs,
-        "folder": folder,
+        "programs": tiny_programs(),
+        "folder": bases_dir,
     }
-    found = calibrate(programs.task, oracle_evaluations=17, on_message=messages.append, **settings)
+    found = calibrate(tiny_task(bases=4), oracle_evaluations=17, on_message=messages.append, **settings)
     return found, messages, settings
 
 
@@ -188,6 +186,6 @@ def test_a_real_calibration_survives_json_and_prints(real):
 
 def test_without_an_oracle_the_other_rows_are_the_same(real):
     found, _, settings = real
-    without = calibrate(settings["programs"].task, oracle_evaluations=0, **settings)
+    without = calibrate(tiny_task(bases=4), oracle_evaluations=0, **settings)
     assert without.climbs == () and without.headroom is None and without.shares == {}
     assert without.means == {name: mean for name, mean in found.means.items() if name != "oracle"}

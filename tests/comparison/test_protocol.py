@@ -18,6 +18,7 @@ from jaxprune.scoring.metrics import metrics
 from jaxprune.scoring.ranking import Ranking
 from jaxprune.search.task_problem import _behaviour
 from jaxprune.tasks.base_networks import BasePool, FirstRoundPlan
+from jaxprune.tasks.tasks import Schedule
 
 
 def compared(functions=("l1", "2*sum(abs(WI))", "bn_scale"), bases=2, **settings):
@@ -26,20 +27,15 @@ def compared(functions=("l1", "2*sum(abs(WI))", "bn_scale"), bases=2, **settings
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("bases")
-
-
-@pytest.fixture(scope="module")
 def rows():
     return []
 
 
 @pytest.fixture(scope="module")
-def found(folder, rows, tmp_path_factory):
+def found(bases_dir, rows, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("run") / "new"
     return compared(
-        draws=2, evaluations=3, repeats=2, folder=folder, test_records=run_dir, on_row=rows.append
+        draws=2, evaluations=3, repeats=2, folder=bases_dir, test_records=run_dir, on_row=rows.append
     )
 
 
@@ -55,12 +51,12 @@ def test_every_row_is_measured_on_every_base_and_repeat(found):
     assert [row.n for row in found.summary()] == [2, 2, 2, 2, 2, 0]
 
 
-def test_metrics_and_functions_have_rows_beside_formulas(folder):
+def test_metrics_and_functions_have_rows_beside_formulas(bases_dir):
     def by_first_weight(operands):
         return operands.filters[0]
 
     functions = ["l1", "fpgm", metrics["chip"], by_first_weight]
-    comparison = compared(functions, draws=0, with_scratch=False, folder=folder)
+    comparison = compared(functions, draws=0, with_scratch=False, folder=bases_dir)
     assert comparison.names("tiny") == ("l2", "l1", "fpgm", "chip", "by_first_weight")
     assert comparison.complexities == {"l2": 4, "l1": 3} and not comparison.refused
     assert [each.formula for each in comparison.of("chip", "tiny")] == ["chip"] * 2
@@ -87,7 +83,7 @@ def test_curves_end_with_the_accuracy(found):
 
 
 def test_accuracies_are_percentages_of_the_images(found):
-    assert all((each.validation * 50 / 100).is_integer() for each in found.measurements)
+    assert all((each.validation * 100 / 100).is_integer() for each in found.measurements)
     tested = np.array([each.test for each in found.measurements]) * 350 / 100
     np.testing.assert_allclose(tested, np.round(tested), atol=1e-6)
 
@@ -95,8 +91,8 @@ def test_accuracies_are_percentages_of_the_images(found):
 def test_facts_of_the_task_are_told(found):
     (facts,) = found.tasks
     assert (facts.name, facts.pool, len(facts.base_accuracies)) == ("tiny", "final", 2)
-    assert facts.widths == {"conv1.kernel": 4, "conv2.kernel": 4, "dense.kernel": 8}
-    assert facts.kept == {"conv1.kernel": 2, "conv2.kernel": 2, "dense.kernel": 4}
+    assert facts.widths == {"conv1.kernel": 4, "conv2.kernel": 6, "dense.kernel": 8}
+    assert facts.kept == {"conv1.kernel": 2, "conv2.kernel": 3, "dense.kernel": 4}
     assert found.complexities["l1"] == library["l1"].complexity
 
 
@@ -104,33 +100,33 @@ def test_each_measurement_is_told(found, rows):
     assert sorted(map(str, rows)) == sorted(map(str, found.measurements))
 
 
-def test_the_same_seed_gives_the_same_comparison(found, folder):
-    again = compared(draws=2, repeats=2, evaluations=3, folder=folder)
+def test_the_same_seed_gives_the_same_comparison(found, bases_dir):
+    again = compared(draws=2, repeats=2, evaluations=3, folder=bases_dir)
     for first, second in zip(found.measurements, again.measurements, strict=True):
         assert (first.name, first.curve, first.digest) == (second.name, second.curve, second.digest)
 
 
-def test_a_row_does_not_depend_on_which_other_rows_there_are(found, folder):
-    alone = compared(["norm_in_out", "l1"], draws=0, with_scratch=False, folder=folder)
+def test_a_row_does_not_depend_on_which_other_rows_there_are(found, bases_dir):
+    alone = compared(["norm_in_out", "l1"], draws=0, with_scratch=False, folder=bases_dir)
     assert alone.names("tiny") == ("l2", "norm_in_out", "l1")
     for (base, draw, repeat), measured in by_place(alone, "l1").items():
         assert measured.validation == by_place(found, "l1")[base, draw, repeat].validation
 
 
-def test_the_search_pool_has_other_networks_than_the_final_one(found):
-    search = compared([], bases=2, draws=0, with_scratch=False, pool="search")
+def test_the_search_pool_has_other_networks_than_the_final_one(found, bases_dir):
+    search = compared([], bases=2, draws=0, with_scratch=False, pool="search", folder=bases_dir)
     assert search.tasks[0].pool == "search"
     assert search.of("l2", "tiny")[0].digest != found.of("l2", "tiny")[0].digest
 
 
-def test_test_images_stay_closed_without_a_record(folder):
-    closed = compared([], bases=1, draws=0, with_scratch=False, folder=folder)
+def test_test_images_stay_closed_without_a_record(bases_dir):
+    closed = compared([], bases=1, draws=0, with_scratch=False, folder=bases_dir)
     assert [each.test for each in closed.measurements] == [None]
     assert closed.summary()[0].se is None
 
 
-def test_test_images_are_opened_once_a_run(tmp_path, folder):
-    settings = {"bases": 1, "draws": 0, "with_scratch": False, "folder": folder, "test_records": tmp_path}
+def test_test_images_are_opened_once_a_run(tmp_path, bases_dir):
+    settings = {"bases": 1, "draws": 0, "with_scratch": False, "folder": bases_dir, "test_records": tmp_path}
     first = compared([], **settings)
     record = json.loads((tmp_path / "test-tiny.json").read_text())
     assert record["num_examples"] == 350 and len(record["opened"]) == 1
@@ -144,10 +140,10 @@ def test_a_real_comparison_survives_json(found):
     assert Comparison.from_json(found.to_json()) == found
 
 
-def test_bases_may_differ_between_tasks(folder):
+def test_bases_may_differ_between_tasks(bases_dir):
     with pytest.raises(ValueError, match=r"bases needs a number for task 'tiny', got numbers for other"):
         compared([], bases={"other": 2})
-    one = compared([], bases={"tiny": 1}, draws=0, with_scratch=False, folder=folder)
+    one = compared([], bases={"tiny": 1}, draws=0, with_scratch=False, folder=bases_dir)
     assert one.summary()[0].n == 1
 
 
@@ -171,12 +167,12 @@ def test_tasks_need_different_names():
         compare([], [])
 
 
-def test_layer_views_show_kept_channels_and_sorted_scores(folder):
-    pool = BasePool(tiny_programs(), 0, "final", 2, folder=folder)
+def test_layer_views_show_kept_channels_and_sorted_scores(bases_dir):
+    pool = BasePool(tiny_programs(), 0, "final", 2, folder=bases_dir)
     views = layer_views(pool, {"l1": library["l1"], "broken": parse("abs(gamma)")}, draws=2)
     assert [(view.group, view.width, view.count) for view in views] == [
         ("conv1.kernel", 4, 2),
-        ("conv2.kernel", 4, 2),
+        ("conv2.kernel", 6, 3),
         ("dense.kernel", 8, 4),
     ]
     plan = dict(pool.plans([library["l1"]])[0][0].kept)
@@ -203,7 +199,7 @@ def test_with_several_rounds_only_equal_functions_share_a_digest():
 
 @pytest.mark.slow
 def test_several_rounds_are_compared_and_shared_by_function_only():
-    task = tiny_task("rounds", rounds=2)
+    task = tiny_task("rounds", schedule=Schedule(kept_fraction=0.5, rounds=2))
     found = compare(["l1", "2*sum(abs(WI))"], task, 1, draws=1, with_scratch=True)
     assert [row.n for row in found.summary()] == [1] * 5
     (first,), (second,) = found.of("l1", "rounds"), found.of("2*sum(abs(WI))", "rounds")

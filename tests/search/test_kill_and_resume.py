@@ -16,7 +16,7 @@ import pytest
 COMMAND = (
     "evolve",
     "--task",
-    "tiny_tasks:tiny_task",
+    "tiny_task:tiny_task",
     "--generations",
     "3",
     "--population",

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_tasks import tiny_programs, tiny_task
+from tiny_task import tiny_programs, tiny_task
 
 from jaxprune.files import RunDirectoryError
 from jaxprune.language.library import library, own_seeds
@@ -33,8 +33,8 @@ KEPT = (("conv1.kernel", (0, 2)), ("conv2.kernel", (1, 3, 5)), ("dense.kernel", 
 
 
 @pytest.fixture(scope="module")
-def pool() -> BasePool:
-    return BasePool(tiny_programs(), 0, "search", 2)
+def pool(bases_dir: Path) -> BasePool:
+    return BasePool(tiny_programs(), 0, "search", 2, folder=bases_dir)
 
 
 def accuracies(results: object) -> list[float]:
@@ -48,8 +48,8 @@ def test_bases_learn_and_differ(pool: BasePool) -> None:
     assert not np.array_equal(first.weights[path], second.weights[path])
 
 
-def test_final_bases_are_other_networks_than_search_bases(pool: BasePool) -> None:
-    final = BasePool(tiny_programs(), 0, "final", 1)
+def test_final_bases_are_other_networks_than_search_bases(pool: BasePool, bases_dir: Path) -> None:
+    final = BasePool(tiny_programs(), 0, "final", 1, folder=bases_dir)
     path = ("conv1", "kernel")
     for base in pool.bases:
         assert not np.array_equal(base.weights[path], final.bases[0].weights[path])
@@ -205,8 +205,8 @@ def test_the_fingerprint_follows_data_network_schedule_and_recipe() -> None:
 
 
 @pytest.fixture(scope="module")
-def problem() -> TaskProblem:
-    return TaskProblem([tiny_task(), tiny_task("other", weight=2.0)])
+def problem(bases_dir: Path) -> TaskProblem:
+    return TaskProblem([tiny_task(), tiny_task("other", weight=2.0)], folder=bases_dir)
 
 
 def test_a_problem_tells_its_tasks_before_training_anything() -> None:
@@ -225,8 +225,8 @@ def test_operands_that_no_layer_has_leave_the_vocabulary(problem: TaskProblem) -
     assert not {"GW", "GX"} & available_operands(bare)
 
 
-def test_gradients_are_computed_when_the_first_function_asks(problem: TaskProblem) -> None:
-    pool = TaskProblem([tiny_task()]).pools["tiny"]
+def test_gradients_are_computed_when_the_first_function_asks(problem: TaskProblem, bases_dir: Path) -> None:
+    pool = TaskProblem([tiny_task()], folder=bases_dir).pools["tiny"]
     pool.plans([library["l2"], library["fdr"]])
     assert not pool.observed(0).has_gradients
     (plans,) = pool.plans([own_seeds["taylor"]])
