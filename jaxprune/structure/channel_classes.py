@@ -187,27 +187,27 @@ def name_families(families: ChannelFamilies) -> list[str]:
 
 def _marks(families: ChannelFamilies, kernel: Path, on_kernel: Sequence[int]) -> list[str]:
     """What tells several families of one kernel apart: as much of axis, range and factor as is needed."""
-    places: list[tuple[int, tuple[int, int]]] = []  # axis, and first and last index on it
+    positions: list[tuple[int, tuple[int, int]]] = []  # axis, and first and last index on it
     block_sizes: list[int] = []  # neighbouring indices of one channel
     for family in on_kernel:
-        on_axes = enumerate(families.on_axis(kernel, axis) for axis in range(len(families.roots[kernel])))
-        axis, channels = next((axis, found[family][0]) for axis, found in on_axes if family in found)
+        axes = range(len(families.roots[kernel]))
+        axis = next(axis for axis in axes if family in families.on_axis(kernel, axis))
+        channels = families.on_axis(kernel, axis)[family][0]
         indices = np.flatnonzero(channels >= 0)
-        places.append((axis, (int(indices[0]), int(indices[-1]))))
+        positions.append((axis, (int(indices[0]), int(indices[-1]))))
         changes = np.flatnonzero(np.diff(channels[indices]) != 0)
         block_sizes.append(int(changes[0]) + 1 if changes.size else len(indices))
     marks = []
-    for number, (axis, (first, last)) in enumerate(places):
+    for number, (axis, (first, last)) in enumerate(positions):
         parts = []
-        if len({axis for axis, _ in places}) > 1:
+        if len({axis for axis, _ in positions}) > 1:
             parts.append(f"axis{axis}")
-        if len({other for other in places if other[0] == axis}) > 1:
+        if len({other for other in positions if other[0] == axis}) > 1:
             parts.append(f"{first}-{last}")
-        rivals = [other for other, place in enumerate(places) if place == places[number]]
+        rivals = [other for other, position in enumerate(positions) if position == positions[number]]
         if len(rivals) > 1:
             rank = sorted(rivals, key=lambda rival: -block_sizes[rival]).index(number)
             parts.append({0: "outer", len(rivals) - 1: "inner"}.get(rank, f"middle{rank}"))
         marks.append(":".join(parts))
-    return (
-        marks if len(set(marks)) == len(marks) else [f"{mark}:{number}" for number, mark in enumerate(marks)]
-    )
+    is_distinct = len(set(marks)) == len(marks)
+    return marks if is_distinct else [f"{mark}:{number}" for number, mark in enumerate(marks)]

@@ -284,11 +284,13 @@ def drop_axes(trace: Trace, fields: Sequence[LabelField], axes: Collection[int])
         elif not all(is_dropped):  # what stays gets labels of its own when the propagation starts again
             sizes = field.labels.shape
             bounds = [1]
-            for place in reversed(range(len(sizes))):
-                if place < len(sizes) - 1 and is_dropped[place] == is_dropped[place + 1]:
-                    bounds[-1] *= sizes[place]  # neighbours that both stay or both disappear make one digit
+            for position in reversed(range(len(sizes))):
+                if position < len(sizes) - 1 and is_dropped[position] == is_dropped[position + 1]:
+                    bounds[-1] *= sizes[
+                        position
+                    ]  # neighbours that both stay or both disappear make one digit
                 else:
-                    bounds.append(bounds[-1] * sizes[place])
+                    bounds.append(bounds[-1] * sizes[position])
             _request_factors(trace, field, field.axes, sizes, list(zip(bounds, bounds[1:], strict=False)))
     return tuple(left)
 
@@ -306,9 +308,10 @@ def unite_along(trace: Trace, field: LabelField, axes: Collection[int]) -> Label
     """
     first = field.labels[tuple(slice(0, 1) if axis in axes else slice(None) for axis in field.axes)]
     trace.labels.unite(np.broadcast_to(first, field.labels.shape), field.labels)
-    others = [place for place, axis in enumerate(field.axes) if axis not in axes]
+    others = [position for position, axis in enumerate(field.axes) if axis not in axes]
     if not others:
         return None
     return LabelField(
-        tuple(field.axes[place] for place in others), first.reshape([first.shape[place] for place in others])
+        tuple(field.axes[position] for position in others),
+        first.reshape([first.shape[position] for position in others]),
     )

@@ -45,10 +45,10 @@ def _squeeze(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]
     axes = [axis for axis in range(len(value.shape)) if axis not in removed]
     fields = []
     for field in value.fields:
-        left = [axis for axis in field.axes if axis not in removed]
-        if left:
-            labels = field.labels.reshape([value.shape[axis] for axis in left])
-            fields.append(LabelField(tuple(axes.index(axis) for axis in left), labels))
+        field_axes = [axis for axis in field.axes if axis not in removed]
+        if field_axes:
+            labels = field.labels.reshape([value.shape[axis] for axis in field_axes])
+            fields.append(LabelField(tuple(axes.index(axis) for axis in field_axes), labels))
         else:
             trace.freeze([field], f"picked by its place in {operation.location}")
     return [select_axes(value, axes, fields)]
@@ -84,16 +84,16 @@ def with_new_axes(value: LabelledValue, shape: tuple[int, ...], new_axis: Sequen
 
 
 def _reshape(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
-    (value,), (source,) = inputs, operation.inputs
+    source = operation.inputs[0]
     if isinstance(source, int):
         trace.reshaped[operation.outputs[0]] = source
-    return [reshape(trace, operation, value, output_shapes(operation)[0])]
+    return [reshape(trace, operation, inputs[0], output_shapes(operation)[0])]
 
 
 def reshape(
     trace: Trace, operation: Operation, value: LabelledValue, shape: tuple[int, ...], *, is_users: bool = True
 ) -> LabelledValue:
-    """Returns a value after a row-major reshape.
+    """Returns a value after a row-major reshape, which moves its labels in the same way.
 
     Args:
       trace: notes axes that are split.
@@ -191,6 +191,7 @@ def _ties_of_parts(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _slice(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    """Keeps the labels of the slice, and notes that the code may rely on the length of the axis."""
     params, value = operation.equation.params, inputs[0]
     strides = params["strides"] or (1,) * len(value.shape)
     bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
@@ -198,6 +199,7 @@ def _slice(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) 
 
 
 def _split(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    """Does the same for each of several parts of an axis."""
     value, axis, start = inputs[0], int(operation.equation.params["axis"]), 0
     parts = []
     for number, size in enumerate(operation.equation.params["sizes"]):
@@ -228,16 +230,17 @@ def _cut(
 
 def _ties_of_slice(field: LabelField, index: Sequence[slice]) -> tuple[np.ndarray, np.ndarray] | None:
     """Pairs of labels at the same position in equal parts of an axis, if a slice is one of such parts."""
-    for place, axis in enumerate(field.axes):
-        size = field.labels.shape[place]
+    for position, axis in enumerate(field.axes):
+        size = field.labels.shape[position]
         start, stop, stride = index[axis].indices(size)
         length = stop - start
         if stride == 1 and 0 < length < size and size % length == 0 and start % length == 0:
-            return _ties_of_parts(np.moveaxis(field.labels, place, 0).reshape(size // length, -1))
+            return _ties_of_parts(np.moveaxis(field.labels, position, 0).reshape(size // length, -1))
     return None
 
 
 def _pad(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    """Pads the labels: with new ones at both ends of an axis if a field follows it alone, otherwise with `FREE`."""
     value, (shape,) = inputs[0], output_shapes(operation)
     widths = [tuple(int(width) for width in axis) for axis in operation.equation.params["padding_config"]]
     padded_axes = {axis for axis, width in enumerate(widths) if width != (0, 0, 0)}
@@ -254,8 +257,8 @@ def _pad(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) ->
             fields.append(field)
             continue
         labels = field.labels
-        for place, axis in enumerate(field.axes):
-            labels = _padded(labels, place, *widths[axis])
+        for position, axis in enumerate(field.axes):
+            labels = _padded(labels, position, *widths[axis])
         if len(field.axes) == 1:
             labels = _with_labelled_ends(trace, labels, *widths[field.axes[0]][:2])
         trace.suspect_axes.append(SuspectAxis(field.labels, None))
@@ -263,14 +266,14 @@ def _pad(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) ->
     return [dataclasses.replace(value, shape=shape, fields=tuple(fields))]
 
 
-def _padded(labels: np.ndarray, place: int, low: int, high: int, interior: int) -> np.ndarray:
+def _padded(labels: np.ndarray, position: int, low: int, high: int, interior: int) -> np.ndarray:
     """Labels with `FREE` in front of, behind and between the indices of one axis; negative widths cut."""
-    lines = np.moveaxis(labels, place, 0)
+    lines = np.moveaxis(labels, position, 0)
     spaced = np.full((max(0, (len(lines) - 1) * (interior + 1) + 1), *lines.shape[1:]), FREE)
     spaced[:: interior + 1] = lines
     ends = [(max(low, 0), max(high, 0))] + [(0, 0)] * (spaced.ndim - 1)
     padded = np.pad(spaced, ends, constant_values=FREE)
-    return np.moveaxis(padded[max(-low, 0) : len(padded) - max(-high, 0)], 0, place)
+    return np.moveaxis(padded[max(-low, 0) : len(padded) - max(-high, 0)], 0, position)
 
 
 def _with_labelled_ends(trace: Trace, labels: np.ndarray, low: int, high: int) -> np.ndarray:
@@ -287,7 +290,8 @@ def _reverse(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]
     value, reversed_axes = inputs[0], {int(axis) for axis in operation.equation.params["dimensions"]}
     fields = [
         LabelField(
-            axes, np.flip(labels, tuple(place for place, axis in enumerate(axes) if axis in reversed_axes))
+            axes,
+            np.flip(labels, tuple(position for position, axis in enumerate(axes) if axis in reversed_axes)),
         )
         for axes, labels in value.fields
     ]
@@ -305,6 +309,7 @@ def _tile(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -
 
 
 def _concatenate(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    """Joins the labels on one axis, and unites those on the other axes."""
     axis, (shape,) = int(operation.equation.params["dimension"]), output_shapes(operation)
     others, fixed_of_others = combine(
         trace,
@@ -313,8 +318,8 @@ def _concatenate(trace: Trace, operation: Operation, inputs: Sequence[LabelledVa
         (*shape[:axis], 1, *shape[axis + 1 :]),
     )
     joined = _joined_fields(trace, inputs, axis)
-    labelled = {place for field in joined for place in field.axes}
-    fixed = [FREE if place in labelled else marker for place, marker in enumerate(fixed_of_others)]
+    labelled = {position for field in joined for position in field.axes}
+    fixed = [FREE if position in labelled else marker for position, marker in enumerate(fixed_of_others)]
     markers = [value.fixed[axis] for value in inputs]
     fixed[axis] = markers[0] if not joined and FREE not in markers else FREE
     fields = [field for field in others if labelled.isdisjoint(field.axes)]
@@ -345,7 +350,7 @@ def _joined_fields(trace: Trace, inputs: Sequence[LabelledValue], axis: int) -> 
                 parts.append(labels_over(fields[index], axes, value.shape))
             else:
                 marker = _marker_of(trace, value, axis) if index == 0 else FREE
-                parts.append(np.full([value.shape[place] for place in axes], marker))
+                parts.append(np.full([value.shape[position] for position in axes], marker))
         joined.append(varying_field(axes, np.concatenate(parts, axis=axes.index(axis))))
     return tuple(field for field in joined if field is not None)
 

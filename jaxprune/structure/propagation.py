@@ -1,11 +1,15 @@
 """Propagates labels through a network: applies the rule of every operation, again until all labels are fine enough.
 
-One pass (`propagate`) goes through the operations in program order. The body of a loop is a part of the program like
-any other, except that what an iteration hands to the next one must have the labels that it was given itself.
+One pass (`propagate`) goes through the operations in program order. Take `relu(x @ w1 + b) @ w2`, where the second axis
+of w1 has the labels 3-6, b has 7-10 and the first axis of w2 has 11-14. The first product carries 3-6 on its last axis,
+the addition unites these with 7-10, relu passes them on, and the second product unites them with 11-14. So 3, 7 and 11
+are one channel: one column of w1, one bias and one row of w2. The labels of w1's first axis meet the input of the
+network and those of w2's second axis reach its output; they are frozen. The body of a loop is treated like any other
+operations, except that what an iteration hands to the next one must have the labels that it was given itself.
 
-At first, an axis has one label at each index. Operations may ask for more: a reshape from [heads * size] to
-[heads, size] needs one label for the head and one for the position in it. `propagate_and_factor` then splits the
-labels of the axis into such factors and starts another pass.
+At first, an axis has one label at each index. Operations may need more: after a reshape from [heads * size] to
+[heads, size], one for the head and one for the position in it. `propagate_and_factor` then splits the labels of the
+axis into such factors and starts another pass.
 """
 
 from __future__ import annotations
@@ -304,9 +308,8 @@ def _split_into_factors(trace: Trace, start: StartingLabels) -> StartingLabels:
         factors = []
         for digits in request.digits:
             values, value_index = np.unique(digits[is_label], return_inverse=True)
-            lowest = np.full(
-                len(unique_roots), len(values), np.int64
-            )  # lowest value of the digit for each root
+            # Indices of one channel may have different digits; the lowest stands for all of them.
+            lowest = np.full(len(unique_roots), len(values), np.int64)
             np.minimum.at(lowest, root_index, value_index)
             ties.append((count + value_index, count + lowest[root_index]))
             is_single = len(np.unique(lowest)) == 1  # nothing could be removed
@@ -376,9 +379,9 @@ def _merge_disjoint(factors: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
     """
     merged: list[np.ndarray] = []
     for factor in factors:
-        for place, other in enumerate(merged):
+        for position, other in enumerate(merged):
             if ((factor == FREE) | (other == FREE)).all():
-                merged[place] = np.where(factor == FREE, other, factor)
+                merged[position] = np.where(factor == FREE, other, factor)
                 break
         else:
             merged.append(factor)

@@ -80,12 +80,12 @@ def _reduce(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue])
     if operation.name in ("argmax", "argmin"):
         for axis in axes:
             trace.freeze(value.over(axis), f"the place of a channel is the result of {operation.location}")
-    left = [axis for axis in range(len(value.shape)) if axis not in axes]
+    other_axes = [axis for axis in range(len(value.shape)) if axis not in axes]
     fields = [
-        LabelField(tuple(left.index(axis) for axis in field.axes), field.labels)
+        LabelField(tuple(other_axes.index(axis) for axis in field.axes), field.labels)
         for field in drop_axes(trace, value.fields, axes)
     ]
-    return [select_axes(value, left, fields)]
+    return [select_axes(value, other_axes, fields)]
 
 
 def _window(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
@@ -141,6 +141,7 @@ def _pass_whole_axes(
 
 
 def _iota(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    """Numbers 0, 1, 2, ...: an axis along which they rise has to stay."""
     (shape,) = output_shapes(operation)
     fixed = [FREE] * len(shape)
     axis = int(operation.equation.params["dimension"])
@@ -158,8 +159,8 @@ def _gather(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue])
     (shape,), params = output_shapes(operation), operation.equation.params
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
     removed = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    left = [axis for axis in range(len(sizes)) if axis not in removed]
-    new_axis = dict(zip(left, numbers.offset_dims, strict=True))
+    slice_axes = [axis for axis in range(len(sizes)) if axis not in removed]
+    new_axis = dict(zip(slice_axes, numbers.offset_dims, strict=True))
     reason = f"looked up by number in {operation.location}"
     marker = trace.freeze_and_mark(indices.fields, reason)
     fixed, source_axes = [FREE] * len(shape), [NO_AXES] * len(shape)
@@ -178,18 +179,19 @@ def _gather(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue])
         source_axes[new] = table.source_axes[axis]
         if new not in labelled and shape[new] > 1:
             fixed[new] = table.fixed[axis] if sizes[axis] == table.shape[axis] else marker
-    found = computed_from(inputs, shape, fields, fixed, source_axes)
-    if len(table.sources) != 1 or not found.is_activation or not fields:
-        return [found]
+    result = computed_from(inputs, shape, fields, fixed, source_axes)
+    if len(table.sources) != 1 or not result.is_activation or not fields:
+        return [result]
     labels = distinct(np.concatenate([field.labels.reshape(-1) for field in fields]))
     (path,), axes = table.sources, NO_AXES.union(*source_axes)
     producer = trace.add_producer_use(operation, path, axes, labels[labels >= 0])
-    return [dataclasses.replace(found, producers=found.producers | {producer})]
+    return [dataclasses.replace(result, producers=result.producers | {producer})]
 
 
 def _dynamic_slice(
     trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]
 ) -> list[LabelledValue]:
+    """Slices at an index that is computed: axes that are not whole are frozen."""
     value, (shape,) = inputs[0], output_shapes(operation)
     is_whole = [before == after for before, after in zip(value.shape, shape, strict=True)]
     return [_pass_whole_axes(trace, operation, value, is_whole, shape)]
@@ -198,6 +200,7 @@ def _dynamic_slice(
 def _dynamic_update_slice(
     trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]
 ) -> list[LabelledValue]:
+    """Writes one value into another: their labels are united on axes that are whole, the others are frozen."""
     value, update = inputs[:2]
     is_whole = [before == after for before, after in zip(value.shape, update.shape, strict=True)]
     shape = tuple(size if whole else 1 for size, whole in zip(value.shape, is_whole, strict=True))

@@ -26,6 +26,7 @@ An axis of length one has no factor and most axes have one. An axis that holds [
 the head, and one for the position within a head."""
 
 NO_AXES: frozenset[int] = frozenset()
+"""The source axes of an axis that follows none."""
 
 
 class LabelField(NamedTuple):
