@@ -183,12 +183,13 @@ def _unite_by_digits(
         first = fields[0]
         for field in fields[1:]:
             if field.axes != first.axes:
-                left, right = (labels_over(own, axes, shape).reshape(-1) for own in (first, field))
+                left, right = (labels_over(either, axes, shape).reshape(-1) for either in (first, field))
                 _unite(trace, operation, left, right)
-        united.append(_unite_fields(trace, operation, [own for own in fields if own.axes == first.axes]))
-    return (
-        waiting[:1] or united
-    )  # before the labels are split, it is not known what they share with the others
+        united.append(
+            _unite_fields(trace, operation, [field for field in fields if field.axes == first.axes])
+        )
+    # Before the labels are split, it is not known what they share with the others.
+    return waiting[:1] or united
 
 
 def _request_factors(
