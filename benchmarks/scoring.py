@@ -46,7 +46,7 @@ from jaxprune.observation.operands import Operands
 from jaxprune.scoring.analysis import needs_samples
 from jaxprune.scoring.device_programs import programs_for
 from jaxprune.scoring.formula_cost import estimate_cost
-from jaxprune.scoring.leaves import axis_sizes
+from jaxprune.scoring.layer_batches import axis_sizes
 from jaxprune.scoring.scorer import Scorer
 from jaxprune.structure.model_state import split_model
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.observation.gradients import Gradients, gradients_from_arrays
-from jaxprune.observation.moments import Moments
+from jaxprune.observation.moments import Moments, sample_moments
 from jaxprune.types import Array
 
 _RANKS = {
@@ -41,15 +41,20 @@ class FlatWeights(TypedDict):
     beta: jax.Array | None  # [C]
 
 
-class CheckedArrays(NamedTuple):
-    """A caller's arrays in one float dtype, with positions and filter entries flattened and labels as class ids."""
+class BuildArguments(NamedTuple):
+    """The arguments of `Operands.build`, which describes them."""
 
-    features: jax.Array  # [N, D, C]
-    class_ids: np.ndarray  # [N] int32
-    num_classes: int
-    weights: FlatWeights
+    moments: Moments
+    samples: jax.Array
+    sample_labels: np.ndarray
+    kernel: jax.Array
+    outgoing: jax.Array | None
+    gamma: jax.Array | None
+    beta: jax.Array | None
     gradients: Gradients | None
     extras: dict[str, jax.Array]
+    sample_is_full: bool
+    space: tuple[int, ...]
 
 
 def check_arrays(
@@ -58,8 +63,8 @@ def check_arrays(
     kernel: Array,
     optional: Mapping[str, Array | None],
     extras: Mapping[str, Array],
-) -> CheckedArrays:
-    """Checks the arguments of `Operands.from_arrays` and brings them into the shapes of the record.
+) -> BuildArguments:
+    """Checks the arguments of `Operands.from_arrays` and brings them into the shapes of `Operands.build`.
 
     Args:
       features: as in `Operands.from_arrays`.
@@ -69,7 +74,7 @@ def check_arrays(
       extras: as there.
 
     Returns:
-      The arrays in one dtype.
+      The arguments of `Operands.build`, in one dtype.
 
     Raises:
       ValueError: saying which argument was needed in which form, what came, and what to change.
@@ -78,15 +83,17 @@ def check_arrays(
     class_ids, num_classes = to_class_ids(check_labels(labels, arrays["features"].shape[0]))
     on_device = {name: jnp.asarray(array) for name, array in arrays.items()}
     maps = on_device["features"]
-    return CheckedArrays(
-        features=maps.reshape(maps.shape[0], -1, maps.shape[-1]),
-        class_ids=class_ids,
-        num_classes=num_classes,
-        weights=flat_weights(arrays),
-        gradients=gradients_from_arrays(
-            maps, on_device.get("weight_gradient"), on_device.get("feature_gradient")
-        ),
+    rows = maps.reshape(maps.shape[0], -1, maps.shape[-1])
+    gradients = [on_device.get(name) for name in ("weight_gradient", "feature_gradient")]
+    return BuildArguments(
+        moments=sample_moments(rows, class_ids, num_classes=num_classes),
+        samples=rows,
+        sample_labels=class_ids,
+        gradients=gradients_from_arrays(maps, *gradients),
         extras={name: jnp.asarray(array) for name, array in extra_arrays.items()},
+        sample_is_full=True,
+        space=maps.shape[1:-1],
+        **flat_weights(arrays),
     )
 
 

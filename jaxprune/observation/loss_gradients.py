@@ -336,10 +336,10 @@ def _check_loss(
         )
     if loss is None:
         _check_logits(program, all_labels)
+    loss_of: Loss = cross_entropy if loss is None else loss
 
     def losses(arrays: FlatState) -> jax.Array:
         outputs = evaluate(program, arrays, images, program.outputs)
-        loss_of = cross_entropy if loss is None else loss
         return loss_of(outputs[0] if len(outputs) == 1 else tuple(outputs), jnp.asarray(labels))
 
     result = jax.eval_shape(losses, arrays)

@@ -9,6 +9,7 @@ minus one class.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -196,6 +197,23 @@ def merge_moments(first: Moments, second: Moments) -> Moments:
     m2 = first.m2 + second.m2 + difference**2 * first.count[:, None, None] * share
     active = first.active + (second.active - first.active) * share[..., 0]
     return Moments(count, first.pivot, first.offset + difference * share, m2, active)
+
+
+@partial(jax.jit, static_argnames="num_classes")
+def sample_moments(rows: jax.Array, class_ids: Array, *, num_classes: int) -> Moments:
+    """Computes the moments of a sample relative to its first row.
+
+    Args:
+      rows: [n, D, C] activations.
+      class_ids: [n] classes 0 .. K-1.
+      num_classes: K.
+
+    Example:
+      >>> sample_moments(jnp.ones((2, 1, 1)), np.array([0, 1]), num_classes=2).m2.tolist()
+      [[[0.0]], [[0.0]]]
+    """
+    rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
+    return add_examples(zero_moments(rows[0], num_classes), rows, jnp.asarray(class_ids))
 
 
 def class_sets(moments: Moments) -> dict[str, SetMoments]:

@@ -17,9 +17,9 @@ from flax import nnx
 
 from jaxprune.observation.checks import check_labels, to_class_ids
 from jaxprune.observation.loss_gradients import Loss, SampledImages, make_gradients, make_squared_gradients
-from jaxprune.observation.moments import Moments, add_examples, zero_moments
+from jaxprune.observation.moments import Moments, add_examples, sample_moments, zero_moments
 from jaxprune.observation.observed import GradientSource, Observed
-from jaxprune.observation.operands import Operands, sample_moments
+from jaxprune.observation.operands import Operands
 from jaxprune.observation.sample import balanced_sample, batch_indices, flat_positions, pool_positions
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState, Path, fingerprint, split_model
@@ -106,7 +106,7 @@ def make_observer(
       ValueError: as `observe`; the returned function raises for arrays of another architecture.
     """
     options = {"num_samples": num_samples, "max_positions": max_positions, "batch_size": batch_size}
-    pixels, class_ids = _check_arguments(images, labels, options)
+    pixels, classes, class_ids = _check_arguments(images, labels, options)
     rows = balanced_sample(class_ids, num_samples)
     batch_size = max(2, min(batch_size, len(pixels)))
     graphdef, flat, rest = split_model(model)
@@ -117,16 +117,15 @@ def make_observer(
         trace(batch=batch_size),
         trace(batch=len(rows)),
     )  # they differ in the batch size only
-    classes = np.asarray(labels)
     sample = SampledImages(at_sample, jnp.asarray(pixels[rows]), classes[rows], max_positions)
     batches = []
     if len(rows) < len(pixels):
         batches = [(jnp.asarray(pixels[i]), i, real) for i, real in batch_indices(len(pixels), batch_size)]
     observe_operands = _make_operands(structure, sample, class_ids, rows, batches)
-    labelled = [(batch, classes[index], is_real) for batch, index, is_real in batches]
+    labelled = [(batch, classes[i], is_real) for batch, i, is_real in batches]
     gradients = make_gradients(structure, labelled, sample, loss)
-    trace_one = partial(trace_program, graphdef, flat, rest)
-    squared_gradients = make_squared_gradients(trace_one, structure.sites, pixels, classes, loss)
+    trace_one, sites = partial(trace_program, graphdef, flat, rest), structure.sites
+    squared_gradients = make_squared_gradients(trace_one, sites, pixels, classes, loss)
     groups = {name: group.producers for name, group in structure.groups.items()}
 
     def observer(arrays: Mapping[Path, Array]) -> Observed:
@@ -149,8 +148,8 @@ def make_observer(
 
 def _check_arguments(
     images: Array, labels: Array, options: Mapping[str, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images in a dtype of JAX and [N] class ids, after checking all arguments."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns images in a dtype of JAX, [N] labels and [N] class ids, after checking all arguments."""
     pixels = np.asarray(images)
     if pixels.ndim < 2:
         raise ValueError(f"needs images [N, ...] with at least two axes, got shape {pixels.shape}.")
@@ -170,7 +169,7 @@ def _check_arguments(
     for name, value in options.items():
         if value < 1:
             raise ValueError(f"{name} must be a whole number >= 1, got {value}.")
-    return pixels, class_ids
+    return pixels, classes, class_ids
 
 
 def _make_operands(
@@ -189,7 +188,19 @@ def _make_operands(
     observe_sample = jax.jit(
         partial(_observe_sample, sample.structure, class_ids[rows], sample.max_positions, is_everything)
     )
-    add_batch = jax.jit(partial(_add_batch, structure))
+
+    @jax.jit
+    def add_batch(
+        arrays: FlatState,
+        moments: dict[str, Moments],
+        images: jax.Array,
+        class_ids: jax.Array,
+        is_real: jax.Array,
+    ) -> dict[str, Moments]:
+        return {
+            name: add_examples(moments[name], flat_positions(features), class_ids, is_real)
+            for name, features in _activations(structure, arrays, images).items()
+        }
 
     def observe_operands(arrays: FlatState) -> dict[str, Operands]:
         operands, pivots = observe_sample(arrays, sample.images)
@@ -240,22 +251,6 @@ def _observe_sample(
         )
         pivots[name] = rows[0]
     return operands, pivots
-
-
-def _add_batch(
-    structure: Structure,
-    arrays: FlatState,
-    moments: dict[str, Moments],
-    images: jax.Array,
-    class_ids: jax.Array,
-    is_real: jax.Array,
-) -> dict[str, Moments]:
-    """Adds a batch to the moments of every producer."""
-    features = _activations(structure, arrays, images)
-    return {
-        name: add_examples(moments[name], flat_positions(value), class_ids, is_real)
-        for name, value in features.items()
-    }
 
 
 def _activations(structure: Structure, arrays: FlatState, images: jax.Array) -> dict[str, jax.Array]:

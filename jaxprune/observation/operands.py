@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxprune.observation.checks import check_arrays, check_channel_indices, check_sample, sort_examples
 from jaxprune.observation.gradients import Gradients
-from jaxprune.observation.moments import Moments, add_examples, zero_moments
+from jaxprune.observation.moments import Moments, sample_moments
 from jaxprune.observation.streaming import Batch, gather_batches
 from jaxprune.types import Array, stack_pytrees
 
@@ -103,21 +103,15 @@ class Operands:
           >>> ops.num_channels, ops.num_classes, ops.class_counts
           (2, 2, (2, 1))
         """
-        optional = {"outgoing": outgoing, "gamma": gamma, "beta": beta}
-        optional |= {"weight_gradient": weight_gradient, "feature_gradient": feature_gradient}
-        optional |= {"squared_weight_gradient": squared_weight_gradient}
-        checked = check_arrays(features, labels, kernel, optional, extras or {})
-        moments = sample_moments(checked.features, checked.class_ids, num_classes=checked.num_classes)
-        return cls.build(
-            moments=moments,
-            samples=checked.features,
-            sample_labels=checked.class_ids,
-            gradients=checked.gradients,
-            extras=checked.extras,
-            sample_is_full=True,
-            space=np.shape(features)[1:-1],
-            **checked.weights,
-        )
+        optional = {
+            "outgoing": outgoing,
+            "gamma": gamma,
+            "beta": beta,
+            "weight_gradient": weight_gradient,
+            "feature_gradient": feature_gradient,
+            "squared_weight_gradient": squared_weight_gradient,
+        }
+        return cls.build(**check_arrays(features, labels, kernel, optional, extras or {})._asdict())
 
     @classmethod
     def from_batches(
@@ -177,8 +171,8 @@ class Operands:
             num_classes=num_classes,
             num_samples=num_samples,
             max_positions=max_positions,
-        )._asdict()
-        return cls.build(**arguments.pop("weights"), **arguments)
+        )
+        return cls.build(**arguments._asdict())
 
     @classmethod
     def build(
@@ -230,17 +224,16 @@ class Operands:
         dtype = jnp.result_type(jnp.float32, samples.dtype, moments.offset.dtype)
         wide = partial(jax.tree.map, partial(jnp.asarray, dtype=dtype))
         moments, rows, filters, gradients = wide((moments, samples, kernel, gradients))
+        outgoing, gamma, beta = wide((outgoing, gamma, beta))
         order = np.argsort(labels, kind="stable")
         if np.any(order != np.arange(len(order))):
             rows = rows[order]
             if gradients is not None and gradients.samples is not None:
                 gradients = gradients._replace(samples=gradients.samples[order])
-        of_sample = moments
-        if not sample_is_full:
-            of_sample = sample_moments(rows, labels[order], num_classes=len(counts))
-        extras = {name: sort_examples(name, wide(value), order) for name, value in (extras or {}).items()}
-        views, norm = (moments, rows, of_sample), wide((outgoing, gamma, beta))
-        return cls(*views, filters, filters, *norm, gradients, extras, counts, sample_is_full, shape)
+        sampled = moments if sample_is_full else sample_moments(rows, labels[order], num_classes=len(counts))
+        read = {name: sort_examples(name, wide(value), order) for name, value in (extras or {}).items()}
+        weights = (filters, filters, outgoing, gamma, beta)
+        return cls(moments, rows, sampled, *weights, gradients, read, counts, sample_is_full, shape)
 
     @property
     def is_stacked(self) -> bool:
@@ -356,20 +349,3 @@ jax.tree_util.register_dataclass(
     ],
     meta_fields=["class_counts", "sample_is_full", "space"],
 )
-
-
-@partial(jax.jit, static_argnames="num_classes")
-def sample_moments(rows: jax.Array, class_ids: Array, *, num_classes: int) -> Moments:
-    """Computes the moments of a sample relative to its first row.
-
-    Args:
-      rows: [n, D, C] activations.
-      class_ids: [n] classes 0 .. K-1.
-      num_classes: K.
-
-    Example:
-      >>> sample_moments(jnp.ones((2, 1, 1)), np.array([0, 1]), num_classes=2).m2.tolist()
-      [[[0.0]], [[0.0]]]
-    """
-    rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
-    return add_examples(zero_moments(rows[0], num_classes), rows, jnp.asarray(class_ids))

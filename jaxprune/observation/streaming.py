@@ -7,7 +7,7 @@ moments have room for a power of two of classes, so a whole stream runs one prog
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, cast
+from typing import cast
 
 import chex
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 from jaxprune.language.axes import SAMPLE_AXES
 from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.observation.checks import (
-    FlatWeights,
+    BuildArguments,
     check_labels,
     check_numbers,
     check_several_classes,
@@ -32,19 +32,6 @@ Batch = tuple[Array, Array] | tuple[Array, Array, Array]
 """Features [N, *space, C], labels [N] and, where there are any, gradients with respect to the features."""
 
 
-class Streamed(NamedTuple):
-    """The arguments of `Operands.build`, gathered from all batches."""
-
-    moments: Moments
-    samples: jax.Array
-    sample_labels: np.ndarray
-    sample_is_full: bool
-    space: tuple[int, ...]
-    weights: FlatWeights
-    gradients: Gradients | None
-    extras: dict[str, jax.Array]
-
-
 def gather_batches(
     batches: Iterable[Batch],
     weights: Mapping[str, Array | None],
@@ -53,7 +40,7 @@ def gather_batches(
     num_classes: int | None,
     num_samples: int,
     max_positions: int,
-) -> Streamed:
+) -> BuildArguments:
     """Reads all batches once.
 
     Args:
@@ -159,7 +146,7 @@ class _Stream:
         self._num_examples += len(ids)
         self._sample.add(ids, maps, gradients, num_classes=len(self._index_of))
 
-    def finish(self) -> Streamed:
+    def finish(self) -> BuildArguments:
         """Returns everything with classes in sorted order; raises ValueError if there is only one class."""
         classes = sorted(self._index_of, key=lambda name: (isinstance(name, str), name))
         check_several_classes(classes, self._num_examples)
@@ -167,15 +154,15 @@ class _Stream:
         count, pivot, *rest = self._moments
         rows = self._sample.rows(order.tolist())
         is_whole = rows.features.shape[1] == pivot.shape[0]
-        return Streamed(
+        return BuildArguments(
             moments=Moments(count[order], pivot, *(array[order] for array in rest)),
             samples=jnp.asarray(rows.features),
             sample_labels=rows.class_ids,
             sample_is_full=is_whole and len(rows.features) == self._num_examples,
             space=self._sample.space,
-            weights=flat_weights(self._weights),
             gradients=self._gradients(rows.gradient),
             extras={name: jnp.asarray(array) for name, array in self._extras.items()},
+            **flat_weights(self._weights),
         )
 
     def _check_alike(self, features: Array, gradient: Array | None) -> None:

@@ -1,10 +1,9 @@
-"""One pruning function as one fused, jitted program."""
+"""One pruning function becomes one fused, jitted program; and what a function and a layer must have for each other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,22 +14,14 @@ from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.observation.gradients import Gradients
 from jaxprune.observation.operands import Operands
 from jaxprune.scoring.analysis import View, needs_samples
-from jaxprune.scoring.compute import compute_step
+from jaxprune.scoring.compute import compute_node
 from jaxprune.scoring.graph import Graph
-from jaxprune.scoring.leaves import moment_values, operand_value, registered_value
+from jaxprune.scoring.layer_batches import moment_values, operand_value
 from jaxprune.scoring.set_statistics import class_rows
 from jaxprune.types import Array
 
 CompiledFunction = Callable[[Operands], jax.Array]
 """From operands to [C] scores ([B, C] for stacked operands)."""
-
-
-class Reader(Protocol):
-    """What says which operands it reads: an expression, a metric."""
-
-    @property
-    def operands(self) -> frozenset[str]:
-        """Their names."""
 
 
 def compile(f: Expression) -> CompiledFunction:
@@ -54,7 +45,7 @@ def compile(f: Expression) -> CompiledFunction:
       [4.0, 6.0]
     """
     check_scalar(f)
-    return _compiled(f)
+    return _compile(f)
 
 
 def check_scalar(f: Expression) -> None:
@@ -74,7 +65,7 @@ def check_scalar(f: Expression) -> None:
 
 
 def check_operands(operands: object) -> None:
-    """Refuses what is not one layer.
+    """Refuses anything but the operands of one layer.
 
     Raises:
       TypeError: if `operands` is no `Operands`.
@@ -86,33 +77,45 @@ def check_operands(operands: object) -> None:
         )
 
 
-def missing_operands(f: Reader, operands: Operands) -> tuple[str, ...]:
-    """Names of the operands that `f` reads and the layer does not have, sorted.
+def missing_operands(names: Iterable[str], operands: Operands) -> tuple[str, ...]:
+    """Returns those of some operands that a layer does not have, sorted.
+
+    Args:
+      names: of the operands that a function reads.
+      operands: of the layer.
 
     Example:
       >>> import numpy as np
       >>> from jaxprune.language.parsing import parse
       >>> ops = Operands.from_arrays(features=np.eye(2), labels=[0, 1], kernel=np.eye(2))
-      >>> missing_operands(parse("gamma * sum(WO) + mean(X)"), ops)
+      >>> missing_operands(parse("gamma * sum(WO) + mean(X)").operands, ops)
       ('WO', 'gamma')
     """
-    optional = {"WO": operands.outgoing, "gamma": operands.gamma, "beta": operands.beta}
     gradients = operands.gradients or Gradients()
-    optional |= {"GW": gradients.weights, "GX": gradients.samples}
-    absent = {name for name, value in optional.items() if value is None}
-    for name in f.operands:
-        if name not in optional and _is_unread(operands, name):
-            absent.add(name)
-    return tuple(sorted(absent & f.operands))
-
-
-def _is_unread(operands: Operands, name: str) -> bool:
-    """Whether a registered operand gives nothing for these operands."""
-    return OPERANDS[name].read is not None and registered_value(jnp, operands.members(), name) is None
+    optional = {
+        "WO": operands.outgoing,
+        "gamma": operands.gamma,
+        "beta": operands.beta,
+        "GW": gradients.weights,
+        "GX": gradients.samples,
+    }
+    absent = []
+    for name in names:
+        if name in optional:
+            is_absent = optional[name] is None
+        else:
+            is_registered = OPERANDS[name].read is not None
+            is_absent = is_registered and operand_value(jnp, operands.members(), name) is None
+        absent += [name] if is_absent else []
+    return tuple(sorted(absent))
 
 
 def explain_missing(names: tuple[str, ...]) -> str:
-    """The sentence for operands that a layer does not have."""
+    """Says which operands a layer does not have, and how to get them.
+
+    Args:
+      names: of the operands, at least one.
+    """
     sentence = f"operand {' and '.join(names)} is missing: this layer does not have it"
     hint = "; for gradients use observe(...).with_gradients(), or weight_gradient= and feature_gradient= of from_arrays"
     squared = "; use observe(...).with_squared_gradients(), or squared_weight_gradient= of from_arrays"
@@ -120,15 +123,20 @@ def explain_missing(names: tuple[str, ...]) -> str:
 
 
 def view_of(f: Expression, operands: Operands) -> View:
-    """Where `f` reads activations: from all examples, or everything from the sample if it needs sample matrices."""
+    """Returns where a function reads activations: all examples, or the sample if it needs sample matrices.
+
+    Args:
+      f: the function.
+      operands: of the layer.
+    """
     return "sample" if needs_samples(f) and not operands.sample_is_full else "full"
 
 
 @lru_cache(maxsize=1024)
-def _compiled(f: Expression) -> CompiledFunction:
+def _compile(f: Expression) -> CompiledFunction:
     def scores(operands: Operands) -> jax.Array:
         check_operands(operands)
-        absent = missing_operands(f, operands)
+        absent = missing_operands(f.operands, operands)
         if absent:
             raise ValueError(
                 f"{f}: {explain_missing(absent)}. Give it to the operands, or use another function."
@@ -139,23 +147,23 @@ def _compiled(f: Expression) -> CompiledFunction:
 
 
 def _evaluate(f: Expression, operands: Operands) -> jax.Array:
-    """[C] or [B, C] scores; every value as large as what it depends on."""
+    """Returns [C] or [B, C] scores; values have an axis of classes or channels only where these differ."""
     members, view = operands.members(), view_of(f, operands)
     graph, rows = Graph(), class_rows(operands.class_counts)
     graph.add(f, view)
     moments = moment_values(jnp, members, view)
     values: list[Array] = []
-    for step in graph.steps:
-        if step.kind == "literal":
-            values.append(jnp.full((1, 1, 1), step.key[0].value, operands.dtype))
-        elif not step.inputs:
-            value = moments[step.name] if step.name in moments else operand_value(jnp, members, step.name)
-            assert value is not None  # missing_operands has looked
+    for node in graph.nodes:
+        if node.kind == "literal":
+            values.append(jnp.full((1, 1, 1), node.key[0].value, operands.dtype))
+        elif not node.inputs:
+            value = moments[node.name] if node.name in moments else operand_value(jnp, members, node.name)
+            assert value is not None  # missing_operands has checked this
             values.append(value)
         else:
-            masks = [rows.masks(graph.steps[each].type) for each in step.inputs]
-            inputs = [values[each] for each in step.inputs]
-            values.append(compute_step(jnp, step, inputs, rows, masks=masks))
+            masks = [rows.masks(graph.nodes[number].type) for number in node.inputs]
+            inputs = [values[number] for number in node.inputs]
+            values.append(compute_node(jnp, node, inputs, rows, masks=masks))
     scores = jnp.mean(values[-1], axis=1)
     scores = jnp.broadcast_to(scores, (operands.num_members, operands.num_channels))
     return scores if operands.is_stacked else scores[0]

@@ -1,8 +1,12 @@
-"""How one step is computed from its inputs, with NumPy or JAX; every way of evaluating goes through here."""
+"""How one node of a graph is computed from its inputs, with NumPy or JAX, and a cache of computed values.
+
+Every way of evaluating a formula computes its nodes here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from jaxprune.language.axes import SAMPLE_AXES, Type
@@ -13,68 +17,109 @@ from jaxprune.types import Array, Namespace
 
 
 class Computation(Protocol):
-    """What to compute: a step of a graph, or the specification of a program."""
+    """What to compute: a node of a graph, or the specification of a program."""
 
     @property
     def kind(self) -> str:
-        """As in `Step`."""
+        """As in `Node`."""
 
     @property
     def name(self) -> str:
-        """Of the operator or the statistic."""
+        """Name of the operator or the statistic."""
 
     @property
     def params(self) -> Params:
-        """Of the operator."""
+        """Parameters of the operator."""
 
     @property
     def type(self) -> Type:
-        """Axes of the result; for statistics those of what they are of."""
+        """Axes of the result; for statistics those of the value that they describe."""
 
 
 Value = Any
-"""An array [M, K or 1, C or 1, *axes], or a mapping of them for a step of kind `statistics`."""
+"""An array [M, K or 1, C or 1, *axes], or a mapping of them for a node of kind `statistics`."""
 
 
-def compute_step(
+def compute_node(
     xp: Namespace,
-    step: Computation,
+    node: Computation,
     values: Sequence[Value],
     rows: ClassRows,
     *,
     masks: Sequence[AxisMasks] | None = None,
     params: Sequence[Array | float] | None = None,
 ) -> Value:
-    """The value of a step that has inputs.
+    """Computes the value of a node that has inputs.
 
     Args:
       xp: `numpy` or `jax.numpy`.
-      step: what to compute.
+      node: what to compute.
       values: of its inputs.
-      rows: which rows of the sample are of which class.
-      masks: what is real of each input, None where all is.
-      params: instead of the step's own.
+      rows: which rows of the sample belong to which class.
+      masks: for each input which entries are real, None where all are.
+      params: parameters to use instead of the node's.
+
+    Returns:
+      [M, K or 1, C or 1, *axes], or a mapping of such arrays for a node of kind `statistics`.
     """
-    if step.kind == "rows":
-        return rows.select(xp, values[0], step.type)
-    if step.kind == "statistics":
-        if sum(axis in SAMPLE_AXES for axis in step.type) == 2:
+    if node.kind == "rows":
+        return rows.select(xp, values[0], node.type)
+    if node.kind == "statistics":
+        if sum(axis in SAMPLE_AXES for axis in node.type) == 2:
             return pair_statistics(xp, values[0], rows)
-        positions = masks[0][-1] if masks is not None and len(step.type) == 2 else None
+        positions = masks[0][-1] if masks is not None and len(node.type) == 2 else None
         return row_statistics(xp, values[0], rows, positions)
-    if step.kind == "statistic":
-        found: Mapping[str, Array] = values[0]
-        return found[step.name]
-    if step.kind == "finite":
-        return _finite(xp, values[0], masks)
-    own = step.params if params is None else cast(Params, params)
-    return OPERATORS[step.name].implement(xp, *values, masks=masks, params=own)
+    if node.kind == "statistic":
+        statistics: Mapping[str, Array] = values[0]
+        return statistics[node.name]
+    if node.kind == "finite":  # [M, 1, C] 1 where all entries over all classes are finite, else 0
+        value = values[0]
+        is_finite = xp.isfinite(value)
+        real = None if masks is None else real_entries(xp, value, masks[0])
+        if real is not None:
+            is_finite = is_finite | ~real
+        return is_finite.all(axis=(1, *range(3, value.ndim)))[:, None].astype(value.dtype)
+    own_params = node.params if params is None else cast(Params, params)
+    return OPERATORS[node.name].implement(xp, *values, masks=masks, params=own_params)
 
 
-def _finite(xp: Namespace, value: Array, masks: Sequence[AxisMasks] | None) -> Array:
-    """[M, 1, C] 1 where all entries over all classes are finite, else 0."""
-    is_finite = xp.isfinite(value)
-    real = None if masks is None else real_entries(xp, value, masks[0])
-    if real is not None:
-        is_finite = is_finite | ~real
-    return is_finite.all(axis=(1, *range(3, value.ndim)))[:, None].astype(value.dtype)
+class ValueCache:
+    """Values of nodes by what they compute; the least recently used are dropped when they take too many bytes.
+
+    Args:
+      max_bytes: of all values together.
+
+    Example:
+      >>> import numpy as np
+      >>> cache = ValueCache(max_bytes=100)
+      >>> cache.add("a", [np.ones(8)]), cache.add("b", [np.ones(8)])
+      (None, None)
+      >>> cache.get("a") is None, cache.get("b") is None
+      (True, False)
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._bytes = max_bytes, 0
+        self._values: OrderedDict[Hashable, Sequence[Array]] = OrderedDict()
+
+    def get(self, key: Hashable) -> Sequence[Array] | None:
+        """Returns the values of a key, or None if they are not cached."""
+        values = self._values.get(key)
+        if values is not None:
+            self._values.move_to_end(key)
+        return values
+
+    def add(self, key: Hashable, values: Sequence[Array]) -> None:
+        """Caches values, and drops those that were not used for longest if there are too many.
+
+        Args:
+          key: what the values are cached under.
+          values: NumPy or JAX arrays.
+        """
+        if key in self._values:
+            return
+        self._values[key] = values
+        self._bytes += sum(value.nbytes for value in values)
+        while self._bytes > self._max_bytes and self._values:
+            _, dropped = self._values.popitem(last=False)
+            self._bytes -= sum(value.nbytes for value in dropped)

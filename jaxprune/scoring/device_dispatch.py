@@ -1,4 +1,4 @@
-"""The calls that evaluate a graph on a device, planned from types and shapes alone before anything runs."""
+"""The calls that evaluate a graph on a device, decided from types and shapes before anything runs."""
 
 from __future__ import annotations
 
@@ -12,25 +12,22 @@ from jaxprune.scoring.graph import (
     Graph,
     Node,
     cone_of,
-    fitting,
-    is_large,
-    is_reduction,
-    last_levels,
     levels_of,
-    needed_steps,
+    needed_nodes,
     peak_size,
+    split_to_fit,
 )
 
 VALUE_SHARE = 16
 """A value may take a sixteenth of the budget; larger ones are computed in blocks of channels."""
 JOB_SHARE = 4
-"""What is held at once for a block may take a quarter."""
+"""All values that are held at once for a block may take a quarter."""
 STACK_BYTES = 32 << 20
-"""Of the largest value of a stack: filling up less costs no more than a call."""
+"""Memory of the largest value of a stack: filling up to this size takes no longer than a call."""
 SCALAR = ValueSpec((), is_scalar=True)
 
 Task = tuple[int, int]
-"""Number of a step, and of the network it is computed for."""
+"""Number of a node, and of the network it is computed for."""
 
 
 class Launch(NamedTuple):
@@ -38,7 +35,7 @@ class Launch(NamedTuple):
 
     spec: Spec
     tasks: tuple[Task, ...]
-    """At most as many as the program has members; the last one fills up."""
+    """At most as many as the program has members; if there are fewer, copies of the last one fill up."""
 
 
 class Job(NamedTuple):
@@ -51,163 +48,174 @@ class Job(NamedTuple):
 
 
 class Dispatcher:
-    """Plans one evaluation.
+    """Decides the calls of one evaluation.
 
     Args:
-      programs: for the groups of layers.
+      programs: for the batches of layers.
       graph: what is evaluated.
-      budget_bytes: for values.
+      budget_bytes: memory for values.
     """
 
     def __init__(self, programs: Programs, graph: Graph, budget_bytes: int) -> None:
         self._programs, self._graph, self._budget_bytes = programs, graph, budget_bytes
-        self._most_blocks = max(group.num_channels for group in programs.groups)
+        self._max_blocks = max(group.num_channels for group in programs.groups)
 
-    def plan(self, wanted: Sequence[Task], known: frozenset[Task]) -> tuple[list[Job], dict[int, int]]:
-        """Jobs in order, and for each step the level after which nobody reads it."""
+    def dispatch(self, wanted: Sequence[Task], known: frozenset[Task]) -> tuple[list[Job], dict[int, int]]:
+        """Splits an evaluation into jobs.
+
+        Args:
+          wanted: the tasks whose values are wanted.
+          known: tasks whose values are there.
+
+        Returns:
+          (jobs in order, for each node the level after which nothing reads it).
+        """
         graph = self._graph
         networks: dict[int, list[int]] = {}
         for network in sorted({network for _, network in wanted}):
             own = [number for number, other in wanted if other == network]
-            there = {number for number, other in known if other == network}
-            for number in needed_steps(graph, own, there):
+            present = {number for number, other in known if other == network}
+            for number in needed_nodes(graph, own, present):
                 networks.setdefault(number, []).append(network)
         needed = sorted(networks)
-        levels = levels_of(graph, needed)
+        levels, last = levels_of(graph, needed, [number for number, _ in wanted])
         jobs: list[Job] = []
         for level in range(max(levels.values(), default=0) + 1):
-            own = [
-                number for number in needed if levels[number] == level and not is_large(graph.steps[number])
-            ]
             by_blocks: dict[int, list[Task]] = {1: []}
             scalars: list[Task] = []
-            for number in own:
-                own_tasks = [(number, network) for network in networks[number]]
-                if is_reduction(graph, number):
-                    by_blocks.setdefault(self._num_blocks(number), []).extend(own_tasks)
+            for number in needed:
+                if levels[number] != level or graph.nodes[number].is_large:
+                    continue
+                tasks = [(number, network) for network in networks[number]]
+                if graph.nodes[number].is_reduction:
+                    by_blocks.setdefault(self._num_blocks(number), []).extend(tasks)
                 else:
-                    scalars += own_tasks
+                    scalars += tasks
             for num_blocks, reductions in by_blocks.items():
-                most = self._budget_bytes // JOB_SHARE
-                for part, size in fitting(reductions, num_blocks, self._peak_bytes, most, self._more_blocks):
+                limit = self._budget_bytes // JOB_SHARE
+                for part, size in split_to_fit(
+                    reductions, num_blocks, self._peak_bytes, limit, self._more_blocks
+                ):
                     jobs.append(Job(tuple(self._launches(self._tasks(part), size)), size, tuple(part), level))
             jobs.append(Job(tuple(self._launches(scalars, 1)), 1, tuple(scalars), level))
-        last = last_levels(graph, needed, levels, [number for number, _ in wanted])
         return [job for job in jobs if job.outputs], last
 
     def least_bytes(self, wanted: Sequence[int]) -> int:
-        """The most that is held at once for one function, in the smallest blocks."""
-        needed = needed_steps(self._graph, wanted)
-        reductions = [number for number in needed if is_reduction(self._graph, number)]
-        return max((self._peak_bytes([(number, 0)], self._most_blocks) for number in reductions), default=0)
+        """Returns the most memory that one function holds at once, in the smallest blocks.
 
-    def stored(self, step: Node) -> ValueSpec:
-        """How a step's value is stored: scalars and vectors of positions for all classes and channels."""
-        if not is_large(step):
+        Args:
+          wanted: numbers of the function's nodes.
+        """
+        needed = needed_nodes(self._graph, wanted)
+        reductions = [number for number in needed if self._graph.nodes[number].is_reduction]
+        return max((self._peak_bytes([(number, 0)], self._max_blocks) for number in reductions), default=0)
+
+    def stored(self, node: Node) -> ValueSpec:
+        """Returns how a node's value is stored: scalars and vectors of positions for all classes and channels."""
+        if not node.is_large:
             return SCALAR
-        axes = tuple("D" if is_position_axis(axis) else axis for axis in step.type)
+        axes = tuple("D" if is_position_axis(axis) else axis for axis in node.type)
         is_vector = axes == ("D",)
-        view = step.view if "D" in axes else "full"
-        return ValueSpec(axes, view, step.per_class or is_vector, step.per_channel or is_vector)
+        view = node.view if "D" in axes else "full"
+        return ValueSpec(axes, view, node.per_class or is_vector, node.per_channel or is_vector)
 
     def _more_blocks(self, num_blocks: int) -> int:
-        return min(2 * num_blocks, self._most_blocks)
+        return min(2 * num_blocks, self._max_blocks)
 
     def _num_blocks(self, reduction: int) -> int:
-        """How many blocks make the largest value of a reduction small enough."""
-        specs = {self.stored(self._graph.steps[each]) for each in cone_of(self._graph, [reduction])} - {
-            SCALAR
-        }
-        num_blocks, most = 1, self._budget_bytes // VALUE_SHARE
-        while num_blocks < self._most_blocks and any(
-            self._programs.value_bytes(spec, num_blocks) > most for spec in specs if spec.per_channel
+        """Returns how many blocks make the largest value of a reduction small enough."""
+        cone = cone_of(self._graph, [reduction])
+        specs = {self.stored(self._graph.nodes[number]) for number in cone} - {SCALAR}
+        num_blocks, limit = 1, self._budget_bytes // VALUE_SHARE
+        while num_blocks < self._max_blocks and any(
+            self._programs.value_bytes(spec, num_blocks) > limit for spec in specs if spec.per_channel
         ):
             num_blocks = self._more_blocks(num_blocks)
         return num_blocks
 
     def _tasks(self, reductions: Sequence[Task]) -> list[Task]:
-        """Reductions and the larger values that they need."""
+        """Returns reductions and the large values that they need."""
         return [
             (number, network)
             for network in sorted({network for _, network in reductions})
-            for number in cone_of(self._graph, [each for each, other in reductions if other == network])
+            for number in cone_of(self._graph, [number for number, other in reductions if other == network])
         ]
 
     def _peak_bytes(self, reductions: Sequence[Task], num_blocks: int) -> int:
-        """The most bytes of larger values that are held at once for a block."""
+        """Returns the most bytes of large values that are held at once for a block."""
         total = 0
         for network in {network for _, network in reductions}:
-            tasks = self._tasks([task for task in reductions if task[1] == network])
-            depths = self._depths(tasks)
+            depths = self._depths(self._tasks([task for task in reductions if task[1] == network]))
             order = sorted(depths, key=lambda number: (depths[number], number))
             total += peak_size(
-                self._graph, order, lambda step: self._programs.value_bytes(self.stored(step), num_blocks)
+                self._graph, order, lambda node: self._programs.value_bytes(self.stored(node), num_blocks)
             )
         return total
 
     def _depths(self, tasks: Sequence[Task]) -> dict[int, int]:
-        """Step -> how many calls after one another lead to it."""
+        """Returns for each node how many calls lead to it, one after another."""
         depths: dict[int, int] = {}
         for number, _ in sorted(tasks):
-            step = self._graph.steps[number]
-            below = max((depths.get(each, 0) for each in step.inputs), default=0)
-            depths[number] = below + self._has_call(step)
+            node = self._graph.nodes[number]
+            below = max((depths.get(i, 0) for i in node.inputs), default=0)
+            depths[number] = below + _has_call(node)
         return depths
 
-    def _has_call(self, step: Node) -> bool:
-        """Whether a call computes its value: operands are there, and so is each of several statistics."""
-        if not step.inputs:
-            return step.kind == "literal"
-        return not (is_large(step) and step.kind == "statistic")
-
     def _launches(self, tasks: Sequence[Task], num_blocks: int) -> Iterator[Launch]:
-        """Tasks at the same depth that have the same program, in stacks."""
+        """Stacks tasks at the same depth that have the same program."""
         depths = self._depths(tasks)
         stacks: dict[tuple[int, Spec], list[Task]] = {}
         for number, network in tasks:
-            step = self._graph.steps[number]
-            if self._has_call(step):
-                key = (depths[number], self._spec(step, num_blocks))
+            node = self._graph.nodes[number]
+            if _has_call(node):
+                key = (depths[number], self._spec(node, num_blocks))
                 stacks.setdefault(key, []).append((number, network))
-        for (_, spec), own in sorted(stacks.items(), key=lambda item: item[0][0]):
+        for (_, spec), members in sorted(stacks.items(), key=lambda item: item[0][0]):
             first = 0
-            for size in self._sizes(spec, len(own)):
-                yield Launch(spec._replace(size=size), tuple(own[first : first + size]))
+            for size in self._sizes(spec, len(members)):
+                yield Launch(spec._replace(size=size), tuple(members[first : first + size]))
                 first += size
 
     def _sizes(self, spec: Spec, number: int) -> Iterator[int]:
-        """Sizes of the programs that serve a stack: few calls, and not much that only fills up."""
+        """Yields sizes of the programs that serve a stack: few calls, and not much that only fills up."""
         values = (*spec.arguments, spec.result)
-        largest = max(self._programs.value_bytes(each, spec.num_blocks) for each in values)
+        largest = max(self._programs.value_bytes(value, spec.num_blocks) for value in values)
         allowed = [size for size in STACK_SIZES if size == 1 or size * largest <= STACK_BYTES]
         while number > 0:
             size = max(size for size in allowed if size == 1 or size <= 4 * number)
             yield size
             number -= size
 
-    def _spec(self, step: Node, num_blocks: int) -> Spec:
-        """The program that computes a step."""
-        result = self.stored(step)
+    def _spec(self, node: Node, num_blocks: int) -> Spec:
+        """Returns the program that computes a node."""
+        result = self.stored(node)
         has_classes = result.is_scalar or result.axes == ("D",)
         arguments = []
-        for each in (self._graph.steps[number] for number in step.inputs):
-            own = ValueSpec(()) if step.kind == "statistic" else self.stored(each)
+        for value in (self._graph.nodes[number] for number in node.inputs):
+            stored = ValueSpec(()) if node.kind == "statistic" else self.stored(value)
             arguments.append(
-                own._replace(
-                    one_class=own.per_class and not each.per_class and not has_classes,
-                    is_whole=num_blocks > 1 and is_large(each) and not each.inputs and own.per_channel,
+                stored._replace(
+                    one_class=stored.per_class and not value.per_class and not has_classes,
+                    is_whole=num_blocks > 1 and value.is_large and not value.inputs and stored.per_channel,
                 )
             )
-        is_operator = step.kind == "operator"
-        has_params = is_operator and not is_traced(step.kind, step.name) and step.name != "slice"
+        is_operator = node.kind == "operator"
+        has_params = is_operator and not is_traced(node.kind, node.name) and node.name != "slice"
         return Spec(
-            step.kind,
-            step.name if is_operator else "",
-            OPERATORS[step.name].implement if is_operator else None,
-            step.params if has_params else (),
-            result.axes if step.kind in ("rows", "statistics") else (),
+            node.kind,
+            node.name if is_operator else "",
+            OPERATORS[node.name].implement if is_operator else None,
+            node.params if has_params else (),
+            result.axes if node.kind in ("rows", "statistics") else (),
             tuple(arguments),
             result,
             size=1,
             num_blocks=1 if all(argument.is_scalar for argument in arguments) else num_blocks,
         )
+
+
+def _has_call(node: Node) -> bool:
+    """Whether a call computes the value: operands are there already, and so are large statistics of several."""
+    if not node.inputs:
+        return node.kind == "literal"
+    return not (node.is_large and node.kind == "statistic")

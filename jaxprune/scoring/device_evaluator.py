@@ -1,8 +1,8 @@
-"""A graph evaluated on an accelerator: steps that apply one operator to values of the same types run as one call.
+"""A graph is evaluated on an accelerator: one call applies an operator to many values of the same types.
 
-Levels, jobs and stacks are planned on the host before anything runs; from the first call to the scores nothing is
-copied between host and device. Steps of a job at the same depth that have the same program are stacked. What would not
-fit the budget for all channels at once is computed in blocks of channels.
+Which calls run is decided on the host before anything runs (`device_dispatch`); between the first call and the scores
+nothing is copied between host and device. Nodes of a job at the same depth that have the same program are stacked. What
+would not fit the budget for all channels at once is computed in blocks of channels.
 """
 
 from __future__ import annotations
@@ -18,41 +18,38 @@ from jaxprune.language.axes import slice_bounds, slice_range
 from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.observation.operands import Operands
 from jaxprune.scoring.analysis import CLASS_SIZES, View
-from jaxprune.scoring.compute import Value
+from jaxprune.scoring.compute import Value, ValueCache
 from jaxprune.scoring.device_dispatch import SCALAR, Dispatcher, Job, Launch, Task
 from jaxprune.scoring.device_programs import STACK_SIZES, Inputs, Spec, is_traced, masked_axes, programs_for
-from jaxprune.scoring.graph import Graph, Node, is_large, is_reduction
-from jaxprune.scoring.layer_batches import batch_layers
-from jaxprune.scoring.leaves import operand_value
-from jaxprune.scoring.value_cache import ValueCache
+from jaxprune.scoring.graph import Graph, Node
+from jaxprune.scoring.layer_batches import batch_layers, operand_value
 from jaxprune.types import Array
 
-_MOST_NUMBERS = 1 << 12
-"""So many numbers are kept on the device for later calls."""
+_MAX_NUMBERS = 1 << 12
+"""Literal numbers that stay on the device for later calls."""
 Ranges = tuple[Array, ...]
 """For each group [1, 1, 1, D] booleans."""
 
 
 class DeviceEvaluator:
-    """Evaluates graphs on some layers by jitted calls, and remembers what was reduced to scalars.
+    """Evaluates graphs on some layers by jitted calls, and caches what was reduced to scalars.
 
     Args:
       layers: operands of equal dtype and number of classes, stacked or not; all of as many networks.
-      budget_bytes: for values besides the operands. A quarter each serves to remember scalars, to hold those of one
-        call, and for larger values.
+      budget_bytes: memory for values besides the operands: a quarter for cached scalars, a quarter for the scalars of
+        one call, and a quarter for larger values.
     """
 
     def __init__(self, layers: Sequence[Operands], budget_bytes: int) -> None:
         self.num_networks = layers[0].num_members
-        members = zip(*(one.members() for one in layers), strict=True)
-        grouped = [batch_layers(own) for own in members]
-        groups, starts, self.network_channels = grouped[0]
-        self._networks = [tuple(own for _, own in groups) for groups, _, _ in grouped]
+        by_network = [batch_layers(own) for own in zip(*(one.members() for one in layers), strict=True)]
+        groups, starts, self.network_channels = by_network[0]
+        self._networks = [tuple(members for _, members in own) for own, _, _ in by_network]
         self.num_channels = self.num_networks * self.network_channels
-        self.network_starts = [own[0] for own in starts]
+        self.network_starts = [by_member[0] for by_member in starts]
         self.starts = [
-            [index * self.network_channels + own for index in range(self.num_networks)]
-            for own in self.network_starts
+            [index * self.network_channels + start for index in range(self.num_networks)]
+            for start in self.network_starts
         ]
         self.num_classes, self.dtype = layers[0].num_classes, layers[0].dtype
         self.programs = programs_for(tuple(shape for shape, _ in groups), self.dtype)
@@ -61,7 +58,7 @@ class DeviceEvaluator:
             # a scalar that no block has filled yet
             self.zeros = jax.device_put(np.zeros((self.num_classes, self.network_channels), self.dtype))
         self.budget_bytes = budget_bytes
-        self.remembered = ValueCache(budget_bytes // 4)
+        self.cache = ValueCache(budget_bytes // 4)
         self._leaves: dict[tuple[object, int], Value] = {}
         self._moments: dict[tuple[View, int], Mapping[str, Value]] = {}
         self._ranges: dict[tuple[str, View, bool], Ranges] = {}
@@ -69,59 +66,92 @@ class DeviceEvaluator:
         self._numbers: dict[float, Array] = {}
 
     def evaluate(self, graph: Graph, wanted: Sequence[int]) -> np.ndarray:
-        """[len(wanted), channels of all networks] means over classes of scalars."""
+        """Computes scalars for all channels of all networks.
+
+        Args:
+          graph: where the nodes are.
+          wanted: numbers of nodes with scalar values.
+
+        Returns:
+          [len(wanted), channels of all networks] means over classes.
+        """
         tasks = [(number, network) for number in wanted for network in range(self.num_networks)]
         return self.evaluate_tasks(graph, tasks).reshape(len(wanted), self.num_channels)
 
     def evaluate_tasks(self, graph: Graph, wanted: Sequence[Task]) -> np.ndarray:
-        """[len(wanted), channels of a network] means over classes of scalars, each of one network."""
+        """Computes scalars, each for one network.
+
+        Args:
+          graph: where the nodes are.
+          wanted: (number of a node, network) pairs.
+
+        Returns:
+          [len(wanted), channels of a network] means over classes.
+        """
         with jax.enable_x64(self.dtype == np.float64):  # a thread does not know what its caller enabled
             return _Run(self, graph).scores(wanted)
 
     def least_bytes(self, graph: Graph, wanted: Sequence[int], channel: int) -> int:
-        """What is held at once for the smallest block of all layers; nothing is run."""
+        """Returns the memory that the smallest block of all layers needs at once; nothing is computed.
+
+        Args:
+          graph: where the nodes are.
+          wanted: numbers of nodes.
+          channel: not used: a block has channels of all layers.
+        """
         return Dispatcher(self.programs, graph, self.budget_bytes).least_bytes(wanted)
 
     def warm_up(self, graph: Graph) -> int:
-        """Compiles the programs that evaluating all scalars of a graph calls; returns how many there are now."""
-        scalars = [number for number, step in enumerate(graph.steps) if not is_large(step)]
+        """Compiles the programs that evaluate all scalars of a graph; returns how many there are now."""
+        scalars = [number for number, node in enumerate(graph.nodes) if not node.is_large]
         tasks = [(number, network) for number in scalars for network in range(self.num_networks)]
-        jobs, _ = Dispatcher(self.programs, graph, self.budget_bytes).plan(tasks, frozenset())
+        jobs, _ = Dispatcher(self.programs, graph, self.budget_bytes).dispatch(tasks, frozenset())
         return self.programs.compile_all([launch.spec for job in jobs for launch in job.launches])
 
-    def leaf(self, step: Node, network: int) -> Value:
-        """The value of an operand or a moment, on the device."""
+    def leaf(self, node: Node, network: int) -> Value:
+        """Returns the value of an operand or a moment, on the device.
+
+        Args:
+          node: without inputs.
+          network: number of the network.
+        """
         members = self._networks[network]
-        if step.kind == "moment" or step.name in CLASS_SIZES:
-            key = (step.view, network)
+        if node.kind == "moment" or node.name in CLASS_SIZES:
+            key = (node.view, network)
             if key not in self._moments:
-                self._moments[key] = self.programs.moments(members, step.view)
-            return self._moments[key][step.name]
-        if (step.name, network) not in self._leaves:
-            if OPERANDS[step.name].read is None:
-                value = self.programs.operand(members, step.name, step.type)
+                self._moments[key] = self.programs.moments(members, node.view)
+            return self._moments[key][node.name]
+        if (node.name, network) not in self._leaves:
+            if OPERANDS[node.name].read is None:
+                value = self.programs.operand(members, node.name, node.type)
             else:
-                found = [operand_value(jnp, own, step.name) for own in members]
-                value = self.programs.stored([own for own in found if own is not None], step.type)
-            self._leaves[step.name, network] = value
-        return self._leaves[step.name, network]
+                values = [operand_value(jnp, own, node.name) for own in members]
+                value = self.programs.stored([array for array in values if array is not None], node.type)
+            self._leaves[node.name, network] = value
+        return self._leaves[node.name, network]
 
     def ranges(self, axis: str, view: View, *, is_front: bool) -> Ranges:
-        """Which positions are real: those of a slice where they lie, or moved to the front."""
+        """Returns which positions belong to a slice.
+
+        Args:
+          axis: of the slice.
+          view: where positions are counted.
+          is_front: whether the slice has been moved to the front.
+        """
         key = (axis, view, is_front)
         if key not in self._ranges:
-            own = []
+            masks = []
             for group in self.programs.groups:
                 size = group.axes(("D",), view)[0]
                 start, stop = slice_bounds(size, *(slice_range(axis) or (0, 8)))
                 start, stop = (0, stop - start) if is_front else (start, stop)
                 positions = np.arange(size)
-                own.append(((positions >= start) & (positions < stop)).reshape(1, 1, 1, size))
-            self._ranges[key] = tuple(jax.device_put(own))
+                masks.append(((positions >= start) & (positions < stop)).reshape(1, 1, 1, size))
+            self._ranges[key] = tuple(jax.device_put(masks))
         return self._ranges[key]
 
     def offsets(self, num_blocks: int) -> list[Array]:
-        """For each block [groups] the first channel; the last block of a group overlaps the one before."""
+        """Returns for each block [groups] the first channel; the last block of a group overlaps the one before."""
         if num_blocks not in self._offsets:
             blocks = []
             for block in range(num_blocks):
@@ -134,17 +164,16 @@ class DeviceEvaluator:
             self._offsets[num_blocks] = jax.device_put(blocks)
         return self._offsets[num_blocks]
 
-    def numbers(self, values: Sequence[float]) -> None:
-        """Brings literal numbers to the device."""
-        if len(self._numbers) > _MOST_NUMBERS:
+    def put_numbers(self, values: Sequence[float]) -> None:
+        """Copies literal numbers to the device, where `number` reads them."""
+        if len(self._numbers) > _MAX_NUMBERS:
             self._numbers.clear()
         new = [value for value in dict.fromkeys(values) if value not in self._numbers]
-        self._numbers |= zip(
-            new, jax.device_put([np.asarray(value, self.dtype) for value in new]), strict=True
-        )
+        arrays = jax.device_put([np.asarray(value, self.dtype) for value in new])
+        self._numbers |= zip(new, arrays, strict=True)
 
     def number(self, value: float) -> Array:
-        """A literal number that has been brought there."""
+        """Returns a literal number that `put_numbers` has copied."""
         return self._numbers[value]
 
 
@@ -153,142 +182,136 @@ class _Run:
 
     def __init__(self, evaluator: DeviceEvaluator, graph: Graph) -> None:
         self._evaluator, self._graph, self._programs = evaluator, graph, evaluator.programs
-        self._planner = Dispatcher(evaluator.programs, graph, evaluator.budget_bytes)
+        self._dispatcher = Dispatcher(evaluator.programs, graph, evaluator.budget_bytes)
         self._scalars: dict[Task, Array] = {}
 
     def scores(self, wanted: Sequence[Task]) -> np.ndarray:
-        """[len(wanted), channels] means over classes of scalars."""
-        for number, step in enumerate(self._graph.steps):
-            for network in range(self._evaluator.num_networks if is_reduction(self._graph, number) else 0):
-                known = self._evaluator.remembered.get((step.key, network))
-                if known is not None:
-                    self._scalars[number, network] = known[0]
-        jobs, last_levels = self._planner.plan(wanted, frozenset(self._scalars))
+        """Returns [len(wanted), channels] means over classes of scalars."""
+        nodes = self._graph.nodes
+        for number, node in enumerate(nodes):
+            for network in range(self._evaluator.num_networks if node.is_reduction else 0):
+                cached = self._evaluator.cache.get((node.key, network))
+                if cached is not None:
+                    self._scalars[number, network] = cached[0]
+        jobs, last_levels = self._dispatcher.dispatch(wanted, frozenset(self._scalars))
         self._prepare(jobs)
         for job, following in zip(jobs, [*jobs[1:], None], strict=True):
             self._run(job)
             for number, network in job.outputs:
-                if is_reduction(self._graph, number):
-                    key = (self._graph.steps[number].key, network)
-                    self._evaluator.remembered.add(key, [self._scalars[number, network]])
+                if nodes[number].is_reduction:
+                    self._evaluator.cache.add((nodes[number].key, network), [self._scalars[number, network]])
             if following is not None and following.level > job.level:
-                for task in [
-                    each for each in self._scalars if last_levels.get(each[0], job.level + 1) <= job.level
-                ]:
+                level = job.level
+                for task in [t for t in self._scalars if last_levels.get(t[0], level + 1) <= level]:
                     del self._scalars[task]
         return self._means(wanted)
 
     def _prepare(self, jobs: Sequence[Job]) -> None:
-        """Brings everything to the device that calls read, before the first one."""
-        numbers = []
+        """Copies everything that calls read to the device, before the first one."""
+        nodes, numbers = self._graph.nodes, []
         for job in jobs:
             self._evaluator.offsets(job.num_blocks)
             for launch in job.launches:
-                for task in launch.tasks:
-                    step = self._graph.steps[task[0]]
-                    numbers += self._traced(step)
-                    self._positions(launch.spec, step)
-                    for each in step.inputs:
-                        if is_large(self._graph.steps[each]) and not self._graph.steps[each].inputs:
-                            self._evaluator.leaf(self._graph.steps[each], task[1])
-            for task in job.outputs:
-                step = self._graph.steps[task[0]]
-                if not step.inputs and step.kind != "literal":
-                    self._scalars[task] = self._evaluator.leaf(step, task[1])
-        self._evaluator.numbers(numbers)
+                for number, network in launch.tasks:
+                    numbers += _traced_numbers(nodes[number])
+                    self._positions(launch.spec, nodes[number])
+                    for value in (nodes[i] for i in nodes[number].inputs):
+                        if value.is_large and not value.inputs:
+                            self._evaluator.leaf(value, network)
+            for number, network in job.outputs:
+                if not nodes[number].inputs and nodes[number].kind != "literal":
+                    self._scalars[number, network] = self._evaluator.leaf(nodes[number], network)
+        self._evaluator.put_numbers(numbers)
 
-    def _traced(self, step: Node) -> list[float]:
-        """The number that a program takes for a step, if any."""
-        if not is_traced(step.kind, step.name):
-            return []
-        return [step.key[0].value if step.kind == "literal" else step.params[0]]
-
-    def _positions(self, spec: Spec, step: Node) -> list[Ranges]:
-        """The masks that a program takes for a step."""
-        found = []
+    def _positions(self, spec: Spec, node: Node) -> list[Ranges]:
+        """Returns the masks that a program takes for a node."""
+        masks = []
         for index, axis in masked_axes(spec):
-            own = self._graph.steps[step.inputs[index]]
-            is_slice = step.name == "slice" and step.kind == "operator"
-            name = step.type[axis] if is_slice else own.type[axis]
-            found.append(self._evaluator.ranges(name, own.view, is_front=not is_slice))
-        return found
+            value = self._graph.nodes[node.inputs[index]]
+            is_slice = node.name == "slice" and node.kind == "operator"
+            name = node.type[axis] if is_slice else value.type[axis]
+            masks.append(self._evaluator.ranges(name, value.view, is_front=not is_slice))
+        return masks
 
     def _run(self, job: Job) -> None:
+        """Runs the calls of a job, block by block, and drops large values after their last use."""
         for block in range(job.num_blocks):
             values: dict[Task, Value] = {}
             reads = Counter(task for launch in job.launches for task in self._reads(launch))
             for launch in job.launches:
-                found = self._call(launch, job, block, values)
-                for task, value in zip(launch.tasks, found, strict=False):
-                    is_kept = not is_large(self._graph.steps[task[0]])
-                    (self._scalars if is_kept else values)[task] = value
+                results = self._call(launch, job, block, values)
+                for task, value in zip(launch.tasks, results, strict=False):
+                    (values if self._graph.nodes[task[0]].is_large else self._scalars)[task] = value
                 for task in self._reads(launch):
                     reads[task] -= 1
                     if not reads[task]:
                         values.pop(task, None)
 
     def _reads(self, launch: Launch) -> list[Task]:
-        """What a call reads, again for every member that does."""
+        """Returns the tasks whose values a call reads, once for every member that does."""
         return [
-            (self._source(each), network)
+            (self._source(i), network)
             for number, network in launch.tasks
-            for each in self._graph.steps[number].inputs
+            for i in self._graph.nodes[number].inputs
         ]
 
     def _source(self, number: int) -> int:
-        """The step whose call computes a value: for a larger one of several statistics, theirs."""
-        step = self._graph.steps[number]
-        return step.inputs[0] if step.kind == "statistic" and is_large(step) else number
+        """Returns the node whose call computes a value: a large statistic is one of several from one call."""
+        node = self._graph.nodes[number]
+        return node.inputs[0] if node.kind == "statistic" and node.is_large else number
 
     def _call(self, launch: Launch, job: Job, block: int, values: dict[Task, Value]) -> Sequence[Value]:
+        """Calls a program for one block."""
         spec = launch.spec
-        filled = launch.tasks + launch.tasks[-1:] * (spec.size - len(launch.tasks))
-        offsets = self._evaluator.offsets(job.num_blocks)[block]
-        steps = [self._graph.steps[number] for number, _ in filled]
+        tasks = launch.tasks + launch.tasks[-1:] * (spec.size - len(launch.tasks))
+        nodes = [self._graph.nodes[number] for number, _ in tasks]
         stacks = [
             [
-                self._value(step, step.inputs[index], network, values)
-                for step, (_, network) in zip(steps, filled, strict=True)
+                self._value(node, node.inputs[index], network, values)
+                for node, (_, network) in zip(nodes, tasks, strict=True)
             ]
             for index in range(len(spec.arguments))
         ]
-        by_member = [self._positions(spec, step) for step in steps]
-        masks = [list(own) for own in zip(*by_member, strict=True)]
-        params = [self._evaluator.number(value) for step in steps for value in self._traced(step)]
+        masks_by_member = [self._positions(spec, node) for node in nodes]
+        masks = [list(own) for own in zip(*masks_by_member, strict=True)]
+        params = [self._evaluator.number(value) for node in nodes for value in _traced_numbers(node)]
+        offsets = self._evaluator.offsets(job.num_blocks)[block]
         bases: list[Array] = []
         if spec.result.is_scalar and spec.num_blocks > 1:
-            bases = [self._scalars.get(task, self._evaluator.zeros) for task in filled]
+            bases = [self._scalars.get(task, self._evaluator.zeros) for task in tasks]
         self._evaluator.num_calls += 1
         return self._programs(spec, Inputs(stacks, masks, params, offsets, bases))
 
-    def _value(
-        self,
-        reader: Node,
-        number: int,
-        network: int,
-        values: dict[Task, Value],
-    ) -> Value:
-        """What a step reads: scalars and operands of all channels, other values of a block."""
-        step, source = self._graph.steps[number], (self._source(number), network)
-        if not is_large(step):
+    def _value(self, reader: Node, number: int, network: int, values: dict[Task, Value]) -> Value:
+        """Returns what a node reads: scalars and operands of all channels, other values of a block."""
+        node, source = self._graph.nodes[number], (self._source(number), network)
+        if not node.is_large:
             return self._scalars[number, network]
         if reader.kind == "statistic":
             return values[source][reader.name]
-        if step.kind == "statistic":
-            return values[source][step.name]
-        if step.inputs:
+        if node.kind == "statistic":
+            return values[source][node.name]
+        if node.inputs:
             return values[source]
-        return self._evaluator.leaf(step, network)
+        return self._evaluator.leaf(node, network)
 
     def _means(self, wanted: Sequence[Task]) -> np.ndarray:
+        """Averages scalars over classes."""
         offsets, largest = self._evaluator.offsets(1)[0], STACK_SIZES[-1]
-        found = []
-        for own in (wanted[first : first + largest] for first in range(0, len(wanted), largest)):
-            size = next(size for size in STACK_SIZES if size >= len(own))
-            stack = [self._scalars[task] for task in own]
-            stack += stack[-1:] * (size - len(own))
+        means = []
+        for tasks in (wanted[first : first + largest] for first in range(0, len(wanted), largest)):
+            size = next(size for size in STACK_SIZES if size >= len(tasks))
+            stack = [self._scalars[task] for task in tasks]
+            stack += stack[-1:] * (size - len(tasks))
             self._evaluator.num_calls += 1
             spec = Spec("mean", "", None, (), (), (SCALAR,), SCALAR, size, 1)
-            found.append(self._programs(spec, Inputs([stack], [], [], offsets, [])))
+            means.append(self._programs(spec, Inputs([stack], [], [], offsets, [])))
         nothing = np.zeros((0, self._evaluator.network_channels), self._evaluator.dtype)
-        return np.concatenate([nothing, *jax.device_get(found)])[: len(wanted)]
+        return np.concatenate([nothing, *jax.device_get(means)])[: len(wanted)]
+
+
+def _traced_numbers(node: Node) -> list[float]:
+    """Returns the number that a program takes for a node, if it takes one."""
+    if not is_traced(node.kind, node.name):
+        return []
+    return [node.key[0].value if node.kind == "literal" else node.params[0]]

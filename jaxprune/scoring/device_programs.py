@@ -1,10 +1,10 @@
 """Jitted calls that compute one operator for many formulas, all classes and all channels of a network at once.
 
-A program is vmapped over the members of a stack: steps of different formulas, or of different networks, that apply the
-same operator to values of the same types. Layers of equal shape stand side by side in groups; one call covers them all.
-Values stay on the device: a scalar is one array [K, channels of all groups], a larger value one array
-[M, K or 1, C or 1, *axes] for each group. Scalars and vectors of positions are stored for all classes even where these
-do not differ: that keeps programs few, and costs memory where classes are many.
+A program is vmapped over the members of a stack: nodes of different formulas, or of different networks, that apply the
+same operator to values of the same types. Layers of equal shape stand side by side in batches (`groups`); one call
+covers them all. Values stay on the device: a scalar is one array [K, channels of all groups], a larger value one array
+[M, K or 1, C or 1, *axes] for each group. Scalars and vectors of positions are stored for all classes even where
+classes do not differ: that makes programs fewer, and takes more memory where there are many classes.
 """
 
 from __future__ import annotations
@@ -23,20 +23,18 @@ from jaxprune.language.axes import Type, is_position_axis
 from jaxprune.language.operators import AxisMasks, Implementation, Params
 from jaxprune.observation.operands import Operands
 from jaxprune.scoring.analysis import View
-from jaxprune.scoring.compute import Value, compute_step
+from jaxprune.scoring.compute import Value, compute_node
 from jaxprune.scoring.graph import Kind
-from jaxprune.scoring.layer_batches import LayerBatchShape
-from jaxprune.scoring.leaves import moment_values, operand_value
+from jaxprune.scoring.layer_batches import LayerBatchShape, moment_values, operand_value
 from jaxprune.types import Array
 
 STACK_SIZES = (1, 8, 64)
-"""How many members a program has; what is left of a stack is filled up with copies of its last member."""
+"""How many members a program may have; smaller stacks are filled up with copies of their last member."""
 TRACED_PARAMS = frozenset({"rbf"})
-"""Operators whose parameters are ordinary numbers: another width is no other program."""
-_ON_CPU: dict[str, Value] = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-"""There programs only show what an accelerator would do: they compile in half the time so."""
+"""Operators whose parameters are passed as arrays, so that another value needs no other program."""
+_CPU_OPTIONS: dict[str, Value] = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+"""On a CPU, programs only show what an accelerator would do; these options halve the time to compile them."""
 _UNMASKED = frozenset({"+", "-", "*", "/", "abs", "square", "sqrt", "transpose", "outer"})
-
 
 Members = tuple[tuple[Operands, ...], ...]
 """Operands of one network, by group."""
@@ -46,7 +44,7 @@ class ValueSpec(NamedTuple):
     """What a program needs to know of an argument or a result."""
 
     axes: Type
-    """All slices of the positions are `D`: they are stored at its full length, behind a mask."""
+    """All slices of the positions are `D`: they are stored at its full length, with a mask."""
     view: View = "full"
     """Where positions are counted; "full" where there are none."""
     per_class: bool = True
@@ -54,9 +52,9 @@ class ValueSpec(NamedTuple):
     is_scalar: bool = False
     """Whether it is stored as one array for all groups."""
     one_class: bool = False
-    """Whether what is stored for all classes is read for one, as it is the same for all."""
+    """Whether only one class is read of what is stored for all classes, because all are the same."""
     is_whole: bool = False
-    """Whether all channels are there, of which a block is read: scalars and operands."""
+    """Whether all channels are stored, of which a block is read: scalars and operands."""
 
 
 class Spec(NamedTuple):
@@ -73,7 +71,7 @@ class Spec(NamedTuple):
     size: int
     """Members of the stack."""
     num_blocks: int
-    """A block has one part in so many of the channels of every group."""
+    """How many blocks the channels of every group are split into."""
 
 
 class Inputs(NamedTuple):
@@ -86,16 +84,16 @@ class Inputs(NamedTuple):
     params: Sequence[Value]
     """Numbers of each member, of operators that trace them."""
     offsets: Value
-    """[groups] the first channel of the block in each."""
+    """[groups] the first channel of the block in each group."""
     bases: Sequence[Value]
-    """For each member the scalar that blocks before have filled; empty where there is one block."""
+    """For each member the scalar that earlier blocks have filled; empty where there is one block."""
 
 
 class Programs:
-    """The programs for some groups of layers, compiled when they are first asked for.
+    """The programs for some groups of layers, compiled when they are first called.
 
     Args:
-      groups: of one network.
+      groups: shapes of the groups of one network.
       dtype: of values.
     """
 
@@ -109,38 +107,72 @@ class Programs:
         self._lock = Lock()
 
     def __call__(self, spec: Spec, inputs: Inputs) -> Value:
-        """The results of the members of a stack; of kind `mean` one array of them."""
+        """Returns the results of the members of a stack; those of kind `mean` in one array.
+
+        Args:
+          spec: of the program.
+          inputs: what it takes.
+        """
         program = self.compiled.get(spec)
         if program is None:
             program = self._compile(spec)
         return program(inputs)
 
+    def compile_all(self, specs: Sequence[Spec]) -> int:
+        """Compiles programs in advance, several at a time.
+
+        Args:
+          specs: of the programs; those that are compiled already are skipped.
+
+        Returns:
+          How many programs there are now.
+        """
+        new = [spec for spec in dict.fromkeys(specs) if spec not in self.compiled]
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(self._compile, new):
+                pass
+        return len(self.compiled)
+
+    def _compile(self, spec: Spec) -> Callable[[Inputs], Value]:
+        with jax.enable_x64(self.dtype == np.float64):  # a thread does not know what its caller enabled
+            options = _CPU_OPTIONS if jax.default_backend() == "cpu" else None
+            program = jax.jit(self.function(spec)).lower(self.inputs(spec)).compile(options)
+        with self._lock:
+            return self.compiled.setdefault(spec, program)
+
     def function(self, spec: Spec) -> Callable[[Inputs], Value]:
-        """What is compiled, as a function of arrays."""
+        """Returns what is compiled, as a function of arrays."""
 
         def program(inputs: Inputs) -> Value:
             if spec.kind == "mean":
                 return jnp.stack(list(inputs.stacks[0])).mean(axis=1)
             if all(argument.is_scalar for argument in spec.arguments):
-                return self._scalars(spec, inputs)
-            found = [self._of_group(spec, number, inputs) for number in range(len(self.groups))]
+                return self._compute_scalars(spec, inputs)
+            by_group = [self._compute_group(spec, number, inputs) for number in range(len(self.groups))]
             if spec.result.is_scalar:
                 return [
-                    self._joined([each[member] for each in found], inputs, member)
+                    self._join_groups([values[member] for values in by_group], inputs, member)
                     for member in range(spec.size)
                 ]
             return [
-                jax.tree.map(lambda *each: each, *(one[member] for one in found))
+                jax.tree.map(lambda *parts: parts, *(values[member] for values in by_group))
                 for member in range(spec.size)
             ]
 
         return program
 
     def inputs(self, spec: Spec) -> Inputs:
-        """Shapes of what the program takes."""
-        values = [self._shapes(argument, spec) for argument in spec.arguments]
-        masks = [self._mask_shapes(spec.arguments[index]) for index, _ in masked_axes(spec)]
+        """Returns the shapes of what a program takes."""
         scalar = self._struct((self.num_classes, self.num_channels))
+        values: list[Value] = []
+        for argument in spec.arguments:
+            shapes = [self._shape(group, argument, spec.num_blocks) for group in self.groups]
+            values.append(scalar if argument.is_scalar else tuple(self._struct(shape) for shape in shapes))
+        masks = []
+        for index, _ in masked_axes(spec):
+            view = spec.arguments[index].view
+            lengths = [group.axes(("D",), view)[0] for group in self.groups]
+            masks.append(tuple(jax.ShapeDtypeStruct((1, 1, 1, length), np.dtype(bool)) for length in lengths))
         has_bases = spec.result.is_scalar and spec.num_blocks > 1
         return Inputs(
             [[value] * spec.size for value in values],
@@ -151,20 +183,29 @@ class Programs:
         )
 
     def _moments(self, members: Members, view: View) -> dict[str, Value]:
-        """All moments of a network, as programs take them; `members` are those of each group."""
-        found = [moment_values(jnp, own, view) for own in members]
+        """Returns all moments of a network, as programs take them."""
+        by_group = [moment_values(jnp, own, view) for own in members]
         types: dict[int, Type] = {3: (), 4: ("D",)}
         return {
-            name: self.stored([own[name] for own in found], types[found[0][name].ndim]) for name in found[0]
+            name: self.stored([values[name] for values in by_group], types[by_group[0][name].ndim])
+            for name in by_group[0]
         }
 
     def _operand(self, members: Members, name: str, type: Type) -> Value:
-        """A built-in operand of a network, as programs take it."""
-        found = [operand_value(jnp, own, name) for own in members]
-        return self.stored([value for value in found if value is not None], type)
+        """Returns an operand of a network, as programs take it."""
+        values = [operand_value(jnp, own, name) for own in members]
+        return self.stored([value for value in values if value is not None], type)
 
     def stored(self, values: Sequence[Array], type: Type) -> Value:
-        """A value of all groups as programs take it."""
+        """Brings a value into the form in which programs take it.
+
+        Args:
+          values: of each group, [M, K or 1, C or 1, *axes].
+          type: of the value.
+
+        Returns:
+          One array [K, channels of all groups] for a scalar, else one for each group.
+        """
         if type not in ((), ("D",)):
             return tuple(values)
         of_all = [
@@ -173,46 +214,41 @@ class Programs:
         ]
         if type == ("D",):
             return tuple(of_all)
-        joined = [jnp.swapaxes(value, 0, 1).reshape(self.num_classes, -1) for value in of_all]
-        return jnp.concatenate(joined, axis=1)
+        rows = [jnp.swapaxes(value, 0, 1).reshape(self.num_classes, -1) for value in of_all]
+        return jnp.concatenate(rows, axis=1)
 
     def channels(self, group: LayerBatchShape, num_blocks: int) -> int:
-        """Channels of a block of a group."""
+        """Returns the number of channels of a block.
+
+        Args:
+          group: whose channels are split.
+          num_blocks: into how many blocks.
+        """
         return -(-group.num_channels // num_blocks)
 
     def value_bytes(self, spec: ValueSpec, num_blocks: int) -> int:
-        """Of a value for a block of all groups."""
+        """Returns the memory that a value takes for a block of all groups.
+
+        Args:
+          spec: of the value.
+          num_blocks: how many blocks the channels are split into.
+        """
         if spec.is_scalar:
             return self.num_classes * self.num_channels * self.dtype.itemsize
         shapes = (self._shape(group, spec, num_blocks) for group in self.groups)
         return sum(int(np.prod(shape)) for shape in shapes) * self.dtype.itemsize
 
-    def compile_all(self, specs: Sequence[Spec]) -> int:
-        """Compiles programs ahead, several at a time; returns how many there are now."""
-        wanted = [spec for spec in dict.fromkeys(specs) if spec not in self.compiled]
-        with ThreadPoolExecutor() as pool:
-            for _ in pool.map(self._compile, wanted):
-                pass
-        return len(self.compiled)
-
-    def _compile(self, spec: Spec) -> Callable[[Inputs], Value]:
-        with jax.enable_x64(self.dtype == np.float64):  # a thread does not know what its caller enabled
-            options = _ON_CPU if jax.default_backend() == "cpu" else None
-            program = jax.jit(self.function(spec)).lower(self.inputs(spec)).compile(options)
-        with self._lock:
-            return self.compiled.setdefault(spec, program)
-
-    def _scalars(self, spec: Spec, inputs: Inputs) -> list[Array]:
-        """Scalars from scalars: all groups are one row of channels."""
+    def _compute_scalars(self, spec: Spec, inputs: Inputs) -> list[Array]:
+        """Computes scalars from scalars: all groups are one row of channels."""
         shape = (self.num_classes, self.num_channels)
         if spec.kind == "literal":
             return [jnp.full(shape, number) for number in inputs.params]
         values = [jnp.stack(list(stack))[:, None] for stack in inputs.stacks]  # [S, 1, K, channels]
-        found = jax.vmap(lambda *own: compute_step(jnp, spec, own, self.groups[0].rows))(*values)
-        return [jnp.broadcast_to(each[0], shape) for each in found]
+        results = jax.vmap(lambda *own: compute_node(jnp, spec, own, self.groups[0].rows))(*values)
+        return [jnp.broadcast_to(result[0], shape) for result in results]
 
-    def _of_group(self, spec: Spec, number: int, inputs: Inputs) -> Value:
-        """Results of one group, stacked over members."""
+    def _compute_group(self, spec: Spec, number: int, inputs: Inputs) -> Value:
+        """Computes the results of all members for one group."""
         group = self.groups[number]
         values = [
             jnp.stack([self._read(value, argument, spec, number, inputs.offsets) for value in stack])
@@ -222,85 +258,69 @@ class Programs:
         has_params = bool(inputs.params)
         numbers = jnp.stack(list(inputs.params)) if has_params else jnp.zeros(spec.size, self.dtype)
 
-        def one(values: Sequence[Array], positions: Sequence[Array], number: Array) -> Value:
+        def compute(values: Sequence[Array], positions: Sequence[Array], number: Array) -> Value:
             if spec.kind == "statistic":
-                return self._whole(values[0], spec, group)
-            if (
-                spec.name == "slice"
-            ):  # what is kept comes to the front; a mask says how many positions that are
+                return self._broadcast(values[0], spec, group)
+            if spec.name == "slice":  # the slice moves to the front; a mask says how long it is
                 return jnp.roll(values[0], -jnp.argmax(positions[0]), axis=-1)
             masks = self._masks(spec, group, positions)
-            own = (number,) if has_params else None
-            found = compute_step(jnp, spec, values, group.rows, masks=masks, params=own)
+            params = (number,) if has_params else None
+            result = compute_node(jnp, spec, values, group.rows, masks=masks, params=params)
             if spec.kind == "statistics":
-                return {name: self._for_all_classes(value) for name, value in found.items()}
-            return self._whole(found, spec, group)
+                return {
+                    name: jnp.broadcast_to(value, (value.shape[0], self.num_classes, *value.shape[2:]))
+                    for name, value in result.items()
+                }
+            return self._broadcast(result, spec, group)
 
-        found = jax.vmap(one)(values, positions, numbers)
-        return [jax.tree.map(lambda each, i=member: each[i], found) for member in range(spec.size)]
+        results = jax.vmap(compute)(values, positions, numbers)
+        return [jax.tree.map(lambda array, i=member: array[i], results) for member in range(spec.size)]
 
-    def _for_all_classes(self, value: Array) -> Array:
-        return jnp.broadcast_to(value, (value.shape[0], self.num_classes, *value.shape[2:]))
-
-    def _whole(self, found: Array, spec: Spec, group: LayerBatchShape) -> Array:
-        """The result with all classes and channels that its values are stored with."""
+    def _broadcast(self, result: Array, spec: Spec, group: LayerBatchShape) -> Array:
+        """Broadcasts a result to all classes and channels that are stored."""
         shape = self._shape(group, spec.result, spec.num_blocks)
         if spec.result.is_scalar:
             shape = (group.num_members, self.num_classes, self.channels(group, spec.num_blocks))
-        return jnp.broadcast_to(found, shape)
+        return jnp.broadcast_to(result, shape)
 
     def _read(self, value: Value, argument: ValueSpec, spec: Spec, number: int, offsets: Array) -> Array:
-        """[M, K or 1, C or 1, *axes] an argument's part of one group."""
+        """Returns [M, K or 1, C or 1, *axes] an argument's part of one group."""
         group = self.groups[number]
-        if not argument.is_scalar:
-            own = value[number]
-            if argument.is_whole:
-                size = self.channels(group, spec.num_blocks)
-                own = jax.lax.dynamic_slice_in_dim(own, offsets[number], size, 2)
-        else:
+        size = self.channels(group, spec.num_blocks)
+        if argument.is_scalar:
             members = value[:, group.start : group.start + group.width].reshape(
                 self.num_classes, group.num_members, group.num_channels
             )
-            size = self.channels(group, spec.num_blocks)
-            own = jnp.swapaxes(jax.lax.dynamic_slice_in_dim(members, offsets[number], size, 2), 0, 1)
-        own = own[:, :1] if argument.one_class else own
-        return own if spec.result.per_channel else own[:, :, :1]  # the same for all channels
+            part = jnp.swapaxes(jax.lax.dynamic_slice_in_dim(members, offsets[number], size, 2), 0, 1)
+        elif argument.is_whole:
+            part = jax.lax.dynamic_slice_in_dim(value[number], offsets[number], size, 2)
+        else:
+            part = value[number]
+        part = part[:, :1] if argument.one_class else part
+        return part if spec.result.per_channel else part[:, :, :1]  # the same for all channels
 
-    def _joined(self, parts: Sequence[Array], inputs: Inputs, member: int) -> Array:
-        """[K, channels] a scalar from what each group gave for a block."""
-        found = []
+    def _join_groups(self, parts: Sequence[Array], inputs: Inputs, member: int) -> Array:
+        """Returns [K, channels] a scalar from the results of each group for a block."""
+        rows = []
         for number, (part, group) in enumerate(zip(parts, self.groups, strict=True)):
-            own = jnp.swapaxes(part, 0, 1)  # [K, M, C of the block]
+            row = jnp.swapaxes(part, 0, 1)  # [K, M, C of the block]
             if inputs.bases:
                 whole = inputs.bases[member][:, group.start : group.start + group.width]
                 whole = whole.reshape(self.num_classes, group.num_members, group.num_channels)
-                own = jax.lax.dynamic_update_slice_in_dim(whole, own, inputs.offsets[number], 2)
-            found.append(own.reshape(self.num_classes, group.width))
-        return jnp.concatenate(found, axis=1)
+                row = jax.lax.dynamic_update_slice_in_dim(whole, row, inputs.offsets[number], 2)
+            rows.append(row.reshape(self.num_classes, group.width))
+        return jnp.concatenate(rows, axis=1)
 
     def _masks(self, spec: Spec, group: LayerBatchShape, positions: Sequence[Array]) -> list[AxisMasks]:
-        """For each argument and axis what is real."""
-        own = iter(positions)
-        found: list[AxisMasks] = []
+        """Returns for each argument and axis what is real."""
+        remaining = iter(positions)
+        masks: list[AxisMasks] = []
         for argument in spec.arguments:
-            by_axis = group.rows.masks(argument.axes)
-            masks = [
-                next(own, None) if is_position_axis(axis) else mask
-                for axis, mask in zip(argument.axes, by_axis, strict=True)
-            ]
-            found.append(tuple(masks))
-        return found
-
-    def _mask_shapes(self, argument: ValueSpec) -> tuple[jax.ShapeDtypeStruct, ...]:
-        return tuple(
-            jax.ShapeDtypeStruct((1, 1, 1, group.axes(("D",), argument.view)[0]), np.dtype(bool))
-            for group in self.groups
-        )
-
-    def _shapes(self, argument: ValueSpec, spec: Spec) -> Value:
-        if argument.is_scalar:
-            return self._struct((self.num_classes, self.num_channels))
-        return tuple(self._struct(self._shape(group, argument, spec.num_blocks)) for group in self.groups)
+            by_axis = zip(argument.axes, group.rows.masks(argument.axes), strict=True)
+            masks.append(
+                tuple(next(remaining, None) if is_position_axis(axis) else mask for axis, mask in by_axis)
+            )
+        return masks
 
     def _shape(self, group: LayerBatchShape, spec: ValueSpec, num_blocks: int) -> tuple[int, ...]:
         return (
@@ -319,7 +339,7 @@ programs_for = lru_cache(maxsize=8)(Programs)
 
 
 def masked_axes(spec: Spec) -> list[tuple[int, int]]:
-    """(argument, axis) pairs of positions, for each of which a program takes a mask."""
+    """Returns the (argument, axis) pairs of positions for each of which a program takes a mask."""
     if spec.kind in ("rows", "statistic") or (spec.kind == "operator" and spec.name in _UNMASKED):
         return []
     return [
@@ -331,5 +351,10 @@ def masked_axes(spec: Spec) -> list[tuple[int, int]]:
 
 
 def is_traced(kind: str, name: str) -> bool:
-    """Whether a program takes its numbers as arrays."""
+    """Whether a program takes its number as an array.
+
+    Args:
+      kind: of the node.
+      name: of its operator.
+    """
     return kind == "literal" or (kind == "operator" and name in TRACED_PARAMS)

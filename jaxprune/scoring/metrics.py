@@ -1,8 +1,9 @@
 r"""The zoo: every hand-made metric of the field by name, each with its formula, its paper and what it reads.
 
-A higher score means a more important channel, the lowest are pruned first; where a paper ranks the other way, the sign
-is turned and `about` says so. Whatever the language of formulas can say is an expression, the rest are the functions of
-`metric_functions`. Scores are defined up to a positive factor: sums over classes or examples are means here.
+A higher score means a more important channel, and the lowest are pruned first; where a paper ranks the other way, the
+sign is changed and `about` says so. Metrics that the language of formulas can say are expressions, the others are the
+functions of `metric_functions`. Scores are defined up to a positive factor: sums over classes or examples are means
+here.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Metric:
     Attributes:
       name: its key in `metrics`.
       function: an expression, or a jittable function from the operands of one layer to [C] scores.
-      about: what a score is, and what to know of it.
+      about: what a score is, and what to know about it.
       latex: the formula, for people.
       source: paper, and place in it.
       reads: the operands it reads, by their names in formulas.
@@ -52,16 +53,19 @@ class Metric:
 
     @property
     def formula(self) -> str:
-        """Text of the formula that parses, or LaTeX where the language cannot say it."""
+        """Text of the formula that can be parsed, or LaTeX where the language cannot say it."""
         return self.latex if self.expression is None else str(self.expression)
 
     @property
     def operands(self) -> frozenset[str]:
-        """`reads`, as an expression has it."""
+        """The operands it reads, as for an expression."""
         return frozenset(self.reads)
 
     def __call__(self, operands: Operands) -> jax.Array:
-        """[C] scores of one layer; [B, C] for B stacked members, which are scored one after another.
+        """Returns [C] scores of one layer; [B, C] for B stacked members, which are scored one after another.
+
+        Args:
+          operands: of the layer.
 
         Raises:
           TypeError: if `operands` is not one layer.
@@ -70,7 +74,7 @@ class Metric:
         if self.expression is not None:
             return compile(self.expression)(operands)
         check_operands(operands)
-        absent = missing_operands(self, operands)
+        absent = missing_operands(self.reads, operands)
         if absent:
             raise ValueError(
                 f"{self.name}: {explain_missing(absent)}. Give it to the operands, or use another metric."
@@ -86,7 +90,7 @@ PruningFunction = Expression | Metric | Callable[[Operands], Array]
 
 
 def name_of(f: PruningFunction) -> str:
-    """What to call it in messages: the formula, the metric's name, the function's name.
+    """Returns what messages call a function: its formula, the metric's name, or the function's name.
 
     Example:
       >>> name_of(parse("mean(X)")), name_of(metrics["l1"]), name_of(len)
@@ -96,7 +100,14 @@ def name_of(f: PruningFunction) -> str:
 
 
 def layer_scores(f: Metric | Callable[[Operands], Array], operands: Operands) -> np.ndarray:
-    """[B, C] scores of one layer by a metric or by any function, which sees one member after another (B = 1 of one).
+    """Scores one layer by a metric, or by any function, which gets one member after another.
+
+    Args:
+      f: the metric or function.
+      operands: of the layer.
+
+    Returns:
+      [B, C] scores; B is 1 if `operands` are not stacked.
 
     Raises:
       ValueError: if the function does not give [C] numbers, or a metric's operand is missing.
@@ -107,8 +118,8 @@ def layer_scores(f: Metric | Callable[[Operands], Array], operands: Operands) ->
       [[1.0, 1.0]]
     """
     if isinstance(f, Metric):
-        found = np.asarray(f(operands))
-        return found if operands.is_stacked else found[None]
+        scores = np.asarray(f(operands))
+        return scores if operands.is_stacked else scores[None]
     rows = [np.asarray(f(member)) for member in operands.members()]
     for row in rows:
         if row.shape != (operands.num_channels,) or not np.issubdtype(row.dtype, np.number):
@@ -121,7 +132,10 @@ def layer_scores(f: Metric | Callable[[Operands], Array], operands: Operands) ->
 
 @lru_cache(maxsize=1024)
 def random(seed: int) -> Metric:
-    """Random scores as a metric; see `metric_functions.random_numbers` for what they follow from.
+    """Returns random scores as a metric; `metric_functions.random_numbers` says what they follow from.
+
+    Args:
+      seed: which draw, in [0, 2**32).
 
     Raises:
       ValueError: if the seed is not in [0, 2**32).

@@ -1,4 +1,4 @@
-"""Scores of many functions on the operands of one layer: the public functions around `Scorer`."""
+"""Scores many functions on the operands of one layer: the public functions around `Scorer`."""
 
 from __future__ import annotations
 
@@ -49,36 +49,25 @@ def score_population(
       [[4.0, 6.0], [0.5, 0.5]]
     """
     if paired:
-        return _score_pairs(functions, operands, budget_bytes, backend)
-    scores, reasons = score_with_status(functions, operands, budget_bytes=budget_bytes, backend=backend)
-    _check_evaluated(functions, reasons)
-    return scores
-
-
-def _score_pairs(
-    functions: Sequence[Expression], operands: Operands, budget_bytes: int | None, backend: Backend | None
-) -> np.ndarray:
-    check_operands(operands)
-    if not operands.is_stacked or len(functions) != operands.num_members:
-        members = operands.num_members if operands.is_stacked else "no"
-        raise ValueError(
-            f"paired scoring needs one function for each stacked member, got {len(functions)} functions and "
-            f"{members} stacked members. Stack them with Operands.stack, or leave out paired=True."
-        )
-    scorer = Scorer(operands, budget_bytes=budget_bytes, backend=backend)
-    found = scorer.run(functions, networks=range(operands.num_members))[""]
-    _check_evaluated(functions, found.reasons)
-    return found.scores[:, 0]
-
-
-def _check_evaluated(functions: Sequence[Expression], reasons: Sequence[str | None]) -> None:
+        check_operands(operands)
+        if not operands.is_stacked or len(functions) != operands.num_members:
+            members = operands.num_members if operands.is_stacked else "no"
+            raise ValueError(
+                f"paired scoring needs one function for each stacked member, got {len(functions)} functions and "
+                f"{members} stacked members. Stack them with Operands.stack, or leave out paired=True."
+            )
+        scorer = Scorer(operands, budget_bytes=budget_bytes, backend=backend)
+        result = scorer.run(functions, networks=range(operands.num_members))[""]
+        scores, reasons = result.scores[:, 0], result.reasons
+    else:
+        scores, reasons = score_with_status(functions, operands, budget_bytes=budget_bytes, backend=backend)
     failed = [f"{f}: {reason}" for f, reason in zip(functions, reasons, strict=True) if reason is not None]
     if failed:
         raise ValueError(
-            "score_population needs functions that it can evaluate on this layer, got "
-            + "; ".join(failed)
-            + ". Leave them out, or use score_with_status."
+            f"score_population needs functions that it can evaluate on this layer, got {'; '.join(failed)}. "
+            "Leave them out, or use score_with_status."
         )
+    return scores
 
 
 def score_with_status(
@@ -88,7 +77,10 @@ def score_with_status(
     budget_bytes: int | None = None,
     backend: Backend | None = None,
 ) -> tuple[np.ndarray, list[str | None]]:
-    """Like `score_population`, but a function that cannot be evaluated gives a NaN row and a reason.
+    """Scores many functions like `score_population`; one that cannot be evaluated gives NaN and a reason.
+
+    Args:
+      functions, operands, budget_bytes, backend: as for `score_population`.
 
     Returns:
       ([P, C] or [P, B, C] scores, P reasons: None, or why the function was not evaluated).
@@ -100,6 +92,5 @@ def score_with_status(
       ['operand gamma is missing: this layer does not have it']
     """
     check_operands(operands)
-    found = Scorer(operands, budget_bytes=budget_bytes, backend=backend).run(functions)[""]
-    scores = found.scores if operands.is_stacked else found.scores[:, 0]
-    return scores, found.reasons
+    result = Scorer(operands, budget_bytes=budget_bytes, backend=backend).run(functions)[""]
+    return (result.scores if operands.is_stacked else result.scores[:, 0]), result.reasons

@@ -1,4 +1,4 @@
-"""How alike functions rank the channels of a network: Spearman's rank correlation, layer by layer and overall."""
+"""How similarly functions rank the channels of a network: Spearman's rank correlation, by layer and overall."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import rankdata
 
 from jaxprune.scoring.ranking import Scored, is_constant
 
@@ -15,21 +16,28 @@ class Correlations:
     """Rank correlations of one function with M others on a network of G groups."""
 
     names: tuple[str, ...]
-    """The others, the most alike first: by the mean magnitude over groups."""
+    """The others, those with the largest mean magnitude over groups first."""
     groups: tuple[str, ...]
     """Group names, in program order."""
     by_group: np.ndarray
     """[M, G] in [-1, 1]; NaN where the scores of either are all equal."""
     mean: np.ndarray
-    """[M] mean over groups, those with NaN left out."""
+    """[M] mean over the groups that are not NaN."""
     together: np.ndarray
     """[M] over all channels of the network at once, by relative scores."""
     left_out: Mapping[str, str]
-    """Name -> why another function has no scores to compare."""
+    """Name -> why one of the others has no scores to compare."""
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's rank correlation of two vectors, ties at their mean rank; NaN if either is constant.
+    """Computes Spearman's rank correlation of two vectors, with ties at their mean rank; NaN if either is constant.
+
+    Args:
+      a: [C] finite numbers.
+      b: [C] finite numbers.
+
+    Returns:
+      A number in [-1, 1], or NaN.
 
     Example:
       >>> rank_correlation(np.array([1.0, 2.0, 9.0]), np.array([0.1, 0.2, 0.3]))
@@ -44,20 +52,18 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def rank_correlations(scores: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-    """Spearman's rank correlations of P score vectors with each other.
+    """Computes Spearman's rank correlation of each of P score vectors with each other one.
 
     Args:
       scores: [P, C] finite numbers.
 
     Returns:
-      [P, P] in [-1, 1], with rows and columns of NaN for scores that do not differ.
+      [P, P] in [-1, 1], with rows and columns of NaN for scores that are all equal.
 
     Example:
       >>> rank_correlations(np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])).tolist()
       [[1.0, -1.0], [-1.0, 1.0]]
     """
-    from scipy.stats import rankdata
-
     table = np.asarray(scores, np.float64)
     ranks = rankdata(table, axis=1)
     ranks[[is_constant(row) for row in table]] = np.nan
@@ -67,11 +73,14 @@ def rank_correlations(scores: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
 
 
 def correlate(f: Scored, others: Mapping[str, Scored]) -> Correlations:
-    """How alike one function and each of some others rank the channels of a network.
+    """Compares how one function and some others rank the channels of a network.
 
     Args:
-      f: its scores, all finite, from `score_functions`.
-      others: name -> scores on the same network.
+      f: the scores of the one, all finite, from `score_functions`.
+      others: name -> scores of each of the others on the same network.
+
+    Returns:
+      The correlations, the others sorted by mean magnitude.
 
     Raises:
       ValueError: if `f` has no scores that differ.
@@ -88,19 +97,24 @@ def correlate(f: Scored, others: Mapping[str, Scored]) -> Correlations:
             f"rank correlations need finite scores that differ, got a function that is {f.status}: {f.detail}."
         )
     groups = tuple(f.scores)
-    left_out = {name: f"{each.status}: {each.detail}" for name, each in others.items() if each.status != "ok"}
-    found = {name: each.scores for name, each in others.items() if name not in left_out}
+    left_out = {
+        name: f"{other.status}: {other.detail}" for name, other in others.items() if other.status != "ok"
+    }
+    compared = {name: other.scores for name, other in others.items() if name not in left_out}
     table = np.array(
-        [[rank_correlation(f.scores[g], scores[g]) for g in groups] for scores in found.values()]
-    ).reshape(len(found), len(groups))
-    together = [rank_correlation(_joined(f.scores, groups), _joined(each, groups)) for each in found.values()]
+        [[rank_correlation(f.scores[g], scores[g]) for g in groups] for scores in compared.values()]
+    ).reshape(len(compared), len(groups))
+    together = [
+        rank_correlation(_joined(f.scores, groups), _joined(scores, groups)) for scores in compared.values()
+    ]
     with np.errstate(invalid="ignore"):
         counts = np.sum(np.isfinite(table), axis=1)
         mean = np.nansum(table, axis=1) / np.where(counts > 0, counts, np.nan)
     order = np.argsort(np.where(np.isfinite(mean), -np.abs(mean), np.inf), kind="stable")
-    names = tuple(np.array([*found], object)[order])
+    names = tuple(np.array([*compared], object)[order])
     return Correlations(names, groups, table[order], mean[order], np.array(together)[order], left_out)
 
 
 def _joined(scores: Mapping[str, np.ndarray], groups: Sequence[str]) -> np.ndarray:
+    """Returns the scores of all groups as one vector."""
     return np.concatenate([scores[group] for group in groups])

@@ -1,31 +1,29 @@
-"""From functions and an observed network to an order of channels in every group, or the reason why there is none.
+"""Functions and an observed network become an order of channels in every group, or the reason why there is none.
 
-Scores of a group's producers are made unitless and joined; non-finite values make a function invalid, a group of
-equal scores falls back to the order of `l2`.
+Scores of a group's producers are made unitless and joined. Non-finite values make a function invalid; a group of equal
+scores takes the order of `l2` instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 
 from jaxprune.language.expression import Expression
 from jaxprune.language.library import library
 from jaxprune.observation.observed import Observed
-from jaxprune.scoring.compiled import Reader, missing_operands
-from jaxprune.scoring.metrics import Metric, PruningFunction
+from jaxprune.scoring.compiled import missing_operands
+from jaxprune.scoring.metrics import Metric, PruningFunction, name_of
 from jaxprune.scoring.status import (
-    Found,
-    plainest,
+    ProducerScores,
+    explain_absent,
+    expression_or_callable,
     problems_of,
-    say_absent,
-    say_refused,
     score_producers,
-    some_of,
-    with_what_is_read,
+    shorten_paths,
 )
 from jaxprune.types import Invalid
 
@@ -33,7 +31,10 @@ Aggregation = Literal["relative", "mean", "max", "first"]
 """How the scores of a group's producers become one: `relative` is the mean of scores divided by their mean
 magnitude, `mean` the plain mean, `max` the largest relative score, `first` the first producer's score alone."""
 
-_CONSTANT_ULPS = 8  # a spread of less is rounding, not an order
+Status = Literal["ok", "constant", "not finite", "missing operand", "refused"]
+"""What became of a function on a network; `constant` means equal scores in every group."""
+
+_CONSTANT_ULPS = 8  # a smaller spread is rounding, not an order
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,18 +44,14 @@ class Ranking:
     scores: Mapping[str, np.ndarray]
     """Group name -> [C] float64 scores."""
     fallback_groups: tuple[str, ...]
-    """Groups whose scores were all equal, which hold the scores of `l2` instead."""
+    """Groups whose scores were all equal, which have the scores of `l2` instead."""
     num_ties: int
-    """Channels of the other groups that share their score with one of lower index."""
-
-
-Status = Literal["ok", "constant", "not finite", "missing operand", "refused"]
-"""What became of a function on a network; `constant` means equal scores in every group."""
+    """Channels of the other groups that share their score with a channel of lower index."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """The scores of one function on all channels of a network, as they are, and what became of it."""
+    """The scores of one function on all channels of a network, unchanged, and what became of the function."""
 
     scores: Mapping[str, np.ndarray]
     """Group name -> [C] float64 scores; NaN where it was not evaluated or not finite."""
@@ -68,7 +65,7 @@ class Scored:
 def score(
     f: PruningFunction, operands: Observed, *, aggregation: Aggregation = "relative"
 ) -> dict[str, np.ndarray]:
-    """The score of every channel of every group of an observed network.
+    """Scores every channel of every group of an observed network.
 
     Args:
       f: a pruning function: an expression, a metric, or any function from the `Operands` of one layer to [C] scores.
@@ -99,19 +96,20 @@ def score(
             f"score needs what observe returns, got {type(operands).__name__}. "
             "For the Operands of one layer use compile(f)(operands)."
         )
-    f = plainest(f)
-    operands = with_what_is_read([f], operands)
-    found = score_producers([f], operands)
-    reasons = [f"{path}: {result.reasons[0]}" for path, result in found.results.items() if result.reasons[0]]
+    f = expression_or_callable(f)
+    scored = score_producers([f], operands)
+    reasons = [f"{path}: {own.reasons[0]}" for path, own in scored.by_producer.items() if own.reasons[0]]
     if reasons:
-        reader = cast(Reader, f)  # plain functions give no reasons
-        absent = {path: names for path, one in operands.items() if (names := missing_operands(reader, one))}
-        raise ValueError(say_absent(f, absent) if absent else say_refused(f, reasons))
-    joined = {}
-    for group, paths in operands.groups.items():
-        scores = aggregate([found.results[path].scores[0] for path in paths], aggregation)
-        joined[group] = scores if operands.is_stacked else scores[0]
-    return joined
+        names = f.operands if isinstance(f, Expression | Metric) else ()
+        missing = {path: missing_operands(names, layer) for path, layer in scored.observed.items()}
+        absent = {path: names for path, names in missing.items() if names}
+        if absent:
+            raise ValueError(explain_absent(f, absent))
+        raise ValueError(
+            f"{name_of(f)} must be evaluated on every layer, but {'; '.join(reasons)}. Use another function."
+        )
+    by_group = _group_scores(scored, 0, aggregation)
+    return by_group if operands.is_stacked else {group: scores[0] for group, scores in by_group.items()}
 
 
 def rank_population(
@@ -131,6 +129,10 @@ def rank_population(
     Returns:
       One result per function; for stacked operands, per function a list with one result per member.
 
+    Raises:
+      TypeError: if a function is no pruning function.
+      ValueError: if a function does not give [C] numbers, or the aggregation is unknown.
+
     Example:
       >>> from jaxprune.language.parsing import parse
       >>> from jaxprune.observation.operands import Operands
@@ -139,15 +141,14 @@ def rank_population(
       >>> print(rank_population([parse("N / (NX - NX)")], observed)[0])
       invalid: not finite in group dense.kernel, channel 0: N/(NX - NX)
     """
-    functions = [plainest(f) for f in functions]
-    operands = with_what_is_read(functions, operands)
+    functions = [expression_or_callable(f) for f in functions]
     unique = list(dict.fromkeys([*functions, library["l2"]]))
-    found = score_producers(unique, operands)
-    problems = problems_of(unique, found, operands)
-    fallback = _group_scores(found, operands, unique.index(library["l2"]), aggregation)
+    scored = score_producers(unique, operands)
+    problems = problems_of(unique, scored)
+    fallback = _group_scores(scored, unique.index(library["l2"]), aggregation)
     ranked: dict[PruningFunction, list[Ranking | Invalid]] = {}
     for row, f in enumerate(unique):
-        scores = _group_scores(found, operands, row, aggregation)
+        scores = _group_scores(scored, row, aggregation)
         ranked[f] = [
             problems.get((row, member)) or _rank(scores, fallback, member)
             for member in range(operands.num_members)
@@ -160,7 +161,7 @@ def rank_population(
 def score_functions(
     functions: Sequence[PruningFunction], operands: Observed, *, aggregation: Aggregation = "relative"
 ) -> list[Scored]:
-    """Scores many functions on a network in one batched call; what fails says so and does not disturb the others.
+    """Scores many functions on a network in one batched call; the status of one that fails says why.
 
     Args:
       functions: P pruning functions, as `score` takes them; one that comes twice is scored once and returned twice.
@@ -190,20 +191,18 @@ def score_functions(
             f"score_functions needs the operands of one network, got {operands.num_members} stacked. "
             "Use operands.member(i), or rank_population."
         )
-    functions = [plainest(f) for f in functions]
+    functions = [expression_or_callable(f) for f in functions]
     unique = list(dict.fromkeys(functions))
-    operands = with_what_is_read(unique, operands)
-    found = score_producers(unique, operands)
-    problems = problems_of(unique, found, operands)
-    scored = {
-        f: _scored(f, row, found, problems.get((row, 0)), operands, aggregation)
-        for row, f in enumerate(unique)
+    scored = score_producers(unique, operands)
+    problems = problems_of(unique, scored)
+    results = {
+        f: _with_status(f, row, scored, problems.get((row, 0)), aggregation) for row, f in enumerate(unique)
     }
-    return [scored[f] for f in functions]
+    return [results[f] for f in functions]
 
 
 def pruning_order(scores: np.ndarray) -> np.ndarray:
-    """Channel indices from the first to be pruned to the last: lowest score first, ties by index.
+    """Returns channel indices from the first to be pruned to the last: lowest score first, ties by index.
 
     Example:
       >>> pruning_order(np.array([2.0, 1.0, 2.0, 0.5])).tolist()
@@ -213,7 +212,14 @@ def pruning_order(scores: np.ndarray) -> np.ndarray:
 
 
 def aggregate(scores: Sequence[np.ndarray], aggregation: Aggregation) -> np.ndarray:
-    """Joins [..., C] scores of several producers; float64, so that dividing makes no new ties.
+    """Joins the scores of several producers, in float64, so that dividing makes no new ties.
+
+    Args:
+      scores: [..., C] of each producer.
+      aggregation: how to join them.
+
+    Returns:
+      [..., C].
 
     Raises:
       ValueError: if the aggregation is unknown.
@@ -222,10 +228,10 @@ def aggregate(scores: Sequence[np.ndarray], aggregation: Aggregation) -> np.ndar
       >>> aggregate([np.array([1.0, 3.0]), np.array([20.0, 20.0])], "relative").tolist()
       [0.75, 1.25]
     """
-    if aggregation not in _JOINED:
-        raise ValueError(f"aggregation must be one of {', '.join(_JOINED)}, got {aggregation!r}.")
+    if aggregation not in _AGGREGATIONS:
+        raise ValueError(f"aggregation must be one of {', '.join(_AGGREGATIONS)}, got {aggregation!r}.")
     with np.errstate(invalid="ignore", over="ignore"):
-        return _JOINED[aggregation](np.stack([np.asarray(values, np.float64) for values in scores]))
+        return _AGGREGATIONS[aggregation](np.stack([np.asarray(values, np.float64) for values in scores]))
 
 
 def is_constant(scores: np.ndarray) -> bool:
@@ -240,12 +246,12 @@ def is_constant(scores: np.ndarray) -> bool:
 
 
 def _relative(scores: np.ndarray) -> np.ndarray:
-    """Scores divided by their mean magnitude; those of a producer of zeros stay zero."""
+    """Divides scores by their mean magnitude; those of a producer of zeros stay zero."""
     magnitude = np.mean(np.abs(scores), axis=-1, keepdims=True)
     return scores / np.where(magnitude == 0, 1.0, magnitude)
 
 
-_JOINED: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+_AGGREGATIONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "relative": lambda scores: np.mean(_relative(scores), axis=0),
     "mean": lambda scores: np.mean(scores, axis=0),
     "max": lambda scores: np.max(_relative(scores), axis=0),
@@ -253,56 +259,49 @@ _JOINED: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def _group_scores(
-    found: Found, operands: Observed, row: int, aggregation: Aggregation
-) -> dict[str, np.ndarray]:
-    """Group name -> [B, C] scores of one function; NaN where it was not evaluated."""
+def _group_scores(scored: ProducerScores, row: int, aggregation: Aggregation) -> dict[str, np.ndarray]:
+    """Returns group name -> [B, C] scores of one function; NaN where it was not evaluated."""
     return {
-        group: aggregate([found.results[path].scores[row] for path in paths], aggregation)
-        for group, paths in operands.groups.items()
+        group: aggregate([scored.by_producer[path].scores[row] for path in paths], aggregation)
+        for group, paths in scored.observed.groups.items()
     }
 
 
-def _scored(
-    f: PruningFunction,
-    row: int,
-    found: Found,
-    problem: Invalid | None,
-    operands: Observed,
-    aggregation: Aggregation,
+def _with_status(
+    f: PruningFunction, row: int, scored: ProducerScores, problem: Invalid | None, aggregation: Aggregation
 ) -> Scored:
-    scores = {name: each[0] for name, each in _group_scores(found, operands, row, aggregation).items()}
-    for path, result in found.results.items():
-        if result.reasons[row] is not None:
-            absent = missing_operands(f, operands[path]) if isinstance(f, Expression | Metric) else ()
-            if absent:
-                alike = [
-                    other for other, each in found.results.items() if each.reasons[row] == result.reasons[row]
-                ]
-                detail = f"{' and '.join(absent)} in {some_of(alike)}"
-                return Scored(scores, "missing operand", detail, ())
-            return Scored(scores, "refused", f"{result.reasons[row]} ({path})".removeprefix("refused: "), ())
+    """Returns the scores of one function on one network, with its status."""
+    scores = {group: by_member[0] for group, by_member in _group_scores(scored, row, aggregation).items()}
+    reasons = {path: reason for path, own in scored.by_producer.items() if (reason := own.reasons[row])}
+    if reasons:
+        path, reason = next(iter(reasons.items()))
+        names = f.operands if isinstance(f, Expression | Metric) else ()
+        absent = missing_operands(names, scored.observed[path])
+        if absent:
+            alike = [other for other, its_reason in reasons.items() if its_reason == reason]
+            detail = f"{' and '.join(absent)} in {shorten_paths(alike)}"
+            return Scored(scores, "missing operand", detail, ())
+        return Scored(scores, "refused", f"{reason} ({path})".removeprefix("refused: "), ())
     if problem is not None:
         return Scored(scores, "not finite", problem.reason.removeprefix("not finite "), ())
-    equal = tuple(name for name, each in scores.items() if is_constant(each))
-    if len(equal) == len(scores):
-        return Scored(scores, "constant", "equal in every group", equal)
-    return Scored(scores, "ok", "", equal)
+    constant = tuple(group for group, values in scores.items() if is_constant(values))
+    if len(constant) == len(scores):
+        return Scored(scores, "constant", "equal in every group", constant)
+    return Scored(scores, "ok", "", constant)
 
 
 def _rank(
     scores: Mapping[str, np.ndarray], fallback: Mapping[str, np.ndarray], member: int
 ) -> Ranking | Invalid:
-    """The ranking of one member from finite scores."""
-    chosen, equal, ties = {}, [], 0
-    for group, values in scores.items():
-        own = values[member]
-        if is_constant(own):
-            equal.append(group)
-            own = fallback[group][member]
+    """Returns the ranking of one member from finite scores."""
+    chosen, constant, num_ties = {}, [], 0
+    for group, by_member in scores.items():
+        chosen[group] = by_member[member]
+        if is_constant(chosen[group]):
+            constant.append(group)
+            chosen[group] = fallback[group][member]
         else:
-            ties += own.size - np.unique(own).size
-        chosen[group] = own
-    if len(equal) == len(scores):
+            num_ties += chosen[group].size - np.unique(chosen[group]).size
+    if len(constant) == len(scores):
         return Invalid("constant in every group")
-    return Ranking(chosen, tuple(equal), ties)
+    return Ranking(chosen, tuple(constant), num_ties)

@@ -1,9 +1,10 @@
-"""What scoring every producer of a network gave, and why some functions give no scores there."""
+"""Scores of functions on every producer of a network, and in words why some functions have no scores there."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeGuard, cast
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,19 +16,31 @@ from jaxprune.scoring.metrics import Metric, PruningFunction, layer_scores, name
 from jaxprune.scoring.scorer import PopulationScores, Scorer
 from jaxprune.types import Array, Invalid
 
+_ORIGINS: Mapping[str, str] = {
+    "WO": "no layer with weights reads its channels",
+    "gamma": "no learned normalisation scale follows it",
+    "beta": "no learned normalisation shift follows it",
+    "GW": "observe fills it, Operands.from_arrays takes weight_gradient=",
+    "GX": "observe fills it, Operands.from_arrays takes feature_gradient=",
+    "GW2": "observe fills it, Operands.from_arrays takes squared_weight_gradient=",
+}
+"""Why an operand is absent, or how to provide it."""
 
-class Found(NamedTuple):
-    """What scoring all producers gave."""
 
+class ProducerScores(NamedTuple):
+    """The scores of functions on all producers."""
+
+    observed: Observed
+    """What was scored, with the gradients that functions read."""
     scorer: Scorer
-    results: Mapping[str, PopulationScores]
+    by_producer: Mapping[str, PopulationScores]
 
 
-def plainest(f: PruningFunction) -> PruningFunction:
+def expression_or_callable(f: PruningFunction) -> PruningFunction:
     """Returns a metric's expression if it has one, otherwise the argument unchanged.
 
     Raises:
-      TypeError: if it cannot score anything.
+      TypeError: if it is no pruning function.
     """
     if not isinstance(f, Expression) and not callable(f):
         raise TypeError(
@@ -37,118 +50,100 @@ def plainest(f: PruningFunction) -> PruningFunction:
     return f.expression or f if isinstance(f, Metric) else f
 
 
-def with_what_is_read(functions: Sequence[PruningFunction], operands: Observed) -> Observed:
-    """The observation with the gradients that functions read, as far as they can be had."""
-    read = frozenset[str]().union(*(f.operands for f in functions if isinstance(f, Expression | Metric)))
-    if read & {"GW", "GX"} and operands.gradient_source is not None:
-        operands = operands.with_gradients()
-    if "GW2" in read and operands.squared_gradient_source is not None:
-        operands = operands.with_squared_gradients()
-    return operands
+def score_producers(functions: Sequence[PruningFunction], observed: Observed) -> ProducerScores:
+    """Scores functions on every producer of a group: expressions together, others one by one.
 
+    Args:
+      functions: as `expression_or_callable` returns them.
+      observed: what `observe` returns; gradients are computed if a function reads them and they can be computed.
 
-def score_producers(functions: Sequence[PruningFunction], operands: Observed) -> Found:
-    """Scores the functions on every producer of a group: expressions together, others one by one."""
-    paths = dict.fromkeys(path for producers in operands.groups.values() for path in producers)
-    scorer = operands.cached("scorer", lambda: Scorer({path: operands[path] for path in paths}))
-    found = scorer.run([cast(Expression, f) for f in functions if not _is_called(f)])
-
-    def rows_of(path: str) -> PopulationScores:
-        own = found[path]
-        given = iter(
-            PopulationScores(own.scores[row], [reason], own.is_sound[row])
-            for row, reason in enumerate(own.reasons)
+    Returns:
+      The scores, by producer path.
+    """
+    names = frozenset[str]().union(*(f.operands for f in functions if isinstance(f, Expression | Metric)))
+    if names & {"GW", "GX"} and observed.gradient_source is not None:
+        observed = observed.with_gradients()
+    if "GW2" in names and observed.squared_gradient_source is not None:
+        observed = observed.with_squared_gradients()
+    paths = dict.fromkeys(path for producers in observed.groups.values() for path in producers)
+    scorer = observed.cached("scorer", lambda: Scorer({path: observed[path] for path in paths}))
+    expressions = [f for f in functions if isinstance(f, Expression)]
+    results = scorer.run(expressions)
+    if len(expressions) == len(functions):
+        return ProducerScores(observed, scorer, results)
+    by_producer = {}
+    for path in paths:
+        scores, reasons, is_sound = results[path]
+        of_expressions = iter(zip(scores, reasons, is_sound, strict=True))
+        rows = [
+            next(of_expressions) if isinstance(f, Expression) else _call(f, observed[path]) for f in functions
+        ]
+        by_producer[path] = PopulationScores(
+            np.stack([row[0] for row in rows]), [row[1] for row in rows], np.stack([row[2] for row in rows])
         )
-        rows = [_call(f, operands[path]) if _is_called(f) else next(given) for f in functions]
-        return PopulationScores(
-            np.stack([row.scores for row in rows]) if rows else own.scores,
-            [row.reasons[0] for row in rows],
-            np.stack([row.is_sound for row in rows]) if rows else own.is_sound,
-        )
-
-    return Found(scorer, {path: rows_of(path) for path in paths})
+    return ProducerScores(observed, scorer, by_producer)
 
 
 def problems_of(
-    functions: Sequence[PruningFunction], found: Found, operands: Observed
+    functions: Sequence[PruningFunction], scored: ProducerScores
 ) -> dict[tuple[int, int], Invalid]:
-    """(row of the function, member) -> why it gives no scores there."""
+    """Says why functions have no finite scores.
+
+    Args:
+      functions: that were scored.
+      scored: their scores.
+
+    Returns:
+      (row of the function, member) -> the reason; functions without a problem are left out.
+    """
     problems: dict[tuple[int, int], Invalid] = {}
-    asked: dict[tuple[int, int], tuple[Expression, str, int, int]] = {}
+    questions: dict[tuple[int, int], tuple[Expression, str, int, int]] = {}
     for row, f in enumerate(functions):
-        reasons = {path: reason for path, result in found.results.items() if (reason := result.reasons[row])}
+        reasons = {path: reason for path, own in scored.by_producer.items() if (reason := own.reasons[row])}
         first = next(iter(reasons.values()), "")
-        where = some_of([path for path, reason in reasons.items() if reason == first])
-        for member in range(operands.num_members):
+        where = shorten_paths([path for path, reason in reasons.items() if reason == first])
+        for member in range(scored.observed.num_members):
             if reasons:
                 problems[row, member] = Invalid(f"{first} ({where})")
                 continue
-            bad = _first_unsound(row, member, found, operands)
-            if bad is not None:
-                group, path, channel = bad
+            # the first score that is not finite, or hides a value that is not
+            unsound = (
+                (group, path, int(channels[0]))
+                for group, paths in scored.observed.groups.items()
+                for path in paths
+                if (channels := np.flatnonzero(~scored.by_producer[path].is_sound[row, member])).size
+            )
+            for group, path, channel in islice(unsound, 1):
                 problems[row, member] = Invalid(
                     f"not finite in group {group}, channel {channel}: {name_of(f)}"
                 )
                 if isinstance(f, Expression):
-                    asked[row, member] = (f, path, member, channel)
-    offenders = found.scorer.first_offenders(list(asked.values()))
-    for (key, (f, *_)), offending in zip(asked.items(), offenders, strict=True):
+                    questions[row, member] = (f, path, member, channel)
+    offenders = scored.scorer.first_offenders(list(questions.values()))
+    for (key, (f, *_)), offending in zip(questions.items(), offenders, strict=True):
         start = problems[key].reason.removesuffix(name_of(f))
         problems[key] = Invalid(f"{start}{offending}")
     return problems
 
 
-def _first_unsound(row: int, member: int, found: Found, operands: Observed) -> tuple[str, str, int] | None:
-    """Group, producer and channel of the first score that is not finite, or hides what is not."""
-    for group, paths in operands.groups.items():
-        for path in paths:
-            bad = np.flatnonzero(~found.results[path].is_sound[row, member])
-            if bad.size:
-                return group, path, int(bad[0])
-    return None
-
-
-def _is_called(f: PruningFunction) -> TypeGuard[Metric | Callable[[Operands], Array]]:
-    """Whether it scores a layer by being called, rather than as part of a population of expressions."""
-    return callable(f) and not isinstance(f, Expression)
-
-
-def _call(f: Metric | Callable[[Operands], Array], operands: Operands) -> PopulationScores:
-    """The row of one function that is called: [B, C] scores."""
-    absent = missing_operands(f, operands) if isinstance(f, Metric) else ()
-    if absent:
-        nothing = np.full((operands.num_members, operands.num_channels), np.nan, operands.dtype)
-        return PopulationScores(nothing, [explain_missing(absent)], np.isfinite(nothing))
-    scores = layer_scores(f, operands).astype(operands.dtype)
-    return PopulationScores(scores, [None], np.isfinite(scores))
-
-
-# === merged: """In words: why a function has no scores on a network."""
-
-_ORIGINS: Mapping[str, str] = {
-    "WO": "no layer with weights reads its channels",
-    "gamma": "no learned normalisation scale follows it",
-    "beta": "no learned normalisation shift follows it",
-    "GW": "observe fills it, Operands.from_arrays takes weight_gradient=",
-    "GX": "observe fills it, Operands.from_arrays takes feature_gradient=",
-    "GW2": "observe fills it, Operands.from_arrays takes squared_weight_gradient=",
-}
-"""Why an operand is absent, or how to give it."""
-
-
-def some_of(paths: Sequence[str]) -> str:
-    """The first of some producers, and how many more there are.
+def shorten_paths(paths: Sequence[str]) -> str:
+    """Names the first of some producers, and how many more there are.
 
     Example:
-      >>> some_of(["conv1", "conv2"]), some_of(["a", "b", "c", "d", "e"])
+      >>> shorten_paths(["conv1", "conv2"]), shorten_paths(["a", "b", "c", "d", "e"])
       ('conv1, conv2', 'a, b, c and 2 more')
     """
     shown = paths if len(paths) <= 4 else paths[:3]
     return ", ".join(shown) + (f" and {len(paths) - 3} more" if len(paths) > 4 else "")
 
 
-def say_absent(f: PruningFunction, absent: Mapping[str, tuple[str, ...]]) -> str:
-    """What `f` needs and which producers do not have it."""
+def explain_absent(f: PruningFunction, absent: Mapping[str, tuple[str, ...]]) -> str:
+    """Says which operands a function needs and which producers do not have them.
+
+    Args:
+      f: the function.
+      absent: producer path -> names of the operands that it lacks.
+    """
     parts = []
     for name in dict.fromkeys(name for names in absent.values() for name in names):
         paths = [path for path, names in absent.items() if name in names]
@@ -158,6 +153,13 @@ def say_absent(f: PruningFunction, absent: Mapping[str, tuple[str, ...]]) -> str
     return f"{name_of(f)} needs {'; '.join(parts)}. Use a function without it, or give it to the operands."
 
 
-def say_refused(f: PruningFunction, reasons: Sequence[str]) -> str:
-    """Why `f` is not evaluated, from what single layers say."""
-    return f"{name_of(f)} must be evaluated on every layer, but {'; '.join(reasons)}. Use another function."
+def _call(
+    f: Metric | Callable[[Operands], Array], operands: Operands
+) -> tuple[np.ndarray, str | None, np.ndarray]:
+    """Returns [B, C] scores of a function that is called, why it was not, and whether scores are finite."""
+    absent = missing_operands(f.operands, operands) if isinstance(f, Metric) else ()
+    if absent:
+        nothing = np.full((operands.num_members, operands.num_channels), np.nan, operands.dtype)
+        return nothing, explain_missing(absent), np.isfinite(nothing)
+    scores = layer_scores(f, operands).astype(operands.dtype)
+    return scores, None, np.isfinite(scores)

@@ -3,8 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.observation.moments import add_examples, class_sets, merge_moments, zero_moments
-from jaxprune.observation.operands import sample_moments
+from jaxprune.observation.moments import add_examples, class_sets, merge_moments, sample_moments, zero_moments
 
 
 def in_float64(features, labels, num_classes):

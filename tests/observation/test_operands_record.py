@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.observation.moments import zero_moments
+from jaxprune.observation.moments import sample_moments, zero_moments
 from jaxprune.observation.observed import Observed
-from jaxprune.observation.operands import Operands, sample_moments
+from jaxprune.observation.operands import Operands
 
 
 def make(seed=0, channels=3, **changes):

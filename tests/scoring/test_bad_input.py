@@ -8,9 +8,9 @@ from flax import nnx
 
 from jaxprune.language.library import library
 from jaxprune.language.parsing import parse
-from jaxprune.observation.moments import class_sets
+from jaxprune.observation.moments import class_sets, sample_moments
 from jaxprune.observation.observer import observe
-from jaxprune.observation.operands import Operands, sample_moments
+from jaxprune.observation.operands import Operands
 from jaxprune.scoring.metrics import metrics
 from jaxprune.scoring.populations import score_population, score_with_status
 from jaxprune.scoring.ranking import Ranking, rank_population, score, score_functions

@@ -13,9 +13,9 @@ from jaxprune.language.operators import OPERATORS
 from jaxprune.language.parsing import parse
 from jaxprune.language.sampling import random_expression
 from jaxprune.language.vocabulary import DEFAULT_VOCABULARY
-from jaxprune.observation.moments import add_examples, zero_moments
-from jaxprune.observation.operands import Operands, sample_moments
-from jaxprune.scoring import device_dispatch as device_plan
+from jaxprune.observation.moments import add_examples, sample_moments, zero_moments
+from jaxprune.observation.operands import Operands
+from jaxprune.scoring import device_dispatch
 from jaxprune.scoring.compiled import compile
 from jaxprune.scoring.graph import Kind
 from jaxprune.scoring.scorer import Scorer
@@ -49,7 +49,7 @@ def operands():
 
 def test_every_program_of_a_population_lowers(operands, monkeypatch):
     """All operators, statistics and blocks of channels, as a device would call them."""
-    monkeypatch.setattr(device_plan, "VALUE_SHARE", 1 << 17)
+    monkeypatch.setattr(device_dispatch, "VALUE_SHARE", 1 << 17)
     scorer = Scorer(operands, backend="device", budget_bytes=1 << 26)
     drawn = [random_expression(jax.random.key(seed), DEFAULT_VOCABULARY) for seed in range(40)]
     scorer.run([*TEXTS, *drawn])

@@ -11,8 +11,9 @@ from jaxprune.language.registration import register_operand, register_operator
 from jaxprune.language.sampling import random_expression
 from jaxprune.language.vocabulary import DEFAULT_VOCABULARY, OPERANDS
 from jaxprune.observation.gradients import Gradients
+from jaxprune.observation.moments import sample_moments
 from jaxprune.observation.observed import Observed
-from jaxprune.observation.operands import Operands, sample_moments
+from jaxprune.observation.operands import Operands
 from jaxprune.scoring.compiled import compile
 from jaxprune.scoring.populations import score_population, score_with_status
 from jaxprune.scoring.scorer import Scorer

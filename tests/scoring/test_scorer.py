@@ -14,12 +14,10 @@ from jaxprune.language.registration import register_operand, register_operator
 from jaxprune.language.sampling import random_expression
 from jaxprune.language.vocabulary import DEFAULT_VOCABULARY, OPERANDS
 from jaxprune.observation.operands import Operands
-from jaxprune.scoring import device_dispatch as device_plan
-from jaxprune.scoring import numpy_evaluator
+from jaxprune.scoring import device_dispatch, numpy_evaluator
 from jaxprune.scoring import scorer as scorer_module
-from jaxprune.scoring.class_independent import class_independent_form, set_answer
+from jaxprune.scoring.analysis import class_independent_form, set_answer
 from jaxprune.scoring.compiled import compile
-from jaxprune.scoring.graph import is_large
 from jaxprune.scoring.populations import score_population
 from jaxprune.scoring.scorer import Scorer
 
@@ -111,7 +109,7 @@ def test_blocks_of_channels_change_no_score_on_a_device(network, monkeypatch):
         parse(text) for text in ("mean(abs(P - mX)) - std(Q*gamma)", "var(rbf(P, Q, 2)) + sum(mX*mP)")
     ]
     expected = Scorer(network, backend="numpy").run(functions)
-    monkeypatch.setattr(device_plan, "VALUE_SHARE", 1 << 12)
+    monkeypatch.setattr(device_dispatch, "VALUE_SHARE", 1 << 12)
     scorer = Scorer(network, backend="device", budget_bytes=1 << 26)
     assert_same_scores(scorer.run(functions), expected)
     assert max(spec.num_blocks for spec in scorer._evaluator.programs.compiled) >= 4
@@ -149,18 +147,18 @@ def test_small_budgets_change_no_score(network, found, monkeypatch):
 def test_what_was_computed_is_remembered(network, monkeypatch):
     scorer = Scorer(network, backend="numpy")
     computed = []
-    compute = numpy_evaluator.compute_step
+    compute = numpy_evaluator.compute_node
 
-    def noted(xp, step, *rest, **more):
-        computed.append(step)
-        return compute(xp, step, *rest, **more)
+    def noted(xp, node, *rest, **more):
+        computed.append(node)
+        return compute(xp, node, *rest, **more)
 
-    monkeypatch.setattr(numpy_evaluator, "compute_step", noted)
+    monkeypatch.setattr(numpy_evaluator, "compute_node", noted)
     first = scorer.run(FUNCTIONS)
-    assert sum(is_large(step) for step in computed) > 50
+    assert sum(node.is_large for node in computed) > 50
     computed.clear()
     second = scorer.run(FUNCTIONS[::-1])
-    assert computed and not any(is_large(step) for step in computed)  # scalars from scalars alone
+    assert computed and not any(node.is_large for node in computed)  # scalars from scalars alone
     np.testing.assert_array_equal(second["dense"].scores[::-1], first["dense"].scores)
 
 
