@@ -76,7 +76,9 @@ class Calibration:
         for name in self.comparison.names(self.task):
             measurements = self.comparison.of(name, self.task)
             if measurements[0].kind == "metric":
-                first.setdefault(tuple((one.digest, one.validation) for one in measurements), name)
+                first.setdefault(
+                    tuple((measurement.digest, measurement.validation) for measurement in measurements), name
+                )
         return tuple(first.values())
 
     @cached_property
@@ -139,7 +141,13 @@ class Calibration:
     def seconds_per_candidate(self) -> float:
         """Median time of one fine-tuning of a pruned network."""
         return float(
-            np.median([one.seconds for one in self.comparison.measurements if one.name != "scratch"])
+            np.median(
+                [
+                    measurement.seconds
+                    for measurement in self.comparison.measurements
+                    if measurement.name != "scratch"
+                ]
+            )
         )
 
     @property
@@ -186,9 +194,9 @@ class Calibration:
         parts += ["\n".join(invalid)] if (invalid := invalid_lines(summary)) else []
         if self.climbs:
             climbs = "; ".join(
-                f"base {one.base}: from {one.start}, {one.trace[0][1]:.1f} to {one.trace[-1][1]:.1f} % "
-                f"in {one.evaluations} evaluations"
-                for one in self.climbs
+                f"base {climb.base}: from {climb.start}, {climb.trace[0][1]:.1f} to {climb.trace[-1][1]:.1f} % "
+                f"in {climb.evaluations} evaluations"
+                for climb in self.climbs
             )
             parts.append(
                 f"Oracle climbs, under keys of their own ({climbs}). The table has the oracle's plans under the "
@@ -211,7 +219,7 @@ class Calibration:
         plain = {
             "format": FORMAT,
             "comparison": json.loads(self.comparison.to_json()),
-            "climbs": [dataclasses.asdict(one) for one in self.climbs],
+            "climbs": [dataclasses.asdict(climb) for climb in self.climbs],
             "search_bases": self.search_bases,
             "derived": derived,
         }
@@ -228,10 +236,10 @@ class Calibration:
             plain = json.loads(text)
             comparison = Comparison.from_json(json.dumps(plain["comparison"]))
             climbs = []
-            for one in plain["climbs"]:
-                trace = tuple((count, accuracy) for count, accuracy in one["trace"])
-                kept = tuple((name, tuple(channels)) for name, channels in one["kept"])
-                climbs.append(Climb(**{**one, "trace": trace, "kept": kept}))
+            for climb in plain["climbs"]:
+                trace = tuple((count, accuracy) for count, accuracy in climb["trace"])
+                kept = tuple((name, tuple(channels)) for name, channels in climb["kept"])
+                climbs.append(Climb(**{**climb, "trace": trace, "kept": kept}))
             return cls(comparison, tuple(climbs), plain["search_bases"])
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
@@ -323,7 +331,9 @@ def _best_start(
 ) -> Start:
     """Returns the plan of the function with the highest accuracy on a base, averaged over repeats."""
     task = comparison.tasks[0].name
-    plans = {one.name: one.kept for one in entries if one.kind == "metric" and one.entry.base == base}
+    plans = {
+        entry.name: entry.kept for entry in entries if entry.kind == "metric" and entry.entry.base == base
+    }
     best = max(plans, key=lambda name: comparison.by_base(name, task)[base])
     plan = plans[best]
     assert plan is not None
@@ -335,8 +345,10 @@ def _oracle_entries(
 ) -> list[RowEntry]:
     """Lists the fine-tunings that measure the oracle's plans under the keys of the functions."""
     return [
-        RowEntry("oracle", "oracle", "", oracle_entry(pool, starts[base], base, repeat, one.kept), one.kept)
-        for base, one in climbs.items()
+        RowEntry(
+            "oracle", "oracle", "", oracle_entry(pool, starts[base], base, repeat, climb.kept), climb.kept
+        )
+        for base, climb in climbs.items()
         for repeat in range(repeats)
     ]
 

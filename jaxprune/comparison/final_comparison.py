@@ -148,7 +148,9 @@ def choose_rows(state: SearchState, winner: Individual, controls: Controls = "st
         functions["l1"] = library["l1"]
     roles = {WINNER: "winner of the search"}
     for prefix, role in (("library", "best library function"), ("seed", "best own seed")):
-        best = next((one for one in start if one.candidate.origin.startswith(f"{prefix}:")), None)
+        best = next(
+            (individual for individual in start if individual.candidate.origin.startswith(f"{prefix}:")), None
+        )
         if best is not None:
             name = origin_name(best)
             if best.expression is winner.expression:
@@ -156,7 +158,9 @@ def choose_rows(state: SearchState, winner: Individual, controls: Controls = "st
                 continue
             functions[name] = best.expression
             roles[name] = f"{role} on the search bases"
-    guess = next((one for one in state.ranked() if one.candidate.origin == "guess"), None)
+    guess = next(
+        (individual for individual in state.ranked() if individual.candidate.origin == "guess"), None
+    )
     if guess is not None:
         functions[GUESS], roles[GUESS] = guess.expression, "best of the given formulas on the search bases"
     if controls == "full":

@@ -113,7 +113,9 @@ class Comparison:
 
     def names(self, task: str) -> tuple[str, ...]:
         """Returns the names of the rows measured on a task, in the order in which they were given."""
-        return tuple(dict.fromkeys(one.name for one in self.measurements if one.task == task))
+        return tuple(
+            dict.fromkeys(measurement.name for measurement in self.measurements if measurement.task == task)
+        )
 
     def of(self, name: str, task: str) -> tuple[Measurement, ...]:
         """Returns the measurements of one row on one task.
@@ -121,9 +123,15 @@ class Comparison:
         Raises:
           ValueError: if there are none.
         """
-        measurements = tuple(one for one in self.measurements if (one.task, one.name) == (task, name))
+        measurements = tuple(
+            measurement
+            for measurement in self.measurements
+            if (measurement.task, measurement.name) == (task, name)
+        )
         if not measurements:
-            reasons = [one.reason for one in self.refused if (one.task, one.name) == (task, name)]
+            reasons = [
+                refused.reason for refused in self.refused if (refused.task, refused.name) == (task, name)
+            ]
             came = (
                 f"one that is invalid there: {reasons[0]}" if reasons else f"neither among {self.names(task)}"
             )
@@ -256,7 +264,9 @@ class Comparison:
         except ImportError as error:
             raise ImportError('to_dataframe needs pandas: pip install "jaxprune[report]".') from error
         columns = [column.name for column in dataclasses.fields(Measurement)]
-        return pd.DataFrame([dataclasses.asdict(one) for one in self.measurements], columns=columns)
+        return pd.DataFrame(
+            [dataclasses.asdict(measurement) for measurement in self.measurements], columns=columns
+        )
 
     def to_json(self) -> str:
         """Returns the measurements as JSON text for `from_json`."""
@@ -275,7 +285,8 @@ class Comparison:
             if version <= FORMAT:
                 return cls(
                     tuple(
-                        Measurement(**{**one, "curve": tuple(one["curve"])}) for one in plain["measurements"]
+                        Measurement(**{**measurement, "curve": tuple(measurement["curve"])})
+                        for measurement in plain["measurements"]
                     ),
                     tuple(
                         TaskFacts(**{**facts, "base_accuracies": tuple(facts["base_accuracies"])})

@@ -123,7 +123,9 @@ def _next_generation(state: SearchState) -> ProposalBatch:
     if num_slots == 0:
         return ProposalBatch((), Tally())
     texts = {canonical_text(candidate.text) for candidate in state.candidates}
-    digests = {one.behaviour.digest for one in state.candidates if one.behaviour is not None}
+    digests = {
+        candidate.behaviour.digest for candidate in state.candidates if candidate.behaviour is not None
+    }
     valid: list[tuple[_Draft, Behaviour]] = []
     proposed = duplicates = invalid = 0
     batch = num_slots * state.config.proposals_per_slot
@@ -209,7 +211,7 @@ def _pick(
     valid: Sequence[tuple[_Draft, Behaviour]], state: SearchState, num_slots: int
 ) -> list[tuple[_Draft, Behaviour]]:
     """Picks the most promising share, then in order of proposal; plans near to others come last, farthest first."""
-    plans = [one.behaviour.kept for one in state.candidates if one.behaviour is not None]
+    plans = [candidate.behaviour.kept for candidate in state.candidates if candidate.behaviour is not None]
     picked: list[int] = []
     near: dict[int, float] = {}
     for index in dict.fromkeys([*_promising(valid, state, num_slots), *range(len(valid))]):

@@ -213,7 +213,11 @@ class SearchState:
         return tuple(
             sorted(
                 (self.individual(id_) for id_ in chosen),
-                key=lambda one: (-one.fitness.lower, one.candidate.complexity, one.candidate.id),
+                key=lambda individual: (
+                    -individual.fitness.lower,
+                    individual.candidate.complexity,
+                    individual.candidate.id,
+                ),
             )
         )
 
@@ -252,7 +256,12 @@ def pareto_front(individuals: Iterable[Individual]) -> tuple[Individual, ...]:
     front: list[Individual] = []
     best = -math.inf
     for individual in sorted(
-        individuals, key=lambda one: (one.candidate.complexity, -one.fitness.lower, one.candidate.id)
+        individuals,
+        key=lambda individual: (
+            individual.candidate.complexity,
+            -individual.fitness.lower,
+            individual.candidate.id,
+        ),
     ):
         if individual.fitness.lower > best:
             front.append(individual)
@@ -293,8 +302,12 @@ def start_formulas(state: SearchState) -> list[Individual]:
     They are ranked by the mean rather than by the mean minus standard error, because l2 has no error by definition
     and would come first too often.
     """
-    start = [one for one in state.ranked() if one.candidate.origin.startswith(("library:", "seed:"))]
-    return sorted(start, key=lambda one: -one.fitness.mean)
+    start = [
+        individual
+        for individual in state.ranked()
+        if individual.candidate.origin.startswith(("library:", "seed:"))
+    ]
+    return sorted(start, key=lambda individual: -individual.fitness.mean)
 
 
 def origin_name(individual: Individual) -> str:

@@ -49,8 +49,10 @@ def tell(
         state,
         generation=state.generation + 1,
         candidates=tuple(
-            dataclasses.replace(one, last_evaluated=state.generation) if one.id in evaluated else one
-            for one in (*state.candidates, *new)
+            dataclasses.replace(candidate, last_evaluated=state.generation)
+            if candidate.id in evaluated
+            else candidate
+            for candidate in (*state.candidates, *new)
         ),
         results={**state.results, **{trial.key: trial.accuracy for trial in trials}},
         evaluations=state.evaluations + sum(not trial.is_cached for trial in trials),

@@ -48,61 +48,69 @@ TABLE = {
 
 
 def test_share_of_the_gap_by_hand():
-    found = calibration(TABLE)
+    calibrated = calibration(TABLE)
     # random 60, oracle 85: the gap is 25; l2 75, f 79, g 71
-    assert found.shares == pytest.approx({"l2": 0.6, "f": 0.76, "g": 0.44})
-    assert (found.best_function, found.headroom) == ("f", 6.0)
+    assert calibrated.shares == pytest.approx({"l2": 0.6, "f": 0.76, "g": 0.44})
+    assert (calibrated.best_function, calibrated.headroom) == ("f", 6.0)
 
 
 def test_components_are_those_of_the_functions_alone():
-    found = calibration(TABLE)
-    assert found.components.function_sd == pytest.approx(4.0)
-    assert (found.components.interaction_sd, found.reliability, found.search_reliability) == (0.0, 1.0, 1.0)
-    assert found.base_rank_correlation == pytest.approx(1.0)
-    assert found.warnings == ()
+    calibrated = calibration(TABLE)
+    assert calibrated.components.function_sd == pytest.approx(4.0)
+    assert (calibrated.components.interaction_sd, calibrated.reliability, calibrated.search_reliability) == (
+        0.0,
+        1.0,
+        1.0,
+    )
+    assert calibrated.base_rank_correlation == pytest.approx(1.0)
+    assert calibrated.warnings == ()
 
 
 def test_functions_with_equal_plans_count_once():
-    found = calibration(
+    calibrated = calibration(
         {"l2": (80.0, 70.0), "twice": (80.0, 70.0), "f": (84.0, 74.0)}, digests={"twice": "l2"}
     )
-    assert found.functions == ("l2", "f")
+    assert calibrated.functions == ("l2", "f")
 
 
 def test_a_search_on_luck_is_warned_of():
-    found = calibration({"l2": (80.0, 70.0), "f": (70.0, 80.0), "g": (76.0, 75.0)})
-    assert found.search_reliability == 0.0
-    assert found.base_rank_correlation == pytest.approx(-1.0)
+    calibrated = calibration({"l2": (80.0, 70.0), "f": (70.0, 80.0), "g": (76.0, 75.0)})
+    assert calibrated.search_reliability == 0.0
+    assert calibrated.base_rank_correlation == pytest.approx(-1.0)
     assert (
         "reliability is 0.00 on 4 search bases, below 0.5: a search would mostly select luck"
-        in found.warnings[0]
+        in calibrated.warnings[0]
     )
 
 
 def test_a_task_on_which_scratch_does_as_well_is_warned_of():
-    found = calibration({**TABLE, "scratch": (80.0, 70.0)})
-    (warning,) = found.warnings
+    calibrated = calibration({**TABLE, "scratch": (80.0, 70.0)})
+    (warning,) = calibrated.warnings
     assert "training from scratch (75.0 %) is as good as the median function (75.0 %)" in warning
 
 
 def test_a_task_without_a_gap_is_warned_of():
-    found = calibration({**TABLE, "oracle": (60.0, 60.0)})
-    assert found.shares == {}
-    assert "nothing to find" in found.warnings[0]
+    calibrated = calibration({**TABLE, "oracle": (60.0, 60.0)})
+    assert calibrated.shares == {}
+    assert "nothing to find" in calibrated.warnings[0]
 
 
 def test_one_base_has_no_components():
-    found = calibration({"l2": (80.0,), "f": (84.0,)}, bases=1)
-    assert (found.components, found.reliability, found.search_reliability) == (None, None, None)
-    assert found.base_rank_correlation is None
-    assert "SD between functions" not in found.to_markdown()
+    calibrated = calibration({"l2": (80.0,), "f": (84.0,)}, bases=1)
+    assert (calibrated.components, calibrated.reliability, calibrated.search_reliability) == (
+        None,
+        None,
+        None,
+    )
+    assert calibrated.base_rank_correlation is None
+    assert "SD between functions" not in calibrated.to_markdown()
 
 
 def test_repeats_are_told_from_bases():
-    found = calibration({"l2": (80.0, 82.0, 70.0, 72.0), "f": (85.0, 83.0, 73.0, 75.0)}, repeats=2)
-    assert found.repeats == 2
+    calibrated = calibration({"l2": (80.0, 82.0, 70.0, 72.0), "f": (85.0, 83.0, 73.0, 75.0)}, repeats=2)
+    assert calibrated.repeats == 2
     # seed deviations: -1 1 / 1 -1 on base 0 around shared orders, none on base 1: mean square 4 / 2
-    assert found.components.seed_sd == pytest.approx(2**0.5)
+    assert calibrated.components.seed_sd == pytest.approx(2**0.5)
 
 
 def test_tasks_are_correlated_by_ranks():
@@ -124,8 +132,8 @@ def test_markdown_shows_the_table_the_components_and_the_climbs():
 
 def test_json_round_trip():
     climbs = (Climb(0, "f", 40, 3, ((1, 84.0), (40, 91.0)), (("conv", (0, 1)),)),)
-    found = calibration(TABLE, climbs=climbs)
-    assert Calibration.from_json(found.to_json()) == found
+    calibrated = calibration(TABLE, climbs=climbs)
+    assert Calibration.from_json(calibrated.to_json()) == calibrated
 
 
 def test_other_json_is_refused():
@@ -156,36 +164,36 @@ def real(bases_dir):
         "programs": tiny_programs(),
         "folder": bases_dir,
     }
-    found = calibrate(tiny_task(bases=4), oracle_evaluations=17, on_message=messages.append, **settings)
-    return found, messages, settings
+    calibrated = calibrate(tiny_task(bases=4), oracle_evaluations=17, on_message=messages.append, **settings)
+    return calibrated, messages, settings
 
 
 def test_a_real_calibration_has_all_rows(real):
-    found, _, _ = real
-    assert set(found.means) == {"l2", "l1", "random", "scratch", "oracle"}
-    assert (found.bases, found.repeats, found.search_bases) == (2, 2, 4)
-    assert found.comparison.tasks[0].pool == "search"
-    assert len(found.comparison.of("oracle", "tiny")) == 4
+    calibrated, _, _ = real
+    assert set(calibrated.means) == {"l2", "l1", "random", "scratch", "oracle"}
+    assert (calibrated.bases, calibrated.repeats, calibrated.search_bases) == (2, 2, 4)
+    assert calibrated.comparison.tasks[0].pool == "search"
+    assert len(calibrated.comparison.of("oracle", "tiny")) == 4
 
 
 def test_the_oracle_climbs_from_the_best_plan_of_each_base(real):
-    found, messages, _ = real
-    assert [each.base for each in found.climbs] == [0, 1]
-    for each in found.climbs:
-        by_function = {name: found.comparison.by_base(name, "tiny")[each.base] for name in ("l1", "l2")}
-        assert by_function[each.start] == max(by_function.values())
-        assert each.evaluations <= 17 and each.trace[-1][1] >= each.trace[0][1]
+    calibrated, messages, _ = real
+    assert [climb.base for climb in calibrated.climbs] == [0, 1]
+    for climb in calibrated.climbs:
+        by_function = {name: calibrated.comparison.by_base(name, "tiny")[climb.base] for name in ("l1", "l2")}
+        assert by_function[climb.start] == max(by_function.values())
+        assert climb.evaluations <= 17 and climb.trace[-1][1] >= climb.trace[0][1]
     assert any(message.startswith("oracle: 17 of 17") for message in messages)
 
 
 def test_a_real_calibration_survives_json_and_prints(real):
-    found, _, _ = real
-    assert Calibration.from_json(found.to_json()) == found
-    assert "Calibration of tiny" in found.to_markdown()
+    calibrated, _, _ = real
+    assert Calibration.from_json(calibrated.to_json()) == calibrated
+    assert "Calibration of tiny" in calibrated.to_markdown()
 
 
 def test_without_an_oracle_the_other_rows_are_the_same(real):
-    found, _, settings = real
+    calibrated, _, settings = real
     without = calibrate(tiny_task(bases=4), oracle_evaluations=0, **settings)
     assert without.climbs == () and without.headroom is None and without.shares == {}
-    assert without.means == {name: mean for name, mean in found.means.items() if name != "oracle"}
+    assert without.means == {name: mean for name, mean in calibrated.means.items() if name != "oracle"}

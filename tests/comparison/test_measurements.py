@@ -40,7 +40,7 @@ TABLE = Comparison(
 
 
 def row(name, comparison=TABLE):
-    return next(each for each in comparison.summary() if each.name == name)
+    return next(one for one in comparison.summary() if one.name == name)
 
 
 def test_differences_are_paired_by_base():
@@ -50,10 +50,10 @@ def test_differences_are_paired_by_base():
 
 
 def test_the_error_of_a_difference_is_not_that_of_the_accuracies():
-    found = row("f")
-    assert (found.n, found.mean, found.difference) == (3, 74.0, 4.0)
-    assert found.se == pytest.approx(math.sqrt(84) / math.sqrt(3))
-    assert found.difference_se == pytest.approx(2 / math.sqrt(3))
+    summary = row("f")
+    assert (summary.n, summary.mean, summary.difference) == (3, 74.0, 4.0)
+    assert summary.se == pytest.approx(math.sqrt(84) / math.sqrt(3))
+    assert summary.difference_se == pytest.approx(2 / math.sqrt(3))
 
 
 def test_wins_ties_and_losses_count_bases():
@@ -63,13 +63,13 @@ def test_wins_ties_and_losses_count_bases():
 
 
 def test_draws_are_averaged_inside_a_base():
-    found = row("random")
-    assert (found.n, found.mean, found.se) == (3, 51.0, 0.0)
-    assert (found.difference, found.kind, found.complexity) == (-19.0, "random", None)
+    summary = row("random")
+    assert (summary.n, summary.mean, summary.se) == (3, 51.0, 0.0)
+    assert (summary.difference, summary.kind, summary.complexity) == (-19.0, "random", None)
 
 
 def test_repeats_are_paired_and_averaged_inside_a_base():
-    found = Comparison(
+    comparison = Comparison(
         (
             measured("l2", 0, 80.0, repeat=0),
             measured("l2", 0, 60.0, repeat=1),
@@ -77,19 +77,21 @@ def test_repeats_are_paired_and_averaged_inside_a_base():
             measured("f", 0, 66.0, repeat=1),
         )
     )
-    assert found.paired("f", "l2", "t") == (4.0, None, 1)
-    only_second = Comparison((found.measurements[0], found.measurements[1], found.measurements[3]))
+    assert comparison.paired("f", "l2", "t") == (4.0, None, 1)
+    only_second = Comparison(
+        (comparison.measurements[0], comparison.measurements[1], comparison.measurements[3])
+    )
     assert only_second.paired("f", "l2", "t") == (6.0, None, 1)
 
 
 def test_test_accuracies_have_a_column_of_their_own():
-    found = row("f")
-    assert (found.test, found.test_difference) == (74.0, 5.0)
+    summary = row("f")
+    assert (summary.test, summary.test_difference) == (74.0, 5.0)
     assert TABLE.paired("f", "l1", "t", on="test").mean == 6.0
 
 
 def test_the_summary_is_sorted_with_invalid_functions_last():
-    assert [each.name for each in TABLE.summary()] == ["f", "l2", "l1", "random", "broken"]
+    assert [row.name for row in TABLE.summary()] == ["f", "l2", "l1", "random", "broken"]
     broken = row("broken")
     assert (broken.n, broken.mean, broken.reason) == (0, None, "base 0: not finite")
 
@@ -171,11 +173,11 @@ def test_markdown_shows_means_errors_and_reasons():
 
 def test_markdown_spells_out_only_formulas_that_their_names_do_not():
     rows = (("l1", "sum(abs(WI))"), ("winner", "mean(X)*2"), ("mean(X)*3", "mean(X)*3"))
-    found = [
+    measurements = [
         Measurement("t", name, "metric", formula, 0, 0, 0, 80.0, None, (80.0,), 0.1, "")
         for name, formula in rows
     ]
-    text = Comparison(tuple(found)).to_markdown()
+    text = Comparison(tuple(measurements)).to_markdown()
     assert "| l1 |" in text and "| winner `mean(X)*2` |" in text and "| mean(X)*3 |" in text
 
 

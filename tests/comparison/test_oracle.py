@@ -40,16 +40,16 @@ def climbed(pool=None, evaluations=100, **settings):
 
 
 def test_the_best_plan_is_found_on_every_base():
-    found = climbed()
-    assert found[0].kept == found[1].kept == BEST
-    assert (found[0].trace[0], found[0].trace[-1][1], found[1].trace[-1][1]) == ((1, 5.0), 26.0, 25.0)
-    assert found[0].start == "l1"
+    climbs = climbed()
+    assert climbs[0].kept == climbs[1].kept == BEST
+    assert (climbs[0].trace[0], climbs[0].trace[-1][1], climbs[1].trace[-1][1]) == ((1, 5.0), 26.0, 25.0)
+    assert climbs[0].start == "l1"
 
 
 def test_the_current_plan_never_gets_worse_and_counts_are_kept():
     pool = ToyPool()
-    found = climbed(pool)
-    accuracies = [accuracy for _, accuracy in found[0].trace]
+    climbs = climbed(pool)
+    accuracies = [accuracy for _, accuracy in climbs[0].trace]
     assert accuracies == sorted(accuracies)
     assert {tuple(len(kept) for _, kept in entry.kept) for entry in pool.entries} == {(2, 2, 2)}
 
@@ -64,22 +64,22 @@ def test_no_plan_is_tried_twice_and_all_share_one_repeat():
 
 def test_the_number_of_evaluations_is_met_exactly():
     pool = ToyPool()
-    found = climbed(pool, evaluations=12, batch=8)
-    assert [each.evaluations for each in found.values()] == [12, 12]
+    climbs = climbed(pool, evaluations=12, batch=8)
+    assert [climb.evaluations for climb in climbs.values()] == [12, 12]
     assert len(pool.entries) == 24
-    assert [count for count, _ in found[0].trace] == [1, 9, 12]
+    assert [count for count, _ in climbs[0].trace] == [1, 9, 12]
 
 
 def test_one_evaluation_is_the_start():
-    found = climbed(evaluations=1)
-    assert (found[0].kept, found[0].accepted, found[0].trace) == (START, 0, ((1, 5.0),))
+    climbs = climbed(evaluations=1)
+    assert (climbs[0].kept, climbs[0].accepted, climbs[0].trace) == (START, 0, ((1, 5.0),))
 
 
 def test_a_climb_ends_where_every_neighbour_is_known():
     # 2 of 6 and 2 of 4: the best plan has 8 + 4 neighbours, so far fewer than 5,000 are left to try
-    found = climbed(evaluations=5000)
-    assert found[0].kept == BEST
-    assert found[0].evaluations < 100
+    climbs = climbed(evaluations=5000)
+    assert climbs[0].kept == BEST
+    assert climbs[0].evaluations < 100
 
 
 def test_the_same_key_gives_the_same_climb():

@@ -32,7 +32,7 @@ def rows():
 
 
 @pytest.fixture(scope="module")
-def found(bases_dir, rows, tmp_path_factory):
+def comparison(bases_dir, rows, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("run") / "new"
     return compared(
         draws=2, evaluations=3, repeats=2, folder=bases_dir, test_records=run_dir, on_row=rows.append
@@ -40,15 +40,20 @@ def found(bases_dir, rows, tmp_path_factory):
 
 
 def by_place(comparison, name):
-    return {(each.base, each.draw, each.repeat): each for each in comparison.of(name, "tiny")}
+    return {
+        (measurement.base, measurement.draw, measurement.repeat): measurement
+        for measurement in comparison.of(name, "tiny")
+    }
 
 
-def test_every_row_is_measured_on_every_base_and_repeat(found):
+def test_every_row_is_measured_on_every_base_and_repeat(comparison):
     places = {(base, 0, repeat) for base in range(2) for repeat in range(2)}
     for name in ("l2", "l1", "2*sum(abs(WI))", "scratch"):
-        assert set(by_place(found, name)) == places
-    assert set(by_place(found, "random")) == {(b, d, r) for b in range(2) for d in range(2) for r in range(2)}
-    assert [row.n for row in found.summary()] == [2, 2, 2, 2, 2, 0]
+        assert set(by_place(comparison, name)) == places
+    assert set(by_place(comparison, "random")) == {
+        (b, d, r) for b in range(2) for d in range(2) for r in range(2)
+    }
+    assert [row.n for row in comparison.summary()] == [2, 2, 2, 2, 2, 0]
 
 
 def test_metrics_and_functions_have_rows_beside_formulas(bases_dir):
@@ -59,69 +64,74 @@ def test_metrics_and_functions_have_rows_beside_formulas(bases_dir):
     comparison = compared(functions, draws=0, with_scratch=False, folder=bases_dir)
     assert comparison.names("tiny") == ("l2", "l1", "fpgm", "chip", "by_first_weight")
     assert comparison.complexities == {"l2": 4, "l1": 3} and not comparison.refused
-    assert [each.formula for each in comparison.of("chip", "tiny")] == ["chip"] * 2
+    assert [measurement.formula for measurement in comparison.of("chip", "tiny")] == ["chip"] * 2
     (row,) = (line for line in comparison.to_markdown().splitlines() if line.startswith("| fpgm"))
     assert "`" not in row
 
 
-def test_functions_with_one_plan_are_fine_tuned_once(found):
-    ours, theirs = by_place(found, "2*sum(abs(WI))"), by_place(found, "l1")
+def test_functions_with_one_plan_are_fine_tuned_once(comparison):
+    ours, theirs = by_place(comparison, "2*sum(abs(WI))"), by_place(comparison, "l1")
     for place, measured in theirs.items():
         assert ours[place].seconds == measured.seconds
         assert (ours[place].validation, ours[place].digest) == (measured.validation, measured.digest)
-    assert found.paired("2*sum(abs(WI))", "l1", "tiny") == (0.0, 0.0, 2)
+    assert comparison.paired("2*sum(abs(WI))", "l1", "tiny") == (0.0, 0.0, 2)
 
 
-def test_an_invalid_function_is_a_row_with_its_reason(found):
-    assert [(each.name, each.formula) for each in found.refused] == [("bn_scale", "abs(gamma)")]
-    assert "gamma" in found.refused[0].reason
-    assert "- bn_scale: invalid, base 0:" in found.to_markdown()
+def test_an_invalid_function_is_a_row_with_its_reason(comparison):
+    assert [(measurement.name, measurement.formula) for measurement in comparison.refused] == [
+        ("bn_scale", "abs(gamma)")
+    ]
+    assert "gamma" in comparison.refused[0].reason
+    assert "- bn_scale: invalid, base 0:" in comparison.to_markdown()
 
 
-def test_curves_end_with_the_accuracy(found):
-    assert all(len(each.curve) == 3 and each.curve[-1] == each.validation for each in found.measurements)
+def test_curves_end_with_the_accuracy(comparison):
+    assert all(
+        len(measurement.curve) == 3 and measurement.curve[-1] == measurement.validation
+        for measurement in comparison.measurements
+    )
 
 
-def test_accuracies_are_percentages_of_the_images(found):
-    assert all((each.validation * 100 / 100).is_integer() for each in found.measurements)
-    tested = np.array([each.test for each in found.measurements]) * 350 / 100
+def test_accuracies_are_percentages_of_the_images(comparison):
+    assert all((measurement.validation * 100 / 100).is_integer() for measurement in comparison.measurements)
+    tested = np.array([measurement.test for measurement in comparison.measurements]) * 350 / 100
     np.testing.assert_allclose(tested, np.round(tested), atol=1e-6)
 
 
-def test_facts_of_the_task_are_told(found):
-    (facts,) = found.tasks
+def test_facts_of_the_task_are_told(comparison):
+    (facts,) = comparison.tasks
     assert (facts.name, facts.pool, len(facts.base_accuracies)) == ("tiny", "final", 2)
     assert facts.widths == {"conv1.kernel": 4, "conv2.kernel": 6, "dense.kernel": 8}
     assert facts.kept == {"conv1.kernel": 2, "conv2.kernel": 3, "dense.kernel": 4}
-    assert found.complexities["l1"] == library["l1"].complexity
+    assert comparison.complexities["l1"] == library["l1"].complexity
 
 
-def test_each_measurement_is_told(found, rows):
-    assert sorted(map(str, rows)) == sorted(map(str, found.measurements))
+def test_each_measurement_is_told(comparison, rows):
+    assert sorted(map(str, rows)) == sorted(map(str, comparison.measurements))
 
 
-def test_the_same_seed_gives_the_same_comparison(found, bases_dir):
+def test_the_same_seed_gives_the_same_comparison(comparison, bases_dir):
     again = compared(draws=2, repeats=2, evaluations=3, folder=bases_dir)
-    for first, second in zip(found.measurements, again.measurements, strict=True):
+    for first, second in zip(comparison.measurements, again.measurements, strict=True):
         assert (first.name, first.curve, first.digest) == (second.name, second.curve, second.digest)
 
 
-def test_a_row_does_not_depend_on_which_other_rows_there_are(found, bases_dir):
+def test_a_row_does_not_depend_on_which_other_rows_there_are(comparison, bases_dir):
     alone = compared(["norm_in_out", "l1"], draws=0, with_scratch=False, folder=bases_dir)
     assert alone.names("tiny") == ("l2", "norm_in_out", "l1")
     for (base, draw, repeat), measured in by_place(alone, "l1").items():
-        assert measured.validation == by_place(found, "l1")[base, draw, repeat].validation
+        assert measured.validation == by_place(comparison, "l1")[base, draw, repeat].validation
 
 
-def test_the_search_pool_has_other_networks_than_the_final_one(found, bases_dir):
+def test_the_search_pool_has_other_networks_than_the_final_one(comparison, bases_dir):
     search = compared([], bases=2, draws=0, with_scratch=False, pool="search", folder=bases_dir)
     assert search.tasks[0].pool == "search"
-    assert search.of("l2", "tiny")[0].digest != found.of("l2", "tiny")[0].digest
+    assert search.of("l2", "tiny")[0].digest != comparison.of("l2", "tiny")[0].digest
 
 
 def test_test_images_stay_closed_without_a_record(bases_dir):
     closed = compared([], bases=1, draws=0, with_scratch=False, folder=bases_dir)
-    assert [each.test for each in closed.measurements] == [None]
+    assert [measurement.test for measurement in closed.measurements] == [None]
     assert closed.summary()[0].se is None
 
 
@@ -136,8 +146,8 @@ def test_test_images_are_opened_once_a_run(tmp_path, bases_dir):
     assert again.measurements[0].test == first.measurements[0].test
 
 
-def test_a_real_comparison_survives_json(found):
-    assert Comparison.from_json(found.to_json()) == found
+def test_a_real_comparison_survives_json(comparison):
+    assert Comparison.from_json(comparison.to_json()) == comparison
 
 
 def test_bases_may_differ_between_tasks(bases_dir):
@@ -200,7 +210,7 @@ def test_with_several_rounds_only_equal_functions_share_a_digest():
 @pytest.mark.slow
 def test_several_rounds_are_compared_and_shared_by_function_only():
     task = tiny_task("rounds", schedule=Schedule(kept_fraction=0.5, rounds=2))
-    found = compare(["l1", "2*sum(abs(WI))"], task, 1, draws=1, with_scratch=True)
-    assert [row.n for row in found.summary()] == [1] * 5
-    (first,), (second,) = found.of("l1", "rounds"), found.of("2*sum(abs(WI))", "rounds")
+    comparison = compare(["l1", "2*sum(abs(WI))"], task, 1, draws=1, with_scratch=True)
+    assert [row.n for row in comparison.summary()] == [1] * 5
+    (first,), (second,) = comparison.of("l1", "rounds"), comparison.of("2*sum(abs(WI))", "rounds")
     assert first.digest == second.digest and first.validation == second.validation

@@ -12,33 +12,33 @@ from jaxprune.comparison.variance import VarianceComponents, rank_correlation, v
 
 def test_two_functions_on_two_bases_by_hand():
     # rows: functions; columns: bases; one repeat. Function means 2 and 6, base means 3 and 5, no interaction.
-    found = variance_components(np.array([[[1.0], [3.0]], [[5.0], [7.0]]]))
+    components = variance_components(np.array([[[1.0], [3.0]], [[5.0], [7.0]]]))
     # mean squares: function 2*(4+4)/1 = 16, base 2*(1+1)/1 = 4, interaction 0
-    assert found.mean == 4.0
-    assert found.function_sd == pytest.approx(math.sqrt(16 / 2))
-    assert found.base_sd == pytest.approx(math.sqrt(4 / 2))
-    assert (found.interaction_sd, found.seed_sd, found.order_sd) == (0.0, 0.0, 0.0)
+    assert components.mean == 4.0
+    assert components.function_sd == pytest.approx(math.sqrt(16 / 2))
+    assert components.base_sd == pytest.approx(math.sqrt(4 / 2))
+    assert (components.interaction_sd, components.seed_sd, components.order_sd) == (0.0, 0.0, 0.0)
 
 
 def test_interaction_and_seed_by_hand():
     # cells [function, base] of two repeats: means 1 5 / 5 1, so function and base means are all 3.
     y = np.array([[[0.0, 2.0], [4.0, 6.0]], [[6.0, 4.0], [2.0, 0.0]]])
-    found = variance_components(y)
+    components = variance_components(y)
     # interaction deviations are -2 2 / 2 -2: mean square 2*16/1 = 32
     # order means are all 3 within a base, so seed deviations are those from the cells, -1 1 ..: 8 / (2*1*1) = 4
-    assert found.interaction_sd == pytest.approx(math.sqrt((32 - 4) / 2))
-    assert found.seed_sd == pytest.approx(2.0)
-    assert (found.function_sd, found.base_sd, found.order_sd) == (0.0, 0.0, 0.0)
+    assert components.interaction_sd == pytest.approx(math.sqrt((32 - 4) / 2))
+    assert components.seed_sd == pytest.approx(2.0)
+    assert (components.function_sd, components.base_sd, components.order_sd) == (0.0, 0.0, 0.0)
 
 
 def test_what_all_functions_share_is_not_seed():
     # The second repeat of base 0 adds 4 for both functions, that of base 1 nothing.
     y = np.array([[[1.0, 5.0], [1.0, 1.0]], [[3.0, 7.0], [3.0, 3.0]]])
-    found = variance_components(y)
+    components = variance_components(y)
     # order deviations within base 0 are -2 2: mean square 2*8/2 = 8, so variance 8/2
-    assert found.order_sd == pytest.approx(2.0)
-    assert (found.seed_sd, found.interaction_sd) == (0.0, 0.0)
-    assert found.function_sd == pytest.approx(math.sqrt(2.0))
+    assert components.order_sd == pytest.approx(2.0)
+    assert (components.seed_sd, components.interaction_sd) == (0.0, 0.0)
+    assert components.function_sd == pytest.approx(math.sqrt(2.0))
 
 
 def test_shared_effects_leave_function_interaction_and_seed_alone():
@@ -61,12 +61,12 @@ def test_simulated_components_are_found():
         + 1.0 * rng.normal(size=(1, bases, repeats))
         + 1.5 * rng.normal(size=(functions, bases, repeats))
     )
-    found = variance_components(y)
-    assert found.function_sd == pytest.approx(4.0, rel=0.2)
-    assert found.base_sd == pytest.approx(3.0, rel=0.2)
-    assert found.interaction_sd == pytest.approx(2.0, rel=0.05)
-    assert found.order_sd == pytest.approx(1.0, rel=0.2)
-    assert found.seed_sd == pytest.approx(1.5, rel=0.05)
+    components = variance_components(y)
+    assert components.function_sd == pytest.approx(4.0, rel=0.2)
+    assert components.base_sd == pytest.approx(3.0, rel=0.2)
+    assert components.interaction_sd == pytest.approx(2.0, rel=0.05)
+    assert components.order_sd == pytest.approx(1.0, rel=0.2)
+    assert components.seed_sd == pytest.approx(1.5, rel=0.05)
 
 
 def test_reliability_is_the_squared_correlation_of_measured_and_true_means():

@@ -60,7 +60,7 @@ def test_a_generation_screens_promotes_and_tries_elites_again() -> None:
 def test_promotion_takes_the_better_ones() -> None:
     state = after(init_search(ToyProblem(), SMALL), 1)
     trials = trials_of(evaluate(state, ask(state)))
-    told = tell(state, evaluate(state, ask(state)))
+    after_tell = tell(state, evaluate(state, ask(state)))
     promoted = {t.candidate for t in trials if t.purpose == "promote"}
     reference = {(t.task, t.base): t.accuracy for t in trials if t.candidate == 0}
     reference |= {(k[0], k[2]): v for k, v in state.results.items()
@@ -69,7 +69,12 @@ def test_promotion_takes_the_better_ones() -> None:
     for t in trials:
         if t.purpose == "screen":
             task = next(task for task in TASKS if task.name == t.task)
-            value = (t.accuracy - reference[t.task, t.base]) / told.scales[t.task].spread * task.weight / 1.5
+            value = (
+                (t.accuracy - reference[t.task, t.base])
+                / after_tell.scales[t.task].spread
+                * task.weight
+                / 1.5
+            )
             first[t.candidate] = first.get(t.candidate, 0.0) + value
     assert promoted == set(sorted(first, key=lambda id_: -first[id_])[: len(promoted)])
 
@@ -160,8 +165,8 @@ def test_run_many_needs_one_outcome_per_trial() -> None:
 def test_tell_refuses_records_of_another_state() -> None:
     state = init_search(ToyProblem(), SMALL)
     records = evaluate(state, ask(state))
-    told = tell(state, records)
+    after_tell = tell(state, records)
     with pytest.raises(ValueError, match="needs new candidates with ids"):
-        tell(told, records)
+        tell(after_tell, records)
     with pytest.raises(ValueError, match="needs results of l2 on every base, got none on digits, fashion"):
         tell(state, [record for record in records if isinstance(record, Candidate)])

@@ -21,8 +21,8 @@ def results(**by_place: float) -> dict[tuple[str, str, int, int, str], float]:
 
 
 def test_difference_is_paired_within_base_and_repeat() -> None:
-    found = paired_differences(results(f00=82, l00=80, f01=81, l01=81, f10=70, l10=75), TASK, F, L2)
-    assert found == {0: (1.0, 81.5, 2), 1: (-5.0, 70.0, 1)}
+    differences = paired_differences(results(f00=82, l00=80, f01=81, l01=81, f10=70, l10=75), TASK, F, L2)
+    assert differences == {0: (1.0, 81.5, 2), 1: (-5.0, 70.0, 1)}
 
 
 def test_a_result_without_its_reference_does_not_count() -> None:
@@ -40,9 +40,9 @@ def test_n_counts_bases_not_repeats() -> None:
 
 
 def test_l2_has_difference_zero_without_error() -> None:
-    found = fitness_of(results(l00=80, l10=70), [TASK], SCALES, L2, L2)
-    assert found is not None
-    assert (found.mean, found.se) == (0.0, 0.0)
+    fitness = fitness_of(results(l00=80, l10=70), [TASK], SCALES, L2, L2)
+    assert fitness is not None
+    assert (fitness.mean, fitness.se) == (0.0, 0.0)
 
 
 def test_no_fitness_before_every_task_has_a_result() -> None:

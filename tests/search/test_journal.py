@@ -131,7 +131,7 @@ def test_atomic_writing_keeps_the_old_file_when_the_disk_is_full(
         with pytest.raises(RunDirectoryError, match=r"could not write .*state\.json: the disk is full"):
             write_atomically(path, '{"new": 2}')
     assert read_json(path) == {"old": 1}
-    assert [found.name for found in tmp_path.iterdir()] == ["state.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
 
 
 def test_damaged_json_is_named(tmp_path: Path) -> None:

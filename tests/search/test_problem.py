@@ -11,7 +11,7 @@ from jaxprune.search.settings import EvolveConfig
 
 def test_behaviour_digest_tells_tasks_and_bases_apart() -> None:
     digests = [{"a": ("x", "y")}, {"a": ("y", "x")}, {"b": ("x", "y")}, {"a": ("x",), "b": ("y",)}]
-    assert len({Behaviour(found).digest for found in digests}) == 4
+    assert len({Behaviour(by_task).digest for by_task in digests}) == 4
     assert Behaviour({"a": ("x",), "b": ("y",)}).digest == Behaviour({"b": ("y",), "a": ("x",)}, 1, 2).digest
 
 

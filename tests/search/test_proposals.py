@@ -72,10 +72,12 @@ def test_proposals_are_new_valid_and_within_limits(started: SearchState) -> None
     assert len(set(forms)) == len(forms)
     later = [candidate for candidate in state.candidates if candidate.generation > 0]
     assert len(later) == 3 * SMALL.population
-    digests = [found.behaviour.digest for found in later if found.behaviour is not None]
+    digests = [candidate.behaviour.digest for candidate in later if candidate.behaviour is not None]
     assert len(set(digests)) == len(later)
     seeds = {
-        found.behaviour.digest for found in state.candidates[: -len(later)] if found.behaviour is not None
+        candidate.behaviour.digest
+        for candidate in state.candidates[: -len(later)]
+        if candidate.behaviour is not None
     }
     assert not seeds & set(digests)
     for candidate in later:

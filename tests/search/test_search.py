@@ -43,7 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[SearchResult, Path]
 
 
 class Recorder(Callback):
-    """Remembers what it is told."""
+    """Collects what the callbacks report."""
 
     def __init__(self) -> None:
         self.summaries: list[GenerationSummary] = []
@@ -246,7 +246,7 @@ def test_equal_budget_for_random_search(tmp_path: Path) -> None:
     config = SMALL.replace(generations=50, max_evaluations=160, strategy="random")
     result = evolve_problem(ToyProblem(), config, tmp_path)
     assert result.state.evaluations <= 160
-    assert {found.origin for found in result.state.candidates if found.generation} == {"random"}
+    assert {candidate.origin for candidate in result.state.candidates if candidate.generation} == {"random"}
 
 
 class DullProblem(ToyProblem):

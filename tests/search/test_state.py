@@ -24,7 +24,7 @@ from jaxprune.search.state import (
 )
 
 
-def member(id_: int, lower: float, complexity: int, plan: str = "") -> Individual:
+def individual(id_: int, lower: float, complexity: int, plan: str = "") -> Individual:
     behaviour = Behaviour({"t": (plan or str(id_),)})
     candidate = Candidate(id_, f"f{id_}", complexity, "random", (), 0, behaviour=behaviour)
     return Individual(candidate, Fitness(lower + 1.0, 1.0, {}))
@@ -36,27 +36,38 @@ def evolved() -> SearchState:
 
 
 def test_front_by_hand() -> None:
-    members = [member(0, 1.0, 5), member(1, 0.5, 3), member(2, 0.9, 6), member(3, 2.0, 9), member(4, 2.0, 9)]
-    assert [found.candidate.id for found in pareto_front(members)] == [1, 0, 3]
+    individuals = [
+        individual(0, 1.0, 5),
+        individual(1, 0.5, 3),
+        individual(2, 0.9, 6),
+        individual(3, 2.0, 9),
+        individual(4, 2.0, 9),
+    ]
+    assert [individual.candidate.id for individual in pareto_front(individuals)] == [1, 0, 3]
     assert pareto_front([]) == ()
 
 
 def test_of_one_behaviour_the_first_stays() -> None:
-    members = [member(0, 1.0, 5, "a"), member(1, 1.0, 7, "a"), member(2, 0.5, 3, "b")]
-    assert [found.candidate.id for found in one_per_behaviour(members)] == [0, 2]
+    individuals = [individual(0, 1.0, 5, "a"), individual(1, 1.0, 7, "a"), individual(2, 0.5, 3, "b")]
+    assert [individual.candidate.id for individual in one_per_behaviour(individuals)] == [0, 2]
 
 
 def test_rank_is_by_lower_bound_then_complexity(evolved: SearchState) -> None:
     ranked = evolved.ranked()
-    keys = [(-found.fitness.lower, found.candidate.complexity, found.candidate.id) for found in ranked]
+    keys = [
+        (-individual.fitness.lower, individual.candidate.complexity, individual.candidate.id)
+        for individual in ranked
+    ]
     assert keys == sorted(keys)
-    assert evolved.ranked([3, 1, 2]) == tuple(found for found in ranked if found.candidate.id in (1, 2, 3))
+    assert evolved.ranked([3, 1, 2]) == tuple(
+        individual for individual in ranked if individual.candidate.id in (1, 2, 3)
+    )
 
 
 def test_population_is_the_best_of_the_young_one_per_behaviour(evolved: SearchState) -> None:
     assert len(evolved.population) == SMALL.population
     digests = [evolved.individual(id_).candidate.behaviour for id_ in evolved.population]
-    assert len({found.digest for found in digests if found is not None}) == SMALL.population
+    assert len({behaviour.digest for behaviour in digests if behaviour is not None}) == SMALL.population
     assert survivors(evolved) == evolved.population
 
 
@@ -65,8 +76,8 @@ def test_who_is_not_tried_again_for_too_long_retires(evolved: SearchState) -> No
     later = dataclasses.replace(evolved, generation=6)
     assert leader in survivors(later)
     aged = [
-        dataclasses.replace(found, last_evaluated=0) if found.id == leader else found
-        for found in evolved.candidates
+        dataclasses.replace(candidate, last_evaluated=0) if candidate.id == leader else candidate
+        for candidate in evolved.candidates
     ]
     tired = dataclasses.replace(later, candidates=tuple(aged))
     assert leader in survivors(tired)  # 5 generations without: still a parent
@@ -82,26 +93,28 @@ def test_elites_never_grow_old() -> None:
 
 
 def test_archive_is_a_front_of_valid_candidates(evolved: SearchState) -> None:
-    members = [evolved.individual(id_) for id_ in evolved.archive]
-    assert [found.candidate.id for found in pareto_front(members)] == list(evolved.archive)
-    assert evolved.ranked()[0].fitness.lower == members[-1].fitness.lower
-    assert all(found.candidate.status == "ok" for found in members)
+    individuals = [evolved.individual(id_) for id_ in evolved.archive]
+    assert [individual.candidate.id for individual in pareto_front(individuals)] == list(evolved.archive)
+    assert evolved.ranked()[0].fitness.lower == individuals[-1].fitness.lower
+    assert all(individual.candidate.status == "ok" for individual in individuals)
 
 
 def test_ancestry_holds_all_forebears(evolved: SearchState) -> None:
-    child = next(found for found in reversed(evolved.candidates) if found.parents)
+    child = next(candidate for candidate in reversed(evolved.candidates) if candidate.parents)
     family = ancestry(evolved, child.id)
-    ids = [found.id for found in family]
+    ids = [candidate.id for candidate in family]
     assert ids == sorted(ids) and ids[-1] == child.id
-    assert all(set(found.parents) <= set(ids) for found in family)
-    assert all(found.generation == 0 or found.parents or found.origin == "random" for found in family)
+    assert all(set(candidate.parents) <= set(ids) for candidate in family)
+    assert all(
+        candidate.generation == 0 or candidate.parents or candidate.origin == "random" for candidate in family
+    )
     assert ancestry(evolved, 0) == (evolved.candidates[0],)
 
 
 def test_unknown_candidates_are_refused(evolved: SearchState) -> None:
     with pytest.raises(ValueError, match="no candidate 999: the run has candidates 0 to"):
         ancestry(evolved, 999)
-    invalid = next(found.id for found in evolved.candidates if found.status == "invalid")
+    invalid = next(candidate.id for candidate in evolved.candidates if candidate.status == "invalid")
     with pytest.raises(ValueError, match=f"candidate {invalid} has no fitness"):
         evolved.individual(invalid)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -88,10 +89,10 @@ def layers(
     return views
 
 
-def made_up_finals(state: SearchState, comparison: Comparison | None = None, **changes: object) -> Finals:
+def made_up_finals(state: SearchState, comparison: Comparison | None = None, **changes: Any) -> Finals:
     """A final comparison of the state's winner."""
     winner = state.ranked()[0].candidate
-    fields: dict[str, object] = {
+    fields: dict[str, Any] = {
         "winner_id": winner.id,
         "formulas": {
             "winner": winner.text,
@@ -106,7 +107,7 @@ def made_up_finals(state: SearchState, comparison: Comparison | None = None, **c
         "steps": {"digits": 63},
         "seconds": 12.0,
     }
-    return Finals(**{**fields, **changes})  # type: ignore[arg-type]
+    return Finals(**fields | changes)
 
 
 def calibrated(oracle: float | None = 92.0, *, bases: int = 3) -> Calibration:

@@ -55,7 +55,7 @@ class ToyProblem:
         for task in self.tasks:
             bases = range(task.bases + task.extra_bases)
             kept = [toy_scores(function, task.name, base).argsort() >= NUM_CHANNELS // 2 for base in bases]
-            digests[task.name] = tuple(np.packbits(found).tobytes().hex() for found in kept)
+            digests[task.name] = tuple(np.packbits(is_kept).tobytes().hex() for is_kept in kept)
             plans += kept
         return Behaviour(digests, kept=pack_kept(plans))
 
