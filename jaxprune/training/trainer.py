@@ -173,10 +173,12 @@ class Trainer:
 
     @cached_property
     def _jitted(self) -> Callable[[Job, Examples, Examples], tuple[FlatState, jax.Array]]:
+        """The program of "scan"."""
         return jax.jit(self._program)
 
     @cached_property
     def _vmapped(self) -> Callable[[Job, Examples, Examples], tuple[FlatState, jax.Array]]:
+        """The program of "vmap"; jobs have a leading member axis."""
         return jax.jit(jax.vmap(self._program, in_axes=(0, None, None)))
 
     @cached_property
