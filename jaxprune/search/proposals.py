@@ -164,15 +164,13 @@ def _num_slots(state: SearchState, num_elites: int) -> int:
     config = state.config
     if config.max_evaluations is None:
         return config.population
-    remaining = config.max_evaluations - state.evaluations
-    return max(
-        (
-            num_slots
-            for num_slots in range(1, config.population + 1)
-            if max_fine_tunings(num_slots, state.tasks, config.promote_fraction, num_elites) <= remaining
-        ),
-        default=0,
-    )
+    num_slots, remaining = config.population, config.max_evaluations - state.evaluations
+    while (
+        num_slots
+        and max_fine_tunings(num_slots, state.tasks, config.promote_fraction, num_elites) > remaining
+    ):
+        num_slots -= 1
+    return num_slots
 
 
 def _drafts(state: SearchState, numbers: range) -> Iterator[_Draft]:

@@ -6,7 +6,6 @@ plain data and back; this module reads and writes no files.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -210,16 +209,7 @@ class SearchState:
           The individuals, best first.
         """
         chosen = self.fitnesses if ids is None else [id_ for id_ in ids if id_ in self.fitnesses]
-        return tuple(
-            sorted(
-                (self.individual(id_) for id_ in chosen),
-                key=lambda individual: (
-                    -individual.fitness.lower,
-                    individual.candidate.complexity,
-                    individual.candidate.id,
-                ),
-            )
-        )
+        return tuple(sorted((self.individual(id_) for id_ in chosen), key=_rank))
 
 
 def one_per_behaviour(individuals: Sequence[Individual]) -> tuple[Individual, ...]:
@@ -254,18 +244,11 @@ def pareto_front(individuals: Iterable[Individual]) -> tuple[Individual, ...]:
       The front, simplest first, so that each is better than all before it; of equals only the older one is there.
     """
     front: list[Individual] = []
-    best = -math.inf
     for individual in sorted(
-        individuals,
-        key=lambda individual: (
-            individual.candidate.complexity,
-            -individual.fitness.lower,
-            individual.candidate.id,
-        ),
+        individuals, key=lambda individual: (individual.candidate.complexity, _rank(individual))
     ):
-        if individual.fitness.lower > best:
+        if not front or individual.fitness.lower > front[-1].fitness.lower:
             front.append(individual)
-            best = individual.fitness.lower
     return tuple(front)
 
 
@@ -313,3 +296,7 @@ def start_formulas(state: SearchState) -> list[Individual]:
 def origin_name(individual: Individual) -> str:
     """Returns the name of a library function or own seed; for other candidates their origin."""
     return individual.candidate.origin.split(":")[-1]
+
+
+def _rank(individual: Individual) -> tuple[float, int, int]:
+    return (-individual.fitness.lower, individual.candidate.complexity, individual.candidate.id)

@@ -51,26 +51,15 @@ class TaskProblem:
         self.seed, self.folder, self.on_base = seed, folder, on_base
         self._plans: dict[tuple[str, int, str], Kept] = {}  # (task, base, digest) -> plan
         self.programs = {task.name: TaskPrograms(task, strategy=strategy) for task in tasks}
+        fingerprints = {name: f"{programs.fingerprint}-{seed}" for name, programs in self.programs.items()}
         self.tasks = tuple(
-            TaskInfo(
-                task.name,
-                task.weight,
-                task.bases,
-                task.extra_bases,
-                f"{self.programs[task.name].fingerprint}-{seed}",
-            )
+            TaskInfo(task.name, task.weight, task.bases, task.extra_bases, fingerprints[task.name])
             for task in tasks
         )
+        counts = {task.name: task.bases + task.extra_bases for task in tasks}
         self.pools = {
-            task.name: BasePool(
-                self.programs[task.name],
-                seed,
-                "search",
-                task.bases + task.extra_bases,
-                folder=folder,
-                on_base=on_base,
-            )
-            for task in tasks
+            name: BasePool(programs, seed, "search", counts[name], folder=folder, on_base=on_base)
+            for name, programs in self.programs.items()
         }
 
     @cached_property
