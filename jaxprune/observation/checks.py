@@ -231,7 +231,10 @@ def check_sample(
     outgoing: jax.Array | None,
     space: tuple[int, ...] | None,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Checks the arguments of `Operands.build`, which are described there.
+    """Checks the arguments of `Operands.build`.
+
+    Args:
+      moments, samples, labels, kernel, outgoing, space: as there.
 
     Returns:
       ([K] number of sample rows of each class, spatial shape of the sample: one long axis where `space` is None).

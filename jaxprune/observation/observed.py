@@ -103,19 +103,12 @@ class Observed(Mapping[str, Operands]):
         if self.has_gradients:
             return self
 
-        def fill() -> Observed:
-            if self.gradient_source is None:
-                raise ValueError(
-                    _explain_no_source("with_gradients", "weight_gradient= and feature_gradient=")
-                )
-            gradients = self.gradient_source()
-            operands = {
-                path: dataclasses.replace(layer, gradients=gradients[path])
-                for path, layer in self.operands.items()
-            }
-            return dataclasses.replace(self, operands=operands)
-
-        return self.cached("with_gradients", fill)
+        return self._filled(
+            "with_gradients",
+            self.gradient_source,
+            lambda layer, gradients: dataclasses.replace(layer, gradients=gradients),
+            "weight_gradient= and feature_gradient=",
+        )
 
     def with_squared_gradients(self) -> Observed:
         """Returns the same with `GW2` at every producer.
@@ -129,17 +122,33 @@ class Observed(Mapping[str, Operands]):
         if self.has_squared_gradients:
             return self
 
-        def fill() -> Observed:
-            if self.squared_gradient_source is None:
-                raise ValueError(_explain_no_source("with_squared_gradients", "squared_weight_gradient="))
-            squares = self.squared_gradient_source()
-            operands = {
-                path: dataclasses.replace(layer, extras=layer.extras | {"GW2": squares[path]})
-                for path, layer in self.operands.items()
-            }
+        return self._filled(
+            "with_squared_gradients",
+            self.squared_gradient_source,
+            lambda layer, squares: dataclasses.replace(layer, extras=layer.extras | {"GW2": squares}),
+            "squared_weight_gradient=",
+        )
+
+    def _filled(
+        self,
+        method: str,
+        source: GradientSource[_Value] | None,
+        fill: Callable[[Operands, _Value], Operands],
+        arguments: str,
+    ) -> Observed:
+        """Fills every producer's operands with what a source computes; `arguments` are another way to give it."""
+
+        def make() -> Observed:
+            if source is None:
+                raise ValueError(
+                    f"{method} needs what observe returned, got operands that do not know their network. "
+                    f"Call observe again, or give {arguments} to Operands.from_arrays."
+                )
+            values = source()
+            operands = {path: fill(layer, values[path]) for path, layer in self.operands.items()}
             return dataclasses.replace(self, operands=operands)
 
-        return self.cached("with_squared_gradients", fill)
+        return self.cached(method, make)
 
     @staticmethod
     def stack(members: Sequence[Observed]) -> Observed:
@@ -240,10 +249,3 @@ def _all_or_none(sources: Sequence[GradientSource[_Value] | None]) -> list[Gradi
     """Returns the sources, or an empty list if one is missing."""
     present = [source for source in sources if source is not None]
     return present if len(present) == len(sources) else []
-
-
-def _explain_no_source(method: str, arguments: str) -> str:
-    return (
-        f"{method} needs what observe returned, got operands that do not know their network. "
-        f"Call observe again, or give {arguments} to Operands.from_arrays."
-    )

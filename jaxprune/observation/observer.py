@@ -71,16 +71,8 @@ def observe(
       ValueError: if nothing can be pruned, the network does not run on the images, labels do not match, only one
         class occurs, or images are not finite.
     """
-    observer = make_observer(
-        model,
-        images,
-        labels,
-        num_samples=num_samples,
-        max_positions=max_positions,
-        batch_size=batch_size,
-        loss=loss,
-    )
-    return observer(split_model(model)[1])
+    options = {"num_samples": num_samples, "max_positions": max_positions, "batch_size": batch_size}
+    return make_observer(model, images, labels, **options, loss=loss)(split_model(model)[1])
 
 
 def make_observer(
@@ -113,10 +105,7 @@ def make_observer(
     known = trace_structure(model, jax.ShapeDtypeStruct(pixels.shape, pixels.dtype))
     known.require_groups()
     trace = partial(structure_of, graphdef, flat, rest, pixels, known)
-    structure, at_sample = (
-        trace(batch=batch_size),
-        trace(batch=len(rows)),
-    )  # they differ in the batch size only
+    structure, at_sample = trace(batch=batch_size), trace(batch=len(rows))
     sample = SampledImages(at_sample, jnp.asarray(pixels[rows]), classes[rows], max_positions)
     batches = []
     if len(rows) < len(pixels):

@@ -103,14 +103,8 @@ class Operands:
           >>> ops.num_channels, ops.num_classes, ops.class_counts
           (2, 2, (2, 1))
         """
-        optional = {
-            "outgoing": outgoing,
-            "gamma": gamma,
-            "beta": beta,
-            "weight_gradient": weight_gradient,
-            "feature_gradient": feature_gradient,
-            "squared_weight_gradient": squared_weight_gradient,
-        }
+        optional = {"outgoing": outgoing, "gamma": gamma, "beta": beta, "weight_gradient": weight_gradient}
+        optional |= {"feature_gradient": feature_gradient, "squared_weight_gradient": squared_weight_gradient}
         return cls.build(**check_arrays(features, labels, kernel, optional, extras or {})._asdict())
 
     @classmethod

@@ -135,11 +135,8 @@ class _Stream:
         arrays, _ = check_numbers({"features": features, "feature_gradient": gradient}, {}, self._dtype)
         ids = self._class_indices(check_labels(labels, len(features)))
         size = max(len(ids), self._shape[0])  # a smaller last batch runs the same program
-        maps, gradients = (
-            None if array is None else _fill_up(array, size)
-            for array in (arrays["features"], arrays.get("feature_gradient"))
-        )
-        assert maps is not None
+        full = {name: _fill_up(array, size) for name, array in arrays.items()}
+        maps, gradients = full["features"], full.get("feature_gradient")
         is_real = np.arange(size) < len(ids)
         self._moments, effects = _add(self._with_room(), _fill_up(ids, size), is_real, maps, gradients)
         self._effects = effects if self._effects is None else jax.tree.map(jnp.add, self._effects, effects)

@@ -1,1 +1,1 @@
-"""From operands to scores: moments, the batch evaluator, the compiled single function, ranking."""
+"""Formulas and operands become scores: evaluators, the compiled function, metrics, rankings, and their status."""

@@ -34,18 +34,11 @@ _SWALLOWS: Mapping[str, tuple[int, ...]] = {
     "/": (1,),
     "rbf": (0, 1),
     "slice": (0,),
-    "geometric_median": (0,),
-    "count": (0,),
-    "trace": (0,),
-    "inverse": (0,),
+    **dict.fromkeys(("geometric_median", "count", "trace", "inverse"), (0,)),
 }
-_HARMLESS = frozenset({"+", "-", "*", "abs", "square", "sqrt", "sum", "product", "mean", "std", "var"}) | {
-    "mean_samples",
-    "transpose",
-    "matmul",
-    "inner",
-    "outer",
-}
+_HARMLESS = frozenset(
+    "+ - * abs square sqrt sum product mean std var mean_samples transpose matmul inner outer".split()
+)
 _SET_OF = {"NX": "X", "N": "P", "NQ": "Q"}
 _PAIR_STATISTICS = frozenset({"mean", "sum"})
 _ROWWISE = {"+", "-", "*", "/", "abs", "square", "sqrt", "slice", "transpose", "outer", "rbf"}

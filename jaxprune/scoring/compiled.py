@@ -91,23 +91,17 @@ def missing_operands(names: Iterable[str], operands: Operands) -> tuple[str, ...
       >>> missing_operands(parse("gamma * sum(WO) + mean(X)").operands, ops)
       ('WO', 'gamma')
     """
-    gradients = operands.gradients or Gradients()
-    optional = {
+    gradients, names = operands.gradients or Gradients(), tuple(names)
+    optional: dict[str, Array | None] = {
         "WO": operands.outgoing,
         "gamma": operands.gamma,
         "beta": operands.beta,
         "GW": gradients.weights,
         "GX": gradients.samples,
     }
-    absent = []
-    for name in names:
-        if name in optional:
-            is_absent = optional[name] is None
-        else:
-            is_registered = OPERANDS[name].read is not None
-            is_absent = is_registered and operand_value(jnp, operands.members(), name) is None
-        absent += [name] if is_absent else []
-    return tuple(sorted(absent))
+    registered = [name for name in names if name not in optional and OPERANDS[name].read is not None]
+    optional |= {name: operand_value(jnp, operands.members(), name) for name in registered}
+    return tuple(sorted(name for name in names if name in optional and optional[name] is None))
 
 
 def explain_missing(names: tuple[str, ...]) -> str:

@@ -58,7 +58,7 @@ class Dispatcher:
 
     def __init__(self, programs: Programs, graph: Graph, budget_bytes: int) -> None:
         self._programs, self._graph, self._budget_bytes = programs, graph, budget_bytes
-        self._max_blocks = max(group.num_channels for group in programs.groups)
+        self._max_blocks = max(batch.num_channels for batch in programs.batches)
 
     def dispatch(self, wanted: Sequence[Task], known: frozenset[Task]) -> tuple[list[Job], dict[int, int]]:
         """Splits an evaluation into jobs.

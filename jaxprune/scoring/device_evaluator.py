@@ -28,7 +28,7 @@ from jaxprune.types import Array
 _MAX_NUMBERS = 1 << 12
 """Literal numbers that stay on the device for later calls."""
 Ranges = tuple[Array, ...]
-"""For each group [1, 1, 1, D] booleans."""
+"""For each batch [1, 1, 1, D] booleans."""
 
 
 class DeviceEvaluator:
@@ -43,7 +43,7 @@ class DeviceEvaluator:
     def __init__(self, layers: Sequence[Operands], budget_bytes: int) -> None:
         self.num_networks = layers[0].num_members
         by_network = [batch_layers(own) for own in zip(*(one.members() for one in layers), strict=True)]
-        groups, starts, self.network_channels = by_network[0]
+        batches, starts, self.network_channels = by_network[0]
         self._networks = [tuple(members for _, members in own) for own, _, _ in by_network]
         self.num_channels = self.num_networks * self.network_channels
         self.network_starts = [by_member[0] for by_member in starts]
@@ -52,7 +52,7 @@ class DeviceEvaluator:
             for start in self.network_starts
         ]
         self.num_classes, self.dtype = layers[0].num_classes, layers[0].dtype
-        self.programs = programs_for(tuple(shape for shape, _ in groups), self.dtype)
+        self.programs = programs_for(tuple(shape for shape, _ in batches), self.dtype)
         self.num_calls = 0
         with jax.enable_x64(self.dtype == np.float64):
             # a scalar that no block has filled yet
@@ -141,8 +141,8 @@ class DeviceEvaluator:
         key = (axis, view, is_front)
         if key not in self._ranges:
             masks = []
-            for group in self.programs.groups:
-                size = group.axes(("D",), view)[0]
+            for batch in self.programs.batches:
+                size = batch.axes(("D",), view)[0]
                 start, stop = slice_bounds(size, *(slice_range(axis) or (0, 8)))
                 start, stop = (0, stop - start) if is_front else (start, stop)
                 positions = np.arange(size)
@@ -151,14 +151,14 @@ class DeviceEvaluator:
         return self._ranges[key]
 
     def offsets(self, num_blocks: int) -> list[Array]:
-        """Returns for each block [groups] the first channel; the last block of a group overlaps the one before."""
+        """Returns for each block [batches] the first channel; the last block of a batch overlaps the one before."""
         if num_blocks not in self._offsets:
             blocks = []
             for block in range(num_blocks):
-                sizes = [self.programs.channels(group, num_blocks) for group in self.programs.groups]
+                sizes = [self.programs.channels(batch, num_blocks) for batch in self.programs.batches]
                 firsts = [
-                    min(block * size, group.num_channels - size)
-                    for size, group in zip(sizes, self.programs.groups, strict=True)
+                    min(block * size, batch.num_channels - size)
+                    for size, batch in zip(sizes, self.programs.batches, strict=True)
                 ]
                 blocks.append(np.asarray(firsts, np.int32))
             self._offsets[num_blocks] = jax.device_put(blocks)

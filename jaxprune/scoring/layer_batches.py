@@ -92,12 +92,9 @@ class LayerBatch:
         if key not in self._leaves:
             if is_moment and node.view not in self._moments:
                 self._moments[node.view] = moment_values(np, self._members, node.view)
+            moments = self._moments[node.view] if is_moment else {}
             with jax.enable_x64(self.dtype == np.float64):  # a thread does not know what its caller enabled
-                value = (
-                    self._moments[node.view][node.name]
-                    if is_moment
-                    else operand_value(np, self._members, node.name)
-                )
+                value = moments[node.name] if is_moment else operand_value(np, self._members, node.name)
             assert value is not None  # functions whose operands are missing have been refused
             self._leaves[key] = np.ascontiguousarray(value)
         return self._leaves[key]

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from threading import Lock
 
 import numpy as np
@@ -58,8 +58,8 @@ class NumpyEvaluator:
         self, layers: Sequence[Operands], budget_bytes: int, block_entries: int | None = None
     ) -> None:
         batches, self.starts, self.num_channels = batch_layers(layers, _MAX_CHANNELS)
-        self.groups = [LayerBatch(shape, members) for shape, members in batches]
-        self.num_classes, self.dtype = layers[0].num_classes, self.groups[0].dtype
+        self.batches = [LayerBatch(shape, members) for shape, members in batches]
+        self.num_classes, self.dtype = layers[0].num_classes, self.batches[0].dtype
         self.network_channels = self.num_channels // layers[0].num_members
         self._layers, self._budget_bytes = tuple(layers), budget_bytes
         max_entries = max(1, budget_bytes // (32 * self.dtype.itemsize))
@@ -86,7 +86,7 @@ class NumpyEvaluator:
         levels, last = levels_of(graph, needed, wanted)
         runs = [
             _BatchRun(batch, graph, {number: values[index] for number, values in known.items()})
-            for index, batch in enumerate(self.groups)
+            for index, batch in enumerate(self.batches)
         ]
         has_affinity = hasattr(os, "sched_getaffinity")
         workers = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
@@ -143,8 +143,8 @@ class NumpyEvaluator:
           wanted: numbers of nodes.
           channel: number of a channel, whose batch of layers counts.
         """
-        index = sum(batch.shape.start <= channel for batch in self.groups) - 1
-        run = _BatchRun(self.groups[index], graph, {})
+        index = sum(batch.shape.start <= channel for batch in self.batches) - 1
+        run = _BatchRun(self.batches[index], graph, {})
         reductions = [number for number in needed_nodes(graph, wanted) if graph.nodes[number].is_reduction]
         return max((run.peak_bytes([number], 1) for number in reductions), default=0)
 
@@ -220,7 +220,7 @@ class _BatchRun:
             channels = shape.num_channels
         for member in range(0, shape.num_members, members):
             members_slice = slice(member, member + members)
-            shared_values = _Once(
+            shared_values = _once(
                 partial(self._run, shared, dict, (members_slice, everything, everything), inputs)
             )
             for first in range(0, shape.num_channels, channels):
@@ -259,18 +259,15 @@ class _BatchRun:
         return _part(self.values[number] if node.type == () else self.batch.leaf(node), region)
 
 
-class _Once:
-    """A function whose result is made by the first of several threads that call it."""
+def _once(make: Callable[[], dict[int, Value]]) -> Callable[[], dict[int, Value]]:
+    """Returns a function whose result the first of several threads makes, and the others wait for."""
+    lock, cached = Lock(), lru_cache(maxsize=1)(make)
 
-    def __init__(self, make: Callable[[], dict[int, Value]]) -> None:
-        self._make, self._lock = make, Lock()
-        self._values: dict[int, Value] | None = None
+    def result() -> dict[int, Value]:
+        with lock:
+            return cached()
 
-    def __call__(self) -> dict[int, Value]:
-        with self._lock:
-            if self._values is None:
-                self._values = self._make()
-            return self._values
+    return result
 
 
 def _is_shared(node: Node) -> bool:

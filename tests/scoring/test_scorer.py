@@ -277,7 +277,7 @@ def test_a_registered_operand_has_the_axes_it_promises(network):
 def shapes_of(scorer):
     evaluator = scorer._evaluator
     is_on_host = isinstance(evaluator, numpy_evaluator.NumpyEvaluator)
-    return [group.shape for group in evaluator.groups] if is_on_host else list(evaluator.programs.groups)
+    return [batch.shape for batch in evaluator.batches] if is_on_host else list(evaluator.programs.batches)
 
 
 def test_layers_alike_stand_side_by_side():
