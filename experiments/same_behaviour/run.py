@@ -26,13 +26,13 @@ COMMANDS = {
     "explain fdr": "explain fdr --task digits",
     "explain as JSON": "explain sym_div --json",
     "explain a network": "explain --network resnet20 --every",
-    "why an axis stays": "explain --network lenet5 --why linear_2/kernel",
+    "why an axis stays": "explain --network lenet5 --why conv1.bias",
     "code for NumPy": "explain t_stat --code numpy",
     "code for JAX": "explain geometric_median --code jax",
     "code for PyTorch": "explain t_stat --code torch",
     "score": "score fdr",
     "score as CSV": "score fdr l2 sum(abs(GW)) --task digits-deep --format csv",
-    "score as JSON": "score mean(X)/std(X) 1/(WI-WI) --format json --aggregation max",
+    "score as JSON": "score mean(X)/std(X) N/(NX-NX) --format json --aggregation max",
     "score a network": "score fdr l1 --network resnet20 --data digits --num-images 200 --format csv",
     "prune": "prune --task digits --metric fdr --out prune",
     "prune by operations": "prune --task digits-deep --macs-fraction 0.5 --scope global --out prune-macs",
@@ -57,13 +57,16 @@ TIMES = (
     (re.compile(r"\b\d+(\.\d+)?(e-?\d+)? ?(ms|s|min|h|seconds|minutes)\b"), "TIME"),
     (re.compile(r"\b\d+ (s|min|h) \d+ (s|min)\b"), "TIME"),
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?(\.\d+)?(\+\d\d:\d\d|Z)?"), "DATE"),
-    (re.compile(r'("\w*(seconds|time|at)": ?)-?[\d.e+-]+'), r"\1TIME"),
+    (re.compile(r'("\w*(seconds|time|at)\w*": ?)-?[\d.e+-]+'), r"\1TIME"),
+    (re.compile(r"left \d+:\d\d"), "left TIME"),
+    (re.compile(r"\| \d+\.\d\d \|$", re.MULTILINE), "| TIME |"),  # the last column of comparisons
+    (re.compile(r",\d+\.\d{6,},(\w*)$", re.MULTILINE), r",TIME,\1"),  # the same in their CSV
+    (re.compile(r" at 0x[0-9a-f]+"), ""),  # of functions that are default values
 )
 
 
-def without_times(text: str, folder: str) -> str:
-    """The text with durations, dates and the temporary folder replaced by one word each."""
-    text = text.replace(folder, "FOLDER")
+def without_times(text: str) -> str:
+    """The text with durations and dates replaced by one word each."""
     for pattern, word in TIMES:
         text = pattern.sub(word, text)
     return text
@@ -98,12 +101,12 @@ def record(path: Path) -> None:
                 [sys.executable, "-m", "jaxprune.cli", *arguments.split()],
                 cwd=folder, env=environment, capture_output=True, text=True,
             )  # fmt: skip
-            outputs[title] = f"exit status {done.returncode}\n" + without_times(done.stdout, folder)
+            outputs[title] = f"exit status {done.returncode}\n" + done.stdout.replace(folder, "FOLDER")
             if done.returncode == 2:
                 outputs[title] += done.stderr
         for name in FILES:
             file = Path(folder, name)
-            files[name] = without_times(file.read_text(), folder) if file.exists() else "missing"
+            files[name] = file.read_text().replace(folder, "FOLDER") if file.exists() else "missing"
     path.write_text(json.dumps({"names": public_names(), "outputs": outputs, "files": files}, indent=1))
 
 
@@ -113,7 +116,7 @@ def compare(before: Path, after: Path) -> int:
     num_different = 0
     for part in old:
         for title in sorted(old[part].keys() | new[part].keys()):
-            pair = [record[part].get(title, "missing").splitlines() for record in (old, new)]
+            pair = [without_times(record[part].get(title, "missing")).splitlines() for record in (old, new)]
             if pair[0] != pair[1]:
                 num_different += 1
                 print(f"== {part}: {title}")
