@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -9,7 +10,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Before JAX is imported: sub-processes that tests start inherit these, and so do the workers of pytest-xdist.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = (
+    "0.02"  # writing smaller programs takes longer than it saves
+)
 # Most time of the suite is XLA's: optimising code that runs once. A small program takes a third of the time without.
 CHEAP_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{CHEAP_COMPILATION} {os.environ.get('XLA_FLAGS', '')}".strip()
@@ -59,12 +62,15 @@ def root() -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Counts programs from now on."""
+    """Counts programs from now on, and looks for garbage more seldom."""
 
     def count(event: str, duration: float, **details: object) -> None:
         _num_compiled["here"] += event == "/jax/core/compile/backend_compile_duration"
 
     jax.monitoring.register_event_duration_secs_listener(count)
+    gc.set_threshold(
+        50_000, 50, 100
+    )  # traced programs are many small objects, most of them alive until the end
 
 
 @pytest.hookimpl(optionalhook=True)
