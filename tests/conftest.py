@@ -10,9 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Before JAX is imported: sub-processes that tests start inherit these, and so do the workers of pytest-xdist.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = (
-    "0.02"  # writing smaller programs takes longer than it saves
-)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.02"  # smaller ones are not worth a file
 # Most time of the suite is XLA's: optimising code that runs once. A small program takes a third of the time without.
 CHEAP_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{CHEAP_COMPILATION} {os.environ.get('XLA_FLAGS', '')}".strip()
@@ -81,19 +79,18 @@ def pytest_testnodedown(node: object, error: object) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fails a run that compiles more than it may: compiling is what makes the suite slow, and it creeps up unseen."""
-    if hasattr(session.config, "workeroutput"):
+    if hasattr(session.config, "workeroutput"):  # a worker: the process that started it has the sum
         session.config.workeroutput["num_compiled"] = _num_compiled["here"]
-        return
-    total = sum(_num_compiled.values())
-    is_slow_run = "not slow" not in session.config.option.markexpr
-    if total > MAX_COMPILATIONS and not is_slow_run:
-        print(
-            f"\nThe fast suite compiled {total} programs, more than {MAX_COMPILATIONS}. Share compiled programs between "
-            "tests (pytest --durations=50 shows where they are), or raise MAX_COMPILATIONS and say why."
-        )
+    elif sum(_num_compiled.values()) > MAX_COMPILATIONS and "not slow" in session.config.option.markexpr:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says how much was compiled."""
-    terminalreporter.write_line(f"{sum(_num_compiled.values())} programs compiled or read from the cache")
+    """Says how much was compiled, and what to do where that is too much."""
+    total = sum(_num_compiled.values())
+    terminalreporter.write_line(f"{total} programs compiled or read from the cache")
+    if total > MAX_COMPILATIONS:
+        terminalreporter.write_line(
+            f"The fast suite may compile {MAX_COMPILATIONS} programs: let tests share compiled ones (see --durations=50), "
+            "or raise MAX_COMPILATIONS in tests/conftest.py and say why."
+        )
