@@ -91,6 +91,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(f"{total} programs compiled or read from the cache")
     if total > MAX_COMPILATIONS:
         terminalreporter.write_line(
-            f"The fast suite may compile {MAX_COMPILATIONS} programs: let tests share compiled ones (see --durations=50), "
+            f"The fast suite may compile {MAX_COMPILATIONS} programs: let tests share compiled ones (--durations=50), "
             "or raise MAX_COMPILATIONS in tests/conftest.py and say why."
         )
