@@ -25,6 +25,7 @@ FOLDERS = (
     "search comparison figures report config commands cli"
 ).split()
 MAX_LINES = 450
+MAX_FUNCTION_LINES = 60
 LAZY = {"grain", "matplotlib", "pandas", "sympy", "tensorflow", "tensorflow_datasets", "torch"}
 
 
@@ -129,6 +130,19 @@ def test_heavy_optional_libraries_are_imported_where_they_are_used(module):
 def test_modules_hold_one_idea(module):
     lines = len(MODULES[module].read_text().splitlines())
     assert lines <= MAX_LINES, f"{module} has {lines} lines: at {MAX_LINES} it has two ideas, split it"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_functions_have_few_lines(module):
+    """Their docstrings apart: the public functions with many arguments have long ones."""
+    long = []
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.FunctionDef):
+            docstring = node.body[0] if ast.get_docstring(node) else None
+            num_documented = docstring.end_lineno - docstring.lineno + 1 if docstring else 0
+            num_lines = node.end_lineno - node.lineno + 1 - num_documented
+            long += [f"{node.name} has {num_lines} lines"] if num_lines > MAX_FUNCTION_LINES else []
+    assert not long, f"{module}: {', '.join(long)}; name the steps"
 
 
 def test_folders_are_two_levels_deep():
