@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from jaxprune.pruning.plan_checks import is_whole
 from jaxprune.structure.groups import Structure
 from jaxprune.types import Array
 
@@ -108,7 +109,7 @@ def _check_options(scope: object, multiple_of: object, factor: object) -> None:
     """Raises a `ValueError` for an option that has none of its allowed values."""
     if scope not in ("group", "global"):
         raise ValueError(f"scope must be 'group' or 'global', got {scope!r}.")
-    if not isinstance(multiple_of, int | np.integer) or multiple_of < 1:
+    if not is_whole(multiple_of) or multiple_of < 1:
         raise ValueError(f"multiple_of must be a whole number >= 1, got {multiple_of}.")
     if factor not in ("inner", "outer", "both"):
         raise ValueError(f"factor must be 'inner', 'outer' or 'both', got {factor!r}.")
@@ -135,7 +136,7 @@ def _explicit_counts(structure: Structure, counts: Mapping[str, int], free: Sequ
     for name, count in counts.items():
         if name not in structure.groups:
             problems.append(f"{name!r} is no group (groups: {', '.join(structure.groups)})")
-        elif count not in range(1, structure.widths[name] + 1):
+        elif isinstance(count, bool) or count not in range(1, structure.widths[name] + 1):
             problems.append(
                 f"{name!r} needs between 1 and {structure.widths[name]} kept channels, got {count!r}"
             )
@@ -156,7 +157,11 @@ def _counts_within(
     multiple_of: int,
 ) -> dict[str, int]:
     """Returns the largest counts whose size is at most a fraction of the full network's."""
-    if not isinstance(fraction, int | float | np.number) or not 0 < fraction <= 1:
+    if (
+        not isinstance(fraction, int | float | np.number)
+        or isinstance(fraction, bool)
+        or not 0 < fraction <= 1
+    ):
         raise ValueError(f"{budget} must be in (0, 1], got {fraction!r}. It is the fraction that stays.")
     if budget == "kept_fraction" and scope == "group":
         return {**structure.widths, **_uniform_counts(structure, free, float(fraction), multiple_of)}

@@ -5,15 +5,25 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from jaxprune.files import atomic_file
 from jaxprune.pruning.budgets import Factor, Scope, budget_counts, check_scores
+from jaxprune.pruning.plan_checks import (
+    is_sequence,
+    is_whole,
+    kept_problem,
+    network_problems,
+    plan_problems,
+    shortened,
+)
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import Parts, fingerprint
 from jaxprune.structure.tracing import structure_of_parts, trace_structure
@@ -29,6 +39,9 @@ _FORMAT = 1
 class Plan:
     """The channels that each group keeps, and the network they were chosen for: plain data, saved as JSON.
 
+    Raises:
+      ValueError: for kept indices that are not rising whole numbers below the width of their group.
+
     Example:
       >>> plan = Plan({"conv1.kernel": (0, 2)}, {"conv1.kernel": 4}, "0123456789abcdef", (1, 8, 8, 1), "float32")
       >>> Plan.from_json(plan.to_json()) == plan
@@ -36,7 +49,7 @@ class Plan:
     """
 
     kept: Mapping[str, tuple[int, ...]]
-    """Group name -> sorted kept indices; groups that stay whole are listed too."""
+    """Group name -> sorted kept indices; groups that stay whole are listed too, and those left out stay whole."""
     widths: Mapping[str, int]
     """Group name -> number of channels before pruning."""
     fingerprint: str
@@ -44,6 +57,19 @@ class Plan:
     example_shape: tuple[int, ...]
     """Shape of the images that the network takes, batch axis first."""
     example_dtype: str
+    source: str = field(default="", compare=False, repr=False)
+    """The file that the plan was loaded from, for messages."""
+
+    def __post_init__(self) -> None:
+        """Checks the kept indices and makes them tuples of whole numbers."""
+        if problems := plan_problems(self.kept, self.widths):
+            raise ValueError(
+                f"needs kept indices that fit the groups' widths: {'; '.join(problems)}. Make a plan with plan() or "
+                "make_plan()."
+            )
+        kept = {name: tuple(int(index) for index in indices) for name, indices in self.kept.items()}
+        object.__setattr__(self, "kept", kept)
+        object.__setattr__(self, "widths", {name: int(width) for name, width in self.widths.items()})
 
     @property
     def kept_counts(self) -> dict[str, int]:
@@ -78,25 +104,19 @@ class Plan:
         Raises:
           ValueError: if the text is not a plan, or is of a newer format.
         """
-        try:
-            record = json.loads(text)
-            version = int(record["format"])
-            if version > _FORMAT:
-                raise ValueError(
-                    f"needs a plan of format {_FORMAT} or older, got {version}. Use a newer jaxprune to read it."
-                )
-            groups = record["groups"]
-            return cls(
-                kept={name: tuple(int(index) for index in group["kept"]) for name, group in groups.items()},
-                widths={name: int(group["width"]) for name, group in groups.items()},
-                fingerprint=str(record["fingerprint"]),
-                example_shape=tuple(int(size) for size in record["example"]["shape"]),
-                example_dtype=str(record["example"]["dtype"]),
-            )
-        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"needs a plan as Plan.to_json writes it, got {text[:60]!r} ({type(error).__name__}: {error})."
-            ) from error
+        record = _read_record(text)
+        groups = record["groups"]
+        kept = {name: group["kept"] for name, group in groups.items()}
+        widths = {name: group["width"] for name, group in groups.items()}
+        if problems := plan_problems(kept, widths):
+            raise _no_plan("; ".join(problems))
+        return cls(
+            kept=kept,
+            widths=widths,
+            fingerprint=record["fingerprint"],
+            example_shape=tuple(record["example"]["shape"]),
+            example_dtype=record["example"]["dtype"],
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as JSON; a reader sees either the old file or the complete new one.
@@ -113,9 +133,13 @@ class Plan:
 
         Raises:
           OSError: if the file cannot be read.
-          ValueError: if it does not hold a plan, or one of a newer format.
+          ValueError: if it does not hold a plan, or one of a newer format; the message names file and group.
         """
-        return cls.from_json(FilePath(path).read_text())
+        try:
+            text = FilePath(path).read_text(encoding="utf-8-sig")
+            return replace(cls.from_json(text), source=os.fspath(path))
+        except ValueError as error:  # among them text that is not UTF-8
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 
 def plan(
@@ -239,18 +263,27 @@ def check_plan(parts: Parts, plan: Plan) -> Structure:
 
     Raises:
       TypeError: if `plan` is not a `Plan`.
-      ValueError: if the model has other paths, shapes or dtypes than the network the plan was made for.
+      ValueError: if the model has other paths, shapes or dtypes than the network the plan was made for, or if the plan
+        has other groups, widths or indices than the network.
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"needs a Plan, got {type(plan).__name__}. Make one with plan() or Plan.load().")
+    origin = f"{plan.source}: " if plan.source else ""
     digest = fingerprint(parts.flat)
     if digest != plan.fingerprint:
         raise ValueError(
-            f"needs the network that the plan was made for (fingerprint {plan.fingerprint}, widths "
+            f"{origin}needs the network that the plan was made for (fingerprint {plan.fingerprint}, widths "
             f"{dict(plan.widths)}), got one with fingerprint {digest}. "
             "Make a new plan for this network, or load the right one."
         )
-    return structure_of_parts(parts, plan.example)
+    structure = structure_of_parts(parts, plan.example)
+    problems = plan_problems(plan.kept, plan.widths) + network_problems(plan.widths, structure.widths)
+    if problems:
+        raise ValueError(
+            f"{origin}needs kept indices that fit the network's groups: {'; '.join(problems)}. "
+            "Make a new plan for this network."
+        )
+    return structure
 
 
 def index_arrays(structure: Structure, kept: KeptIndices) -> dict[str, Array]:
@@ -271,21 +304,81 @@ def index_arrays(structure: Structure, kept: KeptIndices) -> dict[str, Array]:
     arrays: dict[str, Array] = {}
     problems: list[str] = []
     for name, indices in pairs:
-        group = structure.groups.get(name)
-        if group is None:
+        if name in arrays:
+            problems.append(f"group {name} is listed twice")
+        elif name not in structure.groups:
             problems.append(f"no group is called {name!r} (groups: {', '.join(structure.groups)})")
-            continue
-        if isinstance(indices, jax.core.Tracer):
-            arrays[name] = indices
-            continue
-        array = np.asarray(indices, np.int32)
-        if array.ndim != 1 or not 1 <= array.size <= group.size:
-            problems.append(f"{name} needs between 1 and {group.size} kept indices, got shape {array.shape}")
-        elif (np.diff(array) <= 0).any() or array[0] < 0 or array[-1] >= group.size:
-            problems.append(
-                f"{name} needs rising indices between 0 and {group.size - 1}, got {array.tolist()}"
-            )
-        arrays[name] = array
+        elif problem := kept_problem(name, indices, structure.groups[name].size):
+            problems.append(problem)
+        else:
+            arrays[name] = indices if isinstance(indices, jax.core.Tracer) else np.asarray(indices, np.int32)
     if problems:
         raise ValueError(f"needs kept indices that fit the network's groups: {'; '.join(problems)}.")
     return arrays
+
+
+def _read_record(text: str) -> dict[str, Any]:
+    """Returns what a plan's JSON text holds, after checking everything but the kept indices and widths."""
+    try:
+        record = json.loads(text, object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:  # a RecursionError for brackets that are nested too deeply
+        raise _no_plan(f"got {text[:60]!r} ({type(error).__name__}: {error})") from error
+    if not isinstance(record, dict):
+        raise _no_plan(f"got {shortened(record)}")
+    missing = [name for name in ("format", "fingerprint", "example", "groups") if name not in record]
+    if missing:
+        raise _no_plan(f"{', '.join(missing)} missing, got {text[:60]!r}")
+    version, digest, example = record["format"], record["fingerprint"], record["example"]
+    if is_whole(version) and version > _FORMAT:
+        raise ValueError(
+            f"needs a plan of format {_FORMAT} or older, got {shortened(version)}. Use a newer jaxprune to read it."
+        )
+    if not is_whole(version) or version < 1:
+        raise _no_plan(f"format must be {_FORMAT}, got {shortened(version)}")
+    if not isinstance(digest, str):
+        raise _no_plan(f"fingerprint must be a text, got {shortened(digest)}")
+    if (
+        not isinstance(example, dict)
+        or not _is_shape(example.get("shape"))
+        or not _is_dtype(example.get("dtype"))
+    ):
+        raise _no_plan(f"example must have a shape and a dtype of JAX, got {shortened(example)}")
+    groups = record["groups"]
+    if not isinstance(groups, dict):
+        raise _no_plan(f"groups must be an object, got {shortened(groups)}")
+    for name, group in groups.items():
+        if not isinstance(group, dict) or not {"width", "kept"} <= group.keys():
+            raise _no_plan(f"group {name} must have a width and kept indices, got {shortened(group)}")
+    return record
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the members of a JSON object, which must have different names."""
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is listed twice")
+    return dict(pairs)
+
+
+def _is_shape(value: object) -> bool:
+    """Tells whether a value of a plan is the shape of a batch of images."""
+    return (
+        is_sequence(value) and len(value) > 0 and all(is_whole(size) and 0 < size < 2**31 for size in value)
+    )
+
+
+def _is_dtype(value: object) -> bool:
+    """Tells whether a value of a plan names a type of numbers that JAX has."""
+    try:
+        return isinstance(value, str) and (
+            np.dtype(value) == bool or bool(jnp.issubdtype(np.dtype(value), jnp.number))
+        )
+    except TypeError:
+        return False
+
+
+def _no_plan(problem: str) -> ValueError:
+    """Returns the error for text that is no plan."""
+    return ValueError(
+        f"needs a plan as Plan.to_json writes it, but {problem}. Make the plan again, or restore the file."
+    )

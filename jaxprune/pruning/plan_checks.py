@@ -1,0 +1,117 @@
+"""Says what is wrong with the channels that a plan keeps: the one check of everything that takes kept channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeGuard
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.types import Array
+
+_LONGEST = 120
+"""Most characters of a value that a message repeats."""
+
+
+def kept_problem(name: str, kept: Sequence[int] | Array, width: int) -> str | None:
+    """Says in words what is wrong with the kept indices of one group.
+
+    Args:
+      name: of the group.
+      kept: its kept indices. Of traced arrays only the shape and the type of numbers are known.
+      width: the number of channels of the group.
+
+    Returns:
+      What was needed and what came; None if nothing is wrong.
+
+    Example:
+      >>> kept_problem("conv", (0, 4), 4)
+      'group conv needs rising indices between 0 and 3, got (0, 4)'
+      >>> kept_problem("conv", (0, 3), 4)
+    """
+    if isinstance(kept, np.ndarray | jax.Array):
+        if kept.ndim != 1 or not jnp.issubdtype(kept.dtype, jnp.integer):
+            return (
+                f"group {name} needs whole numbers in one row as kept indices, got an array of {kept.dtype} of "
+                f"shape {kept.shape}"
+            )
+        is_traced = isinstance(kept, jax.core.Tracer)
+        values = range(kept.size) if is_traced else np.asarray(kept).tolist()  # those of a trace are unknown
+    elif not is_sequence(kept) or not all(map(is_whole, kept)):
+        return f"group {name} needs a list of whole numbers as kept indices, got {shortened(kept)}"
+    else:
+        values = list(kept)
+    if not 1 <= len(values) <= width:
+        return f"group {name} needs between 1 and {width} kept indices, got {len(values)}: {shortened(kept)}"
+    if list(values) != sorted(set(values)) or values[0] < 0 or values[-1] >= width:
+        return f"group {name} needs rising indices between 0 and {width - 1}, got {shortened(kept)}"
+    return None
+
+
+def plan_problems(kept: object, widths: object) -> list[str]:
+    """Says in words what is wrong with a plan, whatever its network is.
+
+    Args:
+      kept: group -> kept indices.
+      widths: group -> number of channels.
+
+    Returns:
+      One clause for each group with a problem; none if nothing is wrong.
+    """
+    if not isinstance(kept, Mapping) or not isinstance(widths, Mapping):
+        return [f"kept indices and widths go by group, got {shortened(kept)} and {shortened(widths)}"]
+    problems = [f"group {name} needs a width and kept indices" for name in {*kept} ^ {*widths}]
+    for name, indices in kept.items():
+        width = widths.get(name)
+        if name not in widths:
+            continue
+        if not is_whole(width) or width < 1:
+            problems.append(f"group {name} needs a whole number >= 1 as width, got {shortened(width)}")
+        elif problem := kept_problem(name, indices, width):
+            problems.append(problem)
+    return problems
+
+
+def network_problems(widths: Mapping[str, int], network_widths: Mapping[str, int]) -> list[str]:
+    """Says in words why the widths of a plan are not those of a network.
+
+    Args:
+      widths: group -> number of channels, of the plan; groups that it leaves out stay whole.
+      network_widths: group -> number of channels, of the network.
+
+    Returns:
+      One clause for each group with a problem; none if nothing is wrong.
+    """
+    problems = []
+    for name, width in widths.items():
+        if name not in network_widths:
+            problems.append(f"no group is called {name!r} (groups: {', '.join(network_widths)})")
+        elif width != network_widths[name]:
+            problems.append(f"group {name} has {network_widths[name]} channels, not {shortened(width)}")
+    return problems
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Tells whether a value is a whole number; True and False are none.
+
+    Example:
+      >>> [is_whole(value) for value in (3, np.int32(3), 3.0, True, "3")]
+      [True, True, False, False, False]
+    """
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def is_sequence(value: object) -> TypeGuard[Sequence[object]]:
+    """Tells whether a value is a list, a tuple or the like, but no text."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def shortened(value: object) -> str:
+    """Returns a value as a message shows it, cut where it is long."""
+    try:
+        text = repr(np.asarray(value).tolist() if isinstance(value, np.ndarray | jax.Array) else value)
+    except Exception:  # a traced array, or a whole number of more digits than Python writes
+        text = type(value).__name__
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
