@@ -22,7 +22,7 @@ from jaxprune.observation.observed import GradientSource, Observed
 from jaxprune.observation.operands import Operands
 from jaxprune.observation.sample import balanced_sample, batch_indices, flat_positions, pool_positions
 from jaxprune.structure.groups import Structure
-from jaxprune.structure.model_state import FlatState, Path, fingerprint, split_model
+from jaxprune.structure.model_state import FlatState, Path, dotted, fingerprint, split_model
 from jaxprune.structure.producer_sites import (
     channel_columns,
     channels_last,
@@ -215,7 +215,9 @@ def _observe_sample(
     operands: dict[str, Operands] = {}
     pivots: dict[str, jax.Array] = {}
     num_classes = int(class_ids.max()) + 1
-    for name, features in _activations(structure, arrays, images).items():
+    activations = _activations(structure, arrays, images)
+    _check_real_values(structure, arrays, activations)
+    for name, features in activations.items():
         site = structure.sites[name]
         rows = flat_positions(features)
         maps = pool_positions(features, max_positions)
@@ -249,3 +251,22 @@ def _activations(structure: Structure, arrays: FlatState, images: jax.Array) -> 
     return {
         name: channels_last(value, site) for (name, site), value in zip(sites.items(), values, strict=True)
     }
+
+
+def _check_real_values(structure: Structure, arrays: FlatState, activations: Mapping[str, jax.Array]) -> None:
+    """Refuses weights and activations that are complex, because functions are defined for real ones."""
+    sites = structure.sites.values()
+    norms = (norm[0] for site in sites for norm in (site.gamma, site.beta) if norm is not None)
+    paths = dict.fromkeys((*(site.kernel for site in sites), *(site.consumer for site in sites), *norms))
+    values = {dotted(path): arrays[path] for path in paths if path is not None}
+    values |= {f"the activations of {name}": value for name, value in activations.items()}
+    found = [
+        f"{name} ({value.dtype})"
+        for name, value in values.items()
+        if jnp.issubdtype(value.dtype, jnp.complexfloating)
+    ]
+    if found:
+        raise ValueError(
+            f"needs real weights and activations, got complex ones: {', '.join(found)}. Give plan(...) scores of your "
+            "own, such as sums of absolute values; mask and slim take complex networks."
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -52,10 +51,9 @@ def slim(model: nnx.Module, plan: Plan, *, attributes: Attributes | None = None)
     if required.keys() <= attributes.keys():
         misfit = find_misfit(parts, structure, kept, attributes, graph=graphdef)
         if misfit is None:
-            arrays = slim_state(
-                structure, jax.device_get(parts.flat), plan.kept
-            )  # on the host: nothing compiles
-            return merge_model(graphdef, jax.tree.map(jnp.asarray, arrays), parts.rest)
+            # NumPy cuts, and device_put moves: jnp.asarray would compile a program, and keep it, for each new shape.
+            arrays = slim_state(structure, jax.device_get(parts.flat), plan.kept)
+            return merge_model(graphdef, jax.device_put(arrays), parts.rest)
         problem = misfit.reason
         required = stored_sizes(model, {plan.widths[name]: len(channels) for name, channels in kept.items()})
     missing = {path: size for path, size in required.items() if path not in attributes}

@@ -23,6 +23,9 @@ from jaxprune.types import Array
 CompiledFunction = Callable[[Operands], jax.Array]
 """From operands to [C] scores ([B, C] for stacked operands)."""
 
+MAX_COMPILED = 64
+"""Functions whose programs `compile` keeps for a later call; each program takes about 2 MB."""
+
 
 def compile(f: Expression) -> CompiledFunction:
     """Compiles a pruning function for use after evolution: one fused program per shape of operands.
@@ -126,7 +129,7 @@ def view_of(f: Expression, operands: Operands) -> View:
     return "sample" if needs_samples(f) and not operands.sample_is_full else "full"
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=MAX_COMPILED)
 def _compile(f: Expression) -> CompiledFunction:
     def scores(operands: Operands) -> jax.Array:
         check_operands(operands)
