@@ -1,5 +1,6 @@
 """Statistics of the rows of all classes at once, against NumPy class by class, with NumPy and JAX."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,6 +15,15 @@ def xp(request):
     return request.param
 
 
+def all_of(statistics, xp, rows, *arrays):
+    """Every statistic by name; those of JAX from one program, as scorers have them."""
+
+    def compute(values, *masks):
+        return dict(statistics(xp, values, rows, *masks))
+
+    return (compute if xp is np else jax.jit(compute))(*arrays)
+
+
 def sets(rows, k):
     """Name -> numbers of the rows of a set for class k."""
     own = rows.class_ids == k
@@ -25,7 +35,7 @@ def sets(rows, k):
 def test_every_set_has_the_statistics_of_its_rows(xp, counts, shift):
     rows = ClassRows(counts)
     values = (np.random.default_rng(0).normal(shift, 1, (2, 1, 4, sum(counts), 5))).astype(np.float32)
-    found = row_statistics(xp, xp.asarray(values), rows)
+    found = all_of(row_statistics, xp, rows, values)
     for k in range(len(counts)):
         for name, own in sets(rows, k).items():
             row = 0 if name == "X" else k
@@ -50,7 +60,7 @@ def test_positions_that_are_filled_up_play_no_part():
     expected = row_statistics(np, values[..., :4], rows)
     values[..., 4:] = np.nan
     is_position = (np.arange(6) < 4).reshape(1, 1, 1, 6)
-    found = row_statistics(jnp, jnp.asarray(values), rows, jnp.asarray(is_position))
+    found = all_of(row_statistics, jnp, rows, values, is_position)
     for name, value in expected.items():
         own = found[name][..., :4] if name.startswith("mean_samples") else found[name]
         np.testing.assert_allclose(own, value, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -60,7 +70,7 @@ def test_equal_rows_are_exact(xp):
     """A class that is constant has no variance, and what the other classes leave at 0 has a mean of exactly 0."""
     values = np.zeros((1, 1, 1, 6, 1), np.float32)
     values[..., :2, :] = 0.1
-    found = row_statistics(xp, xp.asarray(values), ClassRows((2, 2, 2)))
+    found = all_of(row_statistics, xp, ClassRows((2, 2, 2)), values)
     assert np.asarray(found["var(P)"]).max() == 0
     np.testing.assert_array_equal(np.asarray(found["mean(Q)"])[0, 0], [0])
     np.testing.assert_array_equal(np.asarray(found["mean_samples(P)"])[0, :, 0, 0], np.float32([0.1, 0, 0]))
@@ -70,7 +80,7 @@ def test_equal_rows_are_exact(xp):
 def test_pairs_of_sets(xp, counts):
     rows = ClassRows(counts)
     values = np.random.default_rng(2).normal(0, 1, (1, 1, 2, sum(counts), sum(counts))).astype(np.float32)
-    found = pair_statistics(xp, xp.asarray(values), rows)
+    found = all_of(pair_statistics, xp, rows, values)
     for k in range(len(counts)):
         for first, own in sets(rows, k).items():
             for second, other in sets(rows, k).items():
