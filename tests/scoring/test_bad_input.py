@@ -92,11 +92,16 @@ class TestAnOperandThatSomeLayersLack:
         assert reasons == [None] and np.isfinite(scores).all()
 
 
+@pytest.fixture(scope="module")
+def mixed():
+    """A sample of 6 images from batches that hold all classes."""
+    return observe(Net(), IMAGES, LABELS, num_samples=6)
+
+
 class TestAClassThatABatchLacks:
     @pytest.mark.parametrize("batch_size", [4, 10, 30])
-    def test_batches_of_one_class_each_are_as_good_as_mixed_ones(self, batch_size):
+    def test_batches_of_one_class_each_are_as_good_as_mixed_ones(self, batch_size, mixed):
         order = np.argsort(LABELS, kind="stable")
-        mixed = observe(Net(), IMAGES, LABELS, num_samples=6)
         found = observe(Net(), IMAGES[order], LABELS[order], num_samples=6, batch_size=batch_size)
         for path in mixed:
             np.testing.assert_array_equal(found[path].moments.count, [10, 10, 10])
@@ -114,14 +119,11 @@ class TestAClassThatABatchLacks:
         batches = [
             (features[start : start + 6], LABELS[order][start : start + 6]) for start in range(0, 30, 6)
         ]
+        whole = Operands.from_arrays(features=features, labels=LABELS[order], kernel=kernel)
+        expected = score_population([library["fdr"]], whole)
         for num_classes in (None, 3):
             found = Operands.from_batches(batches, kernel=kernel, num_classes=num_classes)
-            whole = Operands.from_arrays(features=features, labels=LABELS[order], kernel=kernel)
-            np.testing.assert_allclose(
-                score_population([library["fdr"]], found),
-                score_population([library["fdr"]], whole),
-                rtol=1e-5,
-            )
+            np.testing.assert_allclose(score_population([library["fdr"]], found), expected, rtol=1e-5)
 
 
 class TestMixedDtypes:
