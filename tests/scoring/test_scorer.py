@@ -55,13 +55,21 @@ def layer(seed, channels, positions, entries, outgoing, counts=(16, 12, 1), dtyp
     )
 
 
+SHAPES = {
+    "conv1": {"channels": 3, "positions": 12, "entries": 5, "outgoing": 7},
+    "conv2": {"channels": 17, "positions": 4, "entries": 8, "outgoing": 3},
+    "dense": {"channels": 6, "positions": 1, "entries": 13, "outgoing": 1},
+}
+SHAPES["twin"] = SHAPES["conv1"]
+
+
+def make_network(seed):
+    return {path: layer((seed, number), **shape) for number, (path, shape) in enumerate(SHAPES.items())}
+
+
 @pytest.fixture(scope="module")
 def network():
-    return {
-        "conv1": layer(0, channels=3, positions=12, entries=5, outgoing=7),
-        "conv2": layer(1, channels=17, positions=4, entries=8, outgoing=3),
-        "dense": layer(2, channels=6, positions=1, entries=13, outgoing=1),
-    }
+    return make_network(0)
 
 
 FUNCTIONS = [*CLASSED, *MIXED, *library.values(), *own_seeds.values()]
@@ -80,10 +88,11 @@ def found(network, backend):
 @pytest.fixture(scope="module")
 def fused(network):
     compiled = [compile(f) for f in FUNCTIONS]
-    return {path: jax.jit(lambda ops: [f(ops) for f in compiled])(ops) for path, ops in network.items()}
+    run = jax.jit(lambda ops: [f(ops) for f in compiled])
+    return {path: run(ops) for path, ops in network.items()}
 
 
-@pytest.mark.parametrize("path", ["conv1", "conv2", "dense"])
+@pytest.mark.parametrize("path", SHAPES)
 def test_every_layer_equals_the_compiled_function(fused, found, path):
     assert not any(found[path].reasons)
     for f, row, alone in zip(FUNCTIONS, found[path].scores[:, 0], fused[path], strict=True):
@@ -174,25 +183,6 @@ def test_a_device_remembers_too(network):
     assert_same_scores(scorer.run(mixed), Scorer(network, backend="numpy").run(mixed))
 
 
-def test_several_layers_of_paired_members(network):
-    members = [
-        {
-            "a": layer(seed, channels=3, positions=4, entries=5, outgoing=2),
-            "b": layer(seed + 10, channels=2, positions=4, entries=5, outgoing=2),
-            "c": layer(seed + 20, channels=3, positions=4, entries=5, outgoing=2),
-        }
-        for seed in range(2)
-    ]
-    stacked = {path: Operands.stack([one[path] for one in members]) for path in members[0]}
-    functions = [parse("sum(abs(WI)) + mean(abs(P - mX))"), parse("var(Q)*gamma")]
-    for backend in ("numpy", "device"):
-        found = Scorer(stacked, backend=backend).run(functions, networks=[1, 0])
-        for path in stacked:
-            for row, network in ((0, 1), (1, 0)):
-                alone = Scorer(members[network][path], backend="numpy").run(functions)[""].scores[row, 0]
-                assert_close(found[path].scores[row, 0], alone, rtol=1e-4)
-
-
 def test_float64_operands_stay_float64_wherever_they_are_scored(backend):
     with jax.enable_x64(True):
         wide = layer(0, channels=3, positions=5, entries=4, outgoing=2, dtype=np.float64)
@@ -280,17 +270,37 @@ def shapes_of(scorer):
     return [batch.shape for batch in evaluator.batches] if is_on_host else list(evaluator.programs.batches)
 
 
-def test_layers_alike_stand_side_by_side():
-    members = {f"conv{i}": layer(i, channels=4, positions=4, entries=5, outgoing=3) for i in range(3)}
-    members["other"] = layer(3, channels=4, positions=4, entries=6, outgoing=3)
-    for backend in ("numpy", "device"):
-        scorer = Scorer(members, backend=backend)
-        assert [group.num_members for group in shapes_of(scorer)] == [3, 1]
-        together = scorer.run(CLASSED)
-        for path, ops in members.items():
-            alone = Scorer(ops, backend="numpy").run(CLASSED)[""]
-            for row, other in zip(together[path].scores, alone.scores, strict=True):
-                assert_close(row, other, rtol=1e-4)
+def test_layers_alike_stand_side_by_side(network, backend, found):
+    assert [group.num_members for group in shapes_of(Scorer(network, backend=backend))] == [2, 1, 1]
+    for path, ops in network.items():
+        alone = Scorer(ops, backend="numpy").run(FUNCTIONS)[""]
+        for row, other in zip(found[path].scores, alone.scores, strict=True):
+            assert_close(row, other, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """One for each function of `CLASSED`."""
+    return [make_network(seed) for seed in range(len(CLASSED))]
+
+
+def test_several_layers_of_paired_members(networks, backend):
+    """The first function on the last network alone, and so on."""
+    stacked = {path: Operands.stack([one[path] for one in networks]) for path in SHAPES}
+    found = Scorer(stacked, backend=backend).run(CLASSED, networks=range(len(CLASSED))[::-1])
+    for number, (f, members) in enumerate(zip(CLASSED, networks[::-1], strict=True)):
+        alone = Scorer(members, backend="numpy").run([f])
+        for path in SHAPES:
+            assert_close(found[path].scores[number, 0], alone[path].scores[0, 0], rtol=1e-4)
+
+
+@pytest.mark.parametrize(("backend", "functions"), [("numpy", CLASSED), ("device", CLASSED[:2])], ids=["numpy", "device"])
+def test_paired_members_of_one_layer(networks, backend, functions):
+    """Every program of a device is in `test_several_layers_of_paired_members`, so two functions say enough here."""
+    members = [one["dense"] for one in networks[: len(functions)]]
+    found = score_population(functions, Operands.stack(members), paired=True, backend=backend)
+    for f, row, one in zip(functions, found, members, strict=True):
+        assert_close(row, Scorer(one, backend="numpy").run([f])[""].scores[0, 0], rtol=1e-4)
 
 
 def test_a_device_gets_nothing_from_the_host_in_between_and_stacks_what_is_alike(network):
@@ -314,21 +324,6 @@ def test_after_warming_up_nothing_is_compiled(network):
     assert number == len(before) > 5
     assert all(spec.kind == "mean" for spec in added)
     assert Scorer(network, backend="numpy").warm_up(functions) == 0
-
-
-def test_paired_members_are_scored_alike_on_both_backends(network):
-    members = [layer(seed, channels=5, positions=4, entries=6, outgoing=3) for seed in range(len(CLASSED))]
-    stacked = Operands.stack(members)
-    expected = np.stack(
-        [
-            Scorer(one, backend="numpy").run([f])[""].scores[0, 0]
-            for f, one in zip(CLASSED, members, strict=True)
-        ]
-    )
-    for backend in ("numpy", "device"):
-        found = score_population(CLASSED, stacked, paired=True, backend=backend)
-        for row, other in zip(found, expected, strict=True):
-            assert_close(row, other, rtol=1e-4)
 
 
 def test_a_function_one_layer_refuses_is_scored_on_none(network):
@@ -432,5 +427,5 @@ def test_random_populations_stay_equal_on_a_network(network):
 def test_channels_of_all_layers_have_a_place_each(network):
     scorer = Scorer(network, backend="numpy")
     shapes = shapes_of(scorer)
-    assert [(one.start, one.num_channels) for one in shapes] == [(0, 3), (3, 17), (20, 6)]
-    assert scorer._evaluator.starts == [[0], [3], [20]] and scorer._evaluator.num_channels == 26
+    assert [(one.start, one.num_channels) for one in shapes] == [(0, 3), (6, 17), (23, 6)]
+    assert scorer._evaluator.starts == [[0], [6], [23], [3]] and scorer._evaluator.num_channels == 29
