@@ -16,7 +16,7 @@ Example:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
@@ -92,11 +92,14 @@ def compare(
     rows = named_functions(functions)
     check_counts("a comparison", draws=(draws, 0), repeats=(repeats, 1), evaluations=(evaluations, 1))
     counts = {task.name: _num_bases(task, bases) for task in given}
+    # Every task is checked before anything is trained on the first.
+    machines = {task.name: (programs or {}).get(task.name) or TaskPrograms(task) for task in given}
+    _check_evaluations(machines.values(), evaluations)
     measurements: list[Measurement] = []
     refused: list[Refused] = []
     facts: list[TaskFacts] = []
     for task in given:
-        machinery = (programs or {}).get(task.name) or TaskPrograms(task)
+        machinery = machines[task.name]
         base_pool = BasePool(
             machinery,
             seed,
@@ -324,6 +327,17 @@ def check_counts(caller: str, **numbers: tuple[int, int]) -> None:
     wrong = [f"{name} >= {low} (got {number})" for name, (number, low) in numbers.items() if number < low]
     if wrong:
         raise ValueError(f"{caller} needs {', '.join(wrong)}.")
+
+
+def _check_evaluations(machines: Iterable[TaskPrograms], evaluations: int) -> None:
+    """Checks that every fine-tuning has as many steps as its curve is to have points."""
+    for machinery in machines:
+        steps = machinery.recipe().num_steps(len(machinery.task.train[1]))
+        if evaluations > steps:
+            raise ValueError(
+                f"a comparison needs evaluations from 1 to the {steps} steps of a fine-tuning on task "
+                f"{machinery.task.name!r}, got {evaluations}."
+            )
 
 
 def _num_bases(task: Task, bases: int | Mapping[str, int]) -> int:

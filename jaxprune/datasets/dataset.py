@@ -12,14 +12,25 @@ import functools
 import hashlib
 import importlib.resources
 import io
+import warnings
 from dataclasses import dataclass, replace
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.datasets.guarded_split import GuardedSplit, Split
-from jaxprune.observation.checks import check_labels
+from jaxprune.observation.checks import check_labels, check_real
 from jaxprune.observation.sample import rank_in_class
 from jaxprune.types import Array
+
+MAX_CLASSES = 2**31 - 1
+"""Labels are stored as int32, and a cast would make class 0 of label 2**32."""
+
+SCALE_FACTOR = 30.0
+"""Splits whose values differ in size by more than this have not been scaled alike: 0 to 255 and 0 to 1, say."""
+
+_NUM_LOOKED_AT = 500
+"""Images of each split that its scale is measured on."""
 
 DATASETS = ("digits", "fashion")
 """Names of the datasets in the package, which `load_dataset` reads."""
@@ -119,8 +130,9 @@ class Dataset:
           The dataset, with read-only float32 images and int32 labels.
 
         Raises:
-          ValueError: if labels and images do not match in number, shapes differ between splits, labels are not whole
-            numbers in [0, num_classes), training images show one class only, or images hold NaN or infinity.
+          ValueError: if labels and images do not match in number, shapes differ between splits, some splits are whole
+            numbers and others are not, labels are not whole numbers in [0, num_classes), training images show one
+            class only, or images hold NaN or infinity.
 
         Example:
           >>> images = np.random.default_rng(0).normal(size=(20, 8, 8)).astype(np.float32)
@@ -131,8 +143,11 @@ class Dataset:
         if standardise is None:
             standardise = np.issubdtype(np.asarray(train[0]).dtype, np.integer)
         parts = {"train": train, "validation": validation, "test": test}
-        splits = {part: _as_split(name, part, arrays) for part, arrays in parts.items() if arrays is not None}
-        classes = _check_splits(name, splits, num_classes)
+        given = {part: arrays for part, arrays in parts.items() if arrays is not None}
+        checked = {part: _check_split(name, part, arrays) for part, arrays in given.items()}
+        classes = _check_splits(name, checked, num_classes)
+        splits = {part: _as_split(name, part, split) for part, split in checked.items()}
+        _check_scales(name, splits)
         if "validation" not in splits:
             splits["train"], splits["validation"] = _cut_validation(name, splits["train"])
         splits = _standardised(splits) if standardise else splits
@@ -239,8 +254,8 @@ def _first(split: Split, count: int | None, num_classes: int, argument: str) -> 
     return _read_only(_pick(split, chosen))
 
 
-def _as_split(name: str, part: str, arrays: Arrays) -> Split:
-    """Checks the arrays of one split and returns images as float32 with a channel axis, labels as int32."""
+def _check_split(name: str, part: str, arrays: Arrays) -> Split:
+    """Returns images and labels of one split as they are given, after checking what can be told without the others."""
     images = np.asarray(arrays[0])
     where = f"{name}, {part} split"
     if images.ndim not in (2, 3, 4):
@@ -250,28 +265,50 @@ def _as_split(name: str, part: str, arrays: Arrays) -> Split:
     labels = check_labels(arrays[1], len(images), owner=f"{where}: ", allow_strings=False)
     if len(labels) == 0:
         raise ValueError(f"{where}: needs at least one image, got none.")
-    images = images.astype(np.float32)
+    if images.size == 0:
+        raise ValueError(f"{where}: needs images with at least one pixel, got shape {images.shape}.")
+    check_real(images, owner=f"{where}: ")
+    return Split(images, labels)
+
+
+def _as_split(name: str, part: str, split: Split) -> Split:
+    """Returns images as finite float32 with a channel axis, labels as int32, of a split that was checked."""
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        images = split.images.astype(np.float32)
     num_bad = len(images) - int(np.isfinite(images.reshape(len(images), -1)).all(axis=1).sum())
     if num_bad:
         raise ValueError(
-            f"{where}: needs finite images, got NaN or infinity in {num_bad} of {len(images)}. "
+            f"{name}, {part} split: needs finite images, got NaN or infinity in {num_bad} of {len(images)}. "
             "Drop or repair them."
         )
-    return Split(images[..., None] if images.ndim == 3 else images, labels.astype(np.int32))
+    return Split(images[..., None] if images.ndim == 3 else images, split.labels.astype(np.int32))
 
 
 def _check_splits(name: str, splits: dict[str, Split], num_classes: int | None) -> int:
-    """Checks that splits agree in shape and labels fit; returns the number of classes."""
+    """Checks that splits agree in shape and kind and labels fit, before any cast; returns the number of classes."""
     shapes = {part: split.images.shape[1:] for part, split in splits.items()}
+    shapes = {part: (*shape, 1) if len(shape) == 2 else shape for part, shape in shapes.items()}
     if len(set(shapes.values())) > 1:
         listed = ", ".join(f"{part} {shape}" for part, shape in shapes.items())
         raise ValueError(f"{name}: needs images of one shape in all splits, got {listed}. Resize them first.")
+    dtypes = {part: split.images.dtype for part, split in splits.items()}
+    if len({jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes.values()}) > 1:
+        listed = ", ".join(f"{part} {dtype}" for part, dtype in dtypes.items())
+        raise ValueError(
+            f"{name}: needs whole-number images in all splits, or floating-point ones in all, got {listed}. "
+            "Scale all splits alike: divide whole numbers as the others were, or give them all as they were read."
+        )
     labels = np.unique(splits["train"].labels)
     if len(labels) < 2:
         raise ValueError(
             f"{name}: needs training images of at least two classes, got only label {labels[0]}."
         )
-    num_classes = int(labels[-1]) + 1 if num_classes is None else num_classes
+    if num_classes is None:
+        num_classes = min(int(labels[-1]) + 1, MAX_CLASSES)
+    elif not 2 <= num_classes <= MAX_CLASSES or num_classes != int(num_classes):
+        raise ValueError(
+            f"{name}: needs a whole number of classes from 2 to {MAX_CLASSES}, got {num_classes}."
+        )
     ranges = {part: (int(split.labels.min()), int(split.labels.max())) for part, split in splits.items()}
     bad = [
         f"{part} {low} to {high}" for part, (low, high) in ranges.items() if low < 0 or high >= num_classes
@@ -281,7 +318,21 @@ def _check_splits(name: str, splits: dict[str, Split], num_classes: int | None) 
             f"{name}: needs labels from 0 to {num_classes - 1}, got {', '.join(bad)}. "
             "Number the classes from 0, or pass num_classes."
         )
-    return num_classes
+    return int(num_classes)
+
+
+def _check_scales(name: str, splits: dict[str, Split]) -> None:
+    """Warns about splits whose values are of another size than those of the training images."""
+    some = {part: np.abs(split.images[:_NUM_LOOKED_AT]) for part, split in splits.items()}
+    sizes = {part: float(values.mean(dtype=np.float64)) for part, values in some.items()}
+    for part, size in sizes.items():
+        low, high = sorted((size, sizes["train"]))
+        if 0 < low * SCALE_FACTOR < high:
+            warnings.warn(
+                f"{name}: {part} images need the scale of the training images, got a mean size of {size:.3g} beside "
+                f"{sizes['train']:.3g}. Scale all splits alike, for example by 1 / 255.",
+                stacklevel=3,
+            )
 
 
 def _standardised(splits: dict[str, Split]) -> dict[str, Split]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxprune.datasets.dataset import DATASETS, load_dataset
 from jaxprune.datasets.guarded_split import Split
-from jaxprune.observation.checks import check_labels
+from jaxprune.observation.checks import check_labels, check_real
 from jaxprune.observation.sample import balanced_sample
 
 IMAGE_NAMES = ("images", "x", "x_train")
@@ -54,6 +54,7 @@ def load_examples(source: str | os.PathLike[str]) -> Split:
     if images.ndim < 2 or len(images) == 0:
         raise ValueError(f"data needs images [N, ...], got shape {images.shape} in {name}.")
     labels = check_labels(labels, len(images), owner=f"data {name}: ")
+    check_real(images, owner=f"data {name}: ")
     return Split(images if images.dtype == np.float64 else images.astype(np.float32), labels)
 
 

@@ -54,6 +54,35 @@ class GuardedSplit:
     def __repr__(self) -> str:
         return f"GuardedSplit({self.name!r}, {self.num_examples} examples, closed)"
 
+    def check_fits(self, image_shape: tuple[int, ...], num_classes: int) -> None:
+        """Checks shape, kind and labels of the test split without opening it, so that a run does not fail at its end.
+
+        Args:
+          image_shape: of one training image.
+          num_classes: labels must be below it.
+
+        Raises:
+          ValueError: if a network for such images and classes could not be measured on the test split.
+        """
+        images, labels = (np.asarray(array) for array in self.__split)
+        owner = f"{self.name}, test split"
+        if images.shape[1:] != image_shape or labels.shape != images.shape[:1] or len(labels) == 0:
+            raise ValueError(
+                f"{owner}: needs images of shape [N, {', '.join(map(str, image_shape))}] as in training, and a label "
+                f"for each, got shapes {images.shape} and {labels.shape}."
+            )
+        if not np.issubdtype(images.dtype, np.floating) or not np.isfinite(images).all():
+            what = "NaN or infinity" if np.issubdtype(images.dtype, np.floating) else f"dtype {images.dtype}"
+            raise ValueError(
+                f"{owner}: needs finite floating-point images, scaled as those of training, got {what}. "
+                "Make it with Dataset.from_arrays(train=..., validation=..., test=...), which scales all alike."
+            )
+        if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= num_classes:
+            raise ValueError(
+                f"{owner}: needs whole-number labels from 0 to {num_classes - 1}, as in training, got "
+                f"{labels.min()} to {labels.max()} ({labels.dtype}). Number the classes alike in all splits."
+            )
+
     def open(self, record: str | os.PathLike[str], *, reopen: bool = False) -> Split:
         """Returns the test images and labels, after noting in the file `record` that they were opened.
 

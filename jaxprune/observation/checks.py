@@ -189,6 +189,26 @@ def check_labels(
     return values
 
 
+def check_real(images: np.ndarray, *, owner: str = "") -> None:
+    """Refuses images that are not real numbers but texts, objects, times or complex numbers.
+
+    Args:
+      images: [N, ...].
+      owner: what the images belong to, put before the error message ("digits, train split: ", say).
+
+    Raises:
+      ValueError: if a cast to floating-point numbers would fail, or lose something without a word.
+    """
+    if jnp.issubdtype(images.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"{owner}needs images that hold real numbers, got dtype {images.dtype}. Use their real part or magnitude."
+        )
+    if not jnp.issubdtype(images.dtype, jnp.number) and images.dtype != bool:
+        raise ValueError(
+            f"{owner}needs images that hold numbers, got dtype {images.dtype}. Stack them: np.stack(images)."
+        )
+
+
 def to_class_ids(labels: np.ndarray) -> tuple[np.ndarray, int]:
     """Numbers classes 0 .. K-1 in sorted order of their labels.
 
@@ -217,10 +237,8 @@ def check_several_classes(classes: Sequence[object], num_examples: int) -> None:
       ValueError: if there is only one.
     """
     if len(classes) < 2:
-        raise ValueError(
-            f"scoring needs at least two classes, got only class {classes[0]!r} in {num_examples} labels. "
-            "Add examples of another class."
-        )
+        found = f"only class {classes[0]!r} in {num_examples} labels" if classes else "no labels"
+        raise ValueError(f"scoring needs at least two classes, got {found}. Add examples of another class.")
 
 
 def check_sample(

@@ -336,6 +336,12 @@ def _check_loss(
         )
     if loss is None:
         _check_logits(program, all_labels)
+    narrow = jax.dtypes.canonicalize_dtype(all_labels.dtype)
+    if not np.array_equal(all_labels.astype(narrow), all_labels):
+        raise ValueError(
+            f"GW and GX need labels that fit {narrow}, got {all_labels.min()} .. {all_labels.max()}. "
+            "Number the classes from 0."
+        )
     loss_of: Loss = cross_entropy if loss is None else loss
 
     def losses(arrays: FlatState) -> jax.Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxprune.observation.checks import check_labels, to_class_ids
+from jaxprune.observation.checks import check_labels, check_real, to_class_ids
 from jaxprune.observation.loss_gradients import Loss, SampledImages, make_gradients, make_squared_gradients
 from jaxprune.observation.moments import Moments, add_examples, sample_moments, zero_moments
 from jaxprune.observation.observed import GradientSource, Observed
@@ -143,12 +143,15 @@ def _check_arguments(
     if pixels.ndim < 2:
         raise ValueError(f"needs images [N, ...] with at least two axes, got shape {pixels.shape}.")
     classes = check_labels(labels, len(pixels))
-    if not jnp.issubdtype(pixels.dtype, jnp.number) and pixels.dtype != bool:
-        raise ValueError(
-            f"needs images that hold numbers, got dtype {pixels.dtype}. Stack them: np.stack(images)."
-        )
+    check_real(pixels)
+    wide = pixels
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
-        pixels = pixels.astype(jax.dtypes.canonicalize_dtype(pixels.dtype), copy=False)
+        pixels = wide.astype(jax.dtypes.canonicalize_dtype(wide.dtype), copy=False)
+    if np.issubdtype(pixels.dtype, np.integer) and pixels is not wide and not np.array_equal(pixels, wide):
+        raise ValueError(
+            f"needs whole numbers that fit {pixels.dtype}, got {wide.min()} to {wide.max()}. "
+            "Scale these examples, or turn on jax_enable_x64."
+        )
     num_bad = int(pixels.size - np.count_nonzero(np.isfinite(pixels)))
     if num_bad:
         raise ValueError(

@@ -26,7 +26,7 @@ from jaxprune.pruning.slimming import slim, slim_state
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState
 from jaxprune.structure.tracing import trace_structure
-from jaxprune.tasks.tasks import Task
+from jaxprune.tasks.tasks import Task, check_network
 from jaxprune.training.loop import Examples, count_correct, split_network
 from jaxprune.training.recipes import Recipe, find_recipe
 from jaxprune.training.trainer import Strategy, Trainer
@@ -68,7 +68,8 @@ class TaskPrograms:
       chunk: members per program where they are vmapped.
 
     Raises:
-      ValueError: if the network cannot be traced, nothing in it can be pruned, or the schedule does not fit.
+      ValueError: if the network cannot be traced or does not fit the data (see `check_network`), nothing in it can be
+        pruned, or the schedule does not fit.
     """
 
     def __init__(self, task: Task, *, strategy: Strategy = "auto", chunk: int = 16) -> None:
@@ -79,6 +80,7 @@ class TaskPrograms:
         example = jax.ShapeDtypeStruct((2, *self.data.x.shape[1:]), self.data.x.dtype)
         self.structure = trace_structure(self.model, example)
         self.structure.require_groups()
+        check_network(task, self.model)
         # Where two groups share all indices, the schedule is about the finer one.
         left_whole = self.structure.shared_groups("inner")
         widths = {name: width for name, width in self.structure.widths.items() if name not in left_whole}

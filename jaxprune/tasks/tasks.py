@@ -12,10 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxprune.datasets.dataset import Dataset
 from jaxprune.datasets.guarded_split import GuardedSplit
+from jaxprune.training.loop import split_network
 from jaxprune.training.recipes import Recipe, find_recipe
 from jaxprune.types import Array
 
@@ -130,7 +134,8 @@ class Task:
       data_fingerprint: a digest of the images and labels; not an argument.
 
     Raises:
-      ValueError: if a setting is out of range, or the data does not fit (see `Dataset.from_arrays`).
+      ValueError: if a setting is out of range, or the data does not fit (see `Dataset.from_arrays`), the test images
+        included. Whether the network fits is checked when a problem, a comparison or a calibration is made of the task.
 
     Example:
       >>> import numpy as np
@@ -188,10 +193,19 @@ class Task:
             problems.append(f'finetune "slim" or "masked" (got {self.finetune!r})')
         if problems:
             raise ValueError(f"task {self.name!r} needs {'; '.join(problems)}.")
+        standardised = np.issubdtype(np.asarray(self.train[0]).dtype, np.integer)
         data = Dataset.from_arrays(self.name, train=self.train, validation=self.validation)
         for name in ("train", "validation", "num_classes"):
             set_field(self, name, getattr(data, name))
         set_field(self, "data_fingerprint", data.fingerprint)
+        if self.test is not None:
+            if standardised:
+                raise ValueError(
+                    f"task {self.name!r} needs floating-point training images beside test=, got whole numbers, which "
+                    "would be standardised without the test images. Make a Dataset.from_arrays(train=..., "
+                    "validation=..., test=...) and pass its splits."
+                )
+            self.test.check_fits(data.image_shape, data.num_classes)
 
     @property
     def settings(self) -> dict[str, object]:
@@ -215,6 +229,49 @@ class Task:
         """
         copy: Callable[..., Task] = dataclasses.replace
         return copy(self, **changes)
+
+
+def check_network(task: Task, model: nnx.Module) -> None:
+    """Checks, on shapes alone, that a network can be trained on a task with its recipes.
+
+    Args:
+      task: the task.
+      model: its network.
+
+    Raises:
+      ValueError: if the network has no output for some class, or returns something other than [N, K] logits; if a
+        recipe needs more training images than there are, or images where there are features.
+    """
+    images = task.train[0]
+    network, weights = split_network(model)
+    example = jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype)
+    outputs = jax.eval_shape(network.logits, weights, example)
+    is_logits = (
+        isinstance(outputs, jax.ShapeDtypeStruct) and len(outputs.shape) == 2 and outputs.shape[0] == 2
+    )
+    if not is_logits or not jnp.issubdtype(outputs.dtype, jnp.floating):
+        shapes = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(outputs)]
+        raise ValueError(
+            f"task {task.name!r} needs a network that returns [N, K] floating-point logits, one row an image, got "
+            f"{', '.join(shapes) or 'nothing'} for 2 images of shape {tuple(images.shape[1:])}."
+        )
+    if outputs.shape[1] < task.num_classes:
+        raise ValueError(
+            f"task {task.name!r} needs a network with an output for each of the {task.num_classes} classes of its "
+            f"training labels, got {outputs.shape[1]} outputs. Build it with num_classes={task.num_classes}, or "
+            "number the classes from 0 without gaps."
+        )
+    for recipe in (find_recipe(task.recipe), find_recipe(task.base_recipe or task.recipe)):
+        if len(images) < recipe.batch_size:
+            raise ValueError(
+                f"task {task.name!r} needs at least one batch of {recipe.batch_size} training images for recipe "
+                f"{recipe.name!r}, got {len(images)}. Use recipe.replace(batch_size=...) with a smaller batch."
+            )
+        if recipe.augment == "crop_flip" and images.ndim != 4:
+            raise ValueError(
+                f"task {task.name!r} needs images [N, H, W, C] for crop_flip of recipe {recipe.name!r}, got shape "
+                f'{images.shape}. Use recipe.replace(augment="none").'
+            )
 
 
 def check_unique(tasks: Sequence[Task]) -> None:
