@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import cast
+from typing import Any, cast
 
 import jax
 from flax import nnx
@@ -41,8 +41,12 @@ def count_macs(model: nnx.Module, example: jax.Array | jax.ShapeDtypeStruct) -> 
     single = jax.ShapeDtypeStruct((1, *example.shape[1:]), example.dtype)
     # The view shares the caller's variables; splitting and merging puts a copy between it and the traced call.
     view = nnx.view(model, use_running_average=True, deterministic=True, raise_if_not_found=False)
-    graphdef, state = nnx.split(view)
-    traced = jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state)(x))(state, single)
+    graphdef, arrays, *others = nnx.split(view, lambda path, variable: _is_array(variable), ...)
+
+    def forward(arrays: nnx.State[Any, Any], x: jax.Array) -> object:
+        return nnx.merge(graphdef, arrays, *others, copy=True)(x)
+
+    traced = jax.make_jaxpr(forward)(arrays, single)
     return _jaxpr_macs(traced.jaxpr)
 
 
@@ -72,7 +76,15 @@ def parameter_sizes(model: nnx.Module) -> Mapping[str, int]:
       {'bias': 5, 'kernel': 40}
     """
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    return {".".join(map(str, path)): math.prod(variable.shape) for path, variable in flat}
+    return {
+        ".".join(map(str, path)): math.prod(variable.shape) for path, variable in flat if _is_array(variable)
+    }
+
+
+def _is_array(variable: object) -> bool:
+    """Tells whether a variable holds one array, or the shape of one, rather than a number, a text or a tuple."""
+    value = variable.get_raw_value() if isinstance(variable, nnx.Variable) else variable
+    return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def _jaxpr_macs(jaxpr: core.Jaxpr) -> int:

@@ -2,7 +2,10 @@
 
 Everything that changes a network works on the flat dictionary (path -> array), so the caller's model is never
 edited: `split_model` takes it apart and `merge_model` builds a new one. The state of random numbers (keys and counters
-of dropout) is kept apart, because it is neither scored nor cut.
+of dropout) is kept apart, because it is neither scored nor cut, and so is what is no array.
+
+Arrays are those that the network stores. A `Variable` may change its value whenever it is read (by `on_get_value` or a
+`get_value` of its own); that happens where the network's code reads it, and nowhere else.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from types import FunctionType
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
@@ -26,6 +29,9 @@ Path: TypeAlias = tuple[str | int, ...]
 
 FlatState: TypeAlias = dict[Path, Array]
 """Path -> NumPy or JAX array, for parameters and batch statistics (and any other non-random variable)."""
+
+RestState: TypeAlias = dict[Path, Array | nnx.Variable[Any]]
+"""Path -> array of random state, or a variable that is passed on as it is."""
 
 RunMode: TypeAlias = Literal["evaluation", "training"]
 """What batch norm and dropout are switched to."""
@@ -54,8 +60,9 @@ class Parts(NamedTuple):
 
     graphdef: nnx.GraphDef[nnx.Module]
     flat: FlatState
-    rest: FlatState
-    """The state of random numbers."""
+    rest: RestState
+    """The state of random numbers, and variables that are passed on as they are: those that hold no array (numbers,
+    texts, tuples ...) and what the network sowed."""
     trained: frozenset[Path]
     """Paths of the parameters (`nnx.Param`) among `flat`, without batch statistics."""
     model: nnx.Module
@@ -74,7 +81,7 @@ def dotted(path: Path) -> str:
 
 def split_model(
     model: nnx.Module, mode: Mode = "as_is"
-) -> tuple[nnx.GraphDef[nnx.Module], FlatState, FlatState]:
+) -> tuple[nnx.GraphDef[nnx.Module], FlatState, RestState]:
     """Takes a model apart into a static graph, its arrays by path, and its random state by path.
 
     The model itself is not changed: batch norm and dropout are switched on a copy,
@@ -86,7 +93,8 @@ def split_model(
         they are.
 
     Returns:
-      `(graphdef, flat, rest)`; `merge_model` puts them together again. Equal architectures have equal graphs.
+      `(graphdef, flat, rest)`; `merge_model` puts them together again. Equal architectures have equal graphs. `flat`
+      holds the arrays as they are stored, `rest` random state and variables that hold no array.
 
     Raises:
       TypeError: if `model` is not an NNX module.
@@ -115,27 +123,47 @@ def take_apart(model: nnx.Module) -> Parts:
         )
     graphdef, random_state, *states = nnx.split(model, nnx.RngState, ...)
     variables = nnx.to_flat_state(states[0])
-    trained = frozenset(cast(Path, path) for path, variable in variables if isinstance(variable, nnx.Param))
-    return Parts(graphdef, _arrays(variables), _arrays(nnx.to_flat_state(random_state)), trained, model)
+    flat = {path: _stored(variable) for path, variable in variables if _is_array(variable)}
+    rest = {path: _stored(variable) for path, variable in nnx.to_flat_state(random_state)}
+    rest.update((path, variable) for path, variable in variables if path not in flat)
+    trained = frozenset(
+        path for path, variable in variables if isinstance(variable, nnx.Param) and path in flat
+    )
+    return Parts(
+        graphdef, cast(FlatState, flat), cast(RestState, rest), cast(frozenset[Path], trained), model
+    )
 
 
-def _arrays(variables: Iterable[tuple[Any, Any]]) -> FlatState:
-    """Returns the arrays in variables, or the shapes and dtypes of a model that has no weights yet."""
-    return {
-        path: variable.get_value() if isinstance(variable, nnx.Variable) else variable
-        for path, variable in variables
-    }
+def _is_array(variable: object) -> bool:
+    """Tells whether a variable holds one array that belongs to the network, and was not sowed by it."""
+    value = _stored(variable)
+    return hasattr(value, "shape") and hasattr(value, "dtype") and not _is_sown(variable)
+
+
+def _is_sown(variable: object) -> bool:
+    """Tells whether a variable holds what a forward pass left behind."""
+    return isinstance(variable, nnx.Intermediate) and not isinstance(variable, nnx.Perturbation)
+
+
+def _stored(variable: object) -> object:
+    """Returns what a variable stores, not what it reads as."""
+    if not isinstance(variable, nnx.Variable):
+        return variable
+    value = variable.get_raw_value()
+    return value[...] if nnx.variablelib.is_array_ref(value) else value
 
 
 def merge_model(
-    graphdef: nnx.GraphDef[nnx.Module], flat: Mapping[Path, Array], rest: Mapping[Path, Array]
+    graphdef: nnx.GraphDef[nnx.Module],
+    flat: Mapping[Path, Array],
+    rest: Mapping[Path, Array | nnx.Variable[Any]],
 ) -> nnx.Module:
     """Builds a new model from what `split_model` returned; it works inside `jax.jit` and `jax.vmap`.
 
     Args:
       graphdef: the static graph.
       flat: path -> array.
-      rest: path -> array of the random state.
+      rest: path -> array of the random state, or variable that is passed on.
 
     Returns:
       A model of its own.
@@ -145,10 +173,62 @@ def merge_model(
       >>> merge_model(*parts)(jax.numpy.ones((4, 2))).shape
       (4, 3)
     """
+    own = {path: value.copy() if isinstance(value, nnx.Variable) else value for path, value in rest.items()}
     state: tuple[nnx.State[Any, Any], ...] = tuple(
-        nnx.from_flat_state(list(arrays.items())) for arrays in (flat, rest)
+        nnx.from_flat_state(list(values.items())) for values in (flat, own)
     )
     return nnx.merge(graphdef, *state)
+
+
+def merge_to_run(
+    graphdef: nnx.GraphDef[nnx.Module],
+    flat: Mapping[Path, Array],
+    rest: Mapping[Path, Array | nnx.Variable[Any]],
+) -> nnx.Module:
+    """Builds a model as `merge_model` does, without what it sowed before, which may be of another batch size.
+
+    Args:
+      graphdef, flat, rest: as for `merge_model`.
+
+    Returns:
+      A model of its own, to be run.
+    """
+    model = merge_model(graphdef, flat, rest)
+    if any(map(_is_sown, rest.values())):
+        nnx.pop(model, lambda path, variable: _is_sown(variable))
+    return model
+
+
+def random_state(rest: RestState) -> FlatState:
+    """Returns the arrays of the random state, without variables that are passed on."""
+    return {path: value for path, value in rest.items() if not isinstance(value, nnx.Variable)}
+
+
+def passed_values(rest: RestState) -> tuple[object, ...]:
+    """Returns what tells the variables apart that hold no array and that code of the network may read.
+
+    Networks of one graph may run differently for different values. Arrays count by their content.
+
+    Example:
+      >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+      >>> model.steps = nnx.Variable(3)
+      >>> passed_values(split_model(model)[2])
+      ((('steps',), 'PyTreeDef(*)', (3,)),)
+    """
+    values: list[object] = []
+    for path, variable in rest.items():
+        if isinstance(variable, nnx.Variable) and not _is_sown(variable):
+            leaves, treedef = jax.tree.flatten(variable.get_raw_value())
+            values.append((path, str(treedef), tuple(map(_content, leaves))))
+    return tuple(values)
+
+
+def _content(leaf: object) -> object:
+    """Returns a value that has a hash and is equal for equal leaves."""
+    if isinstance(leaf, jax.Array | np.ndarray) and not isinstance(leaf, jax.core.Tracer):
+        array = np.asarray(leaf)
+        return array.shape, str(array.dtype), hashlib.sha256(array.tobytes()).hexdigest()
+    return leaf
 
 
 def set_mode(model: nnx.Module, mode: RunMode) -> nnx.Module:

@@ -22,7 +22,14 @@ import jaxlib
 import optax
 from flax import nnx
 
-from jaxprune.structure.model_state import FlatState, Path, RunMode, merge_model, set_mode
+from jaxprune.structure.model_state import (
+    Path,
+    RestState,
+    RunMode,
+    merge_to_run,
+    random_state,
+    set_mode,
+)
 from jaxprune.types import Array
 
 _LIBRARIES = (
@@ -119,7 +126,7 @@ class Program:
 def trace_program(
     graphdef: nnx.GraphDef[nnx.Module],
     flat: Mapping[Path, Array | jax.ShapeDtypeStruct],
-    rest: FlatState,
+    rest: RestState,
     example: jax.ShapeDtypeStruct,
     mode: RunMode = "evaluation",
 ) -> Program:
@@ -138,15 +145,18 @@ def trace_program(
     Raises:
       ValueError: if the network cannot be run on such images; the message carries the network's own error.
     """
-    paths, random_paths = list(flat), list(rest)
+    random = random_state(rest)
+    paths, random_paths = list(flat), list(random)
 
-    def forward(arrays: list[Array], random_state: list[Array], images: jax.Array) -> Array:
+    def forward(arrays: list[Array], random_arrays: list[Array], images: jax.Array) -> Array:
         by_path = dict(zip(paths, arrays, strict=True))
-        network = merge_model(graphdef, by_path, dict(zip(random_paths, random_state, strict=True)))
+        network = merge_to_run(
+            graphdef, by_path, {**rest, **dict(zip(random_paths, random_arrays, strict=True))}
+        )
         return cast(Array, set_mode(network, mode)(images))
 
     shapes = [jax.ShapeDtypeStruct(flat[path].shape, flat[path].dtype) for path in paths]
-    random_shapes = [jax.ShapeDtypeStruct(rest[path].shape, rest[path].dtype) for path in random_paths]
+    random_shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in random.values()]
     try:
         closed = jax.make_jaxpr(forward)(shapes, random_shapes, example)
     except Exception as error:
@@ -157,7 +167,7 @@ def trace_program(
     flattening = _Flattening()
     inputs = [flattening.number(variable) for variable in closed.jaxpr.invars]
     flattening.add_constants(closed.jaxpr, closed.consts)
-    flattening.constants.update(zip(inputs[len(paths) :], rest.values(), strict=False))
+    flattening.constants.update(zip(inputs[len(paths) :], random.values(), strict=False))
     flattening.add_operations(closed.jaxpr)
     outputs = [flattening.read(variable) for variable in closed.jaxpr.outvars]
     return Program(

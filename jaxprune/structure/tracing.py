@@ -10,7 +10,15 @@ import jax
 from flax import nnx
 
 from jaxprune.structure.groups import Structure, structure_from
-from jaxprune.structure.model_state import FlatState, Parts, Path, fingerprint, modules_of, take_apart
+from jaxprune.structure.model_state import (
+    Parts,
+    Path,
+    RestState,
+    fingerprint,
+    modules_of,
+    passed_values,
+    take_apart,
+)
 from jaxprune.structure.program import trace_program
 from jaxprune.structure.propagation import propagate_and_factor, starting_labels, with_ties
 from jaxprune.structure.trial_pruning import try_groups
@@ -69,7 +77,7 @@ def structure_of_parts(parts: Parts, example: Array | jax.ShapeDtypeStruct) -> S
       ValueError: if the network does not run on such an example.
     """
     images = _with_batch_size(example, 2)
-    key = (parts.graphdef, fingerprint(parts.flat), images.shape, images.dtype)
+    key = (parts.graphdef, fingerprint(parts.flat), passed_values(parts.rest), images.shape, images.dtype)
     try:
         structure = _CACHE.get(key)
     except TypeError:  # the network stores a value that has no hash
@@ -90,7 +98,7 @@ def clear_structures() -> None:
 def structure_of(
     graphdef: nnx.GraphDef[nnx.Module],
     flat: Mapping[Path, Array],
-    rest: FlatState,
+    rest: RestState,
     example: Array | jax.ShapeDtypeStruct,
     like: Structure,
     *,

@@ -18,7 +18,15 @@ from flax import nnx
 
 from jaxprune.keys import derive, generator
 from jaxprune.pruning.masking import apply_masks
-from jaxprune.structure.model_state import FlatState, Path, merge_model, parameter_paths, split_model
+from jaxprune.structure.model_state import (
+    FlatState,
+    Path,
+    RestState,
+    merge_to_run,
+    parameter_paths,
+    random_state,
+    split_model,
+)
 from jaxprune.training.recipes import Augmentation, Recipe
 
 EVALUATION_BATCH = 500
@@ -39,18 +47,18 @@ class Network:
     Args:
       training: graph of training mode, with batch statistics and dropout.
       evaluation: graph of evaluation mode, with running statistics and without dropout.
-      rest: path -> random key or counter, which training does not change.
+      rest: path -> random key or counter, or variable that holds no array; training changes none of them.
       trained: paths of the arrays that the optimiser changes; the other weights are running statistics.
     """
 
     training: nnx.GraphDef[nnx.Module]
     evaluation: nnx.GraphDef[nnx.Module]
-    rest: FlatState
+    rest: RestState
     trained: frozenset[Path]
 
     def logits(self, weights: FlatState, x: jax.Array) -> jax.Array:
         """Returns [N, K] logits of examples `x` in evaluation mode."""
-        model = merge_model(self.evaluation, weights, self.rest)
+        model = merge_to_run(self.evaluation, weights, self.rest)
         return model(x)
 
 
@@ -134,12 +142,13 @@ def make_step(
         params = _trained(network, weights)
 
         def loss(params: FlatState) -> tuple[jax.Array, FlatState]:
-            model = merge_model(
+            model = merge_to_run(
                 network.training, weights | params, _reseeded(network.rest, derive(key, "dropout"))
             )
             logits = model(augment(derive(key, "augment"), images, recipe.augment))
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses.mean(), split_model(model)[1]
+            after = split_model(model)[1]
+            return losses.mean(), {path: after[path] for path in weights}  # without what the pass sowed
 
         gradients, new_weights = jax.grad(loss, has_aux=True)(params)
         updates, optimiser_state = optimiser.update(gradients, optimiser_state, params)
@@ -294,9 +303,10 @@ def _trained(network: Network, weights: FlatState) -> FlatState:
     return {path: array for path, array in weights.items() if path in network.trained}
 
 
-def _reseeded(rest: FlatState, key: jax.Array) -> FlatState:
+def _reseeded(rest: RestState, key: jax.Array) -> RestState:
     """Reseeds every random stream from `key`, so that dropout depends on the key of the step alone."""
-    return {
+    reseeded = {
         path: jax.random.fold_in(key, i) if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else value
-        for i, (path, value) in enumerate(sorted(rest.items()))
+        for i, (path, value) in enumerate(sorted(random_state(rest).items()))
     }
+    return {**rest, **reseeded}
