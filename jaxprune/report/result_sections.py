@@ -9,6 +9,7 @@ from jaxprune.comparison.final_comparison import DRAWS, RANDOM_SEARCH, WINNER, F
 from jaxprune.comparison.measurements import Split
 from jaxprune.comparison.results import Comparison, SummaryRow
 from jaxprune.comparison.verdicts import Verdict, overall_verdict, task_verdict
+from jaxprune.search.search import ending
 from jaxprune.search.state import Individual, SearchState
 from jaxprune.text import markdown_table, with_error
 
@@ -43,6 +44,11 @@ class Run:
     openings: Mapping[str, tuple[str, ...]]
 
     @property
+    def ending(self) -> str:
+        """A sentence on why the search ended early, after a space; empty if it did not."""
+        return f" {sentence}" if (sentence := ending(self.state, self.stopped)) else ""
+
+    @property
     def winner(self) -> Individual:
         """The winner with its fitness on the search bases."""
         return self.state.ranked()[0] if self.finals is None else self.state.individual(self.finals.winner_id)
@@ -74,7 +80,7 @@ def verdict_section(run: Run) -> str:
         return (
             "> **Verdict: none yet.** The final comparison has not run, so nothing here has been checked on base "
             "networks that the search did not see; numbers from the search bases alone are optimistic. Go on with "
-            f"`jaxprune evolve --resume` to run it.\n\nLeader on the search bases: {formula}"
+            f"`jaxprune evolve --resume` to run it.{run.ending}\n\nLeader on the search bases: {formula}"
         )
     best = run.finals.best_start
     others = _others(best)
@@ -93,7 +99,9 @@ def verdict_section(run: Run) -> str:
     bases += f" ({' + '.join(map(str, counts))})" if len(counts) > 1 else ""
     lines = [f"> **Verdict.** The winner is {judgements}{scope} on {bases} that the search never saw."]
     if best == WINNER:
-        lines[0] += " It is the best start formula itself: the search found nothing better."
+        result = "the search found nothing better" if _has_searched(run) else "no new formula was evaluated"
+        lines[0] += f" It is the best start formula itself: {result}."
+    lines[0] += run.ending
     details = [(task, validation, task, "points") for task in tasks] if is_joint else []
     if (on_test := test["l2"][key]) is not None and on_test.n:
         details.append((f"on test images{scope.rstrip(',')}", test, key, unit))
@@ -171,6 +179,11 @@ def optimism_section(run: Run) -> str:
     )
 
 
+def _has_searched(run: Run) -> bool:
+    """Whether any generation after the start formulas was completed."""
+    return run.state.generation > 1
+
+
 def _others(best_start: str) -> list[str]:
     """Returns the rows that the winner is judged against: l2, and the best start formula if it is another one."""
     return ["l2"] if best_start in ("l2", WINNER) else ["l2", best_start]
@@ -196,7 +209,8 @@ def _origin_line(run: Run, best: str) -> str:
     candidate = run.winner.candidate
     if candidate.generation == 0:
         name = "a given formula" if candidate.origin == "guess" else f"`{candidate.origin.split(':')[-1]}`"
-        return f"It is {name}, which the search started from: no new formula came out ahead of it on the search bases."
+        outcome = ": no new formula came out ahead of it on the search bases" if _has_searched(run) else ""
+        return f"It is {name}, which the search started from{outcome}."
     start = f"; the best start formula on the search bases was `{best}`" if best else ""
     origin = _ORIGINS.get(candidate.origin, candidate.origin.replace("_", " "))
     return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxprune.report.result_sections import Run
-from jaxprune.search.state import SearchState, ancestry
+from jaxprune.search.state import SearchState, ancestry, lost_guesses
 from jaxprune.text import duration, markdown_table
 
 MAX_ANCESTORS = 25
@@ -65,12 +65,19 @@ def search_section(run: Run) -> str:
             "![Fitness and complexity](figures/pareto.png)",
             "The Pareto front, on the search bases:",
             markdown_table(["function", "complexity", "fitness ± SE", "bases", "generation"], rows),
+            *_lost_guesses(state),
             "### Cost",
             markdown_table(["", ""], _cost_rows(run)),
             f"Fitness: {_fitness(state)}. Seed {state.config.seed}; all settings are in `config.json`, every "
             "fine-tuning is in `journal.jsonl`.",
         ]
     )
+
+
+def _lost_guesses(state: SearchState) -> list[str]:
+    """Returns a list of the given formulas that could not be scored, with the reasons; nothing if there are none."""
+    lines = [f"- `{guess.text}`: {guess.reason}" for guess in lost_guesses(state.candidates)]
+    return ["Given formulas that are invalid, so that they were left out:", "\n".join(lines)] if lines else []
 
 
 def _ancestry_table(state: SearchState, candidate_id: int) -> str:

@@ -7,10 +7,11 @@ already known on that base with those keys is never run again.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -87,7 +88,14 @@ Record = Candidate | TrialRecord
 
 
 class SearchStopped(Exception):
-    """Raised between two fine-tunings because `should_stop` gave a reason."""
+    """Raised between two fine-tunings, or while proposing, because `should_stop` gave a reason."""
+
+
+def stop_if_asked(should_stop: Callable[[], str | None]) -> None:
+    """Raises `SearchStopped` if `should_stop` gives a reason."""
+    reason = should_stop()
+    if reason is not None:
+        raise SearchStopped(reason)
 
 
 def evaluate(
@@ -211,23 +219,24 @@ class _Evaluation:
         missing = [
             trial for key, trial in trials.items() if key not in self.accuracies and key not in self.recorded
         ]
-        outcomes = outcomes_of(self.state.problem, missing, self.on_retry)
         generation = self.state.generation
-        for request in requests:
-            key = request.trial.key
-            is_cached = key in self.accuracies
-            if is_cached:
-                outcome = Outcome(self.accuracies[key])
-            elif key in self.recorded:
-                outcome = self.recorded[key]
-            else:
-                reason = self.should_stop()
-                if reason is not None:
-                    raise SearchStopped(reason)
-                outcome = next(outcomes)
-            self.accuracies[key] = outcome.accuracy
-            number, accuracy, seconds = request.candidate.id, outcome.accuracy, outcome.seconds
-            self._add(TrialRecord(generation, number, request.purpose, *key, accuracy, seconds, is_cached))
+        # Closed whatever happens: otherwise threads would go on training after the search has ended.
+        with contextlib.closing(outcomes_of(self.state.problem, missing, self.on_retry)) as outcomes:
+            for request in requests:
+                key = request.trial.key
+                is_cached = key in self.accuracies
+                if is_cached:
+                    outcome = Outcome(self.accuracies[key])
+                elif key in self.recorded:
+                    outcome = self.recorded[key]
+                else:
+                    stop_if_asked(self.should_stop)
+                    outcome = next(outcomes)
+                self.accuracies[key] = outcome.accuracy
+                number, accuracy, seconds = request.candidate.id, outcome.accuracy, outcome.seconds
+                self._add(
+                    TrialRecord(generation, number, request.purpose, *key, accuracy, seconds, is_cached)
+                )
 
     def _add(self, record: Record) -> None:
         self.records.append(record)
@@ -270,8 +279,10 @@ def max_fine_tunings(num_slots: int, tasks: Sequence[TaskInfo], promote_fraction
 
 def outcomes_of(
     problem: Problem, trials: Sequence[Trial], on_retry: Callable[[str], None] = lambda message: None
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Yields the outcome of every trial in order, trying again after an infrastructure error.
+
+    An error after the last outcome is reported and not tried again, because nothing is missing.
 
     Args:
       problem: the problem that runs the trials.
@@ -296,6 +307,9 @@ def outcomes_of(
                     f"run_many needs one outcome per trial, got {done} for {len(trials)} trials."
                 )
         except FAILURES as error:
+            if done == len(trials):
+                on_retry(f"an error after the last fine-tuning changed no result ({_cause(error)})")
+                return
             failures += 1
             trial = trials[done]
             action = f"fine-tuning on task {trial.task}, base {trial.base}, repeat {trial.repeat}"
@@ -315,10 +329,14 @@ def report_failure(action: str, failures: int, error: Exception, on_retry: Calla
     Raises:
       InfrastructureError: if it has failed more than `RETRIES` times.
     """
-    cause = f"{type(error).__name__}: {error}"
+    cause = _cause(error)
     if failures > RETRIES:
         raise InfrastructureError(f"{action} failed {failures} times, the last time with {cause}") from error
     on_retry(f"{action} failed ({cause}); trying again, {failures} of {RETRIES}")
+
+
+def _cause(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _trial(candidate: Candidate, task: TaskInfo, base: int, repeat: int) -> Trial:

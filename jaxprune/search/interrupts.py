@@ -1,4 +1,8 @@
-"""Handles Ctrl-C and SIGTERM as requests: the running fine-tuning ends, everything is saved, then the run stops."""
+"""Handles Ctrl-C and SIGTERM as requests: the running fine-tuning ends, everything is saved, then the run stops.
+
+An exception that a signal handler raises is lost if Python was inside a callback of JAX's, a finaliser or a garbage
+collection at that moment. So the signal is also noted, and looked at again wherever work can be left.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +35,13 @@ class SearchInterrupted(KeyboardInterrupt):
 class Interrupts:
     """A context in which the first SIGINT or SIGTERM is only noted in `received`; the second acts as usual.
 
+    The signal of a terminal that is closed is only noted in `hung_up`, because a run can go on without one.
     Outside the main thread, where Python allows no signal handlers, it does nothing.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.hung_up = False
         self._is_immediate = False
         self._previous_handlers: dict[int, Any] = {}
 
@@ -43,10 +49,15 @@ class Interrupts:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous_handlers[number] = signal.signal(number, self._note)
+            if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # otherwise somebody chose, such as nohup
+                self._previous_handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._note_hang_up)
+            _contexts.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        self._restore(*self._previous_handlers)
+        if self in _contexts:
+            _contexts.remove(self)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
@@ -57,20 +68,49 @@ class Interrupts:
         """
         self._is_immediate = True
         try:
-            if self.received is not None:
-                raise KeyboardInterrupt
+            self.look_again()
             yield
+            self.look_again()
         finally:
             self._is_immediate = False
+
+    def look_again(self) -> None:
+        """Raises what a signal inside `at_once` raised, in case that was lost on its way.
+
+        Raises:
+          KeyboardInterrupt: inside `at_once`, if a signal came.
+        """
+        if self._is_immediate and self.received is not None:
+            raise KeyboardInterrupt
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         """Notes the signal; the next one acts as usual."""
         self.received = number
-        self._restore()
+        self._restore(signal.SIGINT, signal.SIGTERM)
         if self._is_immediate:
             raise KeyboardInterrupt
 
-    def _restore(self) -> None:
-        for number, handler in self._previous_handlers.items():
-            signal.signal(number, handler)
-        self._previous_handlers.clear()
+    def _note_hang_up(self, number: int, frame: FrameType | None) -> None:
+        """Notes that the terminal was closed."""
+        self.hung_up = True
+
+    def _restore(self, *numbers: int) -> None:
+        """Gives signals the handlers that they had before."""
+        for number in numbers:
+            if number in self._previous_handlers:
+                signal.signal(number, self._previous_handlers.pop(number))
+
+
+_contexts: list[Interrupts] = []
+"""The contexts that the main thread is in."""
+
+
+def look_for_interrupts() -> None:
+    """Looks again at the signals of all contexts; to be called between two trainings.
+
+    Raises:
+      KeyboardInterrupt: if a signal came inside `at_once` and what it raised was lost.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for interrupts in _contexts:
+            interrupts.look_again()

@@ -6,7 +6,7 @@ plans with all of them, drops the invalid and the known ones, and picks plans th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,7 +20,7 @@ from jaxprune.language.parsing import parse
 from jaxprune.language.sampling import Limits, random_expression
 from jaxprune.language.variation import VariationSettings, vary
 from jaxprune.language.vocabulary import PAPER_VOCABULARY, Vocabulary
-from jaxprune.search.evaluation import Proposal, max_fine_tunings
+from jaxprune.search.evaluation import Proposal, max_fine_tunings, stop_if_asked
 from jaxprune.search.problem import Behaviour, plan_distance
 from jaxprune.search.state import REFERENCE_ID, Candidate, SearchState, Tally, one_per_behaviour
 from jaxprune.search.surrogate import most_promising
@@ -28,6 +28,9 @@ from jaxprune.types import Invalid
 
 ROUNDS = 4
 """How often a generation proposes a batch of expressions before it settles for fewer candidates than slots."""
+
+SCORED_AT_ONCE = 256
+"""Most expressions that are scored in one call, so that a time limit is looked at in between."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,20 @@ def ask(state: SearchState) -> tuple[Proposal, ...]:
     return propose(state).proposals
 
 
-def propose(state: SearchState) -> ProposalBatch:
-    """Returns the proposals of `ask` together with the tally of the expressions that led to them."""
-    return _first_generation(state) if state.generation == 0 else _next_generation(state)
+def propose(state: SearchState, should_stop: Callable[[], str | None] = lambda: None) -> ProposalBatch:
+    """Returns the proposals of `ask` together with the tally of the expressions that led to them.
+
+    Args:
+      state: as for `ask`.
+      should_stop: called often; returns a reason to stop, or None to go on.
+
+    Raises:
+      SearchStopped: if `should_stop` gave a reason; nothing is lost, because proposals follow from the state.
+      ValueError: as `ask`.
+    """
+    if state.generation == 0:
+        return _first_generation(state, should_stop)
+    return _next_generation(state, should_stop)
 
 
 def seeds(config_seeds: str, vocabulary: Vocabulary) -> dict[str, Expression]:
@@ -98,14 +112,14 @@ def canonical_text(text: str) -> str:
     return str(canonical_form(parse(text)))
 
 
-def _first_generation(state: SearchState) -> ProposalBatch:
+def _first_generation(state: SearchState, should_stop: Callable[[], str | None]) -> ProposalBatch:
     drafts = [_Draft(f, origin) for origin, f in seeds(state.config.seeds, _vocabulary(state)).items()]
     drafts += [_Draft(parse(text), "guess") for text in state.guesses]
     first: dict[str, _Draft] = {}
     for draft in drafts:
         first.setdefault(canonical_text(str(draft.expression)), draft)
     unique = list(first.values())
-    behaviours = _behaviours(state, [draft.expression for draft in unique])
+    behaviours = _behaviours(state, [draft.expression for draft in unique], should_stop)
     if isinstance(behaviours[0], Invalid):
         raise ValueError(
             f"every difference is to l2, so a task needs a network that l2 can score; it is {behaviours[0]}."
@@ -117,7 +131,7 @@ def _first_generation(state: SearchState) -> ProposalBatch:
     )
 
 
-def _next_generation(state: SearchState) -> ProposalBatch:
+def _next_generation(state: SearchState, should_stop: Callable[[], str | None]) -> ProposalBatch:
     elites = [state.candidates[id_] for id_ in state.population[: state.config.elites]]
     num_slots = _num_slots(state, len(elites))
     if num_slots == 0:
@@ -132,11 +146,12 @@ def _next_generation(state: SearchState) -> ProposalBatch:
     for start in range(0, ROUNDS * batch, batch):
         drafts = []
         for draft in _drafts(state, range(start, start + batch)):
+            stop_if_asked(should_stop)
             text = str(draft.expression)
             drafts += [] if text in texts else [draft]
             texts.add(text)
         proposed, duplicates = proposed + batch, duplicates + batch - len(drafts)
-        behaviours = _behaviours(state, [draft.expression for draft in drafts])
+        behaviours = _behaviours(state, [draft.expression for draft in drafts], should_stop)
         for draft, behaviour in zip(drafts, behaviours, strict=True):
             if isinstance(behaviour, Invalid):
                 invalid += 1
@@ -147,7 +162,7 @@ def _next_generation(state: SearchState) -> ProposalBatch:
                 valid.append((draft, behaviour))
         if len(valid) >= num_slots:
             break
-    new = _new_proposals(state, len(state.candidates), _pick(valid, state, num_slots))
+    new = _new_proposals(state, len(state.candidates), _pick(valid, state, num_slots, should_stop))
     again = [Proposal(elite, again=True) for elite in elites]
     return ProposalBatch((*new, *again) if new else (), Tally(proposed, duplicates, invalid, len(valid)))
 
@@ -206,7 +221,10 @@ def _tournaments(key: jax.Array, ranked: Sequence[int], size: int) -> tuple[int,
 
 
 def _pick(
-    valid: Sequence[tuple[_Draft, Behaviour]], state: SearchState, num_slots: int
+    valid: Sequence[tuple[_Draft, Behaviour]],
+    state: SearchState,
+    num_slots: int,
+    should_stop: Callable[[], str | None],
 ) -> list[tuple[_Draft, Behaviour]]:
     """Picks the most promising share, then in order of proposal; plans near to others come last, farthest first."""
     plans = [candidate.behaviour.kept for candidate in state.candidates if candidate.behaviour is not None]
@@ -215,6 +233,7 @@ def _pick(
     for index in dict.fromkeys([*_promising(valid, state, num_slots), *range(len(valid))]):
         if len(picked) == num_slots:
             break
+        stop_if_asked(should_stop)
         kept = valid[index][1].kept
         distance = min((plan_distance(kept, plan) for plan in plans), default=1.0)
         if distance < state.config.min_plan_distance:
@@ -244,9 +263,14 @@ def _promising(valid: Sequence[tuple[_Draft, Behaviour]], state: SearchState, nu
     )
 
 
-def _behaviours(state: SearchState, functions: Sequence[Expression]) -> list[Behaviour | Invalid]:
+def _behaviours(
+    state: SearchState, functions: Sequence[Expression], should_stop: Callable[[], str | None]
+) -> list[Behaviour | Invalid]:
     """Asks the problem for behaviours; checks that there is one per function, with one digest per search base."""
-    behaviours = list(state.problem.behaviours(functions)) if functions else []
+    behaviours: list[Behaviour | Invalid] = []
+    for start in range(0, len(functions), SCORED_AT_ONCE):
+        stop_if_asked(should_stop)
+        behaviours += state.problem.behaviours(functions[start : start + SCORED_AT_ONCE])
     if len(behaviours) != len(functions):
         raise ValueError(
             f"behaviours needs one result per function, got {len(behaviours)} for {len(functions)}."

@@ -17,15 +17,23 @@ from typing import TYPE_CHECKING, Any
 
 from jaxprune.language.expression import Expression
 from jaxprune.language.parsing import parse
-from jaxprune.search.evaluation import FAILURES, Record, SearchStopped, TrialRecord, evaluate, report_failure
-from jaxprune.search.interrupts import Interrupts, SearchInterrupted
+from jaxprune.search.evaluation import (
+    FAILURES,
+    Record,
+    SearchStopped,
+    TrialRecord,
+    evaluate,
+    report_failure,
+    stop_if_asked,
+)
+from jaxprune.search.interrupts import Interrupts, SearchInterrupted, look_for_interrupts
 from jaxprune.search.journal import Journal
 from jaxprune.search.problem import InfrastructureError, Problem
 from jaxprune.search.proposals import ProposalBatch, propose
 from jaxprune.search.run_directory import RunDirectory
 from jaxprune.search.serialization import candidate_to_json
 from jaxprune.search.settings import EvolveConfig
-from jaxprune.search.state import Candidate, GenerationSummary, Individual, SearchState
+from jaxprune.search.state import Candidate, GenerationSummary, Individual, SearchState, lost_guesses
 from jaxprune.search.task_problem import TaskProblem
 from jaxprune.search.update import tell
 from jaxprune.tasks.base_networks import Base
@@ -61,7 +69,8 @@ class SearchResult:
       archive: the Pareto front of fitness and complexity, simplest first.
       journal: path of the journal; its folder is the run directory.
       state: the state after the last complete generation.
-      stopped: why the search ended: "generations", "evaluations", "time" or "exhausted" (nothing new was found).
+      stopped: why the search ended: "generations", "evaluations", "time" or "exhausted" (nothing new was found);
+        `ending(state, stopped)` says it in a sentence.
     """
 
     best: Individual
@@ -198,8 +207,9 @@ def evolve_problem(
 ) -> SearchResult:
     """Searches until a stop, with everything on the disk after every fine-tuning.
 
-    A kill at any moment loses at most the running fine-tuning: a resumed run ends with the journal and archive that
-    it would have had. The first Ctrl-C or SIGTERM lets the running fine-tuning end.
+    A kill at any moment loses at most the fine-tunings under way (two for each training thread on a CPU, a chunk of 16
+    for each task on an accelerator): a resumed run ends with the journal and archive that it would have had. The first
+    Ctrl-C or SIGTERM lets the fine-tuning end that comes next in the journal.
 
     Args:
       problem: what to search on.
@@ -240,6 +250,8 @@ def evolve_problem(
                 "resume=True (--resume)."
             ) from error
         run.event("stopped", stopped)
+        if early := ending(state, stopped):
+            notify(callbacks, "on_message", early)
         archive = tuple(state.individual(id_) for id_ in state.archive)
         return SearchResult(state.ranked()[0], archive, run.journal.path, state, stopped)
 
@@ -274,8 +286,36 @@ def init_search(
     return SearchState(config, tasks, problem, tuple(str(formula) for formula in formulas))
 
 
+def ending(state: SearchState, stopped: str) -> str:
+    """Says in a sentence why a search ended before its last generation.
+
+    Args:
+      state: the last complete state.
+      stopped: the reason, as `SearchResult.stopped`; anything else where it is unknown.
+
+    Returns:
+      The sentence; empty if all generations are complete.
+
+    Example:
+      >>> from types import SimpleNamespace
+      >>> ending(SimpleNamespace(config=EvolveConfig(generations=10), generation=1), "time")
+      'The time limit ended the search: of 10 generations after the start formulas, 0 are complete.'
+    """
+    done, asked = state.generation - 1, state.config.generations
+    if done >= asked:
+        return ""
+    search = "random search" if state.config.strategy == "random" else "search"
+    endings = {
+        "time": f"The time limit ended the {search}",
+        "evaluations": f"The limit on fine-tunings ended the {search}",
+        "exhausted": f"The {search} ended because it found no new formula",
+    }
+    first = endings.get(stopped, f"The {search} is not complete")
+    return f"{first}: of {asked} generations after the start formulas, {done} {'is' if done == 1 else 'are'} complete."
+
+
 def notify(callbacks: Sequence[object], method: str, *arguments: object) -> bool:
-    """Calls a method of every callback that has it.
+    """Calls a method of every callback that has it; a place where an interrupt that was lost is found.
 
     Args:
       callbacks: any objects.
@@ -284,7 +324,11 @@ def notify(callbacks: Sequence[object], method: str, *arguments: object) -> bool
 
     Returns:
       Whether any callback has the method.
+
+    Raises:
+      KeyboardInterrupt: see `look_for_interrupts`.
     """
+    look_for_interrupts()
     methods = [getattr(callback, method) for callback in callbacks if hasattr(callback, method)]
     for call in methods:
         call(*arguments)
@@ -316,20 +360,18 @@ class _Loop:
             except KeyboardInterrupt:
                 self._raise_if_interrupted(state)
                 raise
-            if after is None:
-                return state, "exhausted" if state.config.max_evaluations is None else "evaluations"
             state = after
         return state, "generations"
 
-    def _generation(self, state: SearchState) -> SearchState | None:
-        """Runs one generation, writes it to the journal and saves it; None if there is nothing to evaluate."""
+    def _generation(self, state: SearchState) -> SearchState:
+        """Runs one generation, writes it to the journal and saves it."""
         started = time.monotonic()
-        if reason := self._reason_to_stop(state):
-            raise SearchStopped(reason)
+        stop_if_asked(lambda: self._reason_to_stop(state))
         with self.interrupts.at_once():  # nothing is lost, because proposals follow from the state
             batch = self._propose(state)
         if not batch.proposals:
-            return None
+            raise SearchStopped("exhausted" if batch.tally.proposed else "evaluations")
+        self._tell_lost_guesses(batch)
         records = evaluate(
             state,
             batch.proposals,
@@ -350,12 +392,17 @@ class _Loop:
         failures = 0
         while True:
             try:
-                return propose(state)
+                return propose(state, lambda: self._reason_to_stop(state))
             except FAILURES as error:
                 failures += 1
                 action = f"training base networks or scoring for generation {state.generation}"
                 report_failure(action, failures, error, self.run.notice)
             gc.collect()  # frees device buffers that the traceback held
+
+    def _tell_lost_guesses(self, batch: ProposalBatch) -> None:
+        """Tells the user which of the given formulas cannot be scored, and why."""
+        for guess in lost_guesses([proposal.candidate for proposal in batch.proposals]):
+            self.run.notice(f"The guess {guess.text} is left out, because it is invalid: {guess.reason}.")
 
     def _save(self, record: Record) -> None:
         """Writes a record to the journal and reports fine-tunings."""

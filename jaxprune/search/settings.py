@@ -26,8 +26,9 @@ class EvolveConfig:
       promote_fraction: share of a generation, best first, that is tried on all bases, in [0, 1].
       elites: number of leading candidates that are tried on one further base or repeat per task and generation, >= 0.
       max_evaluations: stop before the number of fine-tunings exceeds this (generation 0 always runs completely).
-      time_limit_seconds: stop after the fine-tuning that is running at this time, counted from the start of this call
-        (generation 0 always runs completely).
+      time_limit_seconds: stop the search after the fine-tuning that is running at this time, or while proposing,
+        counted from the start of this call (generation 0 always runs completely, and the final comparison of
+        `jaxprune evolve` comes after the search and is not limited).
       seed: determines every random choice, in [0, 2**31).
       max_size, max_depth: limits of every new expression.
       vocabulary: "default" has everything that the tasks offer; "paper" only what the paper's functions read.

@@ -279,6 +279,11 @@ def ancestry(state: SearchState, candidate_id: int) -> tuple[Candidate, ...]:
     return tuple(state.candidates[id_] for id_ in sorted(family))
 
 
+def lost_guesses(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Returns the given formulas among candidates that are invalid, so that nothing was fine-tuned for them."""
+    return [c for c in candidates if c.origin == "guess" and c.status == "invalid"]
+
+
 def start_formulas(state: SearchState) -> list[Individual]:
     """Returns the library functions and own seeds of generation 0, the highest mean fitness first.
 

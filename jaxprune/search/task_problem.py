@@ -109,13 +109,14 @@ class TaskProblem:
         if not any(programs.is_vmapped for programs in self.programs.values()):
             yield from map_in_order(self.run, trials)
             return
-        outcomes: dict[int, Outcome] = {}
-        for name, pool in self.pools.items():
-            indices = [i for i, trial in enumerate(trials) if trial.task == name]
-            entries = [self._entry(trials[i]) for i in indices]
-            for i, trained in zip(indices, pool.finetune(entries), strict=True):
-                outcomes[i] = Outcome(float(trained.accuracies[-1]), trained.seconds)
-        yield from (outcomes[i] for i in range(len(trials)))
+        # Each task trains a chunk when one of its results is needed, so that no more than that is lost by a kill.
+        results = {
+            name: pool.finetune([self._entry(trial) for trial in trials if trial.task == name])
+            for name, pool in self.pools.items()
+        }
+        for trial in trials:
+            trained = next(results[trial.task])
+            yield Outcome(float(trained.accuracies[-1]), trained.seconds)
 
     def final_pool(self, name: str, num_bases: int | None = None) -> BasePool:
         """Returns the bases of the final report: networks from other initialisations, which no search sees.

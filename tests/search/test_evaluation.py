@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 
 import pytest
 from test_proposals import after
@@ -160,6 +161,42 @@ def test_run_many_needs_one_outcome_per_trial() -> None:
     ]
     with pytest.raises(RuntimeError, match="got 1 for 2 trials"):
         list(outcomes_of(Miscounting(), trials))
+
+
+class FailingAtTheEnd(ToyProblem):
+    """Fails `times` times, each time after so many outcomes of a call."""
+
+    def __init__(self, after: int, times: int) -> None:
+        super().__init__()
+        self.after, self.times = after, times
+
+    def run_many(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
+        for number, trial in enumerate(trials):
+            self._fail(number)
+            yield self.run(trial)
+        self._fail(len(trials))
+
+    def _fail(self, number: int) -> None:
+        if number == self.after and self.times:
+            self.times -= 1
+            raise MemoryError("no room")
+
+
+@pytest.mark.parametrize("num_trials", [1, 2, 5])
+@pytest.mark.parametrize("before_end", [0, 1])
+def test_a_failure_after_the_last_outcome_loses_none_and_is_told(num_trials: int, before_end: int) -> None:
+    candidate = ask(init_search(ToyProblem(), SMALL))[0].candidate
+    digest = candidate.digests["digits"][0]
+    trials = [Trial("digits", "search", 0, n, digest, candidate.expression) for n in range(num_trials)]
+    messages: list[str] = []
+    problem = FailingAtTheEnd(after=num_trials - before_end, times=1)
+    assert list(outcomes_of(problem, trials, messages.append)) == [
+        ToyProblem().run(trial) for trial in trials
+    ]
+    assert len(messages) == 1 and "MemoryError: no room" in messages[0]
+    assert ("trying again" in messages[0]) == bool(before_end)
+    assert ("changed no result" in messages[0]) == (not before_end)
+    assert problem.ran == trials
 
 
 def test_tell_refuses_records_of_another_state() -> None:
