@@ -80,7 +80,7 @@ def test_geometric_median_is_the_medoid_column():
 
 def test_geometric_median_takes_the_first_column_on_ties():
     np.testing.assert_array_equal(compute("geometric_median", [[3.0, 4.0]]), [3.0])
-    masks = [(None, jnp.asarray([False, True, True]))]
+    masks = [(None, np.asarray([False, True, True]))]
     np.testing.assert_array_equal(compute("geometric_median", [[np.nan, 3.0, 4.0]], masks=masks), [3.0])
 
 

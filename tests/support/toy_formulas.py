@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import jax
@@ -87,14 +88,26 @@ def padded(value: jax.Array, f: Expression) -> jax.Array:
 
 
 def compute(name, *arrays, masks=None, params=(), xp=jnp):
-    """An operator of arrays for one channel and one class, with [size] masks."""
+    """An operator of arrays for one channel and one class, with [size] masks; with JAX in one program."""
+    implement = OPERATORS[name].implement
+    if xp is jnp:
+        return _jitted(implement, params)(arrays, masks)
+    with np.errstate(all="ignore"):
+        return _apply(np, implement, params, arrays, masks)
+
+
+def _apply(xp, implement, params, arrays, masks):
     values = [xp.asarray(array)[None, None, None] for array in arrays]
     batched_masks = masks and [
         tuple(None if mask is None else xp.asarray(mask)[None, None, None] for mask in by_axis)
         for by_axis in masks
     ]
-    with np.errstate(all="ignore"):
-        return OPERATORS[name].implement(xp, *values, masks=batched_masks, params=params)[0, 0, 0]
+    return implement(xp, *values, masks=batched_masks, params=params)[0, 0, 0]
+
+
+@functools.cache
+def _jitted(implement, params):
+    return jax.jit(functools.partial(_apply, jnp, implement, params))
 
 
 def evaluate(f: Expression, of: dict[str, jax.Array], *, is_padded: bool = False, xp=None) -> jax.Array:
