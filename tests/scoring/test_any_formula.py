@@ -4,7 +4,6 @@ In float64, where rounding is no excuse.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -108,7 +107,7 @@ def test_every_way_of_running_gives_the_same_scores(f):
     assert_same(np.stack([run(ops) for ops in members]), expected, f)
     assert_same(run(stacked), expected, f)
     assert_same(jax.vmap(run)(stacked), expected, f)
-    one_by_one = [run(members[0].take([channel]))[0] for channel in range(CHANNELS)]
-    assert_same(jnp.stack(one_by_one), expected[0], f)
+    one_by_one = [np.asarray(run(members[0].take([channel])))[0] for channel in range(CHANNELS)]
+    assert_same(np.stack(one_by_one), expected[0], f)
     with jax.disable_jit():
         assert_same(run(members[0]), expected[0], f)
