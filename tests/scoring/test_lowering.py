@@ -51,7 +51,7 @@ def operands():
 
 
 def lower_instead_of_compiling(programs, spec):
-    """Takes the place of `Programs._compile`: lowers a program for every platform, and gives zeros when it is called."""
+    """Takes the place of `Programs._compile`: lowers a program for every platform; what is called gives zeros."""
     lowered = lower(programs.function(spec), programs.inputs(spec))
     shapes = jax.tree.unflatten(lowered.out_tree, lowered.out_avals)
     zeros = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), shapes)

@@ -294,7 +294,9 @@ def test_several_layers_of_paired_members(networks, backend):
             assert_close(found[path].scores[number, 0], alone[path].scores[0, 0], rtol=1e-4)
 
 
-@pytest.mark.parametrize(("backend", "functions"), [("numpy", CLASSED), ("device", CLASSED[:2])], ids=["numpy", "device"])
+@pytest.mark.parametrize(
+    ("backend", "functions"), [("numpy", CLASSED), ("device", CLASSED[:2])], ids=["numpy", "device"]
+)
 def test_paired_members_of_one_layer(networks, backend, functions):
     """Every program of a device is in `test_several_layers_of_paired_members`, so two functions say enough here."""
     members = [one["dense"] for one in networks[: len(functions)]]
