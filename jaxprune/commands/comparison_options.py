@@ -181,6 +181,7 @@ def compare_and_write(arguments: argparse.Namespace, functions: Mapping[str, Pru
         folder=arguments.bases_dir,
         on_row=on_row,
         on_base=on_base,
+        on_message=note,
     )
     table = comparison.to_markdown()
     say(table)

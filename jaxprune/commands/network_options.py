@@ -22,6 +22,8 @@ BASES_DIR = "runs/bases"
 SEARCH_ONLY = ("bases", "extra_bases", "final_bases", "weight")
 """Options of a task that only a search and its report read."""
 
+_MOST_BASES = 10_000
+
 _OWN_NETWORK = ("data", "weights", "num_images")
 """Options that only go with `--network`."""
 
@@ -39,7 +41,7 @@ def add_base_options(parser: argparse.ArgumentParser, *, default: str = f"defaul
     parser.add_argument("--task", metavar="NAME", help=about)
     parser.add_argument(
         "--base",
-        type=int,
+        type=whole_number,
         metavar="N",
         help="which of the task's search bases; trained if it is not there yet (default: 0)",
     )
@@ -50,7 +52,7 @@ def add_seed_options(parser: argparse.ArgumentParser) -> None:
     """Adds `--seed` and `--bases-dir`, which every command on trained networks needs."""
     parser.add_argument(
         "--seed",
-        type=int,
+        type=seed_number,
         default=0,
         help="networks, data orders and random plans follow from it (default: 0)",
     )
@@ -61,6 +63,28 @@ def add_seed_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help=f"where trained base networks are kept for the next command (default: {BASES_DIR})",
     )
+
+
+def seed_number(text: str) -> int:
+    """Reads a seed for argparse: a whole number of 64 bits."""
+    return whole_number(text, bits=64)
+
+
+def whole_number(text: str, bits: int = 32) -> int:
+    """Reads a whole number for argparse.
+
+    Args:
+      text: of the command line.
+      bits: that it may have.
+    """
+    limit = 2 ** (bits - 1)
+    try:
+        number = int(text)
+    except ValueError:
+        number = limit
+    if not -limit <= number < limit:
+        raise argparse.ArgumentTypeError(f"needs a whole number of at most {bits} bits, got {text!r}")
+    return number
 
 
 def add_own_network_options(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +112,7 @@ def add_own_network_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--num-images",
-        type=int,
+        type=whole_number,
         metavar="N",
         help="calibrate on at most this many images, equally many of each class (default: all)",
     )
@@ -151,6 +175,8 @@ def observed_of(arguments: argparse.Namespace) -> tuple[str, Observed]:
         raise ValueError(
             f"Name only one network, got --network and {given[0]}, which is about a task. Leave one out."
         )
+    if "bases_dir" in arguments.given:
+        raise ValueError("--bases-dir needs a task, got --network, which has no base networks. Leave one out.")
     if arguments.data is None:
         raise ValueError("--network needs images to observe it on, got none. Name them with --data.")
     return f"{arguments.network} on {arguments.data}", _observe_own_network(arguments)
@@ -172,8 +198,13 @@ def base_pool(arguments: argparse.Namespace, without: Collection[str] = ()) -> B
     base, folder = arguments.base or 0, arguments.bases_dir
     if base < 0:
         raise ValueError(f"--base needs a number from 0, got {base}.")
+    if base >= _MOST_BASES:
+        raise ValueError(f"--base needs a number below {_MOST_BASES}, because all before it are trained, got {base}.")
     (task,) = tasks_of(arguments, [arguments.task or DEFAULT_TASK], (*SEARCH_ONLY, *without))
-    return BasePool(TaskPrograms(task), arguments.seed, "search", base + 1, folder=folder, on_base=on_base)
+    programs = TaskPrograms(task)
+    return BasePool(
+        programs, arguments.seed, "search", base + 1, folder=folder, on_base=on_base, on_message=note
+    )
 
 
 def tasks_of(

@@ -290,7 +290,13 @@ def calibrate(
     rows = named_functions({**library, **own_seeds} if functions is None else functions)
     machinery = programs or TaskPrograms(task)
     pool = BasePool(
-        machinery, seed, "search", bases, folder=folder, on_base=on_base or (lambda name, base: None)
+        machinery,
+        seed,
+        "search",
+        bases,
+        folder=folder,
+        on_base=on_base or (lambda name, base: None),
+        on_message=on_message,
     )
     say(f"{task.name}: {bases} base networks")
     entries, refused = row_entries(pool, rows, draws=draws, repeats=repeats, with_scratch=True)

@@ -257,6 +257,7 @@ def _compare(
         reopen_test=True,  # after an interruption or a resumed search; every opening is on record and in the report
         on_row=on_row,
         on_base=on_base,
+        on_message=problem.on_message,
         programs=problem.programs,
     )
 
@@ -299,14 +300,16 @@ def _is_current(stored: Finals, rows: Rows, problem: TaskProblem, controls: Cont
     """Whether a stored comparison has the rows, bases, controls and seed that are needed now."""
     needed_formulas = {name: str(f) for name, f in rows.functions.items()}
     formulas = {name: text for name, text in stored.formulas.items() if name != RANDOM_SEARCH}
-    measured = {
-        facts.name: (facts.fingerprint, len(facts.base_accuracies)) for facts in stored.comparison.tasks
-    }
-    needed = {
-        name: (programs.fingerprint, programs.task.final_bases) for name, programs in problem.programs.items()
-    }
-    is_same = (stored.controls, stored.comparison.seed) == (controls, problem.seed)
-    return is_same and formulas == needed_formulas and measured == needed
+    bases = {facts.name: len(facts.base_accuracies) for facts in stored.comparison.tasks}
+    needed = {name: programs.task.final_bases for name, programs in problem.programs.items()}
+    is_same = (stored.controls, stored.comparison.seed) == (controls, problem.seed) and bases == needed
+    return (
+        is_same
+        and formulas == needed_formulas
+        and all(
+            problem.programs[facts.name].is_known_as(facts.fingerprint) for facts in stored.comparison.tasks
+        )
+    )
 
 
 def _view_from_json(plain: Mapping[str, Any]) -> LayerView:

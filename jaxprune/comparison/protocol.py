@@ -55,6 +55,7 @@ def compare(
     reopen_test: bool = False,
     on_row: OnRow | None = None,
     on_base: Callable[[str, Base], None] | None = None,
+    on_message: Callable[[str], None] | None = None,
     programs: Mapping[str, TaskPrograms] | None = None,
 ) -> Comparison:
     """Prunes and fine-tunes with every function on the same base networks, under the same keys.
@@ -78,6 +79,7 @@ def compare(
       reopen_test: whether test images that were opened before may be opened again.
       on_row: called with each measurement.
       on_base: called with (task name, base) for each base that is ready.
+      on_message: called with a sentence about each stored base that is damaged; by default a warning.
       programs: task name -> compiled machinery to use instead of compiling it anew.
 
     Returns:
@@ -107,6 +109,7 @@ def compare(
             counts[task.name],
             folder=folder,
             on_base=on_base or (lambda name, base: None),
+            on_message=on_message,
         )
         entries, invalid = row_entries(
             base_pool, rows, draws=draws, repeats=repeats, with_scratch=with_scratch

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,7 +183,8 @@ def make_problem(
       tasks: the tasks that a function must be good at.
       config: the settings of the search; only the seed is used.
       run_dir: the run directory.
-      callbacks: their method `on_base(task_name, base)`, if any, is called for each base network that is ready.
+      callbacks: their methods, if any, are called: `on_base(task_name, base)` for each base network that is ready,
+        `on_message` for each stored one that is damaged.
       strategy: how networks are batched; "auto" chooses by backend and network.
 
     Raises:
@@ -192,7 +194,14 @@ def make_problem(
     def on_base(task: str, base: Base) -> None:
         notify(callbacks, "on_base", task, base)
 
-    return TaskProblem(tasks, config.seed, folder=Path(run_dir) / "bases", strategy=strategy, on_base=on_base)
+    return TaskProblem(
+        tasks,
+        config.seed,
+        folder=Path(run_dir) / "bases",
+        strategy=strategy,
+        on_base=on_base,
+        on_message=partial(_tell, callbacks),
+    )
 
 
 def evolve_problem(
@@ -231,11 +240,7 @@ def evolve_problem(
     """
     start = init_search(problem, config, guesses)
 
-    def on_message(message: str) -> None:
-        if not notify(callbacks, "on_message", message):
-            warnings.warn(message, stacklevel=2)
-
-    with RunDirectory(Path(run_dir), on_message) as run, Interrupts() as interrupts:
+    with RunDirectory(Path(run_dir), partial(_tell, callbacks)) as run, Interrupts() as interrupts:
         state = run.open_run(start, settings or {}, resume)
         assert run.journal is not None
         run.event("resumed" if state.generation else "started", f"generation {state.generation}")
@@ -333,6 +338,12 @@ def notify(callbacks: Sequence[object], method: str, *arguments: object) -> bool
     for call in methods:
         call(*arguments)
     return bool(methods)
+
+
+def _tell(callbacks: Sequence[object], message: str) -> None:
+    """Tells a message to callbacks, or as a warning where none wants it."""
+    if not notify(callbacks, "on_message", message):
+        warnings.warn(message, stacklevel=2)
 
 
 class _Loop:

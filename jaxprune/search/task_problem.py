@@ -15,7 +15,7 @@ from jaxprune.language.expression import Expression
 from jaxprune.language.vocabulary import DEFAULT_VOCABULARY, OPERANDS, Vocabulary
 from jaxprune.observation.observed import Observed
 from jaxprune.search.problem import SEARCH_POOL, Behaviour, Outcome, TaskInfo, Trial, pack_kept
-from jaxprune.tasks.base_networks import Base, BasePool, Entry, FirstRoundPlan
+from jaxprune.tasks.base_networks import Base, BasePool, Entry, FirstRoundPlan, Pool
 from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.tasks.tasks import Task, check_unique
 from jaxprune.training.trainer import Strategy, map_in_order
@@ -33,6 +33,7 @@ class TaskProblem:
       folder: where trained bases are stored between runs; None stores none.
       strategy: how networks are batched, see `training/trainer.py`.
       on_base: called with (task name, base) for each base network that is ready.
+      on_message: called with a sentence about each stored base network that is damaged; by default a warning.
 
     Raises:
       ValueError: for no tasks, two of one name, or networks that cannot be pruned.
@@ -46,9 +47,10 @@ class TaskProblem:
         folder: str | os.PathLike[str] | None = None,
         strategy: Strategy = "auto",
         on_base: Callable[[str, Base], None] = lambda task, base: None,
+        on_message: Callable[[str], None] | None = None,
     ) -> None:
         check_unique(tasks)
-        self.seed, self.folder, self.on_base = seed, folder, on_base
+        self.seed, self.folder, self.on_base, self.on_message = seed, folder, on_base, on_message
         self._plans: dict[tuple[str, int, str], Kept] = {}  # (task, base, digest) -> plan
         self.programs = {task.name: TaskPrograms(task, strategy=strategy) for task in tasks}
         fingerprints = {name: f"{programs.fingerprint}-{seed}" for name, programs in self.programs.items()}
@@ -57,10 +59,7 @@ class TaskProblem:
             for task in tasks
         )
         counts = {task.name: task.bases + task.extra_bases for task in tasks}
-        self.pools = {
-            name: BasePool(programs, seed, "search", counts[name], folder=folder, on_base=on_base)
-            for name, programs in self.programs.items()
-        }
+        self.pools = {name: self._pool(name, "search", count) for name, count in counts.items()}
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -125,9 +124,20 @@ class TaskProblem:
           name: the task's name.
           num_bases: number of bases; by default the task's `final_bases`.
         """
-        programs = self.programs[name]
-        count = programs.task.final_bases if num_bases is None else num_bases
-        return BasePool(programs, self.seed, "final", count, folder=self.folder, on_base=self.on_base)
+        count = self.programs[name].task.final_bases if num_bases is None else num_bases
+        return self._pool(name, "final", count)
+
+    def _pool(self, name: str, pool: Pool, num_bases: int) -> BasePool:
+        """Base networks of a task, stored where all of the problem are."""
+        return BasePool(
+            self.programs[name],
+            self.seed,
+            pool,
+            num_bases,
+            folder=self.folder,
+            on_base=self.on_base,
+            on_message=self.on_message,
+        )
 
     def _entry(self, trial: Trial) -> Entry:
         if trial.pool != SEARCH_POOL:

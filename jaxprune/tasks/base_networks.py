@@ -7,9 +7,11 @@ random follows from (seed, task, pool, base, repeat), so that all functions are 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from math import prod, sqrt
 from pathlib import Path as FilePath
 from typing import Literal, cast
@@ -27,7 +29,7 @@ from jaxprune.scoring.metrics import PruningFunction, name_of
 from jaxprune.scoring.ranking import Ranking, rank_population
 from jaxprune.structure.model_state import FlatState
 from jaxprune.tasks.task_programs import TaskPrograms
-from jaxprune.training.checkpoint import load_network, save_network
+from jaxprune.training.checkpoint import DamagedNetworkError, load_network, save_network
 from jaxprune.training.loop import batch_order, split_network
 from jaxprune.training.recipes import Recipe
 from jaxprune.training.trainer import Job, Trained, map_in_order
@@ -88,6 +90,7 @@ class BasePool:
       num_bases: number of base networks; they are trained (or read from disk) at the first use of `bases`.
       folder: where trained base networks are cached; None trains them again each time.
       on_base: called with (task name, base) for each base network that is ready.
+      on_message: called with a sentence about each stored base network that is damaged; by default a warning.
     """
 
     def __init__(
@@ -99,9 +102,11 @@ class BasePool:
         *,
         folder: str | os.PathLike[str] | None = None,
         on_base: Callable[[str, Base], None] = lambda task, base: None,
+        on_message: Callable[[str], None] | None = None,
     ) -> None:
-        self.programs, self.task = programs, programs.task
+        self.programs, self.task, self.seed = programs, programs.task, seed
         self.pool, self.num_bases, self.on_base = pool, num_bases, on_base
+        self.on_message = on_message or warn
         self.key = derive(jax.random.key(seed), self.task.name, pool)
         self.folder = (
             None if folder is None else FilePath(folder) / f"{self.task.name}-{programs.fingerprint}-{seed}"
@@ -122,7 +127,7 @@ class BasePool:
             if self.folder is not None:
                 path = self.folder / f"{self.pool}-{index}"
                 with explained(f"save base network {path}"):
-                    save_network(path, base.weights, {"accuracy": base.accuracy})
+                    save_network(path, base.weights, {"accuracy": base.accuracy}, self._identity(index))
             self.on_base(self.task.name, base)
         return tuple(bases[index] for index in range(self.num_bases))
 
@@ -300,12 +305,57 @@ class BasePool:
         return Job(weights, order, derive(key, "train"), masks)
 
     def _load(self, index: int) -> Base | None:
-        """Reads a cached base network, if there is one."""
+        """Reads a cached base network, if there is one; one that is damaged is put aside and trained again.
+
+        It follows from the task, the seed and its number, so that nothing is lost; what was stored is kept under
+        another name, because it may be something else that a user wants back.
+        """
         if self.folder is None:
             return None
-        loaded = load_network(self.folder / f"{self.pool}-{index}", split_network(self.programs.model)[1])
-        if loaded is None:
-            return None
-        base = Base(index, loaded[0], loaded[1]["accuracy"])
-        self.on_base(self.task.name, base)
-        return base
+        like = split_network(self.programs.model)[1]
+        for folder in (self.folder, *self._earlier_folders):
+            path = folder / f"{self.pool}-{index}"
+            try:
+                loaded = load_network(path, like, self._identity(index), is_checked=folder == self.folder)
+            except DamagedNetworkError as error:
+                with explained(f"put the damaged base network {path} aside"):
+                    aside = put_aside(path)
+                self.on_message(
+                    f"base network {path} is not used: {error}. It is kept as {aside.name}, and the network is "
+                    "trained again, to the same weights if libraries and machine are the same."
+                )
+                continue
+            if loaded is not None:
+                base = Base(index, loaded[0], loaded[1]["accuracy"])
+                self.on_base(self.task.name, base)
+                return base
+        return None
+
+    def _identity(self, index: int) -> str:
+        """What a base network is, as it is written into its file."""
+        return (
+            f"{self.pool} base {index} of task {self.task.name}-{self.programs.fingerprint}, seed {self.seed}"
+        )
+
+    @cached_property
+    def _earlier_folders(self) -> tuple[FilePath, ...]:
+        """Folders where earlier versions of jaxprune stored the same base networks, without checksums."""
+        assert self.folder is not None
+        others = set(self.folder.parent.glob(f"{self.task.name}-*-{self.seed}")) - {self.folder}
+        if not others:
+            return ()
+        earlier = (f"{self.task.name}-{old}-{self.seed}" for old in self.programs.earlier_fingerprints)
+        return tuple(path for name in earlier if (path := self.folder.parent / name) in others)
+
+
+def put_aside(path: FilePath) -> FilePath:
+    """Renames a file or folder to the first free name with "damaged" behind its own, and returns the new path."""
+    names = (f"{path.name}.damaged{number or ''}" for number in count())
+    aside = next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name)))
+    path.rename(aside)
+    return aside
+
+
+def warn(message: str) -> None:
+    """Shows a message as a warning, where nobody else wants it."""
+    warnings.warn(message, stacklevel=3)

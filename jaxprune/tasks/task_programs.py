@@ -6,9 +6,6 @@ fine-tuning, whatever the search proposes. Every program is made once and compil
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -26,8 +23,9 @@ from jaxprune.pruning.slimming import slim, slim_state
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState
 from jaxprune.structure.tracing import trace_structure
+from jaxprune.tasks.task_identity import Identity, earlier_fingerprints, fingerprint_of, identity_of
 from jaxprune.tasks.tasks import Task, check_network
-from jaxprune.training.loop import Examples, count_correct, split_network
+from jaxprune.training.loop import Examples, count_correct
 from jaxprune.training.recipes import Recipe, find_recipe
 from jaxprune.training.trainer import Strategy, Trainer
 from jaxprune.types import Kept
@@ -95,16 +93,23 @@ class TaskPrograms:
         self._observers: dict[int, Observer] = {}
 
     @cached_property
+    def identity(self) -> Identity:
+        """What the fingerprint is made of: hashes of data and network, and the settings of schedule and recipes."""
+        return identity_of(self.task, self.model, self.structure)
+
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of data, architecture, schedule and recipes; only results with equal hashes are comparable."""
-        network, weights = split_network(self.model)
-        image = jax.ShapeDtypeStruct((2, *self.data.x.shape[1:]), self.data.x.dtype)
-        program = re.sub(r"0x[0-9a-f]+", "", str(jax.make_jaxpr(network.logits)(weights, image)))
-        skipped = ("name", "weight", "bases", "extra_bases", "final_bases")
-        settings = {name: value for name, value in self.task.settings.items() if name not in skipped}
-        settings_text = json.dumps(settings, sort_keys=True)
-        parts = [self.task.data_fingerprint, self.structure.fingerprint, program, settings_text]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+        return fingerprint_of(self.identity)
+
+    @cached_property
+    def earlier_fingerprints(self) -> tuple[str, ...]:
+        """The hashes that earlier versions of jaxprune gave the same task; their results count as well."""
+        return earlier_fingerprints(self.task, self.model, self.structure)
+
+    def is_known_as(self, fingerprint: str) -> bool:
+        """Tells whether a fingerprint is the task's, or the one that an earlier version of jaxprune gave it."""
+        return fingerprint == self.fingerprint or fingerprint in self.earlier_fingerprints
 
     @property
     def is_vmapped(self) -> bool:

@@ -1,11 +1,18 @@
-"""Network weights on disk as Orbax checkpoints: ours, written whole or not at all, and those that users bring."""
+"""Network weights on disk as Orbax checkpoints: ours, written whole or not at all, and those that users bring.
+
+Ours hold a checksum over the arrays and over what they are (task, pool and number of a base network), so that damage,
+and a network in the place of another, are noticed when they are read.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import gc
+import hashlib
+import logging
 import os
 import re
-import shutil
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
@@ -17,27 +24,38 @@ import numpy as np
 from jaxprune.structure.model_state import FlatState, dotted
 
 
-def save_network(path: str | os.PathLike[str], weights: FlatState, numbers: Mapping[str, float]) -> None:
+class DamagedNetworkError(ValueError):
+    """A stored network is not what was saved under its name; the message says how it differs."""
+
+
+def save_network(
+    path: str | os.PathLike[str], weights: FlatState, numbers: Mapping[str, float], identity: str = ""
+) -> None:
     """Writes a network's arrays and a few numbers about it, so that a reader never sees half a checkpoint.
 
     Args:
       path: folder to create; an existing one is removed first.
       weights: path -> array.
       numbers: name -> number to save with them, such as the validation accuracy.
+      identity: what the network is, as `load_network` will ask for it.
 
     Raises:
       OSError: if the folder cannot be written, on a full disk for instance; then there is no folder.
     """
     import orbax.checkpoint as ocp
 
+    arrays = {dotted(key): np.asarray(array) for key, array in weights.items()}
+    values = {name: np.asarray(value, np.float64) for name, value in numbers.items()}
     tree = {
-        "weights": {dotted(key): np.asarray(array) for key, array in weights.items()},
-        "numbers": {name: np.asarray(value, np.float64) for name, value in numbers.items()},
+        "weights": arrays,
+        "numbers": values,
+        "identity": _as_bytes(identity),
+        "checksum": _as_bytes(_checksum(arrays, values, identity)),
     }
     folder = FilePath(path).resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
+        with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(folder, tree, force=True)
     except ValueError as error:  # the storage library below Orbax reports a full disk in this way
         code = re.search(r"os_error_code='(\d+)'", str(error))
@@ -46,31 +64,68 @@ def save_network(path: str | os.PathLike[str], weights: FlatState, numbers: Mapp
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) from error
 
 
-def load_network(path: str | os.PathLike[str], like: FlatState) -> tuple[FlatState, dict[str, float]] | None:
+def load_network(
+    path: str | os.PathLike[str], like: FlatState, identity: str = "", *, is_checked: bool = True
+) -> tuple[FlatState, dict[str, float]] | None:
     """Reads what `save_network` wrote.
 
-    A folder that cannot be read or holds other arrays than `like` is removed, so that its content is computed again.
-
     Args:
-      path: the folder.
+      path: the folder; it is not changed.
       like: path -> array (or its shape) of the expected network.
+      identity: what the network is expected to be.
+      is_checked: whether it needs a checksum; earlier versions saved none. One that is there is checked in any case.
 
     Returns:
-      The weights and the numbers, or None if there is no usable checkpoint.
+      The weights and the numbers, or None if there is nothing at the path.
+
+    Raises:
+      DamagedNetworkError: if the folder holds anything but the network that was saved with this identity.
     """
     folder = FilePath(path).resolve()
-    if not folder.exists():
+    if not os.path.lexists(folder):
         return None
     try:
         tree = _read_tree(folder)
+        if (is_checked or "checksum" in tree) and (stored := _checked_identity(tree)) != identity:
+            raise DamagedNetworkError(f"it is another network: {stored or 'one without a name'}")
         weights: FlatState = {key: jax.numpy.asarray(tree["weights"][dotted(key)]) for key in like}
-        numbers: dict[str, float] = {name: float(value) for name, value in tree["numbers"].items()}
-        if all(weights[key].shape == like[key].shape for key in like):
-            return weights, numbers
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    shutil.rmtree(folder, ignore_errors=True)
-    return None
+        numbers = {name: float(value) for name, value in tree["numbers"].items()}
+    except DamagedNetworkError:
+        raise
+    except Exception as error:  # damaged files raise all kinds of errors inside Orbax and below
+        raise DamagedNetworkError("it cannot be read, because files are damaged or missing") from error
+    if any((weights[key].shape, weights[key].dtype) != (like[key].shape, like[key].dtype) for key in like):
+        raise DamagedNetworkError("its arrays have other shapes or types than the network's")
+    return weights, numbers
+
+
+def _checked_identity(tree: Mapping[str, Any]) -> str:
+    """Returns the identity in a tree of `save_network`; refuses one that has changed since."""
+    stored, expected = (_as_text(tree[name]) for name in ("identity", "checksum"))
+    if _checksum(tree["weights"], tree["numbers"], stored) != expected:
+        raise DamagedNetworkError("its content has changed since it was saved (its checksum differs)")
+    return stored
+
+
+def _checksum(arrays: Mapping[str, Any], numbers: Mapping[str, Any], identity: str) -> str:
+    """A hash over the names, types, shapes and bits of arrays and numbers, and over what they are."""
+    digest = hashlib.sha256(identity.encode())
+    for kind, values in (("weights", arrays), ("numbers", numbers)):
+        for name in sorted(values):
+            array = np.asarray(values[name])
+            digest.update(f"|{kind} {name} {array.dtype} {array.shape}|".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _as_bytes(text: str) -> np.ndarray:
+    """Text as an array, which Orbax can store; it ends with a new line, because empty arrays cannot be stored."""
+    return np.frombuffer(f"{text}\n".encode(), np.uint8)
+
+
+def _as_text(array: object) -> str:
+    """The text in an array of `_as_bytes`."""
+    return np.asarray(array).tobytes().decode(errors="replace").removesuffix("\n")
 
 
 def read_weights(path: str | os.PathLike[str], like: FlatState) -> FlatState:
@@ -85,7 +140,8 @@ def read_weights(path: str | os.PathLike[str], like: FlatState) -> FlatState:
       Path -> array, in the dtypes of `like`. Other content of the checkpoint, an optimiser's state say, is left out.
 
     Raises:
-      ValueError: if there is no checkpoint, or arrays are missing or of other shapes; names all of them.
+      ValueError: if there is no checkpoint, it was changed since `save_network` wrote it, or arrays are missing or of
+        other shapes; names all of them.
 
     Example:
       >>> import tempfile
@@ -94,10 +150,15 @@ def read_weights(path: str | os.PathLike[str], like: FlatState) -> FlatState:
       >>> read_weights(folder, {("dense", "kernel"): np.zeros((2, 3), np.float32)})[("dense", "kernel")].sum()
       Array(6., dtype=float32)
     """
-    stored = {
-        name.removeprefix("weights."): np.asarray(array)
-        for name, array in _named_leaves(_restore(FilePath(path).resolve()))
-    }
+    tree = _restore(FilePath(path).resolve())
+    if isinstance(tree, Mapping) and {"identity", "checksum"} <= tree.keys():
+        try:
+            _checked_identity(tree)
+        except DamagedNetworkError as error:
+            raise ValueError(
+                f"needs a checkpoint as it was saved, got {path}, but {error}. Save it again."
+            ) from error
+    stored = {name.removeprefix("weights."): np.asarray(array) for name, array in _named_leaves(tree)}
     names = {key: dotted(key) for key in like}
     problems = [f"{name} is missing" for name in names.values() if name not in stored]
     problems += [
@@ -117,7 +178,7 @@ def read_weights(path: str | os.PathLike[str], like: FlatState) -> FlatState:
 def _restore(folder: FilePath) -> object:
     """Reads the tree of a checkpoint, or of the only item in a checkpoint manager's step."""
     for source in (folder, folder / "default"):
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(Exception):  # damaged files raise all kinds of errors inside Orbax and below
             return _read_tree(source)
     content = "which is no folder"
     if folder.is_dir():
@@ -134,9 +195,24 @@ def _read_tree(folder: FilePath) -> dict[str, Any]:
     """Reads an Orbax checkpoint, without Orbax's warnings about shardings, which do not matter here."""
     import orbax.checkpoint as ocp
 
-    with warnings.catch_warnings(), ocp.PyTreeCheckpointer() as checkpointer:
+    with _quiet(), warnings.catch_warnings(), ocp.PyTreeCheckpointer() as checkpointer:
         warnings.simplefilter("ignore")
         return checkpointer.restore(folder)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps asyncio from logging the errors inside Orbax, with tracebacks, that are raised here anyway."""
+    logger = logging.getLogger("asyncio")
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)
+        gc.collect(1)  # asyncio logs when the futures that hold the errors are freed
+        raise
+    finally:
+        logger.disabled = was_disabled
 
 
 def _named_leaves(tree: object, above: tuple[str, ...] = ()) -> Iterator[tuple[str, object]]:

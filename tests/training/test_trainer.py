@@ -161,14 +161,3 @@ def test_a_full_disk_is_an_os_error(tmp_path, monkeypatch) -> None:  # type: ign
     fail_with("a mistake")
     with pytest.raises(ValueError, match="a mistake"):
         save_network(tmp_path / "base", weights, {})
-
-
-def test_unusable_checkpoints_are_dropped(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    weights = make_jobs(1)[0].weights
-    assert load_network(tmp_path / "absent", weights) is None
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "junk").write_text("?")
-    assert load_network(tmp_path / "broken", weights) is None
-    assert not (tmp_path / "broken").exists()
-    save_network(tmp_path / "other", {path: array[..., :1] for path, array in weights.items()}, {})
-    assert load_network(tmp_path / "other", weights) is None

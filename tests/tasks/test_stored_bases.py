@@ -1,0 +1,131 @@
+"""Stored base networks: none is used in the place of another, none is lost, and those of earlier versions count."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from tiny_task import tiny_programs
+
+from jaxprune.files import RunDirectoryError
+from jaxprune.structure.model_state import dotted
+from jaxprune.tasks.base_networks import Base, BasePool
+
+PATH = ("conv1", "kernel")
+
+
+@pytest.fixture(scope="module")
+def trained(bases_dir: Path) -> tuple[Base, ...]:
+    return BasePool(tiny_programs(), 0, "search", 2, folder=bases_dir).bases
+
+
+@pytest.fixture
+def folder(trained: tuple[Base, ...], bases_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the stored base networks, to be damaged."""
+    name = f"tiny-{tiny_programs().fingerprint}-0"
+    return shutil.copytree(bases_dir / name, tmp_path / "bases" / name)
+
+
+def pool_of(folder: Path, messages: list[str], num_bases: int = 2, seed: int = 0) -> BasePool:
+    programs = tiny_programs()
+    return BasePool(programs, seed, "search", num_bases, folder=folder.parent, on_message=messages.append)
+
+
+def flip_a_bit(folder: Path) -> None:
+    tree = ocp.PyTreeCheckpointer().restore(folder / "search-1")
+    tree["weights"][dotted(PATH)].view(np.uint32)[0, 0, 0, 0] ^= 1
+    ocp.PyTreeCheckpointer().save(folder / "search-1", tree, force=True)
+
+
+def copy_base_0(folder: Path) -> None:
+    shutil.rmtree(folder / "search-1")
+    shutil.copytree(folder / "search-0", folder / "search-1")
+
+
+def leave_a_thesis(folder: Path) -> None:
+    shutil.rmtree(folder / "search-1")
+    (folder / "search-1").mkdir()
+    (folder / "search-1" / "thesis.tex").write_text("mine")
+
+
+DAMAGES = {
+    "a flipped bit": (flip_a_bit, "its content has changed since it was saved"),
+    "base 0 in its place": (copy_base_0, r"it is another network: search base 0 of task tiny-\w+, seed 0"),
+    "files of the user's": (leave_a_thesis, "it cannot be read"),
+    "a missing file": (lambda folder: (folder / "search-1" / "manifest.ocdbt").unlink(), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("damage", "reason"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_base_is_told_kept_and_trained_again(
+    damage: Callable[[Path], None],
+    reason: str,
+    folder: Path,
+    trained: tuple[Base, ...],
+) -> None:
+    damage(folder)
+    content = sorted(path.name for path in (folder / "search-1").rglob("*"))
+    messages: list[str] = []
+    bases = pool_of(folder, messages).bases
+    for one, other in zip(bases, trained, strict=True):
+        np.testing.assert_array_equal(one.weights[PATH], other.weights[PATH])
+        assert one.accuracy == other.accuracy
+    (message,) = messages
+    assert message.startswith(f"base network {folder / 'search-1'} is not used: ")
+    assert re.search(reason, message)
+    assert "kept as search-1.damaged, and the network is trained again" in message
+    assert sorted(path.name for path in (folder / "search-1.damaged").rglob("*")) == content
+    messages.clear()
+    assert pool_of(folder, messages).bases[1].accuracy == trained[1].accuracy
+    assert not messages
+
+
+def test_damaged_networks_are_kept_under_different_names(folder: Path) -> None:
+    messages: list[str] = []
+    for _ in range(2):
+        flip_a_bit(folder)
+        _ = pool_of(folder, messages).bases
+    assert {"search-1", "search-1.damaged", "search-1.damaged1"} <= {path.name for path in folder.iterdir()}
+    assert len(messages) == 2
+
+
+def test_bases_of_another_seed_are_not_taken(folder: Path) -> None:
+    renamed = folder.rename(folder.with_name(folder.name.removesuffix("-0") + "-1"))
+    messages: list[str] = []
+    assert pool_of(renamed, messages, num_bases=1, seed=1).bases[0].weights
+    assert "it is another network" in messages[0]
+
+
+def test_without_a_listener_damage_is_a_warning(folder: Path) -> None:
+    flip_a_bit(folder)
+    with pytest.warns(UserWarning, match=r"search-1 is not used: its content has changed"):
+        _ = BasePool(tiny_programs(), 0, "search", 2, folder=folder.parent).bases
+
+
+def test_a_damaged_base_that_cannot_be_put_aside_stops(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    flip_a_bit(folder)
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(RunDirectoryError, match=r"could not put the damaged base network .*search-1 aside"):
+        _ = pool_of(folder, []).bases
+
+
+@pytest.mark.parametrize("where", [0, 1], ids=["in a pipe", "on a terminal"])
+def test_bases_of_earlier_versions_are_used(where: int, folder: Path, trained: tuple[Base, ...]) -> None:
+    old = folder.with_name(f"tiny-{tiny_programs().earlier_fingerprints[where]}-0")
+    weights = {dotted(path): np.asarray(array) for path, array in trained[0].weights.items()}
+    weights[dotted(PATH)] = weights[dotted(PATH)] + 1  # so that it is not a network trained anew
+    tree = {"weights": weights, "numbers": {"accuracy": np.float64(12.5)}}
+    ocp.PyTreeCheckpointer().save(old / "search-0", tree)
+    messages: list[str] = []
+    shutil.rmtree(folder)
+    (base,) = pool_of(folder, messages, num_bases=1).bases
+    assert base.accuracy == 12.5 and not messages
+    np.testing.assert_array_equal(base.weights[PATH], weights[dotted(PATH)])
