@@ -65,12 +65,11 @@ def test_every_way_of_running_reads_them():
     members = [make(0), make(1)]
     stacked = Operands.stack(members)
     whole = score_population(FUNCTIONS, stacked)
-    for i, f in enumerate(FUNCTIONS):
-        for member, operands in enumerate(members):
-            np.testing.assert_allclose(compile(f)(operands), whole[i, member], rtol=1e-4, atol=1e-5)
-            one = compile(f)(operands.take([2]))
-            np.testing.assert_allclose(one, whole[i, member, 2:], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(jax.vmap(compile(f))(stacked), whole[i], rtol=1e-4, atol=1e-5)
+    run = jax.jit(lambda operands: jnp.stack([compile(f)(operands) for f in FUNCTIONS]))
+    for member, operands in enumerate(members):
+        np.testing.assert_allclose(run(operands), whole[:, member], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(run(operands.take([2])), whole[:, member, 2:], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.vmap(run, out_axes=1)(stacked), whole, rtol=1e-4, atol=1e-5)
     blocks = Scorer(stacked, block_entries=64).run(FUNCTIONS)[""]
     np.testing.assert_allclose(blocks.scores, whole, rtol=1e-4, atol=1e-5)
 
