@@ -14,7 +14,7 @@ from flax import nnx
 from jaxprune.pruning.planning import KeptIndices, Plan, check_plan, index_arrays
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.layouts import keep_mask
-from jaxprune.structure.model_state import FlatState, Path, merge_model, take_apart
+from jaxprune.structure.model_state import FlatState, Path, dotted, merge_model, take_apart
 from jaxprune.types import Array
 
 
@@ -23,7 +23,9 @@ def mask(model: nnx.Module, plan: Plan) -> nnx.Module:
 
     Zeroed are the kernels and biases that make the channels, the scale, shift and statistics of normalisations, and
     the rows of the kernels that read the channels. Because these rows are zero, the masked network computes exactly
-    what the slim one does, whatever an activation function makes of a zero.
+    what the slim one does, whatever an activation function makes of a zero. (A layer norm or the like over activations
+    counts their zeros; see `slim`.) Weights that are divided by a norm of themselves are normalised over the channels
+    that stay, as in the slim network; weights of which a mean is taken cannot be masked.
 
     Args:
       model: the network that the plan was made for; it is not changed.
@@ -33,7 +35,8 @@ def mask(model: nnx.Module, plan: Plan) -> nnx.Module:
       A new model of the same shapes.
 
     Raises:
-      ValueError: if the plan was made for another network.
+      ValueError: if the plan was made for another network, or if the network computes weights in a way that sees zeros
+        (with a mean over pruned channels, say), so that the masked network would not compute what the slim one does.
     """
     parts = take_apart(model)
     masks = channel_masks(check_plan(parts, plan), plan.kept)
@@ -53,9 +56,10 @@ def channel_masks(structure: Structure, kept: KeptIndices) -> dict[Path, Array]:
       Path -> bool array of the array's shape, for parameters and batch statistics.
 
     Raises:
-      ValueError: for indices that do not fit the groups.
+      ValueError: for indices that do not fit the groups, and for weights that see zeros (see `mask`).
     """
     indices = index_arrays(structure, kept)
+    _check_zeros(structure, {name: len(channels) for name, channels in indices.items()})
     return {
         path: keep_mask(layout, structure.shapes[path], indices) for path, layout in structure.layouts.items()
     }
@@ -114,6 +118,22 @@ def keep_masked(
         return _masked_tree(changes, masks), state
 
     return optax.GradientTransformation(inner.init, update)
+
+
+def _check_zeros(structure: Structure, counts: Mapping[str, int]) -> None:
+    """Raises a `ValueError` if zeros in place of channels give other weights than the slim network has."""
+    problems = [
+        f"group {name}, over which {dotted(weight.path)} is computed in {weight.location}"
+        for name, weights in structure.normalised.items()
+        for weight in weights
+        if weight.sees_zeros and counts.get(name, structure.widths[name]) < structure.widths[name]
+    ]
+    if problems:
+        raise ValueError(
+            "needs weights that are the same with zeros in place of pruned channels as without these, but this network "
+            f"takes a mean over the zeros, divides by them or shifts them: {'; '.join(dict.fromkeys(problems))}. "
+            "Use slim, or leave these groups out with ignore=."
+        )
 
 
 def _masked_tree(tree: optax.Updates, masks: Mapping[Path, Array]) -> optax.Updates:

@@ -57,6 +57,8 @@ class Plan:
     example_shape: tuple[int, ...]
     """Shape of the images that the network takes, batch axis first."""
     example_dtype: str
+    notes: tuple[str, ...] = ()
+    """What the slim network does otherwise than the full one without those channels, in words."""
     source: str = field(default="", compare=False, repr=False)
     """The file that the plan was loaded from, for messages."""
 
@@ -95,6 +97,8 @@ class Plan:
                 name: {"width": self.widths[name], "kept": list(kept)} for name, kept in self.kept.items()
             },
         }
+        if self.notes:
+            record["notes"] = list(self.notes)
         return json.dumps(record, indent=1)
 
     @classmethod
@@ -116,6 +120,7 @@ class Plan:
             fingerprint=record["fingerprint"],
             example_shape=tuple(record["example"]["shape"]),
             example_dtype=record["example"]["dtype"],
+            notes=tuple(record.get("notes", ())),
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -218,15 +223,22 @@ def make_plan(structure: Structure, kept: Kept | Mapping[str, tuple[int, ...]]) 
       ValueError: for indices that do not fit the groups.
     """
     indices = index_arrays(structure, kept)
+    all_kept = {
+        name: tuple(np.asarray(indices.get(name, range(width))).tolist())
+        for name, width in structure.widths.items()
+    }
     return Plan(
-        kept={
-            name: tuple(np.asarray(indices.get(name, range(width))).tolist())
-            for name, width in structure.widths.items()
-        },
+        kept=all_kept,
         widths=structure.widths,
         fingerprint=structure.fingerprint,
         example_shape=tuple(structure.example.shape),
         example_dtype=str(structure.example.dtype),
+        notes=tuple(
+            f"{weight}, which loses channels of {name}: the slim network normalises over those that stay"
+            for name, weights in structure.normalised.items()
+            for weight in weights
+            if weight.is_norm and len(all_kept[name]) < structure.widths[name]
+        ),
     )
 
 
@@ -343,7 +355,9 @@ def _read_record(text: str) -> dict[str, Any]:
         or not _is_dtype(example.get("dtype"))
     ):
         raise _no_plan(f"example must have a shape and a dtype of JAX, got {shortened(example)}")
-    groups = record["groups"]
+    groups, notes = record["groups"], record.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise _no_plan(f"notes must be a list of texts, got {shortened(notes)}")
     if not isinstance(groups, dict):
         raise _no_plan(f"groups must be an object, got {shortened(groups)}")
     for name, group in groups.items():

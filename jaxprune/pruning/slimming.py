@@ -20,9 +20,11 @@ from jaxprune.types import Array
 def slim(model: nnx.Module, plan: Plan, *, attributes: Attributes | None = None) -> nnx.Module:
     """Returns a smaller model without the pruned channels.
 
-    It computes what the masked model computes, except where a normalisation runs across pruned channels: there it
-    computes what a network built at the smaller size would. The sizes that Flax's own layers store are adjusted. The
-    new model is traced on shapes alone, to check that every operation combines the same channels as before.
+    It computes what the masked model computes, except where activations are normalised across pruned channels: there it
+    computes what a network built at the smaller size would. Where the network normalises *weights* across pruned
+    channels (`plan.notes` says so), it does the same: their norm is that of the channels that stay. The sizes that
+    Flax's own layers store are adjusted. The new model is traced on shapes alone, to check that every operation
+    combines the same channels as before.
 
     Args:
       model: the network that the plan was made for; it is not changed.

@@ -34,6 +34,7 @@ from jaxprune.structure.trace import (
     output_shapes,
     select_axes,
 )
+from jaxprune.structure.weight_norms import note_read, note_sum
 
 _IMAGE_AXIS = "an image axis of a convolution"
 
@@ -235,7 +236,20 @@ def _contract(
             for axis in range(num_left)
         ],
     )
-    return dataclasses.replace(result, producers=result.producers | producers)
+    sums = result.weight_sums
+    if not result.is_activation:
+        are_shifted = all(operand.value.is_shifted for operand in operands)
+        for operand in operands:
+            num_entries = math.prod(shape[axis] for axis in summed)
+            over = _fields_over(operand, summed)
+            sums |= note_sum(trace, operation, operand.laid_out, over, num_entries, sees_zeros=are_shifted)
+    return dataclasses.replace(result, producers=result.producers | producers, weight_sums=sums)
+
+
+def _fields_over(operand: _Operand, product_axes: Collection[int]) -> list[LabelField]:
+    """The fields of an operand over some axes of the product."""
+    axes = {axis for axis, product in enumerate(operand.product_axes) if product in product_axes}
+    return [field for field in operand.laid_out.fields if not axes.isdisjoint(field.axes)]
 
 
 def _note_reads_and_producers(
@@ -260,6 +274,7 @@ def _note_reads_and_producers(
                     operand.number, operand.value, operand.read_axes, path, kernel_axes, num_affine_uses
                 )
             )
+            note_read(trace, operation, other.laid_out, _fields_over(other, summed))
         made = {axis for axis in other.product_axes if axis not in summed}
         fields = [
             field

@@ -26,6 +26,7 @@ from jaxprune.structure.producer_sites import ProducerSite, find_sites
 from jaxprune.structure.program import Operation, Program
 from jaxprune.structure.propagation import propagate
 from jaxprune.structure.trace import Trace
+from jaxprune.structure.weight_norms import NormalisedWeight, normalised_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +180,11 @@ class Structure:
                     constant *= len(cluster[0])
             contractions.append((constant // batch_size, factors))
         return contractions
+
+    @cached_property
+    def normalised(self) -> Mapping[str, tuple[NormalisedWeight, ...]]:
+        """Group -> kernels that are computed, before their use, from sums over the group's own channels."""
+        return normalised_weights(self.families, list(self.groups))
 
     @property
     def settled(self) -> Trace:

@@ -117,6 +117,17 @@ def axes_of(structure: Structure, path: str) -> list[str]:
             notes = list(dict.fromkeys(f"group {field.group}" for field in fields))
             if reason := structure.frozen.get(f"{name}[{axis}]"):
                 notes.append(f"frozen, {reason}")
+            weights = [
+                weight
+                for field in fields
+                for weight in structure.normalised.get(field.group, ())
+                if weight.is_norm and (weight.path, weight.axis) == (arrays[name], axis)
+            ]
+            notes += dict.fromkeys(
+                f"normalised over this axis by {weight.location}: without some of its channels, the weights of the "
+                "others change too"
+                for weight in weights
+            )
             lines.append(f"{name}[{axis}] ({size}): {'; '.join(notes) or 'a single index, which stays'}")
     return lines
 
@@ -244,6 +255,14 @@ def _notes(structure: Structure, groups: Sequence[Group]) -> list[str]:
         f"each channel is {repeats} indices of {first_names(folded(layers), 2)}"
         for repeats, layers in layers_by_repeats.items()
     ]
+    normalised = folded(
+        layer_of(dotted(weight.path))
+        for group in groups
+        for weight in structure.normalised.get(group.name, ())
+        if weight.is_norm
+    )
+    if normalised:
+        notes.append(f"weights of {first_names(normalised, 2)} are normalised over these channels")
     attributes = folded(path for group in groups for path in structure.attributes.get(group.name, ()))
     if attributes:
         notes.append(f"{', '.join(attributes)} must follow")

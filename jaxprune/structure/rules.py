@@ -9,6 +9,7 @@ user's code.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -29,6 +30,7 @@ from jaxprune.structure.trace import (
     output_shapes,
     select_axes,
 )
+from jaxprune.structure.weight_norms import combined, note_sum, sees_zeros
 
 _ELEMENTWISE = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clip
@@ -63,7 +65,7 @@ def _elementwise(trace: Trace, operation: Operation, inputs: Sequence[LabelledVa
     """Unites labels index by index, and notes learned scales and shifts."""
     (shape,) = output_shapes(operation)
     if len(inputs) == 1:
-        return [dataclasses.replace(inputs[0], shape=shape)]
+        return [combined(trace, operation, inputs, dataclasses.replace(inputs[0], shape=shape))]
     if operation.name in ("mul", "add", "div"):
         for value, parameter in (inputs, inputs[::-1]):
             if value.is_activation and parameter.sources and value.producers and parameter.fields:
@@ -71,7 +73,7 @@ def _elementwise(trace: Trace, operation: Operation, inputs: Sequence[LabelledVa
                 is_scale = operation.name != "add"
                 trace.affine_uses.append(AffineUse(is_scale, value.producers, parameter.sources, labels))
     fields, fixed = combine(trace, operation, inputs, shape)
-    return [computed_from(inputs, shape, fields, fixed)]
+    return [combined(trace, operation, inputs, computed_from(inputs, shape, fields, fixed))]
 
 
 def _reduce(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
@@ -85,7 +87,11 @@ def _reduce(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue])
         LabelField(tuple(other_axes.index(axis) for axis in field.axes), field.labels)
         for field in drop_axes(trace, value.fields, axes)
     ]
-    return [select_axes(value, other_axes, fields)]
+    result = select_axes(value, other_axes, fields)
+    summed = [field for field in value.fields if not axes.isdisjoint(field.axes)]
+    count = math.prod(value.shape[axis] for axis in axes)
+    sums = note_sum(trace, operation, value, summed, count, sees_zeros=sees_zeros(trace, operation, value))
+    return [dataclasses.replace(result, weight_sums=result.weight_sums | sums) if sums else result]
 
 
 def _window(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:

@@ -57,6 +57,10 @@ class LabelledValue:
     """Whether it depends on the network's input."""
     producers: frozenset[int] = frozenset()
     """Which of `Trace.producer_uses` made the channels that it carries."""
+    weight_sums: frozenset[int] = frozenset()
+    """Which of `Trace.weight_sums` it depends on; empty for activations."""
+    is_shifted: bool = False
+    """Whether it may be other than zero where the parameters that it is computed from are zero."""
 
     def __post_init__(self) -> None:
         """Fills in what was left out for each axis: nothing is fixed, and no axis of a source is followed."""
@@ -103,6 +107,32 @@ class AffineUse(NamedTuple):
     sources: frozenset[Path]
     """Parameters that the scale or shift is computed from."""
     labels: np.ndarray
+
+
+class WeightSum(NamedTuple):
+    """A sum, or the like, over entries of a value that is computed from parameters alone."""
+
+    sources: frozenset[Path]
+    labels: np.ndarray
+    """The labels along the axes that it runs over."""
+    num_entries: int
+    """How many entries are summed up to one."""
+    operation: Operation
+    sees_zeros: bool
+    """Whether it is another one if there are zeros in place of entries that are removed."""
+
+
+class WeightNorm(NamedTuple):
+    """A use of parameters that depends on a sum over themselves, or is not zero where they are."""
+
+    sources: frozenset[Path]
+    labels: np.ndarray
+    """The labels that the sum runs over, or on the axes that are not zero."""
+    operation: Operation
+    is_norm: bool
+    """Whether there is a sum."""
+    sees_zeros: bool
+    """Whether zeros in place of entries do not give the same as removing them."""
 
 
 class ContractionMacs(NamedTuple):
@@ -161,6 +191,8 @@ class Trace:
     producer_uses: list[ProducerUse] = field(default_factory=list)
     reads: list[ChannelRead] = field(default_factory=list)
     affine_uses: list[AffineUse] = field(default_factory=list)
+    weight_sums: list[WeightSum] = field(default_factory=list)
+    weight_norms: list[WeightNorm] = field(default_factory=list)
     contraction_macs: list[ContractionMacs] = field(default_factory=list)
     factor_requests: list[FactorRequest] = field(default_factory=list)
     unions: list[tuple[Operation, np.ndarray, np.ndarray]] = field(default_factory=list)
@@ -248,6 +280,10 @@ def computed_from(
         source_axes=() if is_activation else tuple(source_axes),
         is_activation=is_activation,
         producers=frozenset().union(*(value.producers for value in inputs)),
+        weight_sums=frozenset()
+        if is_activation
+        else frozenset().union(*(value.weight_sums for value in inputs)),
+        is_shifted=not is_activation and any(value.is_shifted for value in inputs),
     )
 
 
