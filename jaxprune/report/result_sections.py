@@ -9,8 +9,7 @@ from jaxprune.comparison.final_comparison import DRAWS, RANDOM_SEARCH, WINNER, F
 from jaxprune.comparison.measurements import Split
 from jaxprune.comparison.results import Comparison, SummaryRow
 from jaxprune.comparison.verdicts import Verdict, overall_verdict, task_verdict
-from jaxprune.search.search import ending
-from jaxprune.search.state import Individual, SearchState
+from jaxprune.search.state import Individual, SearchState, ending
 from jaxprune.text import markdown_table, with_error
 
 UNIT = "standard deviations of the library functions on the task (sd), as the search combines them"

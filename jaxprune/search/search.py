@@ -34,7 +34,14 @@ from jaxprune.search.proposals import ProposalBatch, propose
 from jaxprune.search.run_directory import RunDirectory
 from jaxprune.search.serialization import candidate_to_json
 from jaxprune.search.settings import EvolveConfig
-from jaxprune.search.state import Candidate, GenerationSummary, Individual, SearchState, lost_guesses
+from jaxprune.search.state import (
+    Candidate,
+    GenerationSummary,
+    Individual,
+    SearchState,
+    ending,
+    lost_guesses,
+)
 from jaxprune.search.task_problem import TaskProblem
 from jaxprune.search.update import tell
 from jaxprune.tasks.base_networks import Base
@@ -289,34 +296,6 @@ def init_search(
             "Reduce it, as in sum(...)."
         )
     return SearchState(config, tasks, problem, tuple(str(formula) for formula in formulas))
-
-
-def ending(state: SearchState, stopped: str) -> str:
-    """Says in a sentence why a search ended before its last generation.
-
-    Args:
-      state: the last complete state.
-      stopped: the reason, as `SearchResult.stopped`; anything else where it is unknown.
-
-    Returns:
-      The sentence; empty if all generations are complete.
-
-    Example:
-      >>> from types import SimpleNamespace
-      >>> ending(SimpleNamespace(config=EvolveConfig(generations=10), generation=1), "time")
-      'The time limit ended the search: of 10 generations after the start formulas, 0 are complete.'
-    """
-    done, asked = state.generation - 1, state.config.generations
-    if done >= asked:
-        return ""
-    search = "random search" if state.config.strategy == "random" else "search"
-    endings = {
-        "time": f"The time limit ended the {search}",
-        "evaluations": f"The limit on fine-tunings ended the {search}",
-        "exhausted": f"The {search} ended because it found no new formula",
-    }
-    first = endings.get(stopped, f"The {search} is not complete")
-    return f"{first}: of {asked} generations after the start formulas, {done} {'is' if done == 1 else 'are'} complete."
 
 
 def notify(callbacks: Sequence[object], method: str, *arguments: object) -> bool:

@@ -284,6 +284,34 @@ def lost_guesses(candidates: Iterable[Candidate]) -> list[Candidate]:
     return [c for c in candidates if c.origin == "guess" and c.status == "invalid"]
 
 
+def ending(state: SearchState, stopped: str) -> str:
+    """Says in a sentence why a search ended before its last generation.
+
+    Args:
+      state: the last complete state.
+      stopped: the reason, as `SearchResult.stopped`; anything else where it is unknown.
+
+    Returns:
+      The sentence; empty if all generations are complete.
+
+    Example:
+      >>> from types import SimpleNamespace
+      >>> ending(SimpleNamespace(config=EvolveConfig(generations=10), generation=1), "time")
+      'The time limit ended the search: of 10 generations after the start formulas, 0 are complete.'
+    """
+    done, asked = state.generation - 1, state.config.generations
+    if done >= asked:
+        return ""
+    search = "random search" if state.config.strategy == "random" else "search"
+    endings = {
+        "time": f"The time limit ended the {search}",
+        "evaluations": f"The limit on fine-tunings ended the {search}",
+        "exhausted": f"The {search} ended because it found no new formula",
+    }
+    first = endings.get(stopped, f"The {search} is not complete")
+    return f"{first}: of {asked} generations after the start formulas, {done} {'is' if done == 1 else 'are'} complete."
+
+
 def start_formulas(state: SearchState) -> list[Individual]:
     """Returns the library functions and own seeds of generation 0, the highest mean fitness first.
 
