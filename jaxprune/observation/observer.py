@@ -49,6 +49,8 @@ def observe(
 
     A producer's activations are those that enter its first consumer, before any flattening: after the activation
     function, normalisation and pooling, if the network has these in between. The network runs in evaluation mode.
+    Weights are those that the network stores: before a hook on reading (`on_get_value`), or a norm of the weights
+    themselves, changes them.
 
     Gradients of the loss (`GW`, `GX`) take a backward pass over all images, mean squared gradients (`GW2`) one for each
     image alone. They are computed only when a function that is scored reads them, or by `.with_gradients()` and
