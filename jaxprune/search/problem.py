@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -207,4 +207,18 @@ class BatchProblem(Protocol):
 
     def run_many(self, trials: Sequence[Trial]) -> Iterable[Outcome]:
         """Yields the outcomes that `run` would return, in the order of `trials`, each as soon as it is known."""
+        ...
+
+
+@runtime_checkable
+class IdentifiedProblem(Protocol):
+    """A problem that knows what its tasks are made of, so that a refused resume can say what has changed."""
+
+    @property
+    def identities(self) -> Mapping[str, Mapping[str, Any]]:
+        """Task name -> what its fingerprint is made of, as plain data."""
+        ...
+
+    def is_known_as(self, task: str, fingerprint: str) -> bool:
+        """Tells whether a fingerprint, with any seed, is that of a task, also by the rule of earlier versions."""
         ...

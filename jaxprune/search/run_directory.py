@@ -26,6 +26,7 @@ from typing import Any
 from jaxprune.files import RunDirectoryError, explained, read_json, to_text, write_atomically
 from jaxprune.search.journal import Journal
 from jaxprune.search.problem import Problem
+from jaxprune.search.resumption import agree_on_names, flat, origin_of, task_changes, version_notice
 from jaxprune.search.serialization import individual_to_json, state_from_json, state_to_json
 from jaxprune.search.settings import STOPS
 from jaxprune.search.state import Individual, SearchState, one_per_behaviour
@@ -97,7 +98,10 @@ class RunDirectory:
                     f"{self.path} already holds a run. Go on with it by resume=True (--resume), or choose "
                     "another directory for a new one."
                 )
+            document = agree_on_names(document, existing, start.problem)
             _refuse_changes(existing, document, self.path)
+            if notice := version_notice(existing):
+                self.notice(notice)
             if "measured" in existing:
                 document["measured"] = existing["measured"]
             if existing != document:
@@ -213,6 +217,7 @@ def _document(state: SearchState, settings: Mapping[str, Any]) -> dict[str, Any]
         "tasks": {task.name: dataclasses.asdict(task) for task in state.tasks},
         "guesses": list(state.guesses),
         "settings": dict(settings),
+        "origin": origin_of(state.problem),
     }
     plain: dict[str, Any] = json.loads(
         to_text(document)
@@ -221,35 +226,25 @@ def _document(state: SearchState, settings: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _refuse_changes(existing: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
-    """Raises an error that names every setting that differs, unless it only says when to stop."""
-    before, now = _flat(existing), _flat(wanted)
-    stops = {f"config.{name}" for name in STOPS}
+    """Raises an error that says all that differs, unless it only says when to stop."""
+    before, now = flat(existing), flat(wanted)
+    told = {f"config.{name}" for name in STOPS}
+    told |= {
+        f"tasks.{name}.fingerprint" for name in existing["tasks"]
+    }  # what is behind these is told in words
     changes = [
         f"{name.removeprefix('config.')} was {before.get(name, 'absent')!r} and is now {now.get(name, 'absent')!r}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name not in stops and not name.startswith("measured")
+        if before.get(name) != now.get(name)
+        and name not in told
+        and not name.startswith(("measured", "origin"))
     ]
+    changes += task_changes(existing, wanted)
     if changes:
         raise RunDirectoryError(
             f"{folder} holds a run with other settings: {'; '.join(changes)}. Resume it with the settings it "
             f"was started with (only {', '.join(STOPS)} may change), or start in another directory."
         )
-
-
-def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flattens nested dictionaries into one with dotted names.
-
-    Example:
-      >>> _flat({"config": {"seed": 1}, "format": 1})
-      {'config.seed': 1, 'format': 1}
-    """
-    flat: dict[str, Any] = {}
-    for name, value in plain.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def _hall_of_fame(individuals: Sequence[Individual]) -> str:

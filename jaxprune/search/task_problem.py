@@ -16,6 +16,7 @@ from jaxprune.language.vocabulary import DEFAULT_VOCABULARY, OPERANDS, Vocabular
 from jaxprune.observation.observed import Observed
 from jaxprune.search.problem import SEARCH_POOL, Behaviour, Outcome, TaskInfo, Trial, pack_kept
 from jaxprune.tasks.base_networks import Base, BasePool, Entry, FirstRoundPlan, Pool
+from jaxprune.tasks.task_identity import Identity
 from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.tasks.tasks import Task, check_unique
 from jaxprune.training.trainer import Strategy, map_in_order
@@ -60,6 +61,15 @@ class TaskProblem:
         )
         counts = {task.name: task.bases + task.extra_bases for task in tasks}
         self.pools = {name: self._pool(name, "search", count) for name, count in counts.items()}
+
+    @property
+    def identities(self) -> dict[str, Identity]:
+        """Task name -> what its fingerprint is made of: data, network and settings."""
+        return {name: programs.identity for name, programs in self.programs.items()}
+
+    def is_known_as(self, task: str, fingerprint: str) -> bool:
+        """Tells whether a fingerprint, with any seed, is that of a task, also by the rule of earlier versions."""
+        return self.programs[task].is_known_as(fingerprint.rpartition("-")[0])
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

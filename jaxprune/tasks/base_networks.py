@@ -6,6 +6,7 @@ random follows from (seed, task, pool, base, repeat), so that all functions are 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -125,9 +126,8 @@ class BasePool:
         for index, result in zip(missing, results, strict=True):
             bases[index] = base = Base(index, result.weights, float(result.accuracies[-1]))
             if self.folder is not None:
-                path = self.folder / f"{self.pool}-{index}"
-                with explained(f"save base network {path}"):
-                    save_network(path, base.weights, {"accuracy": base.accuracy}, self._identity(index))
+                with explained(f"save base network {self.folder / f'{self.pool}-{index}'}"):
+                    self._save(base)
             self.on_base(self.task.name, base)
         return tuple(bases[index] for index in range(self.num_bases))
 
@@ -327,9 +327,18 @@ class BasePool:
                 continue
             if loaded is not None:
                 base = Base(index, loaded[0], loaded[1]["accuracy"])
+                if folder != self.folder:  # so that it is found even if JAX's text of the network changes
+                    with contextlib.suppress(OSError):
+                        self._save(base)
                 self.on_base(self.task.name, base)
                 return base
         return None
+
+    def _save(self, base: Base) -> None:
+        """Stores a base network with what it is."""
+        assert self.folder is not None
+        path = self.folder / f"{self.pool}-{base.index}"
+        save_network(path, base.weights, {"accuracy": base.accuracy}, self._identity(base.index))
 
     def _identity(self, index: int) -> str:
         """What a base network is, as it is written into its file."""

@@ -129,3 +129,5 @@ def test_bases_of_earlier_versions_are_used(where: int, folder: Path, trained: t
     (base,) = pool_of(folder, messages, num_bases=1).bases
     assert base.accuracy == 12.5 and not messages
     np.testing.assert_array_equal(base.weights[PATH], weights[dotted(PATH)])
+    shutil.rmtree(old)  # it has been stored again, with a checksum
+    assert pool_of(folder, messages, num_bases=1).bases[0].accuracy == 12.5
