@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import re
 import signal
 import sys
+import sysconfig
+import traceback
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from jaxprune._version import __version__
+from jaxprune.commands.output import STANDARD_OUTPUT, note, prepare_streams, printing
 from jaxprune.text import closest
 
 COMMANDS: Mapping[str, str] = {
@@ -29,6 +34,9 @@ COMMANDS: Mapping[str, str] = {
 
 EXIT_ERROR = 2
 """Exit status after an error whose message was printed."""
+
+_LONGEST_WORD = 400
+"""Letters that an error message shows of one word, of a number with thousands of digits say."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       ()
       0
     """
+    prepare_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = make_parser(words)
     parsed, unknown = parser.parse_known_args(words)
@@ -58,7 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        return int(parsed.run(parsed))
+        if sys.stdout is None and parsed.command != "evolve":
+            raise ValueError(
+                "the result needs a standard output, got a closed one. Say > FILE, or > /dev/null."
+            )
+        status = int(parsed.run(parsed))
+        with printing():
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        return status
     except BrokenPipeError:  # the reader of a pipe, such as `head`, wants no more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -68,10 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{str(error) or 'stopped.'}\n")
         return int(getattr(error, "exit_status", 128 + signal.SIGINT))
     except Exception as error:
-        message = _explanation(error)
-        if parsed.debug or message is None:
+        message = None if parsed.debug else explanation(error)
+        if message is None:
             raise
-        sys.stderr.write(f"jaxprune {parsed.command}: error: {message}\n")
+        note(f"jaxprune {parsed.command}: error: {message}")
+        if isinstance(error, OSError) and error.filename == STANDARD_OUTPUT:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left cannot be written at the exit either
         return EXIT_ERROR
 
 
@@ -104,11 +123,40 @@ def make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             getattr(module, f"add_{name}")(command)
             command.set_defaults(run=getattr(module, f"run_{name}"), parser=command)
             command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+            command.set_defaults(given=frozenset())
     return parser
 
 
+class StoreOnce(argparse.Action):
+    """Stores a value, and notes in `given` that the option was on the command line.
+
+    A second name or path is refused, because the first would be forgotten; a number may be given again to change it.
+    """
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,  # noqa: ANN401 - as argparse
+        option: str | None = None,
+    ) -> None:
+        """Does what the class says, for `argparse`."""
+        given: frozenset[str] = getattr(namespace, "given", frozenset())
+        if self.type in (None, Path) and self.choices is None and option is not None and self.dest in given:
+            raise argparse.ArgumentError(self, "needs one value, but is given twice. Leave one out")
+        setattr(namespace, self.dest, values)
+        namespace.given = given | {self.dest} if option is not None else given
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors suggest the nearest option or command."""
+    """A parser whose errors suggest the nearest option or command, and that takes each option once."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:  # noqa: ANN401 - as argparse
+        """Makes a parser, as `argparse` does."""
+        super().__init__(*arguments, **keywords)
+        for name in (None, "store"):
+            self.register("action", name, StoreOnce)
+        self.register("type", Path, _path)
 
     def error(self, message: str) -> NoReturn:
         """Prints what was wrong and how to get help, and exits with status 2.
@@ -123,19 +171,82 @@ class Parser(argparse.ArgumentParser):
             message += f".{closest(unknown[1], options)}"
         elif command:
             message += f".{closest(command[1], COMMANDS)}"
-        self.exit(EXIT_ERROR, f"{self.prog}: error: {message}\nSee {self.prog} --help.\n")
+        self.exit(EXIT_ERROR, f"{self.prog}: error: {_shortened(message)}\nSee {self.prog} --help.\n")
 
 
-def _explanation(error: Exception) -> str | None:
-    """Returns the message of an error that says what to do; None for a bug, which needs its traceback."""
+def _path(text: str) -> Path:
+    """Reads a path for `argparse`; an empty one, of a shell variable without a value say, is no folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("needs a path, got an empty text")
+    return Path(text)
+
+
+def explanation(error: Exception) -> str | None:
+    """Returns what the command line says about an error, the only place where errors become text.
+
+    Args:
+      error: what a command raised.
+
+    Returns:
+      A sentence with file and remedy; for an error in a user's own module its traceback, without frames of others;
+      None for a bug of ours, which needs the whole traceback.
+    """
     from jaxprune.datasets.guarded_split import AlreadyOpenedError
     from jaxprune.files import RunDirectoryError
     from jaxprune.search.problem import InfrastructureError
 
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"Cannot read or write {error.filename}: {error.strerror}."
+    own = _own_traceback(error)
+    if own is not None:
+        return own
+    if isinstance(error, MemoryError):
+        return f"needs more memory than there is ({error}). Make the input or the network smaller."
+    if isinstance(error, OSError) and error.strerror:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = " Free some space, or choose another disk." if is_full else ""
+        file = _shortened(str(error.filename or "a file"))
+        return f"Cannot read or write {file}: {error.strerror}.{remedy}"
     ours = (ValueError, OSError, ImportError, RunDirectoryError, InfrastructureError, AlreadyOpenedError)
-    return str(error) or type(error).__name__ if isinstance(error, ours) else None
+    return _shortened(str(error) or type(error).__name__) if isinstance(error, ours) else None
+
+
+def _own_traceback(error: Exception) -> str | None:
+    """Returns the traceback of an error raised by a user's own module, without frames of others; None for others."""
+    from jaxprune.nets.factories import own_files
+
+    files = own_files()
+    frames = list(traceback.extract_tb(error.__traceback__))
+    what = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError) and error.filename in files:
+        frames, what = [], "".join(traceback.format_exception_only(error)).rstrip("\n")
+    else:
+        inner = [frame for frame in frames if frame.filename in files or not _is_of_others(frame.filename)]
+        if not inner or _is_ours(inner[-1].filename) or not any(frame.filename in files for frame in frames):
+            return None
+        frames = [frame for frame in inner if not _is_ours(frame.filename)]
+    where = "".join(traceback.format_list(frames))
+    return f"a module of yours failed. Its traceback, without frames of others:\n{where}{what}"
+
+
+def _is_ours(file: str) -> bool:
+    """Returns whether a source file belongs to this package."""
+    return Path(file).is_relative_to(Path(__file__).parent)
+
+
+def _is_of_others(file: str) -> bool:
+    """Returns whether a source file belongs to Python or to an installed package, other than this one."""
+    if _is_ours(file):
+        return False
+    folders = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return file.startswith("<") or any(Path(file).is_relative_to(folder) for folder in folders)
+
+
+def _shortened(text: str) -> str:
+    """Returns the text with the middle of very long words left out."""
+
+    def short(match: re.Match[str]) -> str:
+        return f"{match[0][:40]}...{match[0][-20:]}"
+
+    return re.sub(rf"\S{{{_LONGEST_WORD},}}", short, text)
 
 
 if __name__ == "__main__":

@@ -195,11 +195,18 @@ def make_tasks(
     changed_tasks = []
     for name, task in zip(names, tasks, strict=True):
         changes = {
-            option: value.get(name, value.get(task.name)) if isinstance(value, Mapping) else value
+            option: _value_of(option, value, name, task.name) if isinstance(value, Mapping) else value
             for option, value in options.items()
         }
         changed_tasks.append(_changed(task, {name: v for name, v in changes.items() if v is not None}))
     return changed_tasks
+
+
+def _value_of(option: str, values: Mapping[str, TaskValue], name: str, task: str) -> TaskValue | None:
+    """Returns the value for a task, under the name on the command line or its own, if there is one."""
+    if name != task and {name, task} <= values.keys():
+        raise ValueError(f"{option} needs each task once, got it as {name} and as {task}.")
+    return values.get(name, values.get(task))
 
 
 def task_options(given: Mapping[str, object]) -> dict[str, TaskValue | Mapping[str, TaskValue]]:
@@ -221,7 +228,10 @@ def task_options(given: Mapping[str, object]) -> dict[str, TaskValue | Mapping[s
     options: dict[str, TaskValue | Mapping[str, TaskValue]] = {}
     for name, value in given.items():
         if isinstance(value, str) and "=" in value:
-            value = dict(part.strip().rpartition("=")[::2] for part in value.split(","))
+            pairs = [part.strip().rpartition("=")[::2] for part in value.split(",")]
+            value = dict(pairs)
+            if len(value) < len(pairs):
+                raise ValueError(f"{name} needs each task once, got {', '.join(task for task, _ in pairs)}.")
         if isinstance(value, Mapping):
             options[name] = {str(task): _task_value(name, task_value) for task, task_value in value.items()}
         else:
@@ -245,7 +255,7 @@ def read_config(path: str | Path) -> dict[str, object]:
     path = Path(path)
     path = path / "config.json" if path.is_dir() else path
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else "not a text file"
         raise ValueError(
@@ -254,6 +264,8 @@ def read_config(path: str | Path) -> dict[str, object]:
     is_json = path.suffix == ".json"
     try:
         data = json.loads(text) if is_json else tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"{path} needs settings by name, got brackets that are nested too deep.") from error
     except ValueError as error:
         raise ValueError(
             f"{path} needs to be {'JSON' if is_json else 'TOML'}, got an error at {error}."
@@ -345,7 +357,10 @@ def _flat_layer(document: Mapping[str, object]) -> dict[str, object]:
     if isinstance(tasks, Mapping) and tasks:
         layer["tasks"] = list(tasks)
     layer |= settings
-    return layer | layer.pop("task_options", {})
+    options = layer.pop("task_options", {})
+    if not isinstance(options, Mapping):
+        raise ValueError(f"task_options of a run need options by name, got {options!r}.")
+    return {**layer, **options}
 
 
 def _texts(value: object, name: str) -> tuple[str, ...]:
@@ -362,15 +377,31 @@ def _task_value(name: str, value: object) -> TaskValue:
     try:
         if isinstance(value, bool) or (kind is str and not isinstance(value, str)):
             raise ValueError
+        if kind is int and abs(float(value)) >= 2**31:  # type: ignore[arg-type]
+            raise OverflowError
         converted: TaskValue = kind(value)
         if kind is int and not isinstance(value, str) and converted != value:
             raise ValueError
-    except (TypeError, ValueError):
-        wanted = {int: "a whole number", float: "a number", str: "a name"}[kind]
+    except (TypeError, ValueError, OverflowError):
+        wanted = {
+            int: "a whole number below 2**31" if _is_large(value) else "a whole number",
+            float: "a number",
+            str: "a name",
+        }[kind]
         raise ValueError(
             f"{name} needs {wanted}, or {wanted} for each task as in task=value, got {value!r}."
         ) from None
     return converted
+
+
+def _is_large(value: object) -> bool:
+    """Returns whether a value is a number of more than 31 bits, or its text."""
+    try:
+        return abs(float(value)) >= 2**31  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    except OverflowError:
+        return True
 
 
 def _changed(task: Task, changes: Mapping[str, TaskValue]) -> Task:
@@ -386,7 +417,7 @@ def _changed(task: Task, changes: Mapping[str, TaskValue]) -> Task:
             raise ValueError(
                 f"Give kept_fraction as well as rounds for task {task.name!r}, whose schedule gives counts."
             )
-        rounds = int(changes.get("rounds", 0)) or task.schedule.rounds
+        rounds = int(changes.get("rounds", task.schedule.rounds))
         fields["schedule"] = Schedule(kept_fraction=float(fraction), rounds=rounds)
     task = task.replace(**fields) if fields else task
     for name, option in (("recipe", "epochs"), ("base_recipe", "base_epochs")):

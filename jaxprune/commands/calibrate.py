@@ -10,7 +10,11 @@ from jaxprune.commands.comparison_options import (
     add_task_option,
     chosen_tasks,
 )
-from jaxprune.commands.output import has_matplotlib, note, on_base, say, write_figure, write_text
+from jaxprune.commands.network_options import whole_number
+from jaxprune.commands.output import claim, has_matplotlib, note, on_base, say, write_figure, write_text
+
+_KINDS = ("json", "md", "png")
+"""What is written for each task."""
 
 
 def add_calibrate(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +23,7 @@ def add_calibrate(parser: argparse.ArgumentParser) -> None:
     add_measuring_options(parser, bases=3, repeats=2)
     parser.add_argument(
         "--oracle",
-        type=int,
+        type=whole_number,
         default=200,
         metavar="N",
         help="fine-tunings per base network for the hill-climbed oracle plan, 0 for none (default: 200)",
@@ -34,9 +38,16 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
       ValueError: for tasks or numbers that cannot be calibrated with.
     """
     from jaxprune.comparison.calibration import calibrate, task_rank_correlations
+    from jaxprune.tasks.task_programs import TaskPrograms
 
     calibrations = []
-    for task in chosen_tasks(arguments):
+    tasks = chosen_tasks(arguments)
+    files = {
+        task.name: [arguments.out / f"calibration-{task.name}.{kind}" for kind in _KINDS] for task in tasks
+    }
+    claim([path for paths in files.values() for path in paths], overwrite=arguments.overwrite)
+    programs = {task.name: TaskPrograms(task) for task in tasks}  # checks all before it trains on the first
+    for task in tasks:
         calibration = calibrate(
             task,
             bases=arguments.bases,
@@ -47,17 +58,19 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
             folder=arguments.bases_dir,
             on_message=note,
             on_base=on_base,
+            programs=programs[task.name],
         )
         calibrations.append(calibration)
-        table = calibration.to_markdown()
-        say(table)
-        stem = arguments.out / f"calibration-{task.name}"
-        write_text(stem.with_suffix(".json"), calibration.to_json() + "\n")
-        write_text(stem.with_suffix(".md"), table + "\n")
-        if has_matplotlib():
-            from jaxprune.figures.comparison_figures import calibration_figure
+        table, (data, markdown, figure) = calibration.to_markdown(), files[task.name]
+        try:
+            write_text(data, calibration.to_json() + "\n")
+            write_text(markdown, table + "\n")
+            if has_matplotlib():
+                from jaxprune.figures.comparison_figures import calibration_figure
 
-            write_figure(stem.with_suffix(".png"), calibration_figure(calibration))
+                write_figure(figure, calibration_figure(calibration))
+        finally:  # what was measured is shown even if the disk is full
+            say(table)
     for (first, second), correlation in task_rank_correlations(calibrations).items():
         say(f"Rank correlation of functions between {first} and {second}: {correlation:.2f}")
     return 0

@@ -14,8 +14,18 @@ from jaxprune.commands.network_options import (
     add_seed_options,
     add_task_options,
     tasks_of,
+    whole_number,
 )
-from jaxprune.commands.output import has_matplotlib, note, on_base, say, write_figure, write_text
+from jaxprune.commands.output import (
+    add_overwrite_option,
+    claim,
+    has_matplotlib,
+    note,
+    on_base,
+    say,
+    write_figure,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from jaxprune.comparison.measurements import Measurement
@@ -57,17 +67,21 @@ def add_measuring_options(parser: argparse.ArgumentParser, *, bases: int, repeat
       repeats: default of `--repeats`.
     """
     parser.add_argument(
-        "--bases", type=int, default=bases, metavar="N", help=f"base networks per task (default: {bases})"
+        "--bases",
+        type=whole_number,
+        default=bases,
+        metavar="N",
+        help=f"base networks per task (default: {bases})",
     )
     parser.add_argument(
         "--repeats",
-        type=int,
+        type=whole_number,
         default=repeats,
         metavar="N",
         help=f"fine-tunings per function and base (default: {repeats})",
     )
     parser.add_argument(
-        "--draws", type=int, default=3, metavar="N", help="random plans per base (default: 3)"
+        "--draws", type=whole_number, default=3, metavar="N", help="random plans per base (default: 3)"
     )
 
 
@@ -88,6 +102,7 @@ def add_output_options(
         metavar="DIR",
         help=f"folder for {files} (default: {folder})",
     )
+    add_overwrite_option(parser)
     if files == _COMPARISON_FILES:
         parser.add_argument(
             "--no-scratch", action="store_true", help="no row for the slim network trained from scratch"
@@ -162,6 +177,11 @@ def compare_and_write(arguments: argparse.Namespace, functions: Mapping[str, Pru
     """
     from jaxprune.comparison.protocol import compare
 
+    tasks = chosen_tasks(arguments)
+    csv, markdown, figure = (
+        arguments.out / name for name in ("comparison.csv", "comparison.md", "ranks.png")
+    )
+    claim([csv, markdown, figure], overwrite=arguments.overwrite)
     numbers = count(1)
 
     def on_row(row: Measurement) -> None:
@@ -171,7 +191,7 @@ def compare_and_write(arguments: argparse.Namespace, functions: Mapping[str, Pru
 
     comparison = compare(
         functions,
-        chosen_tasks(arguments),
+        tasks,
         arguments.bases,
         seed=arguments.seed,
         draws=arguments.draws,
@@ -184,11 +204,13 @@ def compare_and_write(arguments: argparse.Namespace, functions: Mapping[str, Pru
         on_message=note,
     )
     table = comparison.to_markdown()
-    say(table)
-    write_text(arguments.out / "comparison.csv", comparison.to_csv())
-    write_text(arguments.out / "comparison.md", table + "\n")
-    if has_matplotlib():
-        from jaxprune.figures.comparison_figures import ranks_figure
+    try:
+        write_text(csv, comparison.to_csv())
+        write_text(markdown, table + "\n")
+        if has_matplotlib():
+            from jaxprune.figures.comparison_figures import ranks_figure
 
-        write_figure(arguments.out / "ranks.png", ranks_figure(comparison))
+            write_figure(figure, ranks_figure(comparison))
+    finally:  # what was measured is shown even if the disk is full
+        say(table)
     return 0

@@ -18,10 +18,11 @@ from jaxprune.commands.explain_network import add_structure_options, check_no_st
 from jaxprune.commands.network_options import (
     add_base_options,
     add_own_network_options,
+    flag,
     is_network_given,
     observed_of,
 )
-from jaxprune.commands.output import note, say, write_figure
+from jaxprune.commands.output import add_overwrite_option, claim, note, say, write_figure
 from jaxprune.language.axes import type_name
 from jaxprune.text import columns
 
@@ -61,6 +62,7 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
         help="draw the formula's rank correlations with every metric, on --task or --network; without a formula, the "
         "groups of the network (needs matplotlib)",
     )
+    add_overwrite_option(parser)
     add_base_options(parser, default="with it come the cost there, and which metrics rank alike")
     add_own_network_options(parser)
     add_structure_options(parser)
@@ -75,6 +77,9 @@ def run_explain(arguments: argparse.Namespace) -> int:
     Raises:
       ValueError: for a formula, network or options that cannot be used.
     """
+    files = [path for path in (arguments.tree, arguments.figure) if path is not None]
+    if arguments.overwrite and not files:
+        raise ValueError("--overwrite needs a file to replace, got none. Name one with --tree or --figure.")
     if arguments.formula is None:
         return run_structure(arguments)
     from jaxprune.scoring.lookup import find_formula, known_name
@@ -84,6 +89,8 @@ def run_explain(arguments: argparse.Namespace) -> int:
     has_network = is_network_given(arguments)
     if arguments.figure is not None and not has_network:
         raise ValueError("--figure needs a network to score, got none. Name one with --task or --network.")
+    _check_what_is_printed(arguments, has_network=has_network)
+    claim(files, overwrite=arguments.overwrite)
     if arguments.tree is not None:
         from jaxprune.figures.formula_tree import tree_figure
 
@@ -103,6 +110,20 @@ def run_explain(arguments: argparse.Namespace) -> int:
     if behaviour is not None:
         say("\n" + "\n".join(_behaviour_lines(behaviour)))
     return 0
+
+
+def _check_what_is_printed(arguments: argparse.Namespace, *, has_network: bool) -> None:
+    """Refuses options that would change nothing: several forms of output, or a network where none is looked at."""
+    forms = [flag(name) for name in ("code", "only", "json") if getattr(arguments, name)]
+    if len(forms) > 1:
+        raise ValueError(f"Give only one of --code, --only and --json, got {' and '.join(forms)}.")
+    if forms and forms[0] != "--json" and has_network:
+        raise ValueError(
+            f"{forms[0]} prints what no network changes, got a network as well. Leave out {forms[0]}, or the network."
+        )
+    of_networks = [flag(name) for name in ("seed", "bases_dir") if name in arguments.given]
+    if of_networks and not has_network:
+        raise ValueError(f"{of_networks[0]} needs a network, got none. Name one with --task or --network.")
 
 
 def explain(f: Expression) -> dict[str, object]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxprune.commands.network_options import flag
-from jaxprune.commands.output import note, say, write_figure
+from jaxprune.commands.output import claim, note, printing, say, write_figure
 from jaxprune.text import closest
 
 if TYPE_CHECKING:
@@ -70,6 +71,9 @@ def run_structure(arguments: argparse.Namespace) -> int:
     """
     from jaxprune.structure.overview import axes_of, overview_of
 
+    _check_what_is_printed(arguments)
+    if arguments.figure is not None:
+        claim([arguments.figure], overwrite=arguments.overwrite)
     title, structure = _structure_of(arguments)
     if arguments.figure is not None:
         from jaxprune.figures.network_diagram import groups_figure
@@ -84,8 +88,21 @@ def run_structure(arguments: argparse.Namespace) -> int:
     if arguments.json:
         say(json.dumps({"network": title, **_facts(structure, overview)}, indent=2))
     else:
-        _print_overview(overview, title)
+        with printing():
+            _print_overview(overview, title)
     return 0 if structure.groups else 1
+
+
+def _check_what_is_printed(arguments: argparse.Namespace) -> None:
+    """Refuses options that would change nothing."""
+    if arguments.why is not None and arguments.json:
+        raise ValueError("--why prints lines of text, got --json as well. Leave one out.")
+    other = "--why" if arguments.why is not None else "--json" if arguments.json else ""
+    if arguments.every and other and arguments.figure is None:
+        raise ValueError(f"{other} shows everything already, got --every as well. Leave it out.")
+    of_tasks = [flag(name) for name in ("seed", "bases_dir") if name in arguments.given]
+    if of_tasks:
+        raise ValueError(f"{of_tasks[0]} needs a formula, got none: the groups of a network have no weights.")
 
 
 def _structure_of(arguments: argparse.Namespace) -> tuple[str, Structure]:
@@ -152,7 +169,7 @@ def parse_input(text: str) -> jax.ShapeDtypeStruct:
 
     shape, _, dtype = text.partition(":")
     sizes = shape.split("x")
-    if not all(size.isdigit() and int(size) > 0 for size in sizes) or len(sizes) < 2:
+    if not all(re.fullmatch("[0-9]{1,9}", size) and int(size) > 0 for size in sizes) or len(sizes) < 2:
         raise ValueError(
             f"--input needs sizes joined by x, batch first, as in 1x32x32x3 or 1x128:int32, got {text!r}."
         )

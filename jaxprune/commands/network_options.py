@@ -176,7 +176,9 @@ def observed_of(arguments: argparse.Namespace) -> tuple[str, Observed]:
             f"Name only one network, got --network and {given[0]}, which is about a task. Leave one out."
         )
     if "bases_dir" in arguments.given:
-        raise ValueError("--bases-dir needs a task, got --network, which has no base networks. Leave one out.")
+        raise ValueError(
+            "--bases-dir needs a task, got --network, which has no base networks. Leave one out."
+        )
     if arguments.data is None:
         raise ValueError("--network needs images to observe it on, got none. Name them with --data.")
     return f"{arguments.network} on {arguments.data}", _observe_own_network(arguments)
@@ -199,7 +201,9 @@ def base_pool(arguments: argparse.Namespace, without: Collection[str] = ()) -> B
     if base < 0:
         raise ValueError(f"--base needs a number from 0, got {base}.")
     if base >= _MOST_BASES:
-        raise ValueError(f"--base needs a number below {_MOST_BASES}, because all before it are trained, got {base}.")
+        raise ValueError(
+            f"--base needs a number below {_MOST_BASES}, because all before it are trained, got {base}."
+        )
     (task,) = tasks_of(arguments, [arguments.task or DEFAULT_TASK], (*SEARCH_ONLY, *without))
     programs = TaskPrograms(task)
     return BasePool(

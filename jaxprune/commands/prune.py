@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
@@ -14,8 +15,9 @@ from jaxprune.commands.network_options import (
     add_task_options,
     base_pool,
     flag,
+    whole_number,
 )
-from jaxprune.commands.output import say, write_file, write_text
+from jaxprune.commands.output import add_overwrite_option, claim, say, write_file, write_text
 from jaxprune.text import columns
 
 if TYPE_CHECKING:
@@ -32,6 +34,14 @@ BUDGETS = ("kept_fraction", "macs_fraction", "params_fraction", "kept_counts")
 
 _OF_SEARCHES = ("kept_fraction", "rounds", "finetune")
 """Options that say how a search prunes on a task; here, `--kept-fraction` is a budget instead."""
+
+
+_CHECKPOINT_FILES = {
+    "_CHECKPOINT_METADATA", "_METADATA", "_sharding", "array_metadatas", "commit_success.txt", "d", "manifest.ocdbt",
+    "ocdbt.process_0",
+}  # fmt: skip
+_CHECKPOINT_PARTS = {"weights", "numbers", "identity", "checksum"}
+"""What a network that was saved before may consist of; nothing else is ever removed."""
 
 
 class PlanOptions(TypedDict, total=False):
@@ -101,10 +111,14 @@ def add_prune(parser: argparse.ArgumentParser) -> None:
         "--scope",
         choices=("group", "global"),
         default="group",
-        help="one share for every group, or all channels in one ranking (default: group)",
+        help="one share for every group, or all channels in one ranking, with a share to keep (default: group)",
     )
     parser.add_argument(
-        "--multiple-of", type=int, default=1, metavar="N", help="round kept counts to multiples (default: 1)"
+        "--multiple-of",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="round kept counts to multiples, with a share to keep (default: 1)",
     )
     parser.add_argument(
         "--ignore",
@@ -127,6 +141,7 @@ def add_prune(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for plan.json, result.json and the slim network in slim/ (default: runs/prune)",
     )
+    add_overwrite_option(parser)
     add_task_options(parser, without=(*SEARCH_ONLY, *_OF_SEARCHES))
 
 
@@ -139,12 +154,29 @@ def run_prune(arguments: argparse.Namespace) -> int:
     from jaxprune.scoring.lookup import find_function
     from jaxprune.training.checkpoint import save_network
 
+    _check_budget(arguments)
+    folder = arguments.out / "slim"
+    claim([arguments.out / "plan.json", arguments.out / "result.json"], overwrite=arguments.overwrite)
+    _check_folder(folder, overwrite=arguments.overwrite)
     f = find_function(arguments.metric)
     pool, base = base_pool(arguments, without=_OF_SEARCHES), arguments.base or 0
     pruned = prune_base(pool, base, f, **_plan_options(arguments, pool))
+    try:
+        write_file(arguments.out / "plan.json", pruned.plan.save)
+        write_text(arguments.out / "result.json", json.dumps(pruned.facts, indent=1) + "\n")
+        _check_folder(folder, overwrite=arguments.overwrite)  # it may have come while the network was trained
+        numbers = {"accuracy": pruned.finetuned_accuracy}
+        write_file(folder, lambda path: save_network(path, pruned.weights, numbers))
+    finally:  # what was measured is shown even if the disk is full
+        _print_pruned(pruned, f"{pool.task.name}, base {base}")
+    return 0
+
+
+def _print_pruned(pruned: Pruned, network: str) -> None:
+    """Prints what was kept of a network, and its sizes and accuracies."""
     widths = pruned.plan.widths
     kept = [(group, f"{len(channels)} of {widths[group]}") for group, channels in pruned.plan.kept.items()]
-    say(f"{pruned.formula}  on {pool.task.name}, base {base}")
+    say(f"{pruned.formula}  on {network}")
     say(columns([("group", "kept"), *kept]) + "\n")
     macs, parameters = (pruned.macs, pruned.slim_macs), (pruned.parameters, pruned.slim_parameters)
     accuracies = (pruned.accuracy, pruned.pruned_accuracy, pruned.finetuned_accuracy)
@@ -155,11 +187,6 @@ def run_prune(arguments: argparse.Namespace) -> int:
         ("validation accuracy, %", *(f"{accuracy:.2f}" for accuracy in accuracies)),
     ]
     say(columns(rows))
-    write_file(arguments.out / "plan.json", pruned.plan.save)
-    write_text(arguments.out / "result.json", json.dumps(pruned.facts, indent=1) + "\n")
-    numbers = {"accuracy": pruned.finetuned_accuracy}
-    write_file(arguments.out / "slim", lambda path: save_network(path, pruned.weights, numbers))
-    return 0
 
 
 def prune_base(pool: BasePool, base: int, f: PruningFunction, **options: Unpack[PlanOptions]) -> Pruned:
@@ -221,10 +248,8 @@ def prune_base(pool: BasePool, base: int, f: PruningFunction, **options: Unpack[
 
 def _plan_options(arguments: argparse.Namespace, pool: BasePool) -> PlanOptions:
     """Returns the budget of the command line, or the task's, and how it is met."""
-    flags = [flag(name) for name in BUDGETS if getattr(arguments, name) is not None]
-    if len(flags) > 1:
-        raise ValueError(f"Give only one budget option, got {' and '.join(flags)}.")
-    counts: Mapping[str, int] | None = None if flags else pool.programs.rounds[-1].counts
+    is_given = any(getattr(arguments, name) is not None for name in BUDGETS)
+    counts: Mapping[str, int] | None = None if is_given else pool.programs.rounds[-1].counts
     if arguments.kept_counts is not None:
         counts = _kept_counts(arguments.kept_counts, list(pool.programs.structure.widths))
     return {
@@ -239,12 +264,60 @@ def _plan_options(arguments: argparse.Namespace, pool: BasePool) -> PlanOptions:
     }
 
 
+def _check_budget(arguments: argparse.Namespace) -> None:
+    """Refuses several budgets, and options that only a share of channels, operations or parameters gives a meaning."""
+    flags = [flag(name) for name in BUDGETS if getattr(arguments, name) is not None]
+    if len(flags) > 1:
+        raise ValueError(f"Give only one budget option, got {' and '.join(flags)}.")
+    idle = [flag(name) for name in ("scope", "multiple_of") if name in arguments.given]
+    if idle and flags in ([], ["--kept-counts"]):
+        counts = "--kept-counts" if flags else "the counts of the task's schedule"
+        raise ValueError(
+            f"{idle[0]} needs a share to keep (--kept-fraction, --macs-fraction or --params-fraction), got {counts}. "
+            "Add one, or leave it out."
+        )
+    if arguments.multiple_of < 1:
+        raise ValueError(f"--multiple-of needs a whole number >= 1, got {arguments.multiple_of}.")
+    for name in BUDGETS[:3]:
+        share = getattr(arguments, name)
+        if share is not None and not 0 < share <= 1:
+            raise ValueError(f"{name} must be in (0, 1], got {share}. It is the fraction that stays.")
+
+
+def _check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Refuses a folder that is there, unless it may be replaced and is a network that `prune` has saved."""
+    if not os.path.lexists(folder):
+        return
+    if not overwrite:
+        raise ValueError(
+            f"nothing is replaced unasked, and there is {folder} already. Choose another path, or say --overwrite."
+        )
+    if not _is_network(folder):
+        raise ValueError(
+            f"--overwrite replaces only what prune has written, and {folder} is no network of it. Choose another path."
+        )
+
+
+def _is_network(folder: Path) -> bool:
+    """Returns whether a folder is a network that `save_network` wrote, with nothing else in it."""
+    try:
+        tree = json.loads((folder / "_METADATA").read_text(encoding="utf-8"))["tree_metadata"]
+        parts = {entry["key_metadata"][0]["key"] for entry in tree.values()}
+        others = {path.name for path in folder.iterdir()} - _CHECKPOINT_FILES
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+    return not folder.is_symlink() and not others and {"weights", "numbers"} <= parts <= _CHECKPOINT_PARTS
+
+
 def _kept_counts(text: str, groups: Sequence[str]) -> dict[str, int]:
     """Reads how many channels each group keeps from "6,12,24" or "conv1.kernel=6,conv2.kernel=12"."""
     parts = [part.strip() for part in text.split(",")]
+    pairs = [part.rsplit("=", 1) for part in parts if "=" in part]
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError(f"--kept-counts needs each group once, got {text!r}.")
     try:
-        if all("=" in part for part in parts):
-            return {name: int(count) for name, count in (part.rsplit("=", 1) for part in parts)}
+        if len(pairs) == len(parts):
+            return {name: int(count) for name, count in pairs}
         counts = [int(part) for part in parts]
     except ValueError as error:
         raise ValueError(

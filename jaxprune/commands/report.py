@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from jaxprune.commands.output import say
@@ -18,9 +19,14 @@ def run_report(arguments: argparse.Namespace) -> int:
 
     Raises:
       ImportError: if matplotlib is missing.
+      ValueError: if the run's report was replaced by something else.
       RunDirectoryError: if there is no complete generation, or a file is damaged or of a newer format.
     """
     from jaxprune.report.writing import render_report
 
+    path = arguments.run_dir / "report.md"
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if not path.read_bytes().startswith(b"# Run "):
+            raise ValueError(f"report replaces only what jaxprune wrote, and {path} is no report. Rename it.")
     say(f"Report: {render_report(arguments.run_dir)}")
     return 0

@@ -19,7 +19,7 @@ from jaxprune.commands.network_options import (
     add_task_options,
     observed_of,
 )
-from jaxprune.commands.output import note, say, write_text
+from jaxprune.commands.output import add_overwrite_option, claim, note, say, write_text
 from jaxprune.text import columns
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def add_score(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write the scores to FILE.csv or FILE.json instead, and print only what became of each function",
     )
+    add_overwrite_option(parser)
     parser.add_argument(
         "--aggregation",
         choices=get_args(Aggregation),
@@ -71,6 +72,15 @@ def run_score(arguments: argparse.Namespace) -> int:
 
     if arguments.output is not None and arguments.output.suffix not in (".csv", ".json"):
         raise ValueError(f"--output needs a name that ends in .csv or .json, got {arguments.output}.")
+    if arguments.output is not None:
+        inputs = [Path(path).resolve() for path in (arguments.file, arguments.data) if path is not None]
+        if arguments.output.resolve() in inputs:
+            raise ValueError(
+                f"--output needs another file than the one that is read, got {arguments.output}."
+            )
+        claim([arguments.output], overwrite=arguments.overwrite)
+    elif arguments.overwrite:
+        raise ValueError("--overwrite needs a file to replace, got none. Name one with --output.")
     functions = read_formulas(arguments.formulas, arguments.file)
     network, observed = observed_of(arguments)
     scored = score_functions(functions, observed, aggregation=arguments.aggregation)
@@ -111,7 +121,7 @@ def read_formulas(texts: Sequence[str], file: Path | None = None) -> list[Prunin
     functions = [find_function(text) for text in texts]
     if file is not None:
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a text file"
             raise ValueError(

@@ -53,6 +53,11 @@ def run_transfer(arguments: argparse.Namespace) -> int:
     from jaxprune.scoring.lookup import find_function
     from jaxprune.scoring.metrics import name_of
 
+    others = split_formulas(arguments.against)
+    if not others:
+        raise ValueError(
+            f"--against needs names or formulas separated by commas, got {arguments.against!r}. Try --against l1,l2."
+        )
     formula: PruningFunction
     if arguments.from_run is None:
         formula = find_function(arguments.formula)
@@ -62,7 +67,7 @@ def run_transfer(arguments: argparse.Namespace) -> int:
         if repeated:
             note(f"note: the formula was evolved on {', '.join(repeated)}: there this is no transfer.")
     note(f"frozen formula: {name_of(formula)}")
-    functions = {**functions_named(split_formulas(arguments.against)), "frozen": formula}
+    functions = {**functions_named(others), "frozen": formula}
     return compare_and_write(arguments, functions)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,13 @@ from jaxprune.observation.sample import balanced_sample
 IMAGE_NAMES = ("images", "x", "x_train")
 LABEL_NAMES = ("labels", "y", "y_train")
 """Names that the arrays of a data file may have, the first one present counts."""
+
+
+_DAMAGES = (
+    OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, SyntaxError, struct.error, zlib.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
+"""What NumPy and zipfile raise for a file that is no archive, or a damaged one."""
 
 
 def load_examples(source: str | os.PathLike[str]) -> Split:
@@ -38,17 +47,20 @@ def load_examples(source: str | os.PathLike[str]) -> Split:
     if name in DATASETS:
         return load_dataset(name).train
     if path.suffix != ".npz" or not path.is_file():
-        reason = "no such file" if path.suffix == ".npz" else "neither"
+        reason = "neither" if path.suffix != ".npz" else "a folder" if path.is_dir() else "no such file"
         raise ValueError(
             f"data needs to be one of {', '.join(DATASETS)} or a file FILE.npz, got {name}: {reason}. "
             "Write one with numpy.savez(file, images=images, labels=labels)."
         )
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise ValueError("it is a single array, as numpy.save writes")
+        with archive:
             arrays = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except _DAMAGES as error:
         raise ValueError(
-            f"data needs a NumPy archive of plain arrays, got {name}: {error}. Write one with numpy.savez."
+            f"data needs a NumPy archive of plain arrays, got {name}: {_why(error)}. Write one with numpy.savez."
         ) from error
     images, labels = (_first_named(arrays, names, name) for names in (IMAGE_NAMES, LABEL_NAMES))
     if images.ndim < 2 or len(images) == 0:
@@ -80,6 +92,15 @@ def balanced(images: np.ndarray, labels: np.ndarray, count: int) -> Split:
         )
     chosen = np.sort(balanced_sample(labels, count))
     return Split(images[chosen], labels[chosen])
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a file, without NumPy's advice to load it in an unsafe way."""
+    return (
+        "it holds Python objects, or is no archive"
+        if "allow_pickle" in str(error)
+        else str(error).rstrip(".")
+    )
 
 
 def _first_named(arrays: dict[str, np.ndarray], names: tuple[str, ...], file: str) -> np.ndarray:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import jax
@@ -91,6 +93,11 @@ def find_network(
             f"{', '.join(settings)} needs one of {', '.join(NETWORKS)}, got {name!r}. Let the factory set it."
         )
     network = factory = import_attribute("network", name)
+    if inspect.isclass(factory) and not issubclass(factory, nnx.Module):
+        raise ValueError(
+            f"network {name!r} needs to be a factory of a Flax NNX module (flax.nnx.Module), "
+            f"got the class {factory.__name__}."
+        )
     if callable(factory) and not isinstance(factory, nnx.Module):
         network = _call(factory, name, nnx.Rngs(seed)) if has_weights else _shapes_of(factory, name, seed)
     if not isinstance(network, nnx.Module):
@@ -132,6 +139,15 @@ def look_in_working_directory() -> None:
         sys.path.append(str(Path.cwd()))
 
 
+_own_files: set[str] = set()
+"""Source files of the modules that `import_attribute` was asked for in this process."""
+
+
+def own_files() -> frozenset[str]:
+    """Returns the source files of users' own modules, which `import_attribute` was asked for in this process."""
+    return frozenset(_own_files)
+
+
 def import_attribute(kind: str, name: str) -> Any:  # noqa: ANN401 - whatever the module has there
     """Imports the attribute that `module:attribute` names.
 
@@ -147,12 +163,36 @@ def import_attribute(kind: str, name: str) -> Any:  # noqa: ANN401 - whatever th
       'LeNet5'
     """
     module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
+        raise ValueError(f"{kind} {name!r} needs to look like module:function, in names of Python.")
+    needed = f"{kind} {name!r} needs a module on the Python path with a function {attribute!r}"
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+        module = _import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"{needed}: {error}.") from error
+    except SystemExit as error:
         raise ValueError(
-            f"{kind} {name!r} needs a module on the Python path with a function {attribute!r}: {error}."
+            f"{kind} {name!r} needs a module that can be imported, got one that ends the program (status "
+            f"{error.code}). "
+            'Move what it does below if __name__ == "__main__".'
         ) from error
+    try:
+        found = getattr(module, attribute)
+    except AttributeError as error:
+        raise ValueError(f"{needed}: {error}.") from error
+    if inspect.isbuiltin(found):
+        raise ValueError(f"{kind} {name!r} needs a function written in Python, got a built-in one.")
+    return found
+
+
+def _import_module(name: str) -> ModuleType:
+    """Imports a user's module, and notes its source file first, because the import may fail."""
+    for package in accumulate(name.split("."), lambda above, part: f"{above}.{part}"):
+        known = sys.modules.get(package)
+        spec = None if known else importlib.util.find_spec(package)
+        file = getattr(known, "__file__", None) or getattr(spec, "origin", None)
+        _own_files.update([file] if file else [])
+    return importlib.import_module(name)
 
 
 def _shapes_of(factory: Callable[..., object], name: str, seed: int) -> object:

@@ -230,8 +230,14 @@ def _checked(name: str, value: object, hint: object) -> Any:  # noqa: ANN401 - a
     if get_origin(hint) is Literal or (value is None and type(None) in types):
         return value  # __post_init__ checks the choices
     if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError as error:
+            raise ValueError(f"EvolveConfig needs {name} < 2**31 (got a number of more than 300 digits).") from error
         if float in types:
-            return float(value)
-        if float(value).is_integer():
+            return number
+        if number.is_integer():
+            if name != "seed" and number >= 2**31:
+                raise ValueError(f"EvolveConfig needs {name} < 2**31 (got {value}).")
             return int(value)
     raise TypeError(f"{name} needs {'a number' if float in types else 'a whole number'}, got {value!r}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -61,6 +62,8 @@ def fashion() -> Task:
     )
 
 
+_STARS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
 TASKS: Mapping[str, Callable[[], Task]] = MappingProxyType(
     {"digits": digits, "digits-deep": digits_deep, "fashion": fashion}
 )
@@ -84,6 +87,13 @@ def find_task(name: str) -> Task:
             f"a task needs to be one of {', '.join(TASKS)}, or module:factory, got {name!r}.{closest(name, TASKS)}"
         )
     factory = import_attribute("task", name)
+    if inspect.isfunction(factory) and any(
+        parameter.default is parameter.empty and parameter.kind not in _STARS
+        for parameter in inspect.signature(factory).parameters.values()
+    ):
+        raise ValueError(
+            f"task {name!r} needs a function without arguments, got {inspect.signature(factory)}."
+        )
     task = factory() if callable(factory) else factory
     if not isinstance(task, Task):
         raise ValueError(f"task {name!r} needs to be, or return, a jaxprune Task, got {type(task).__name__}.")

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import re
+import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,9 @@ import jax
 import numpy as np
 
 from jaxprune.structure.model_state import FlatState, dotted
+
+_OVERHEAD_BYTES = 128 * 1024
+"""More than what a checkpoint takes beside its arrays."""
 
 
 class DamagedNetworkError(ValueError):
@@ -54,6 +58,7 @@ def save_network(
     }
     folder = FilePath(path).resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _check_room(folder.parent, sum(array.nbytes for array in arrays.values()))
     try:
         with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(folder, tree, force=True)
@@ -97,6 +102,13 @@ def load_network(
     if any((weights[key].shape, weights[key].dtype) != (like[key].shape, like[key].dtype) for key in like):
         raise DamagedNetworkError("its arrays have other shapes or types than the network's")
     return weights, numbers
+
+
+def _check_room(folder: FilePath, num_bytes: int) -> None:
+    """Raises before Orbax starts on a disk that is nearly full, where its threads print tracebacks as they give up."""
+    if hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, num_bytes + _OVERHEAD_BYTES)
 
 
 def _checked_identity(tree: Mapping[str, Any]) -> str:
