@@ -59,10 +59,34 @@ def channel_masks(structure: Structure, kept: KeptIndices) -> dict[Path, Array]:
       ValueError: for indices that do not fit the groups, and for weights that see zeros (see `mask`).
     """
     indices = index_arrays(structure, kept)
-    _check_zeros(structure, {name: len(channels) for name, channels in indices.items()})
+    check_maskable(structure, {name: len(channels) for name, channels in indices.items()})
     return {
         path: keep_mask(layout, structure.shapes[path], indices) for path, layout in structure.layouts.items()
     }
+
+
+def check_maskable(structure: Structure, counts: Mapping[str, int]) -> None:
+    """Checks that zeros in place of channels give the weights that the slim network has.
+
+    Args:
+      structure: groups of the network.
+      counts: group name -> number of kept channels; groups left out stay whole.
+
+    Raises:
+      ValueError: if the network takes a mean over weights of pruned channels, say; names groups and source lines.
+    """
+    problems = [
+        f"group {name}, over which {dotted(weight.path)} is computed in {weight.location}"
+        for name, weights in structure.normalised.items()
+        for weight in weights
+        if weight.sees_zeros and counts.get(name, structure.widths[name]) < structure.widths[name]
+    ]
+    if problems:
+        raise ValueError(
+            "needs weights that are the same with zeros in place of pruned channels as without these, but this network "
+            f"takes a mean over the zeros, divides by them or shifts them: {'; '.join(dict.fromkeys(problems))}. "
+            "Use slim, or leave these groups out with ignore=."
+        )
 
 
 def apply_masks(flat: Mapping[Path, Array], masks: Mapping[Path, Array]) -> FlatState:
@@ -118,22 +142,6 @@ def keep_masked(
         return _masked_tree(changes, masks), state
 
     return optax.GradientTransformation(inner.init, update)
-
-
-def _check_zeros(structure: Structure, counts: Mapping[str, int]) -> None:
-    """Raises a `ValueError` if zeros in place of channels give other weights than the slim network has."""
-    problems = [
-        f"group {name}, over which {dotted(weight.path)} is computed in {weight.location}"
-        for name, weights in structure.normalised.items()
-        for weight in weights
-        if weight.sees_zeros and counts.get(name, structure.widths[name]) < structure.widths[name]
-    ]
-    if problems:
-        raise ValueError(
-            "needs weights that are the same with zeros in place of pruned channels as without these, but this network "
-            f"takes a mean over the zeros, divides by them or shifts them: {'; '.join(dict.fromkeys(problems))}. "
-            "Use slim, or leave these groups out with ignore=."
-        )
 
 
 def _masked_tree(tree: optax.Updates, masks: Mapping[Path, Array]) -> optax.Updates:

@@ -17,7 +17,7 @@ from flax import nnx
 
 from jaxprune.observation.observer import Observer, make_observer
 from jaxprune.observation.sample import balanced_sample
-from jaxprune.pruning.masking import channel_masks
+from jaxprune.pruning.masking import channel_masks, check_maskable
 from jaxprune.pruning.planning import make_plan
 from jaxprune.pruning.slimming import slim, slim_state
 from jaxprune.structure.groups import Structure
@@ -67,7 +67,7 @@ class TaskPrograms:
 
     Raises:
       ValueError: if the network cannot be traced or does not fit the data (see `check_network`), nothing in it can be
-        pruned, or the schedule does not fit.
+        pruned, the schedule does not fit, or masks cannot stand for what is pruned (see `mask`).
     """
 
     def __init__(self, task: Task, *, strategy: Strategy = "auto", chunk: int = 16) -> None:
@@ -85,6 +85,8 @@ class TaskPrograms:
         self.rounds: list[Round] = []
         model, structure = self.model, self.structure
         for counts in task.schedule.counts(widths):
+            if task.finetune == "masked":
+                check_maskable(structure, counts)
             self.rounds.append(Round(model, structure, counts))
             model = self.rounds[-1].slim_model
             structure = trace_structure(model, example)

@@ -19,6 +19,7 @@ from flax import nnx
 
 from jaxprune.datasets.dataset import Dataset
 from jaxprune.datasets.guarded_split import GuardedSplit
+from jaxprune.pruning.plan_checks import is_sequence, is_whole
 from jaxprune.training.loop import split_network
 from jaxprune.training.recipes import Recipe, find_recipe
 from jaxprune.types import Array
@@ -64,6 +65,10 @@ class Schedule:
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}.")
         if self.kept_counts is not None:
+            if not all(is_sequence(row) and all(map(is_whole, row)) for row in self.kept_counts):
+                raise ValueError(
+                    f"kept_counts needs whole numbers, one sequence of them per round, got {self.kept_counts}."
+                )
             counts = tuple(tuple(int(count) for count in round_counts) for round_counts in self.kept_counts)
             object.__setattr__(self, "kept_counts", counts)
             object.__setattr__(self, "rounds", len(counts))

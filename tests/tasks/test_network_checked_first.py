@@ -113,3 +113,23 @@ def test_test_images_are_checked_when_the_task_is_made() -> None:
     raw = (np.arange(300, dtype=np.uint8).reshape(60, 5), CLASSES)
     with pytest.raises(ValueError, match=r"floating-point training images beside test=, got whole numbers"):
         make_task(train=raw, validation=raw, test=GuardedSplit("mine", Split(FEATURES, CLASSES)))
+
+
+class Centred(nnx.Module):
+    """Subtracts the mean over its inputs from the kernel of its second layer."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.first, self.second = nnx.Linear(5, 8, rngs=rngs), nnx.Linear(8, 12, rngs=rngs)
+
+    def __call__(self, x):
+        kernel = self.second.kernel[...]
+        return nnx.relu(self.first(x)) @ (kernel - kernel.mean(0, keepdims=True))
+
+
+def test_masked_fine_tuning_of_weights_that_see_zeros_is_refused_before_bases_are_trained() -> None:
+    task = make_task().replace(model=Centred)
+    assert TaskPrograms(task).rounds[0].slim_model.first.kernel.shape == (5, 4)
+    with pytest.raises(
+        ValueError, match=r"same with zeros .* group first\.kernel, over which second\.kernel"
+    ):
+        TaskPrograms(task.replace(finetune="masked"))
