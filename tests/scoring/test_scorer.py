@@ -298,7 +298,7 @@ def test_several_layers_of_paired_members(networks, backend):
     ("backend", "functions"), [("numpy", CLASSED), ("device", CLASSED[:2])], ids=["numpy", "device"]
 )
 def test_paired_members_of_one_layer(networks, backend, functions):
-    """Every program of a device is in `test_several_layers_of_paired_members`, so two functions say enough here."""
+    """Two functions are enough on a device: `test_several_layers_of_paired_members` runs all of them there."""
     members = [one["dense"] for one in networks[: len(functions)]]
     found = score_population(functions, Operands.stack(members), paired=True, backend=backend)
     for f, row, one in zip(functions, found, members, strict=True):
