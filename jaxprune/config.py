@@ -273,9 +273,11 @@ def read_config(path: str | Path) -> dict[str, object]:
     if not isinstance(data, dict):
         raise ValueError(f"{path} needs settings by name, got a {type(data).__name__}.")
     if is_json and "format" in data:
-        from jaxprune.search.run_directory import check_format
+        from jaxprune.files import unsealed
+        from jaxprune.search.run_files import REMEDIES, check_format
 
         check_format(data, path)  # otherwise a setting of a newer version would be reported as unknown
+        data = unsealed(data, path, REMEDIES["config.json"])
     return _flat_layer(data) if is_json and "config" in data else data
 
 

@@ -1,15 +1,22 @@
-"""Files that are always whole: a kill at any moment leaves either the old file or the new one."""
+"""Files that are always whole: a kill at any moment leaves either the old file or the new one.
+
+Files of JSON carry a checksum of their content, so that a change by hand or a flipped bit is noticed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+CHECK = "check"
+"""The key of the checksum in the JSON objects that `sealed` returns."""
 
 
 class RunDirectoryError(RuntimeError):
@@ -25,7 +32,8 @@ def atomic_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
 
     Args:
       path: the file to write; its folder must exist.
-      overwrite: whether an existing file is replaced.
+      overwrite: whether an existing file is replaced. If not, a kill in the moment between taking the name and
+        giving it the content leaves an empty file.
 
     Yields:
       The path to write to, in the same folder.
@@ -46,10 +54,11 @@ def atomic_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
-        if overwrite:
-            os.replace(temporary, path)
-        else:
-            os.link(temporary, path)
+        if (
+            not overwrite
+        ):  # takes the name, which one process alone can do, also where there are no hard links
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -97,22 +106,103 @@ def to_text(data: object, *, indent: int | None = None) -> str:
     return json.dumps(data, indent=indent, allow_nan=False, ensure_ascii=False)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def checksum(plain: object, before: str = "") -> str:
+    """Computes the checksum of plain data.
+
+    Args:
+      plain: dictionaries, lists, texts, numbers, booleans and None.
+      before: a text that the checksum also depends on, such as the checksum of what came before.
+
+    Returns:
+      16 hexadecimal digits.
+
+    Raises:
+      ValueError: if a number is infinite or NaN.
+
+    Example:
+      >>> checksum({"accuracy": 80.0}) == checksum({"accuracy": 80.5})
+      False
+    """
+    return hashlib.sha256((before + to_text(plain)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def sealed(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the object with its checksum as its first entry, for `unsealed`.
+
+    Example:
+      >>> sealed({"opened": []})
+      {'check': '85062b615e330f02', 'opened': []}
+    """
+    return {CHECK: checksum(plain), **plain}
+
+
+def unsealed(plain: Mapping[str, Any], path: Path, remedy: str) -> dict[str, Any]:
+    """Returns the object without its checksum; one without a checksum, of an older version, is returned as it is.
+
+    Args:
+      plain: the object as it was read.
+      path: its file, for the message.
+      remedy: how to go on after damage, for the message.
+
+    Raises:
+      RunDirectoryError: if the content is not what the checksum was computed for.
+
+    Example:
+      >>> unsealed(sealed({"opened": []}), Path("record.json"), "Restore it.")
+      {'opened': []}
+    """
+    content = {name: value for name, value in plain.items() if name != CHECK}
+    if CHECK in plain:
+        try:
+            is_intact = plain[CHECK] == checksum(content)
+        except ValueError:  # an infinite number
+            is_intact = False
+        if not is_intact:
+            raise RunDirectoryError(
+                f"{path} needs the content that jaxprune wrote, but it was changed or damaged since (its checksum "
+                f"differs). {remedy}"
+            )
+    return content
+
+
+def parse_json(text: str | bytes) -> object:
+    """Returns the plain data in a JSON text, which may begin with a byte-order mark if it is given as bytes.
+
+    Raises:
+      ValueError: if it is no JSON; also for numbers that are infinite or NaN, and brackets that are too deep.
+
+    Example:
+      >>> parse_json('{"opened": [1]}')
+      {'opened': [1]}
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deep") from error
+
+
+def read_json(
+    path: Path, remedy: str = "Restore it from a backup, or start in another directory."
+) -> dict[str, Any]:
     """Reads the object in a JSON file.
+
+    Args:
+      path: the file.
+      remedy: how to go on if it is damaged, for the message.
 
     Raises:
       RunDirectoryError: if the file cannot be read, is not valid JSON or holds no object.
     """
     with explained(f"read {path}"):
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RunDirectoryError(
-                f"{path} needs to be valid JSON, but it is damaged ({error}). Restore it from a backup, or "
-                "start in another directory."
-            ) from error
+        content = path.read_bytes()
+    try:
+        data = parse_json(content)
+    except ValueError as error:
+        raise RunDirectoryError(
+            f"{path} needs to be valid JSON, but it is damaged ({error}). {remedy}"
+        ) from error
     if not isinstance(data, dict):
-        raise RunDirectoryError(f"{path} needs to hold a JSON object, got a {type(data).__name__}.")
+        raise RunDirectoryError(f"{path} needs to hold a JSON object, got a {type(data).__name__}. {remedy}")
     return data
 
 
@@ -141,6 +231,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _refuse_constant(name: str) -> None:
+    """Refuses NaN and Infinity, which Python would read although JSON has no such numbers."""
+    raise ValueError(f"{name} is no JSON number")
+
+
 def _advice(error: OSError) -> str:
     """The cause of an error and how to go on."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -152,4 +247,13 @@ def _advice(error: OSError) -> str:
         return (
             f"it is not writable ({error.strerror}). Change its permissions or choose another run directory."
         )
-    return f"{error.strerror or error}. Nothing that was written before is lost."
+    if error.errno in (errno.ENOENT, errno.ESTALE, errno.ENODEV, errno.ENXIO):
+        return (
+            f"it is not there ({error.strerror}): it was deleted or moved, or its disk is gone. Put it back and go on "
+            "with resume=True (--resume); without a copy, what it held is lost and has to be run again."
+        )
+    if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+        return (
+            f"its file system does not offer that ({error.strerror}). Choose a run directory on a local disk."
+        )
+    return f"{error.strerror or error}. When the cause is gone, go on with resume=True (--resume) from what is there."

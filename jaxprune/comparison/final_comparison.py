@@ -14,7 +14,7 @@ from typing import Any, Literal
 from jaxprune.comparison.measurements import Measurement
 from jaxprune.comparison.protocol import LayerView, compare, layer_views
 from jaxprune.comparison.results import Comparison
-from jaxprune.files import RunDirectoryError, read_json, to_text, write_atomically
+from jaxprune.files import RunDirectoryError, read_json, sealed, to_text, unsealed, write_atomically
 from jaxprune.language.expression import Expression
 from jaxprune.language.library import library, own_seeds
 from jaxprune.search.search import evolve_problem, notify
@@ -26,6 +26,9 @@ Controls = Literal["standard", "full"]
 
 FORMAT = 1
 """The format version of final.json; newer ones are refused."""
+
+REMEDY = "Delete it and write the report again: the final comparison is then measured again."
+"""How to go on when final.json is damaged."""
 
 EVALUATIONS = 5
 """Number of points of the accuracy curves, if a fine-tuning has as many steps."""
@@ -78,17 +81,17 @@ class Finals:
         plain["views"] = {
             task: [dataclasses.asdict(view) for view in views] for task, views in self.views.items()
         }
-        return to_text({"format": FORMAT, **plain}, indent=1) + "\n"
+        return to_text(sealed({"format": FORMAT, **plain}), indent=1) + "\n"
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Finals:
         """Reads what `to_json` wrote, from the parsed JSON.
 
         Raises:
-          RunDirectoryError: if it is not a final comparison, or of a newer format.
+          RunDirectoryError: if it is not a final comparison, was changed, or is of a newer format.
         """
         version = plain.get("format")
-        if not isinstance(version, int) or version > FORMAT:
+        if isinstance(version, int) and version > FORMAT:
             raise RunDirectoryError(
                 f"final.json needs format {FORMAT} or older, got {version!r}. Upgrade jaxprune."
             )
@@ -99,12 +102,16 @@ class Finals:
                 task: tuple(_view_from_json(view) for view in views)
                 for task, views in values["views"].items()
             }
-            return cls(**values)
-        except (KeyError, TypeError, ValueError) as error:
+            if version != FORMAT or isinstance(version, bool):
+                raise ValueError(f"its format is {version!r}")
+            finals = cls(**values)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise RunDirectoryError(
                 f"final.json needs a final comparison as write_report stores it, but it is damaged ({error!r}). "
-                "Delete it and write the report again."
+                f"{REMEDY}"
             ) from error
+        unsealed(plain, Path("final.json"), REMEDY)
+        return finals
 
 
 def load_finals(run_dir: Path) -> Finals | None:
@@ -114,7 +121,7 @@ def load_finals(run_dir: Path) -> Finals | None:
       RunDirectoryError: if it is damaged or of a newer format.
     """
     path = run_dir / "final.json"
-    return Finals.from_json(read_json(path)) if path.exists() else None
+    return Finals.from_json(read_json(path, REMEDY)) if path.exists() else None
 
 
 @dataclass(frozen=True)

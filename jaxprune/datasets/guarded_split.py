@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune.files import atomic_file
+from jaxprune.files import RunDirectoryError, atomic_file, parse_json, read_json, sealed, to_text, unsealed
 
 
 class Split(NamedTuple):
@@ -97,6 +96,7 @@ class GuardedSplit:
         Raises:
           AlreadyOpenedError: if `record` exists and `reopen` is false.
           ValueError: if `record` exists and is not a record of this test split.
+          RunDirectoryError: if the times in it are damaged or were changed.
           OSError: if the record cannot be written; the split stays closed.
         """
         path = Path(record)
@@ -113,7 +113,7 @@ class GuardedSplit:
         try:
             with atomic_file(path, overwrite=is_reopened) as temporary:
                 temporary.write_text(
-                    json.dumps({**entry, "opened": times}, indent=2) + "\n", encoding="utf-8"
+                    to_text(sealed({**entry, "opened": times}), indent=2) + "\n", encoding="utf-8"
                 )
         except FileExistsError:
             times = self._earlier_openings(path, entry)
@@ -126,7 +126,7 @@ class GuardedSplit:
     def _earlier_openings(self, path: Path, entry: dict[str, object]) -> list[str]:
         """Times of opening in the record at `path`, after checking that it is a record of this split."""
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = parse_json(path.read_bytes())
         except ValueError:
             record = None
         if not isinstance(record, dict):
@@ -137,4 +137,22 @@ class GuardedSplit:
                 f"The test split of {self.name} needs a record of its own, got {kind} in {path}. "
                 "Name another file for the record."
             )
-        return list(record["opened"])
+        return list(read_openings(path))
+
+
+def read_openings(path: Path) -> tuple[str, ...]:
+    """Returns the times in a record that `GuardedSplit.open` has written.
+
+    Args:
+      path: the record.
+
+    Raises:
+      RunDirectoryError: if the record is damaged or was changed.
+    """
+    remedy = "Restore it from a backup, or delete it: then nobody can tell any more when the test images were opened."
+    times = unsealed(read_json(path, remedy), path, remedy).get("opened")
+    if not isinstance(times, list) or not times or not all(isinstance(time, str) for time in times):
+        raise RunDirectoryError(
+            f"{path} needs the times at which test images were opened, but it is damaged (got {times!r}). {remedy}"
+        )
+    return tuple(times)

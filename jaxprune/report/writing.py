@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import cast
 
 from jaxprune.comparison.final_comparison import Controls, Finals, load_finals, run_finals
+from jaxprune.datasets.guarded_split import read_openings
 from jaxprune.figures.comparison_figures import curves_figure, ranks_figure
 from jaxprune.figures.formula_tree import tree_figure
 from jaxprune.figures.layer_figures import overlap_figure, scores_figure
 from jaxprune.figures.search_figures import fitness_figure, pareto_figure
 from jaxprune.figures.style import new_figure, save_figure
-from jaxprune.files import read_json, write_atomically
+from jaxprune.files import write_atomically
 from jaxprune.report.result_sections import Run, optimism_section, results_section, verdict_section
 from jaxprune.report.search_sections import behaviour_section, formula_section, search_section
-from jaxprune.search.journal import read_journal
 from jaxprune.search.problem import Problem
-from jaxprune.search.run_directory import load_run
-from jaxprune.search.search import SearchResult
+from jaxprune.search.run_directory import RunDirectory, load_run
+from jaxprune.search.run_files import read_events
+from jaxprune.search.search import SearchResult, notify
 from jaxprune.search.state import Individual, SearchState
 from jaxprune.search.task_problem import TaskProblem
 
@@ -37,6 +38,7 @@ def write_report(
     Base networks of the final pool are trained or read back. On each, the winner, l1, l2, the best library function,
     the best own seed, random plans and training from scratch are fine-tuned. Test images are opened, which is recorded.
     All results are stored in `final.json`; if they are there already, for equal rows, only the report is written again.
+    No other process may use the run directory in the meantime.
 
     Args:
       run_dir: the run directory.
@@ -52,22 +54,27 @@ def write_report(
     Raises:
       ImportError: if matplotlib is missing, before anything is trained.
       ValueError: for other controls.
-      RunDirectoryError: if something cannot be written.
+      RunDirectoryError: if the directory is in use, a file of it is damaged, or something cannot be written.
     """
     with new_figure(1, 1):  # raises early without matplotlib
         pass
     state = result.state if isinstance(result, SearchResult) else result
     winner: Individual = result.best if isinstance(result, SearchResult) else state.ranked()[0]
     folder = Path(run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    finals = run_finals(folder, problem, state, winner, controls=controls, callbacks=callbacks)
-    return _write(folder, state, finals)
+
+    def on_message(message: str) -> None:
+        notify(callbacks, "on_message", message)
+
+    with RunDirectory(folder, on_message):
+        finals = run_finals(folder, problem, state, winner, controls=controls, callbacks=callbacks)
+        return _write(folder, state, finals)
 
 
 def render_report(run_dir: str | os.PathLike[str]) -> Path:
     """Writes `report.md` and its figures again from the files of a run, without training anything.
 
-    Without a final comparison, the report covers the search, and its verdict says that nothing was checked.
+    Without a final comparison, the report covers the search, and its verdict says that nothing was checked. The run may
+    be under way: nothing but the report and its figures is written.
 
     Args:
       run_dir: the run directory.
@@ -86,9 +93,8 @@ def render_report(run_dir: str | os.PathLike[str]) -> Path:
 
 def _write(folder: Path, state: SearchState, finals: Finals | None) -> Path:
     """Writes the report and its figures; returns the path of the report."""
-    paths = {task.name: folder / f"test-{task.name}.json" for task in state.tasks}
-    openings = {name: tuple(read_json(path)["opened"]) for name, path in paths.items() if path.exists()}
-    run = Run(folder.resolve().name, state, finals, _why_stopped(folder), openings)
+    openings = _openings(folder, state, finals)
+    run = Run(folder.resolve().name, state, finals, _why_stopped(folder, state), openings)
     _save_figures(run, folder / "figures")
     sections = [f"# Run {run.name}", verdict_section(run)]
     if finals is not None:
@@ -118,9 +124,23 @@ def _save_figures(run: Run, folder: Path) -> None:
         save_figure(scores_figure(views, title), folder / f"scores-{task}.png")
 
 
-def _why_stopped(folder: Path) -> str:
-    """Returns the last reason in `events.jsonl`; empty if there is none."""
-    path = folder / "events.jsonl"
-    events = list(read_journal(path)) if path.exists() else []
+def _openings(folder: Path, state: SearchState, finals: Finals | None) -> dict[str, tuple[str, ...]]:
+    """Returns when the test images of each task were opened; says so if they were and the record of it is missing."""
+    openings = {}
+    for task in state.tasks:
+        path = folder / f"test-{task.name}.json"
+        rows = [] if finals is None else finals.comparison.measurements
+        if path.exists():
+            openings[task.name] = read_openings(path)
+        elif any(row.task == task.name and row.test is not None for row in rows):
+            openings[task.name] = (f"an unknown time ({path.name} is missing)",)
+    return openings
+
+
+def _why_stopped(folder: Path, state: SearchState) -> str:
+    """Returns why the search ended: with its last generation, or the last reason in `events.jsonl`, if any."""
+    if state.generation > state.config.generations:
+        return "generations"
+    events = read_events(folder / "events.jsonl")
     reasons = [event["message"] for event in events if event["event"] == "stopped"]
     return reasons[-1] if reasons else ""

@@ -5,8 +5,11 @@ journal.jsonl      append-only: every candidate, fine-tuning and generation (see
 state.json         the search's state after the last complete generation
 archive.json       the Pareto archive
 hall_of_fame.csv   the best candidates, for a spreadsheet
-events.jsonl       when the run was started, stopped, repaired; not part of its results
+events.jsonl       append-only: when the run was started, stopped, repaired; not part of its results
 lock               locked while a process uses the directory
+
+What is append-only is repaired when the directory is opened, and what follows from the state (the archive, the hall of
+fame) is written again. A change of the other files is noticed by their checksums and refused, with a way to go on.
 """
 
 from __future__ import annotations
@@ -18,21 +21,18 @@ import io
 import json
 import os
 import socket
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxprune.files import RunDirectoryError, explained, read_json, to_text, write_atomically
+from jaxprune.files import RunDirectoryError, explained, sealed, to_text, write_atomically
 from jaxprune.search.journal import Journal
 from jaxprune.search.problem import Problem
 from jaxprune.search.resumption import agree_on_names, flat, origin_of, task_changes, version_notice
-from jaxprune.search.serialization import individual_to_json, state_from_json, state_to_json
+from jaxprune.search.run_files import FORMAT, log_event, read_run_file, repair_events, state_of
+from jaxprune.search.serialization import individual_to_json, state_to_json
 from jaxprune.search.settings import STOPS
 from jaxprune.search.state import Individual, SearchState, one_per_behaviour
-
-FORMAT = 1
-"""The format version of config.json, state.json and the journal; newer ones are refused."""
 
 HALL_OF_FAME_SIZE = 20
 """Number of candidates in hall_of_fame.csv."""
@@ -57,6 +57,10 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.path)
         self.journal: Journal | None = None
+        if num_damaged := repair_events(self.path):
+            self.notice(
+                f"events.jsonl had {num_damaged} damaged line(s), which are now in events.discarded.jsonl"
+            )
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -82,36 +86,35 @@ class RunDirectory:
             or if a file is damaged.
         """
         document = _document(start, settings)
-        config_path, state_path = self.path / "config.json", self.path / "state.json"
-        state, num_lines = start, 0
-        if not config_path.exists():
-            if (self.path / "journal.jsonl").exists():
-                raise RunDirectoryError(
-                    f"{self.path} needs a config.json beside its journal, got none. Restore it, or start in "
-                    "another directory."
-                )
-            write_atomically(config_path, to_text(document, indent=2) + "\n")
-        else:
-            existing = check_format(read_json(config_path), config_path)
-            if not resume:
-                raise RunDirectoryError(
-                    f"{self.path} already holds a run. Go on with it by resume=True (--resume), or choose "
-                    "another directory for a new one."
-                )
+        state_path = self.path / "state.json"
+        state, saved = start, {}
+        existing = self._existing_config(resume)
+        if existing is not None:
             document = agree_on_names(document, existing, start.problem)
             _refuse_changes(existing, document, self.path)
             if notice := version_notice(existing):
                 self.notice(notice)
             if "measured" in existing:
                 document["measured"] = existing["measured"]
-            if existing != document:
-                write_atomically(config_path, to_text(document, indent=2) + "\n")
         if state_path.exists():
-            saved = check_format(read_json(state_path), state_path)
-            num_lines = saved["journal_lines"]
-            state = state_from_json(saved["state"], start.problem)
+            saved = read_run_file(state_path)
+            state = state_of(saved, start.problem, state_path)
+            _refuse_other_config(saved["state"], document, self.path)
+            document["measured"] = _measured(state)
             state = dataclasses.replace(state, config=start.config)
-        self.journal = Journal(self.path / "journal.jsonl", num_lines, self.notice)
+        if existing != document:
+            self._write("config.json", to_text(sealed(document), indent=2) + "\n")
+        num_lines = saved.get("journal_lines", 0)
+        self.journal = Journal(
+            self.path / "journal.jsonl", num_lines, self.notice, saved.get("journal_check")
+        )
+        if saved:
+            self._write_results(state)
+        elif "measured" in document and self.journal.next_generation() is None:
+            self.notice(
+                "config.json says that generation 0 was complete, but journal.jsonl does not hold it: what is missing "
+                "is run again"
+            )
         if num_lines == 0:
             self.journal.write({"kind": "header", "format": FORMAT, "seed": start.config.seed})
         return state
@@ -123,18 +126,18 @@ class RunDirectory:
           RunDirectoryError: if a file cannot be written; it then keeps its previous content.
         """
         assert self.journal is not None, "open_run comes first"
-        archive = [individual_to_json(state.individual(id_)) for id_ in state.archive]
-        document = {"format": FORMAT, "generation": state.generation - 1, "members": archive}
-        write_atomically(self.path / "archive.json", to_text(document, indent=2) + "\n")
-        best = one_per_behaviour(state.ranked())[:HALL_OF_FAME_SIZE]
-        write_atomically(self.path / "hall_of_fame.csv", _hall_of_fame(best))
+        self._write_results(state)
         if state.generation == 1:
-            config = read_json(self.path / "config.json")
-            config["measured"] = {name: dataclasses.asdict(state.scales[name]) for name in state.scales}
-            write_atomically(self.path / "config.json", to_text(config, indent=2) + "\n")
-        num_lines = self.journal.num_lines
-        saved = {"format": FORMAT, "journal_lines": num_lines, "state": state_to_json(state)}
-        write_atomically(self.path / "state.json", to_text(saved) + "\n")
+            config = read_run_file(self.path / "config.json")
+            config["measured"] = _measured(state)
+            self._write("config.json", to_text(sealed(config), indent=2) + "\n")
+        saved = {
+            "format": FORMAT,
+            "journal_lines": self.journal.num_lines,
+            "journal_check": self.journal.check,
+            "state": state_to_json(state),
+        }
+        self._write("state.json", to_text(sealed(saved)) + "\n")
 
     def notice(self, message: str) -> None:
         """Reports a message to the user, and writes it to `events.jsonl`."""
@@ -148,10 +151,41 @@ class RunDirectory:
           kind: what happened, in one word.
           message: the details.
         """
-        line = to_text({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": kind, "message": message})
-        path = self.path / "events.jsonl"
-        with explained(f"append to {path}"), path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        log_event(self.path, kind, message)
+
+    def _existing_config(self, resume: bool) -> dict[str, Any] | None:
+        """Returns the content of config.json; None if the directory holds no run."""
+        config_path = self.path / "config.json"
+        if config_path.exists():
+            existing = read_run_file(config_path)
+            if not resume:
+                raise RunDirectoryError(
+                    f"{self.path} already holds a run. Go on with it by resume=True (--resume), or choose "
+                    "another directory for a new one."
+                )
+            return existing
+        if (self.path / "journal.jsonl").exists() or (self.path / "state.json").exists():
+            raise RunDirectoryError(
+                f"{self.path} needs a config.json beside its journal and state, got none. Restore it, or start in "
+                "another directory."
+            )
+        return None
+
+    def _write_results(self, state: SearchState) -> None:
+        """Writes the archive and the hall of fame, unless they are as they should be already."""
+        archive = [individual_to_json(state.individual(id_)) for id_ in state.archive]
+        document = {"format": FORMAT, "generation": state.generation - 1, "members": archive}
+        self._write("archive.json", to_text(document, indent=2) + "\n")
+        best = one_per_behaviour(state.ranked())[:HALL_OF_FAME_SIZE]
+        self._write("hall_of_fame.csv", _hall_of_fame(best))
+
+    def _write(self, name: str, text: str) -> None:
+        """Replaces a file of the directory by `text`, unless that is its content already."""
+        path = self.path / name
+        with explained(f"read {path}"):
+            is_written = path.exists() and path.read_bytes() == text.encode()
+        if not is_written:
+            write_atomically(path, text)
 
 
 def load_run(path: Path | str, problem: Problem) -> SearchState:
@@ -169,26 +203,7 @@ def load_run(path: Path | str, problem: Problem) -> SearchState:
         raise RunDirectoryError(
             f"{path} needs a run with at least one complete generation, got no state.json."
         )
-    return state_from_json(check_format(read_json(state_path), state_path)["state"], problem)
-
-
-def check_format(plain: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Returns the content of a run's file after checking its format.
-
-    Args:
-      plain: the content.
-      path: the file, for the message.
-
-    Raises:
-      RunDirectoryError: if a newer version wrote the file.
-    """
-    version = plain.get("format")
-    if not isinstance(version, int) or version > FORMAT:
-        raise RunDirectoryError(
-            f"{path} needs format {FORMAT} or older, got {version!r}, of a newer jaxprune. Upgrade jaxprune, or "
-            "start in another directory."
-        )
-    return plain
+    return state_of(read_run_file(state_path), problem, state_path)
 
 
 def _lock(folder: Path) -> int:
@@ -223,6 +238,29 @@ def _document(state: SearchState, settings: Mapping[str, Any]) -> dict[str, Any]
         to_text(document)
     )  # tuples become lists, as in the file when it is read
     return plain
+
+
+def _measured(state: SearchState) -> dict[str, Any]:
+    """Returns what config.json shows of the scales that generation 0 measured."""
+    return {name: dataclasses.asdict(scale) for name, scale in state.scales.items()}
+
+
+def _refuse_other_config(saved: Mapping[str, Any], document: Mapping[str, Any], folder: Path) -> None:
+    """Raises an error if config.json, as far as it is not a limit, is not that of the saved state."""
+    tasks = {task["name"]: task for task in saved["tasks"]}
+    before = flat({"config": saved["config"], "tasks": tasks, "guesses": saved["guesses"]})
+    now = flat({name: document[name] for name in ("config", "tasks", "guesses")})
+    limits = {f"config.{name}" for name in STOPS}
+    changes = [
+        f"{name.removeprefix('config.')} is {now[name]!r} there and {before[name]!r} here"
+        for name in sorted(before.keys() & now.keys())
+        if before[name] != now[name] and name not in limits
+    ]
+    if changes:
+        raise RunDirectoryError(
+            f"{folder} needs config.json and state.json of one run, but they differ: {'; '.join(changes)}. "
+            "config.json was changed, or one of them was copied: restore it."
+        )
 
 
 def _refuse_changes(existing: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:

@@ -230,7 +230,8 @@ def evolve_problem(
     Args:
       problem: what to search on.
       config: how to search, and when to stop. The time limit counts from this call and is checked between two
-        fine-tunings. A generation that it cuts short is not part of the result, but a resumed run goes on from there.
+        fine-tunings and while proposing. A generation that it cuts short is not part of the result, but a resumed run
+        goes on from there.
       run_dir: where journal, state and archive are written; created if missing.
       callbacks: objects with any of the methods of `Callback`.
       resume: go on with the run in `run_dir`; without a run there, start it.
@@ -357,8 +358,9 @@ class _Loop:
         """Runs one generation, writes it to the journal and saves it."""
         started = time.monotonic()
         stop_if_asked(lambda: self._reason_to_stop(state))
+        limited = self._limited_as_recorded(state)
         with self.interrupts.at_once():  # nothing is lost, because proposals follow from the state
-            batch = self._propose(state)
+            batch = self._propose(limited)
         if not batch.proposals:
             raise SearchStopped("exhausted" if batch.tally.proposed else "evaluations")
         self._tell_lost_guesses(batch)
@@ -372,10 +374,20 @@ class _Loop:
         )
         after = tell(state, records, tally=batch.tally, seconds=time.monotonic() - started)
         summary = after.summaries[-1]
-        self.journal.write({"kind": "generation", **dataclasses.asdict(summary)})
+        limit = limited.config.max_evaluations
+        self.journal.write({"kind": "generation", **dataclasses.asdict(summary), "max_evaluations": limit})
         self.run.checkpoint(after)
         notify(self.callbacks, "on_generation", summary)
         return after
+
+    def _limited_as_recorded(self, state: SearchState) -> SearchState:
+        """The state with the limit on fine-tunings that the next generation had, if the journal holds it already."""
+        line = self.journal.next_generation() or {}
+        if line.get("generation") != state.generation or "max_evaluations" not in line:
+            return state
+        return dataclasses.replace(
+            state, config=state.config.replace(max_evaluations=line["max_evaluations"])
+        )
 
     def _propose(self, state: SearchState) -> ProposalBatch:
         """Calls `propose`, which scores and trains base networks; tries again after an infrastructure error."""
@@ -406,6 +418,9 @@ class _Loop:
         notify(self.callbacks, "on_evaluation", record)
 
     def _reason_to_stop(self, state: SearchState) -> str | None:
+        if self.interrupts.hung_up:
+            self.interrupts.hung_up = False
+            self.run.event("hung up", "the terminal was closed; the run goes on")
         if self.interrupts.received is not None:
             return "interrupted"
         is_late = self.deadline is not None and time.monotonic() >= self.deadline

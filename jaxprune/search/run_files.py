@@ -1,0 +1,169 @@
+"""Reads the files of a run directory: what is damaged or was changed is found here, and refused with a way to go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxprune.files import (
+    RunDirectoryError,
+    explained,
+    parse_json,
+    read_json,
+    to_text,
+    unsealed,
+    write_atomically,
+)
+from jaxprune.search.problem import Problem
+from jaxprune.search.serialization import state_from_json
+from jaxprune.search.state import SearchState
+
+FORMAT = 1
+"""The format version of config.json, state.json and the journal; newer ones are refused."""
+
+REMEDIES = {
+    "config.json": "Restore it from a backup. Limits of a run are changed by options, not in this file; as settings "
+    'of a new run, use a copy without the line "check".',
+    "state.json": "Restore it from a backup, or delete it and go on with resume=True (--resume): it is then built "
+    "again from the journal, and nothing is run again.",
+}
+"""File -> how to go on when it is damaged."""
+
+
+def read_run_file(path: Path) -> dict[str, Any]:
+    """Reads `config.json` or `state.json`, and checks its format and checksum.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The content without the checksum.
+
+    Raises:
+      RunDirectoryError: if the file cannot be read, is damaged or was changed, or is of a newer format.
+    """
+    remedy = REMEDIES[path.name]
+    return unsealed(check_format(read_json(path, remedy), path, remedy), path, remedy)
+
+
+def check_format(
+    plain: dict[str, Any], path: Path, remedy: str = "Restore it from a backup."
+) -> dict[str, Any]:
+    """Returns the content of a run's file after checking its format.
+
+    Args:
+      plain: the content.
+      path: the file, for the message.
+      remedy: how to go on if the format is no version of it, for the message.
+
+    Raises:
+      RunDirectoryError: if a newer version wrote the file, or none did.
+    """
+    version = plain.get("format")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise RunDirectoryError(
+            f"{path} needs format {FORMAT} or older, but it is damaged (its format is {version!r}). {remedy}"
+        )
+    if version > FORMAT:
+        raise RunDirectoryError(
+            f"{path} needs format {FORMAT} or older, got {version!r}, of a newer jaxprune. Upgrade jaxprune, or "
+            "start in another directory."
+        )
+    return plain
+
+
+def state_of(saved: Mapping[str, Any], problem: Problem, path: Path) -> SearchState:
+    """Returns the state in the content of state.json, which may be of a version without checksums.
+
+    Args:
+      saved: the content.
+      problem: the problem that the state refers to.
+      path: the file, for messages.
+
+    Raises:
+      RunDirectoryError: if the content is no state.
+    """
+    try:
+        if not isinstance(saved["journal_lines"], int):
+            raise TypeError("journal_lines is no whole number")
+        state = state_from_json(saved["state"], problem)
+        if sorted(state.scales) != sorted(task.name for task in state.tasks):
+            raise ValueError("tasks and scales have other names")
+        if not state.ranked():
+            raise ValueError("no candidate has a fitness")
+        for id_ in state.archive:
+            state.individual(id_)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise RunDirectoryError(
+            f"{path} needs the state of a search, but it is damaged ({error!r}). {REMEDIES[path.name]}"
+        ) from error
+    return state
+
+
+def log_event(folder: Path, kind: str, message: str) -> None:
+    """Appends an event with the current time to `events.jsonl` of a run directory, which may be in use.
+
+    Args:
+      folder: the run directory.
+      kind: what happened, in one word.
+      message: the details.
+
+    Raises:
+      RunDirectoryError: if the line cannot be written.
+    """
+    line = to_text({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": kind, "message": message})
+    path = folder / "events.jsonl"
+    with explained(f"append to {path}"), path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def read_events(path: Path) -> list[dict[str, str]]:
+    """Returns the events in `events.jsonl`, without damaged lines; none if there is no such file.
+
+    Raises:
+      RunDirectoryError: if the file cannot be read.
+    """
+    with explained(f"read {path}"):
+        lines = path.read_bytes().splitlines() if path.exists() else []
+    return [event for line in lines if (event := _event_in(line)) is not None]
+
+
+def repair_events(folder: Path) -> int:
+    """Moves damaged lines of `events.jsonl` to `events.discarded.jsonl`, and ends its last line.
+
+    Args:
+      folder: the run directory.
+
+    Returns:
+      The number of damaged lines.
+
+    Raises:
+      RunDirectoryError: if a file cannot be read or written.
+    """
+    path, beside = folder / "events.jsonl", folder / "events.discarded.jsonl"
+    if not path.exists():
+        return 0
+    with explained(f"repair {path}"):
+        content = path.read_bytes()
+        lines = content.splitlines()
+        damaged = [line for line in lines if _event_in(line) is None]
+        whole = [line for line in lines if _event_in(line) is not None]
+    if damaged:
+        with explained(f"write {beside}"), beside.open("ab") as file:
+            file.write(b"".join(line + b"\n" for line in damaged))
+    if damaged or (content and not content.endswith(b"\n")):
+        write_atomically(path, b"".join(line + b"\n" for line in whole).decode("utf-8"))
+    return len(damaged)
+
+
+def _event_in(line: bytes) -> dict[str, str] | None:
+    """Returns the event in a line of events.jsonl; None if the line is damaged."""
+    try:
+        plain = parse_json(line)
+    except ValueError:
+        return None
+    if isinstance(plain, dict) and all(isinstance(plain.get(name), str) for name in ("event", "message")):
+        return plain
+    return None
