@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import signal
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from jaxprune.commands.network_options import add_task_options, flag
-from jaxprune.commands.output import say
 from jaxprune.config import (
     TASK_OPTIONS,
     Batching,
@@ -22,12 +22,12 @@ from jaxprune.config import (
     read_config,
     setting_help,
 )
+from jaxprune.files import RunDirectoryError
 from jaxprune.search.settings import PRESETS, EvolveConfig
 from jaxprune.tasks.named_tasks import TASKS
 
 _SHORT_FLAGS = {"max_evaluations": "--evaluations", "time_limit_seconds": "--time"}
 """Settings that have a shorter flag as well."""
-
 
 _RUN_FILES = ("config.json", "journal.jsonl", "state.json")
 """Files by which a folder is known as a run."""
@@ -107,7 +107,9 @@ def run_evolve(arguments: argparse.Namespace) -> int:
     """
     from jaxprune.report.live_table import LiveTable
     from jaxprune.search.interrupts import Interrupts, SearchInterrupted
+    from jaxprune.search.run_files import log_event
     from jaxprune.search.search import evolve_problem, make_problem
+    from jaxprune.search.state import ending
 
     if not arguments.no_report and util.find_spec("matplotlib") is None:
         raise ImportError(
@@ -119,10 +121,16 @@ def run_evolve(arguments: argparse.Namespace) -> int:
     _check_run_dir(run_dir)
     resume = f"Go on with: jaxprune evolve --run-dir {shlex.quote(str(run_dir))} --resume"
     tasks = config.make_tasks()
-    with LiveTable() as table:
+
+    def on_lost(message: str) -> None:
+        with contextlib.suppress(OSError, RunDirectoryError):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            log_event(run_dir, "output lost", message)
+
+    with LiveTable(on_lost=on_lost) as table:
         callbacks = [] if arguments.quiet else [table]
         try:
-            table.console.print(f"Run directory: {run_dir}", markup=False, highlight=False, soft_wrap=True)
+            table.on_message(f"Run directory: {run_dir}")
             problem = make_problem(
                 tasks, config.search, run_dir, callbacks=callbacks, strategy=config.batching
             )
@@ -137,7 +145,9 @@ def run_evolve(arguments: argparse.Namespace) -> int:
             )
         except SearchInterrupted as stop:
             raise SearchInterrupted(f"{stop}\n{resume}", stop.signal_number) from stop
-        say(f"Best function: {result.best}")
+        if arguments.quiet and (early := ending(result.state, result.stopped)):
+            table.on_message(early)  # otherwise it is among the messages of the search
+        table.on_message(f"Best function: {result.best}")
         if arguments.no_report:
             return 0
         from jaxprune.report.writing import write_report
@@ -151,7 +161,7 @@ def run_evolve(arguments: argparse.Namespace) -> int:
             number = stop.signal_number if isinstance(stop, SearchInterrupted) else interrupts.received
             message = f"stopped in the final comparison. {resume}"
             raise SearchInterrupted(message, number or signal.SIGINT) from stop
-    say(f"Report: {path}")
+    table.on_message(f"Report: {path}")
     return 0
 
 

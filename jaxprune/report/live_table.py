@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import os
+import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -42,6 +46,7 @@ class LiveTable(Callback):
     Args:
       console: where to write; by default the standard output.
       is_live: whether one table is redrawn instead of writing lines; by default only if the console is a terminal.
+      on_lost: called with a message when the terminal or pipe is gone; from then on nothing is shown.
 
     Example:
       >>> from jaxprune.search.state import GenerationSummary
@@ -51,8 +56,15 @@ class LiveTable(Callback):
       gen  1/10  best +1.25 +- 0.50 (n=10)  16 new of 120 unique  36 in all  3 cached  12 s  left 1:48  mean(X)
     """
 
-    def __init__(self, console: Console | None = None, *, is_live: bool | None = None) -> None:
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        is_live: bool | None = None,
+        on_lost: Callable[[str], None] = lambda message: None,
+    ) -> None:
         self.console = console or Console()
+        self.console.file = cast(IO[str], _Display(None if console is None else console.file, on_lost))
         is_terminal = self.console.is_terminal and not self.console.is_dumb_terminal
         self.is_live = is_terminal if is_live is None else is_live
         self._rows: list[GenerationSummary] = []
@@ -157,7 +169,7 @@ class LiveTable(Callback):
 
     def on_message(self, message: str) -> None:
         """Shows a message above the table."""
-        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(message, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def on_status(self, message: str) -> None:
         """Shows what is going on in the line under the table; without a terminal, as a plain line now and then."""
@@ -210,6 +222,69 @@ class LiveTable(Callback):
             shortened(row.best_text, MAX_FORMULA),
         ]
         return "  ".join(part for part in parts if part)
+
+
+class _Display:
+    """A text file that takes everything, also when its terminal or pipe is gone or cannot show a character.
+
+    Args:
+      file: where to write; None for the standard output.
+      on_lost: called with a message when the file is gone.
+    """
+
+    def __init__(self, file: IO[str] | None, on_lost: Callable[[str], None]) -> None:
+        self._file, self._on_lost, self._is_lost = file, on_lost, False
+
+    def write(self, text: str) -> int:
+        """Writes the text; characters that the file cannot show become question marks."""
+
+        def write(file: IO[str]) -> None:
+            try:
+                file.write(text)
+            except UnicodeEncodeError as error:
+                file.write(text.encode(error.encoding, "replace").decode(error.encoding))
+
+        self._try(write)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes the file."""
+        self._try(lambda file: file.flush())
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self._target, name)
+
+    @property
+    def _target(self) -> IO[str] | None:
+        """The file; never the one by which rich catches what others print."""
+        file = sys.stdout if self._file is None else self._file
+        return cast(IO[str] | None, getattr(file, "rich_proxied_file", file))
+
+    def _try(self, act: Callable[[IO[str]], object]) -> None:
+        """Does something with the file unless it is gone."""
+        target = self._target
+        if self._is_lost or target is None:  # Python has no standard output if it was closed from the start
+            return
+        try:
+            act(target)
+        except OSError as error:
+            self._is_lost = True
+            if target is sys.__stdout__:
+                _discard_output()
+            self._on_lost(
+                f"nothing is shown any more, because the output is gone ({error.strerror}); the run goes on"
+            )
+
+
+def _discard_output() -> None:
+    """Sends to nowhere what is still written to the standard output, and to the standard error if it goes there too."""
+    with contextlib.suppress(OSError):
+        lost = os.fstat(1)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in (1, 2):
+            if os.path.samestat(os.fstat(descriptor), lost):
+                os.dup2(nowhere, descriptor)
+        os.close(nowhere)
 
 
 def _count(number: int, noun: str) -> str:
