@@ -60,11 +60,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = make_parser(words)
-    parsed, unknown = parser.parse_known_args(words)
+    try:
+        parsed, unknown = parser.parse_known_args(words)
+    except SystemExit:
+        _flush_help()
+        raise
     if unknown:
         getattr(parsed, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     if parsed.command is None:
         parser.print_help()
+        _flush_help()
         return 0
     try:
         if sys.stdout is None and parsed.command != "evolve":
@@ -92,6 +97,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.filename == STANDARD_OUTPUT:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left cannot be written at the exit either
         return EXIT_ERROR
+
+
+def _flush_help() -> None:
+    """Writes what `argparse` printed, and leaves if that cannot be written, because of a full disk say."""
+    try:
+        with printing():
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            note(f"jaxprune: error: {explanation(error)}")
+            raise SystemExit(EXIT_ERROR) from error
 
 
 def make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
@@ -198,8 +216,10 @@ def explanation(error: Exception) -> str | None:
     own = _own_traceback(error)
     if own is not None:
         return own
-    if isinstance(error, MemoryError):
-        return f"needs more memory than there is ({error}). Make the input or the network smaller."
+    is_of_device = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    if isinstance(error, MemoryError) or (is_of_device and "RESOURCE_EXHAUSTED" in str(error)):
+        reason = str(error).partition("\n")[0]
+        return f"needs more memory than there is ({reason}). Make the input or the network smaller."
     if isinstance(error, OSError) and error.strerror:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = " Free some space, or choose another disk." if is_full else ""

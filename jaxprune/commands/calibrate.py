@@ -11,7 +11,16 @@ from jaxprune.commands.comparison_options import (
     chosen_tasks,
 )
 from jaxprune.commands.network_options import whole_number
-from jaxprune.commands.output import claim, has_matplotlib, note, on_base, say, write_figure, write_text
+from jaxprune.commands.output import (
+    check_folder,
+    claim,
+    has_matplotlib,
+    note,
+    on_base,
+    say,
+    write_figure,
+    write_text,
+)
 
 _KINDS = ("json", "md", "png")
 """What is written for each task."""
@@ -47,6 +56,7 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
     }
     claim([path for paths in files.values() for path in paths], overwrite=arguments.overwrite)
     programs = {task.name: TaskPrograms(task) for task in tasks}  # checks all before it trains on the first
+    check_folder(arguments.bases_dir)
     for task in tasks:
         calibration = calibrate(
             task,

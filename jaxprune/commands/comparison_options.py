@@ -18,6 +18,7 @@ from jaxprune.commands.network_options import (
 )
 from jaxprune.commands.output import (
     add_overwrite_option,
+    check_folder,
     claim,
     has_matplotlib,
     note,
@@ -181,6 +182,7 @@ def compare_and_write(arguments: argparse.Namespace, functions: Mapping[str, Pru
     csv, markdown, figure = (
         arguments.out / name for name in ("comparison.csv", "comparison.md", "ranks.png")
     )
+    check_folder(arguments.bases_dir)
     claim([csv, markdown, figure], overwrite=arguments.overwrite)
     numbers = count(1)
 

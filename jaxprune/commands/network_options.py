@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxprune.commands.output import note, on_base
+from jaxprune.commands.output import check_folder, note, on_base
 from jaxprune.config import TASK_OPTIONS, make_tasks, task_options
 
 if TYPE_CHECKING:
@@ -205,6 +205,7 @@ def base_pool(arguments: argparse.Namespace, without: Collection[str] = ()) -> B
             f"--base needs a number below {_MOST_BASES}, because all before it are trained, got {base}."
         )
     (task,) = tasks_of(arguments, [arguments.task or DEFAULT_TASK], (*SEARCH_ONLY, *without))
+    check_folder(folder)
     programs = TaskPrograms(task)
     return BasePool(
         programs, arguments.seed, "search", base + 1, folder=folder, on_base=on_base, on_message=note

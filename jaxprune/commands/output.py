@@ -126,6 +126,17 @@ def on_base(task: str, base: Base) -> None:
     note(f"base network {base.index} of {task}: {base.accuracy:.1f} % validation accuracy")
 
 
+def check_folder(folder: Path) -> None:
+    """Checks that a folder is there or can be made; one that can only be read is not refused.
+
+    Raises:
+      ValueError: if it is a file, or cannot be made.
+    """
+    with _naming(folder):
+        if not folder.is_dir():
+            _check_writable(folder)
+
+
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Makes the folder of a file, writes the file, and prints where it is.
 

@@ -134,6 +134,9 @@ LINES = {
     # files that would be written
     "Cannot write to plain": ["prune --out plain", "compare --out plain/x", "calibrate --out plain", "score l1 --output plain/a.csv",
         "explain l1 --tree plain/a.png", "explain --network lenet5 --figure plain/a.png"],
+    "plain: Not a directory": [
+        f"{command} --bases-dir plain" for command in ("score l1", "prune", "compare", "calibrate", "explain l1 --task digits")
+    ],
     "it is a folder": ["explain l1 --tree .", "explain l1 --tree folder.npz"],
     "there is thesis.csv already": ["score l1 --output thesis.csv", "explain l1 --tree thesis.csv"],
     "each result needs a file of its own": ["explain l1 --tree a.png --figure ./A.png --network lenet5 --data digits"],
@@ -228,6 +231,8 @@ def test_a_closed_or_full_output_is_named(root):
         "jaxprune list: error: Cannot read or write the standard output: No space left on device. Free some space, or "
         "choose another disk.\n"
     )
+    helped = jaxprune("jaxprune list --help > /dev/full", root, PYTHONUNBUFFERED="")
+    assert (helped.returncode, helped.stderr) == (2, full.stderr.replace(" list", ""))
     silent = jaxprune("jaxprune list recipes 2>&-", root)
     assert silent.returncode == 0 and "adam_short" in silent.stdout
 
