@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import errno
 import importlib
 import os
@@ -58,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
       0
     """
     prepare_streams()
+    status_after_interrupt: list[int] = []
+    if arguments is None:  # registered before other libraries are imported, so that it runs after their own
+        atexit.register(_leave_at_once, status_after_interrupt)
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = make_parser(words)
     try:
@@ -88,7 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.debug:
             raise
         sys.stderr.write(f"{str(error) or 'stopped.'}\n")
-        return int(getattr(error, "exit_status", 128 + signal.SIGINT))
+        status_after_interrupt.append(int(getattr(error, "exit_status", 128 + signal.SIGINT)))
+        return status_after_interrupt[0]
     except Exception as error:
         message = None if parsed.debug else explanation(error)
         if message is None:
@@ -97,6 +103,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.filename == STANDARD_OUTPUT:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left cannot be written at the exit either
         return EXIT_ERROR
+
+
+def _leave_at_once(status: Sequence[int]) -> None:
+    """Ends an interrupted process, if there is a status, without the last clean-up.
+
+    An exception that a signal raised inside JAX's compiled code leaves objects there that crash when they are deleted.
+    """
+    if status:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, gone, or none
+                stream.flush()
+        os._exit(status[0])
 
 
 def _flush_help() -> None:
