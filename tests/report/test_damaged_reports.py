@@ -54,13 +54,13 @@ ODD_LINES = [
 ]
 
 
-@pytest.mark.parametrize("line", ODD_LINES, ids=range(len(ODD_LINES)))
 @pytest.mark.parametrize("end", [b"\n", b""], ids=["whole", "torn"])
-def test_odd_events_change_no_report(run_dir: Path, line: bytes, end: bytes) -> None:
+def test_odd_events_change_no_report(run_dir: Path, end: bytes) -> None:
     before = render_report(run_dir).read_text()
-    with (run_dir / "events.jsonl").open("ab") as file:
-        file.write(line + end)
-    assert render_report(run_dir).read_text() == before
+    for line in ODD_LINES:
+        with (run_dir / "events.jsonl").open("ab") as file:
+            file.write(line + end)
+        assert render_report(run_dir).read_text() == before, line[:30]
     (run_dir / "events.jsonl").unlink()
     assert render_report(run_dir).read_text() == before
 

@@ -163,11 +163,11 @@ def test_an_emptied_journal_is_said_to_be_run_again(whole: Path, run_dir: Path) 
 @pytest.mark.parametrize(
     ("first", "then"),
     [
-        ({"generations": 2}, {"generations": 4}),
-        ({"generations": 4}, {"generations": 9}),
-        ({"max_evaluations": 140}, {"max_evaluations": 190}),
-        ({"max_evaluations": 140}, {"max_evaluations": None}),
-        ({"time_limit_seconds": 600.0}, {"time_limit_seconds": 900.0}),
+        ({"generations": 1}, {"generations": 2}),
+        ({"generations": 2, "max_evaluations": 90}, {"generations": 2}),
+        pytest.param({"generations": 4}, {"generations": 9}, marks=pytest.mark.slow),
+        pytest.param({"max_evaluations": 100}, {"max_evaluations": 120}, marks=pytest.mark.slow),
+        pytest.param({"time_limit_seconds": 600.0}, {"time_limit_seconds": 900.0}, marks=pytest.mark.slow),
     ],
 )
 def test_a_deleted_state_is_built_again_whatever_the_limits_were(
@@ -337,7 +337,9 @@ def make_old(run_dir: Path) -> None:
         path.write_text("".join(json.dumps(one) + "\n" for one in plain))
 
 
-@pytest.mark.parametrize("last", [30, 70, 110])
+@pytest.mark.parametrize(
+    "last", [pytest.param(30, marks=pytest.mark.slow), 70, pytest.param(110, marks=pytest.mark.slow)]
+)
 def test_a_run_of_a_version_without_checksums_goes_on_in_silence(
     whole: Path, tmp_path: Path, last: int
 ) -> None:
