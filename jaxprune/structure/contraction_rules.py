@@ -274,7 +274,8 @@ def _note_reads_and_producers(
                     operand.number, operand.value, operand.read_axes, path, kernel_axes, num_affine_uses
                 )
             )
-            note_read(trace, operation, other.laid_out, _fields_over(other, summed))
+            if other.value.is_shifted:
+                note_read(trace, operation, other.laid_out, _fields_over(other, summed))
         made = {axis for axis in other.product_axes if axis not in summed}
         fields = [
             field

@@ -88,10 +88,12 @@ def _reduce(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue])
         for field in drop_axes(trace, value.fields, axes)
     ]
     result = select_axes(value, other_axes, fields)
+    if not value.sources:  # an activation or a constant
+        return [result]
     summed = [field for field in value.fields if not axes.isdisjoint(field.axes)]
     count = math.prod(value.shape[axis] for axis in axes)
     sums = note_sum(trace, operation, value, summed, count, sees_zeros=sees_zeros(trace, operation, value))
-    return [dataclasses.replace(result, weight_sums=result.weight_sums | sums) if sums else result]
+    return [dataclasses.replace(result, weight_sums=result.weight_sums | sums)]
 
 
 def _window(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:

@@ -134,9 +134,9 @@ def combined(
     Returns:
       The result, with what is known of its zeros and sums.
     """
-    sums = frozenset[int]().union(*(value.weight_sums for value in inputs))
-    if not sums and (result.is_activation or not result.sources):
+    if not result.sources and not any(value.weight_sums for value in inputs):
         return result
+    sums = frozenset[int]().union(*(value.weight_sums for value in inputs))
     is_product = operation.name in ("mul", "div")
     for value in inputs:
         for number in sorted(value.weight_sums):
@@ -166,10 +166,10 @@ def note_read(
     Args:
       trace: where it is noted.
       operation: the contraction.
-      kernel: the kernel.
+      kernel: the kernel, which is shifted.
       fields: the labels of the channels that it reads.
     """
-    if kernel.is_shifted and fields and not kernel.is_activation:
+    if fields and not kernel.is_activation:
         trace.weight_norms.append(WeightNorm(kernel.sources, _labels_of(fields), operation, False, True))
 
 
