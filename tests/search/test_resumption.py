@@ -72,12 +72,13 @@ def net(rngs: nnx.Rngs, **options: Any) -> PlainConvNet:
 
 
 class WithDropout(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs, rate: float, scale: float = 1.0) -> None:
+    def __init__(self, rngs: nnx.Rngs, rate: float, scale: float = 1.0, mean: float = 0.0) -> None:
         self.net, self.dropout = net(rngs), nnx.Dropout(rate, rngs=rngs)
-        self.scale = nnx.static(scale)
+        self.scale, self.mean = nnx.static(scale), nnx.static(mean)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        return self.net(self.dropout(images * self.scale))
+        constant = np.full((8, 8, 1), self.mean, np.float32)  # an array that is built into the code
+        return self.net(self.dropout((images - constant[None]) * self.scale))
 
 
 def test_networks_that_differ_in_one_number_have_different_fingerprints() -> None:
@@ -86,6 +87,7 @@ def test_networks_that_differ_in_one_number_have_different_fingerprints() -> Non
         lambda rngs: WithDropout(rngs, 0.1),
         lambda rngs: WithDropout(rngs, 0.2),
         lambda rngs: WithDropout(rngs, 0.2, scale=2.0),
+        lambda rngs: WithDropout(rngs, 0.2, mean=0.5),
     ]
     found = [TaskPrograms(tiny_task().replace(model=model)).fingerprint for model in networks]
     assert len(set(found)) == len(networks)
