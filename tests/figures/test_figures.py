@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
+from functools import cache
 
 import numpy as np
 import pytest
@@ -38,8 +39,6 @@ def overlapping(figure):
     """Pairs of texts of one panel that are drawn over each other."""
     import matplotlib.text
 
-    with new_figure(1, 1):
-        figure.canvas.draw()
     pairs = []
     for axes in figure.axes:
         drawn = [
@@ -81,14 +80,23 @@ FIGURES = {
 }
 
 
+@cache
+def drawn(make):
+    """The figure, laid out: made and drawn once for several tests."""
+    figure = make()
+    with new_figure(1, 1):
+        figure.canvas.draw()
+    return figure
+
+
 @pytest.mark.parametrize("make", FIGURES.values(), ids=FIGURES)
 def test_figures_have_no_texts_over_each_other(make):
-    assert overlapping(make()) == []
+    assert overlapping(drawn(make)) == []
 
 
 @pytest.mark.parametrize("make", FIGURES.values(), ids=FIGURES)
 def test_figures_are_saved_as_png(make, tmp_path):
-    path = save_figure(make(), tmp_path / "figures" / "it.png")
+    path = save_figure(drawn(make), tmp_path / "figures" / "it.png")
     content = path.read_bytes()
     assert content.startswith(PNG)
     width, height = (int.from_bytes(content[i : i + 4]) for i in (16, 20))
@@ -98,9 +106,7 @@ def test_figures_are_saved_as_png(make, tmp_path):
 
 @pytest.mark.parametrize("make", [*FIGURES.values(), lambda: curves_figure(compared(tasks={"digits": 2}))])
 def test_legends_lie_inside_the_picture(make):
-    figure = make()
-    with new_figure(1, 1):
-        figure.canvas.draw()
+    figure = drawn(make)
     legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
     for box in (legend.get_window_extent() for legend in legends):
         assert box.x0 >= 0 and box.y0 >= 0
@@ -122,7 +128,7 @@ def test_figures_leave_matplotlib_as_it_was():
 
 @pytest.mark.parametrize("name", ["pareto", "ranks", "curves"])
 def test_axes_have_units(name):
-    joined = "\n".join(texts(FIGURES[name]()))
+    joined = "\n".join(texts(drawn(FIGURES[name])))
     assert "(" in joined and any(
         unit in joined for unit in ("(%)", "points of accuracy", "standard deviations")
     )

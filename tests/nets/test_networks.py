@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,6 +64,12 @@ def build(name, rngs=None, **changes):
     side = SMALLEST[name]
     settings = {"widths": NARROW[name], "num_classes": 3, "image_shape": (side, side, 2), **changes}
     return NETWORKS[name](rngs or nnx.Rngs(0), **SHALLOW.get(name, {}), **settings)
+
+
+@functools.cache
+def built(name):
+    """The network with the weights that its initialisers draw, shared by tests that do not change it."""
+    return build(name)
 
 
 def build_quickly(name, key=None, **changes):
@@ -137,7 +145,7 @@ class TestByHand:
 @pytest.mark.parametrize("name", NARROW)
 class TestContract:
     def test_images_become_finite_logits(self, name, key):
-        model = build(name)
+        model = built(name)
         logits = run(model, images_for(model, key))
         assert logits.shape == (4, 3)
         assert logits.dtype == jnp.float32
@@ -153,7 +161,7 @@ class TestContract:
         assert output_of(model, batch_for(model)).shape == (4, 3)
 
     def test_same_seed_gives_the_same_network_and_another_seed_another(self, name):
-        first, again, other = build(name), build(name), build(name, nnx.Rngs(1))
+        first, again, other = built(name), build(name), build(name, nnx.Rngs(1))
         assert all(np.array_equal(a, b) for a, b in zip(leaves(first), leaves(again), strict=True))
         assert any(not np.array_equal(a, b) for a, b in zip(leaves(first), leaves(other), strict=True))
 

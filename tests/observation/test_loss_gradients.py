@@ -1,5 +1,7 @@
 """Gradients at every producer against `jax.grad` of hand-written networks, finite differences and identities."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +42,24 @@ def parameter_gradients(model, labels=LABELS):
     return {".".join(map(str, path)): value for path, value in found.items()}
 
 
+@cache
+def network(name):
+    """The network of that name, shared by tests that do not change it."""
+    return NETWORKS[name]()
+
+
+@cache
+def gradients_by_jax(name):
+    """Those of the network itself."""
+    return parameter_gradients(network(name))
+
+
+@cache
+def observed_whole(name):
+    """Operands with gradients of all images at once, by producer."""
+    return observe(network(name), IMAGES, LABELS).with_gradients()
+
+
 def columns(kernel):
     return np.asarray(kernel).reshape(-1, kernel.shape[-1])
 
@@ -74,42 +94,40 @@ def test_a_linear_network_by_hand():
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_weight_gradients_are_those_of_the_network_itself(name):
-    net = NETWORKS[name]()
-    expected = parameter_gradients(net)
-    for path, found in gradients_of(net, num_samples=9, batch_size=7).items():
+    expected = gradients_by_jax(name)
+    for path, found in gradients_of(network(name), num_samples=9, batch_size=7).items():
         assert_close(found.weights, columns(expected[path]))
 
 
 @pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"residual", "residual_dense"}))
 def test_activations_times_gradients_are_weights_times_gradients_of_the_consumer(name):
     """A layer's output is linear in its inputs and in its weights, channel by channel."""
-    net = NETWORKS[name]()
-    observed = observe(net, IMAGES, LABELS).with_gradients()
-    arrays = split_model(net)[1]
-    structure = trace_structure(net, IMAGES)
-    of_weights = parameter_gradients(net)
-    for path, operands in observed.items():
+    arrays = split_model(network(name))[1]
+    structure = trace_structure(network(name), IMAGES)
+    of_weights = gradients_by_jax(name)
+    for path, operands in observed_whole(name).items():
         site = structure.sites[path]
         consumer = ".".join(map(str, site.consumer))
         product = np.asarray(arrays[site.consumer]) * np.asarray(of_weights[consumer])
         expected = np.asarray(channel_columns(product, site.consumer_channels)).sum(0)
-        found = jnp.sum(operands.samples * operands.gradients.samples, axis=(0, 1)) / len(IMAGES)
+        products = np.asarray(operands.samples) * np.asarray(operands.gradients.samples)
+        found = np.sum(products, axis=(0, 1)) / len(IMAGES)
         assert_close(found, expected)
 
 
 def test_a_residual_value_is_differentiated_through_both_ways_it_goes():
     net = residual()
     normed = nnx.view(net, use_running_average=True)
-    x = nnx.relu(normed.norm0(net.stem(jnp.asarray(IMAGES))))
+    x = jax.jit(lambda images: nnx.relu(normed.norm0(net.stem(images))))(IMAGES)
 
-    def loss(x):
+    @jax.jit
+    @jax.grad
+    def gradient(x):
         y = normed.norm2(net.conv2(nnx.relu(normed.norm1(net.conv1(x)))))
         logits = net.head(nnx.relu(x + y).mean((1, 2)))
         return optax.softmax_cross_entropy_with_integer_labels(logits, LABELS).sum()
 
-    assert_close(
-        gradients_of(net)["stem.kernel"].samples, np.asarray(jax.grad(loss)(x)).reshape(24, 64, 4)[ORDER]
-    )
+    assert_close(gradients_of(net)["stem.kernel"].samples, np.asarray(gradient(x)).reshape(24, 64, 4)[ORDER])
 
 
 class TestFiniteDifferences:
@@ -154,7 +172,7 @@ class TestFiniteDifferences:
             graphdef, arrays, rest = split_model(make(), "evaluation")
             rng = np.random.default_rng(0)
             arrays = {  # running statistics away from zero and one
-                path: jnp.asarray(value, jnp.float64) * (1 + 0.3 * rng.random(value.shape))
+                path: jax.device_put(np.asarray(value, np.float64) * (1 + 0.3 * rng.random(value.shape)))
                 for path, value in arrays.items()
             }
             net = merge_model(graphdef, arrays, rest)
@@ -166,12 +184,12 @@ class TestFiniteDifferences:
             def losses(x):
                 return optax.softmax_cross_entropy_with_integer_labels(parts(net, x), jnp.asarray(LABELS))
 
-            x = parts(net, images=images)
+            x = np.asarray(jax.jit(lambda images: parts(net, images=images))(images))
             gradient = np.zeros(x.shape)
             gradient[ORDER] = np.asarray(operands.gradients.samples).reshape(x.shape)
             for _ in range(6):
                 nudge = 1e-6 * rng.standard_normal(x.shape)
-                found = (losses(x + nudge) - losses(x - nudge)) / 2
+                found = (np.asarray(losses(x + nudge)) - np.asarray(losses(x - nudge))) / 2
                 np.testing.assert_allclose(found, (gradient * nudge).sum((1, 2, 3)), rtol=1e-5, atol=1e-13)
 
             @jax.jit
@@ -179,7 +197,7 @@ class TestFiniteDifferences:
                 changed = merge_model(graphdef, arrays | {("conv1", "kernel"): kernel}, rest)
                 return losses(parts(changed, images=images)).mean()
 
-            kernel = arrays["conv1", "kernel"]
+            kernel = np.asarray(arrays["conv1", "kernel"])
             for _ in range(4):
                 nudge = 1e-6 * rng.standard_normal(kernel.shape)
                 found = float(mean_of(kernel + nudge) - mean_of(kernel - nudge)) / 2
@@ -194,18 +212,17 @@ def _pool(x):
 
 @pytest.mark.parametrize("batch_size", [2, 7, 24, 100])
 def test_padding_and_batch_size_do_not_matter(batch_size):
-    net = plain()
-    whole, streamed = gradients_of(net), gradients_of(net, num_samples=6, batch_size=batch_size)
+    streamed = gradients_of(network("plain"), num_samples=6, batch_size=batch_size)
     chosen = np.concatenate([np.flatnonzero(LABELS[ORDER] == k)[:2] for k in range(3)])
-    for path, expected in whole.items():
-        found = streamed[path]
-        assert_close(found.samples, expected.samples[chosen])
+    for path, operands in observed_whole("plain").items():
+        found, expected = streamed[path], operands.gradients
+        assert_close(found.samples, np.asarray(expected.samples)[chosen])
         for name in ("weights", "fisher", "first_order"):
             assert_close(getattr(found, name), getattr(expected, name))
 
 
 def test_gradients_of_pooled_positions_are_sums_over_their_windows():
-    full = gradients_of(sigmoid_net())["conv1.kernel"]
+    full = observed_whole("sigmoid_net")["conv1.kernel"].gradients
     pooled = gradients_of(sigmoid_net(), max_positions=16)["conv1.kernel"]
     assert pooled.samples.shape == (24, 16, 4)
     windows = np.asarray(full.samples).reshape(24, 4, 2, 4, 2, 4).sum((2, 4)).reshape(24, 16, 4)
@@ -218,8 +235,8 @@ def test_the_two_averages_over_examples_are_of_all_positions():
     operands = observe(sigmoid_net(), IMAGES, LABELS, max_positions=4, num_samples=6).with_gradients()[
         "conv1.kernel"
     ]
-    every = observe(sigmoid_net(), IMAGES, LABELS).with_gradients()["conv1.kernel"]
-    product = np.asarray(every.samples * every.gradients.samples)
+    every = observed_whole("sigmoid_net")["conv1.kernel"]
+    product = np.asarray(every.samples) * np.asarray(every.gradients.samples)
     assert_close(operands.gradients.fisher, (product.sum(1) ** 2).mean(0))
     assert_close(operands.gradients.first_order, np.abs(product.mean(1)).mean(0))
 
@@ -273,7 +290,8 @@ def test_members_keep_their_gradients_apart(runs):
     nets[1].conv1.kernel[...] = 2 * nets[1].conv1.kernel[...]
     observer = make_observer(nets[0], IMAGES, LABELS, num_samples=6)
     members = [observer(split_model(net)[1]) for net in nets]
-    expected = [gradients_of(net, num_samples=6) for net in nets]
+    by_net = [observer(split_model(net)[1]).with_gradients() for net in nets]
+    expected = [{path: operands.gradients for path, operands in member.items()} for member in by_net]
     runs.clear()
     stacked = Observed.stack(members)
     alone = stacked.member(1).with_gradients()
@@ -295,11 +313,14 @@ def test_members_keep_their_gradients_apart(runs):
 def test_reordering_a_layers_channels_reorders_its_gradients():
     net, moved = plain(), plain()
     order = np.array([2, 0, 3, 1])
-    moved.conv1.kernel[...] = net.conv1.kernel[...][..., order]
-    moved.conv1.bias[...] = net.conv1.bias[...][order]
-    moved.conv2.kernel[...] = net.conv2.kernel[...][:, :, order]
-    expected, found = gradients_of(net)["conv1.kernel"], gradients_of(moved)["conv1.kernel"]
-    jax.tree.map(lambda new, old: assert_close(new, old[..., order]), found, expected)
+    moved.conv1.kernel[...] = jax.device_put(np.asarray(net.conv1.kernel[...])[..., order])
+    moved.conv1.bias[...] = jax.device_put(np.asarray(net.conv1.bias[...])[order])
+    moved.conv2.kernel[...] = jax.device_put(np.asarray(net.conv2.kernel[...])[:, :, order])
+    observer = make_observer(net, IMAGES, LABELS)
+    expected, found = (
+        observer(split_model(model)[1]).with_gradients()["conv1.kernel"].gradients for model in (net, moved)
+    )
+    jax.tree.map(lambda new, old: assert_close(new, np.asarray(old)[..., order]), found, expected)
 
 
 @jax.custom_vjp

@@ -1,9 +1,38 @@
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.observation.moments import add_examples, class_sets, merge_moments, sample_moments, zero_moments
+from jaxprune.observation import moments as uncompiled
+from jaxprune.observation.moments import sample_moments
+
+# Compiled whole: one by one, every operation would compile on its own.
+add_examples = jax.jit(uncompiled.add_examples)
+merge_moments = jax.jit(uncompiled.merge_moments)
+zero_moments = jax.jit(uncompiled.zero_moments, static_argnums=1)
+
+
+class Found(NamedTuple):
+    """What `SetMoments` tells."""
+
+    num_examples: np.ndarray
+    mean: np.ndarray
+    m2: np.ndarray
+    entry_mean: np.ndarray
+    entry_variance: np.ndarray
+
+
+def class_sets(moments):
+    """Name -> `Found`."""
+    return jax.device_get(_class_sets(moments))
+
+
+@jax.jit
+def _class_sets(moments):
+    sets = uncompiled.class_sets(moments)
+    return {name: Found(*(getattr(found, field) for field in Found._fields)) for name, found in sets.items()}
 
 
 def in_float64(features, labels, num_classes):
@@ -36,7 +65,7 @@ def assert_equal_to_float64(moments, features, labels, rtol):
 
 
 def test_three_numbers_by_hand():
-    features = jnp.array([1.0, 3.0, 8.0])[:, None, None]
+    features = np.array([1.0, 3.0, 8.0], np.float32)[:, None, None]
     sets = class_sets(sample_moments(features, np.array([0, 0, 1]), num_classes=2))
     assert sets["P"].mean[:, 0, 0].tolist() == [2.0, 8.0]
     assert sets["P"].m2[:, 0, 0].tolist() == [2.0, 0.0]
@@ -46,9 +75,9 @@ def test_three_numbers_by_hand():
 
 
 def test_the_share_of_active_entries_by_hand():
-    features = jnp.array([[1.0, 0.0], [0.0, 0.0], [-0.5, 2.0]])[:, :, None]
+    features = np.array([[1.0, 0.0], [0.0, 0.0], [-0.5, 2.0]], np.float32)[:, :, None]
     moments = sample_moments(features, np.array([0, 0, 1]), num_classes=3)
-    assert moments.active[:, 0].tolist() == [0.25, 1.0, 0.0]
+    assert np.asarray(moments.active)[:, 0].tolist() == [0.25, 1.0, 0.0]
 
 
 def test_a_large_mean_keeps_a_small_variance_in_float32():
@@ -71,7 +100,7 @@ def test_positions_of_different_level_keep_their_variance():
 
 
 def test_a_constant_channel_has_exactly_no_variance():
-    features = jnp.full((7, 3, 2), 0.1)
+    features = np.full((7, 3, 2), 0.1, np.float32)
     for found in class_sets(sample_moments(features, np.arange(7) % 3, num_classes=3)).values():
         assert not found.m2.any()
         assert not found.entry_variance.any()
@@ -82,7 +111,7 @@ def test_a_class_of_one_example_has_no_variance_and_its_value_as_mean():
     rng = np.random.default_rng(2)
     features = rng.standard_normal((5, 2, 2)).astype(np.float32)
     moments = sample_moments(features, np.array([0, 0, 1, 0, 0]), num_classes=2)
-    assert not moments.m2[1].any()
+    assert not np.asarray(moments.m2)[1].any()
     np.testing.assert_allclose(class_sets(moments)["P"].mean[1], features[2], rtol=1e-6)
 
 
@@ -92,19 +121,21 @@ def test_batches_in_any_order_equal_one_pass(batch_size):
     features = (50 + rng.standard_normal((100, 3, 2))).astype(np.float32)
     features *= rng.random(features.shape) < 0.6  # a share of zeros
     labels = rng.integers(0, 4, 100)
-    step = jax.jit(add_examples)
-    moments = zero_moments(jnp.asarray(features[0]), 4)
+    moments = zero_moments(features[0], 4)
     for start in range(0, 100, batch_size):
         rows = np.full((batch_size, 3, 2), np.nan, np.float32)
         ids, is_real = np.full(batch_size, 99), np.zeros(batch_size, bool)
         part = slice(start, min(start + batch_size, 100))
         size = part.stop - start
         rows[:size], ids[:size], is_real[:size] = features[part], labels[part], True
-        moments = step(moments, rows, ids, is_real)
+        moments = add_examples(moments, rows, ids, is_real)
     assert_equal_to_float64(moments, features, labels, rtol=1e-5)
     for k in range(4):
         np.testing.assert_allclose(
-            moments.active[k], (features[labels == k] != 0).mean((0, 1)), rtol=1e-6, err_msg=str(k)
+            np.asarray(moments.active)[k],
+            (features[labels == k] != 0).mean((0, 1)),
+            rtol=1e-6,
+            err_msg=str(k),
         )
 
 
@@ -112,7 +143,7 @@ def test_merging_two_halves_equals_the_whole():
     rng = np.random.default_rng(4)
     features = rng.standard_normal((40, 2, 2)).astype(np.float32)
     labels = rng.integers(0, 3, 40)
-    empty = zero_moments(jnp.asarray(features[0]), 3)
+    empty = zero_moments(features[0], 3)
     halves = [add_examples(empty, features[part], labels[part]) for part in (slice(0, 15), slice(15, 40))]
     assert_equal_to_float64(merge_moments(*halves), features, labels, rtol=1e-5)
     whole = merge_moments(empty, merge_moments(*halves))
@@ -124,11 +155,11 @@ def test_what_some_classes_leave_at_zero_has_moments_of_exactly_zero(batch_size)
     rng = np.random.default_rng(3)
     labels = np.array([0, 1, 2, 1, 2, 1, 2])
     features = np.where((labels == 0)[:, None, None], rng.uniform(0.1, 2, (7, 5, 6)), 0).astype(np.float32)
-    moments = zero_moments(jnp.asarray(features[0]), 3)
+    moments = zero_moments(features[0], 3)
     for start in range(0, 7, batch_size):
         part = slice(start, start + batch_size)
-        moments = add_examples(moments, jnp.asarray(features[part]), jnp.asarray(labels[part]))
-    sets = jax.jit(class_sets)(moments)
+        moments = add_examples(moments, features[part], labels[part])
+    sets = class_sets(moments)
     for found in (sets["P"].mean[1:], sets["Q"].mean[0], sets["P"].m2[1:], sets["Q"].m2[0]):
         np.testing.assert_array_equal(found, 0)
     for found in (sets["P"].entry_mean[1:], sets["P"].entry_variance[1:], sets["Q"].entry_variance[0]):

@@ -77,7 +77,7 @@ def assert_same_moments(found, expected):
 def test_three_examples_by_hand():
     batches = [([[1.0, 0.0]], ["b"]), ([[3.0, 0.0], [8.0, 2.0]], ["b", "a"])]
     ops = Operands.from_batches(iter(batches), kernel=np.eye(2), num_samples=2)
-    sets = class_sets(ops.moments)
+    sets = jax.jit(class_sets)(ops.moments)
     assert sets["P"].mean[:, 0, 0].tolist() == [8.0, 2.0]
     assert sets["P"].m2[:, 0, 0].tolist() == [0.0, 2.0]
     assert ops.moments.active.tolist() == [[1.0, 1.0], [1.0, 0.0]]
@@ -110,8 +110,8 @@ def test_what_the_sample_holds_whole_equals_from_arrays(sizes):
 
 @given(
     seed=st.integers(0, 3),
-    sizes=st.lists(st.sampled_from([1, 3, 16, 25, 40]), max_size=8),  # each first size compiles
-    num_samples=st.sampled_from([1, 5, 7, 30, 60, 61, 70]),  # each new size compiles
+    sizes=st.lists(st.sampled_from([1, 16, 40]), max_size=8),  # each first size compiles
+    num_samples=st.sampled_from([1, 5, 7, 60, 61]),  # each new size compiles
     max_positions=st.sampled_from([1, 4, 16]),
     num_classes=st.sampled_from([None, 5]),
     level=st.sampled_from([0.0, 100.0, -1e4]),

@@ -75,8 +75,12 @@ def test_masks_hold_in_an_nnx_optimizer():
     masks = channel_masks(structure, chosen_plan.kept)
     masked = mask(net, chosen_plan)
     optimizer = nnx.Optimizer(masked, keep_masked(masks, optax.adam(1e-2)), wrt=nnx.Param)
-    gradients = nnx.grad(lambda model: (model(jnp.asarray(IMAGES)) ** 2).mean())(masked)
-    optimizer.update(masked, gradients)
+
+    @nnx.jit
+    def step(model, optimizer):
+        optimizer.update(model, nnx.grad(lambda model: (model(IMAGES) ** 2).mean())(model))
+
+    step(masked, optimizer)
     kernel = np.asarray(masked.conv1.kernel[...])
     held = np.asarray(masks[("conv1", "kernel")])
     assert (kernel[~held] == 0).all()
@@ -99,7 +103,7 @@ def test_updates_of_another_model_are_refused():
 def test_masks_of_traced_indices_work_under_vmap():
     structure = trace_structure(plain(), IMAGES)
     candidates = jnp.array([[0, 1], [2, 3]])
-    masks = jax.vmap(lambda index: channel_masks(structure, {"conv1.kernel": index}))(candidates)
+    masks = jax.jit(jax.vmap(lambda index: channel_masks(structure, {"conv1.kernel": index})))(candidates)
     for member, index in enumerate(np.asarray(candidates)):
         expected = channel_masks(structure, {"conv1.kernel": tuple(index)})
         assert all(np.array_equal(masks[path][member], expected[path]) for path in expected)

@@ -51,12 +51,12 @@ def oracle_of(model: nnx.Module, structure: Structure, kept: Kept) -> Oracle:
     factors = _query_factors(model, structure, indices)
     for path, factor in factors.items():
         arrays[path] = (arrays[path] * factor).astype(arrays[path].dtype)
-    copy = merge_model(graphdef, {path: jnp.asarray(array) for path, array in arrays.items()}, rest)
+    copy = merge_model(graphdef, jax.device_put(arrays), rest)  # `jnp.asarray` compiles for each new shape
     is_plain = not factors
     for path, module in list(nnx.iter_modules(copy)):
         if isinstance(module, NORMS):
             is_kept = stays[(*path, "scale")]
-            module.is_kept = IsKept(jnp.asarray(is_kept))
+            module.is_kept = IsKept(jax.device_put(is_kept))
             is_plain &= bool(is_kept.all())
         if hasattr(module, "router"):
             is_kept = _along(structure, (*path, "router", "kernel"), -1, indices)
@@ -70,7 +70,7 @@ class Silenced(nnx.Module):
 
     def __init__(self, layer: nnx.Module, is_kept: np.ndarray) -> None:
         self.layer = layer
-        self.is_kept = IsKept(jnp.asarray(is_kept))
+        self.is_kept = IsKept(jax.device_put(is_kept))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.layer(x)

@@ -29,7 +29,7 @@ def build(spec: Spec, rngs: nnx.Rngs) -> nnx.Module:
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Net(spec)))
     rng = np.random.default_rng(np.asarray(jax.random.key_data(rngs.params())).tolist())
     arrays = {
-        path: jnp.asarray(_random(rng, path[-1], leaf.shape)) for path, leaf in nnx.to_flat_state(state)
+        path: jax.device_put(_random(rng, path[-1], leaf.shape)) for path, leaf in nnx.to_flat_state(state)
     }
     return nnx.merge(graphdef, nnx.from_flat_state(list(arrays.items())))
 

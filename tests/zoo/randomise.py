@@ -38,14 +38,19 @@ def _values(name: str, old: jax.Array | jax.ShapeDtypeStruct, generator: np.rand
     """New values of one array, or the old ones where they are there and nothing is to change."""
     if jnp.issubdtype(old.dtype, jnp.floating):
         if name in ("scale", "var"):
-            return jnp.asarray(generator.uniform(0.5, 1.5, old.shape), old.dtype)
+            return _array(generator.uniform(0.5, 1.5, old.shape), old.dtype)
         if name in ("bias", "mean"):
-            return jnp.asarray(generator.normal(0, 0.3, old.shape), old.dtype)
+            return _array(generator.normal(0, 0.3, old.shape), old.dtype)
     if isinstance(old, jax.Array):
         return old
     if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
         return jnp.broadcast_to(jax.random.key(0), old.shape)  # stacked layers hold a key each
     if jnp.issubdtype(old.dtype, jnp.integer):
-        return jnp.zeros(old.shape, old.dtype)
+        return _array(np.zeros(old.shape), old.dtype)
     fan_in = max(1, math.prod(old.shape[:-1]))
-    return jnp.asarray(generator.normal(0, math.sqrt(2 / fan_in), old.shape), old.dtype)
+    return _array(generator.normal(0, math.sqrt(2 / fan_in), old.shape), old.dtype)
+
+
+def _array(values: np.ndarray, dtype: np.dtype) -> jax.Array:
+    """The values as a JAX array; `jnp.asarray` would compile a program for each new shape."""
+    return jax.device_put(values.astype(dtype))
