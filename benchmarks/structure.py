@@ -99,7 +99,9 @@ def sizes_of_weights(structure: Structure, flat: FlatState) -> dict[str, np.ndar
     found: dict[str, list[np.ndarray]] = {}
     for site in structure.sites.values():
         kernel = flat[site.kernel]
-        squares = np.square(kernel).sum(tuple(a for a in range(kernel.ndim) if a not in site.kernel_channels.axes))
+        squares = np.square(kernel).sum(
+            tuple(a for a in range(kernel.ndim) if a not in site.kernel_channels.axes)
+        )
         norm = squares.reshape(-1)[site.kernel_channels.positions].sum(1)
         found.setdefault(site.group, []).append(np.sqrt(norm))
     return {name: np.mean(own, axis=0) for name, own in found.items()}

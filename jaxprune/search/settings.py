@@ -233,7 +233,9 @@ def _checked(name: str, value: object, hint: object) -> Any:  # noqa: ANN401 - a
         try:
             number = float(value)
         except OverflowError as error:
-            raise ValueError(f"EvolveConfig needs {name} < 2**31 (got a number of more than 300 digits).") from error
+            raise ValueError(
+                f"EvolveConfig needs {name} < 2**31 (got a number of more than 300 digits)."
+            ) from error
         if float in types:
             return number
         if number.is_integer():
