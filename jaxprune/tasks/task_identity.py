@@ -54,7 +54,7 @@ def fingerprint_of(identity: Identity) -> str:
 
     Example:
       >>> fingerprint_of({"data": "d", "network": "n", "settings": {"rounds": 1}})
-      'cbec7d8cb0f8d57f'
+      'f4934529bd45d7cc'
     """
     return _hash(json.dumps(identity, sort_keys=True))
 

@@ -60,11 +60,11 @@ SHAPES = {
     "conv2": {"channels": 17, "positions": 4, "entries": 8, "outgoing": 3},
     "dense": {"channels": 6, "positions": 1, "entries": 13, "outgoing": 1},
 }
-SHAPES["twin"] = SHAPES["conv1"]
+SHAPES["conv1 again"] = SHAPES["conv1"]
 
 
 def make_network(seed):
-    """Random layers; those of seed 0 are far from where float32 runs out of digits (a twin from 3 would not be)."""
+    """Random layers; those of seed 0 are far from where float32 runs out of digits (a second conv1 from 3 would not be)."""
     numbers = dict(zip(SHAPES, (0, 1, 2, 4), strict=True))
     return {path: layer(5 * seed + numbers[path], **shape) for path, shape in SHAPES.items()}
 
