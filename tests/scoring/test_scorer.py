@@ -64,7 +64,7 @@ SHAPES["conv1 again"] = SHAPES["conv1"]
 
 
 def make_network(seed):
-    """Random layers; those of seed 0 are far from where float32 runs out of digits (a second conv1 from 3 would not be)."""
+    """Random layers; those of seed 0 are far from where float32 runs out of digits (3 for the last would not be)."""
     numbers = dict(zip(SHAPES, (0, 1, 2, 4), strict=True))
     return {path: layer(5 * seed + numbers[path], **shape) for path, shape in SHAPES.items()}
 
