@@ -35,7 +35,7 @@ settings.register_profile(
 settings.register_profile("explore", settings.get_profile("default"), derandomize=False, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
-MAX_COMPILATIONS = 9_000
+MAX_COMPILATIONS = 7_400
 """Programs that the fast suite may compile or read from the cache, over all workers; see `pytest_sessionfinish`."""
 
 _num_compiled = {"here": 0, "in workers": 0}

@@ -40,8 +40,9 @@ def mask(model: nnx.Module, plan: Plan) -> nnx.Module:
     """
     parts = take_apart(model)
     masks = channel_masks(check_plan(parts, plan), plan.kept)
-    masked = apply_masks(jax.device_get(parts.flat), masks)  # on the host: nothing compiles
-    return merge_model(parts.graphdef, jax.tree.map(jnp.asarray, masked), parts.rest)
+    # NumPy masks, and device_put moves: jnp.asarray would compile a program for each new shape.
+    masked = apply_masks(jax.device_get(parts.flat), masks)
+    return merge_model(parts.graphdef, jax.device_put(masked), parts.rest)
 
 
 def channel_masks(structure: Structure, kept: KeptIndices) -> dict[Path, Array]:
