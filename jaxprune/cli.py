@@ -92,8 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         if parsed.debug:
             raise
-        sys.stderr.write(f"{str(error) or 'stopped.'}\n")
         status_after_interrupt.append(int(getattr(error, "exit_status", 128 + signal.SIGINT)))
+        note(str(error) or "stopped.")
         return status_after_interrupt[0]
     except Exception as error:
         message = None if parsed.debug else explanation(error)
@@ -249,9 +249,10 @@ def explanation(error: Exception) -> str | None:
 
 def _own_traceback(error: Exception) -> str | None:
     """Returns the traceback of an error raised by a user's own module, without frames of others; None for others."""
-    from jaxprune.nets.factories import own_files
-
-    files = own_files()
+    factories = sys.modules.get("jaxprune.nets.factories")
+    if factories is None:  # nothing of a user's was imported
+        return None
+    files = factories.own_files()
     frames = list(traceback.extract_tb(error.__traceback__))
     what = f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError) and error.filename in files:

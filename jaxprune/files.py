@@ -58,7 +58,12 @@ def atomic_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
             not overwrite
         ):  # takes the name, which one process alone can do, also where there are no hard links
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if not overwrite:  # the name is ours, and empty
+                path.unlink(missing_ok=True)
+            raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -108,6 +109,19 @@ def test_ctrl_c_is_status_130(monkeypatch, capsys):
     monkeypatch.setattr("jaxprune.commands.explain.explain", interrupted)
     assert cli.main(["explain", "l1"]) == 130
     assert capsys.readouterr().err == "stopped.\n"
+
+
+def test_ctrl_c_is_status_130_also_where_nobody_reads_errors(monkeypatch):
+    def interrupted(f: object) -> None:
+        raise KeyboardInterrupt
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("jaxprune.commands.explain.explain", interrupted)
+    monkeypatch.setattr("sys.stderr", Gone())
+    assert cli.main(["explain", "l1"]) == 130
 
 
 def test_a_file_that_cannot_be_opened_is_named(monkeypatch, capsys):

@@ -55,8 +55,8 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
         task.name: [arguments.out / f"calibration-{task.name}.{kind}" for kind in _KINDS] for task in tasks
     }
     claim([path for paths in files.values() for path in paths], overwrite=arguments.overwrite)
-    programs = {task.name: TaskPrograms(task) for task in tasks}  # checks all before it trains on the first
     check_folder(arguments.bases_dir)
+    programs = {task.name: TaskPrograms(task) for task in tasks}  # checks all before it trains on the first
     for task in tasks:
         calibration = calibrate(
             task,

@@ -36,14 +36,6 @@ _OF_SEARCHES = ("kept_fraction", "rounds", "finetune")
 """Options that say how a search prunes on a task; here, `--kept-fraction` is a budget instead."""
 
 
-_CHECKPOINT_FILES = {
-    "_CHECKPOINT_METADATA", "_METADATA", "_sharding", "array_metadatas", "commit_success.txt", "d", "manifest.ocdbt",
-    "ocdbt.process_0",
-}  # fmt: skip
-_CHECKPOINT_PARTS = {"weights", "numbers", "identity", "checksum"}
-"""What a network that was saved before may consist of; nothing else is ever removed."""
-
-
 class PlanOptions(TypedDict, total=False):
     """Keywords of `jp.plan`: one budget, and how it is met."""
 
@@ -157,14 +149,16 @@ def run_prune(arguments: argparse.Namespace) -> int:
     _check_budget(arguments)
     folder = arguments.out / "slim"
     claim([arguments.out / "plan.json", arguments.out / "result.json"], overwrite=arguments.overwrite)
-    _check_folder(folder, overwrite=arguments.overwrite)
+    _claim_network(folder, overwrite=arguments.overwrite)
     f = find_function(arguments.metric)
     pool, base = base_pool(arguments, without=_OF_SEARCHES), arguments.base or 0
     pruned = prune_base(pool, base, f, **_plan_options(arguments, pool))
     try:
         write_file(arguments.out / "plan.json", pruned.plan.save)
         write_text(arguments.out / "result.json", json.dumps(pruned.facts, indent=1) + "\n")
-        _check_folder(folder, overwrite=arguments.overwrite)  # it may have come while the network was trained
+        _claim_network(
+            folder, overwrite=arguments.overwrite
+        )  # it may have come while the network was trained
         numbers = {"accuracy": pruned.finetuned_accuracy}
         write_file(folder, lambda path: save_network(path, pruned.weights, numbers))
     finally:  # what was measured is shown even if the disk is full
@@ -284,29 +278,20 @@ def _check_budget(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{name} must be in (0, 1], got {share}. It is the fraction that stays.")
 
 
-def _check_folder(folder: Path, *, overwrite: bool) -> None:
+def _claim_network(folder: Path, *, overwrite: bool) -> None:
     """Refuses a folder that is there, unless it may be replaced and is a network that `prune` has saved."""
+    from jaxprune.training.checkpoint import is_saved_network
+
     if not os.path.lexists(folder):
         return
     if not overwrite:
         raise ValueError(
             f"nothing is replaced unasked, and there is {folder} already. Choose another path, or say --overwrite."
         )
-    if not _is_network(folder):
+    if not is_saved_network(folder):
         raise ValueError(
             f"--overwrite replaces only what prune has written, and {folder} is no network of it. Choose another path."
         )
-
-
-def _is_network(folder: Path) -> bool:
-    """Returns whether a folder is a network that `save_network` wrote, with nothing else in it."""
-    try:
-        tree = json.loads((folder / "_METADATA").read_text(encoding="utf-8"))["tree_metadata"]
-        parts = {entry["key_metadata"][0]["key"] for entry in tree.values()}
-        others = {path.name for path in folder.iterdir()} - _CHECKPOINT_FILES
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return False
-    return not folder.is_symlink() and not others and {"weights", "numbers"} <= parts <= _CHECKPOINT_PARTS
 
 
 def _kept_counts(text: str, groups: Sequence[str]) -> dict[str, int]:

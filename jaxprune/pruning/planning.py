@@ -69,7 +69,7 @@ class Plan:
                 f"needs kept indices that fit the groups' widths: {'; '.join(problems)}. Make a plan with plan() or "
                 "make_plan()."
             )
-        kept = {name: tuple(int(index) for index in indices) for name, indices in self.kept.items()}
+        kept = {name: tuple(np.asarray(indices).tolist()) for name, indices in self.kept.items()}
         object.__setattr__(self, "kept", kept)
         object.__setattr__(self, "widths", {name: int(width) for name, width in self.widths.items()})
 

@@ -138,9 +138,12 @@ def _openings(folder: Path, state: SearchState, finals: Finals | None) -> dict[s
 
 
 def _why_stopped(folder: Path, state: SearchState) -> str:
-    """Returns why the search ended: with its last generation, or the last reason in `events.jsonl`, if any."""
+    """Returns why the search ended: its last generation, or the last event of `events.jsonl`; "" if it has not."""
     if state.generation > state.config.generations:
         return "generations"
     events = read_events(folder / "events.jsonl")
-    reasons = [event["message"] for event in events if event["event"] == "stopped"]
-    return reasons[-1] if reasons else ""
+    turns = ("started", "resumed", "stopped", "interrupted", "failed")
+    last = [event for event in events if event["event"] in turns][
+        -1:
+    ]  # a resumed run has not stopped any more
+    return last[0]["message"] if last and last[0]["event"] == "stopped" else ""

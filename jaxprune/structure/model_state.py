@@ -213,7 +213,7 @@ def passed_values(rest: RestState) -> tuple[object, ...]:
       >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
       >>> model.steps = nnx.Variable(3)
       >>> passed_values(split_model(model)[2])
-      ((('steps',), 'PyTreeDef(*)', (3,)),)
+      ((('steps',), 'PyTreeDef(*)', ((<class 'int'>, 3),)),)
     """
     values: list[object] = []
     for path, variable in rest.items():
@@ -228,7 +228,7 @@ def _content(leaf: object) -> object:
     if isinstance(leaf, jax.Array | np.ndarray) and not isinstance(leaf, jax.core.Tracer):
         array = np.asarray(leaf)
         return array.shape, str(array.dtype), hashlib.sha256(array.tobytes()).hexdigest()
-    return leaf
+    return type(leaf), leaf  # 1, 1.0 and True are equal
 
 
 def set_mode(model: nnx.Module, mode: RunMode) -> nnx.Module:

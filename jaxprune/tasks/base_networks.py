@@ -313,7 +313,7 @@ class BasePool:
         if self.folder is None:
             return None
         like = split_network(self.programs.model)[1]
-        for folder in (self.folder, *self._earlier_folders):
+        for folder in self._folders():
             path = folder / f"{self.pool}-{index}"
             try:
                 loaded = load_network(path, like, self._identity(index), is_checked=folder == self.folder)
@@ -333,6 +333,12 @@ class BasePool:
                 self.on_base(self.task.name, base)
                 return base
         return None
+
+    def _folders(self) -> Iterator[FilePath]:
+        """Yields the folder of the base networks, then those of earlier versions, which take time to find."""
+        assert self.folder is not None
+        yield self.folder
+        yield from self._earlier_folders
 
     def _save(self, base: Base) -> None:
         """Stores a base network with what it is."""

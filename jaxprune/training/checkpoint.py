@@ -7,8 +7,10 @@ and a network in the place of another, are noticed when they are read.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import hashlib
+import json
 import logging
 import os
 import re
@@ -26,6 +28,14 @@ from jaxprune.structure.model_state import FlatState, dotted
 
 _OVERHEAD_BYTES = 128 * 1024
 """More than what a checkpoint takes beside its arrays."""
+
+
+_CHECKPOINT_FILES = {
+    "_CHECKPOINT_METADATA", "_METADATA", "_sharding", "array_metadatas", "commit_success.txt", "d", "manifest.ocdbt",
+    "ocdbt.process_0",
+}  # fmt: skip
+_CHECKPOINT_PARTS = {"weights", "numbers", "identity", "checksum"}
+"""What a network that was saved before may consist of; nothing else is ever removed."""
 
 
 class DamagedNetworkError(ValueError):
@@ -104,11 +114,26 @@ def load_network(
     return weights, numbers
 
 
+def is_saved_network(folder: FilePath) -> bool:
+    """Returns whether a folder is a network that `save_network` wrote, with nothing else in it."""
+    try:
+        tree = json.loads((folder / "_METADATA").read_text(encoding="utf-8"))["tree_metadata"]
+        parts = {entry["key_metadata"][0]["key"] for entry in tree.values()}
+        others = {path.name for path in folder.iterdir()} - _CHECKPOINT_FILES
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+    return not folder.is_symlink() and not others and {"weights", "numbers"} <= parts <= _CHECKPOINT_PARTS
+
+
 def _check_room(folder: FilePath, num_bytes: int) -> None:
     """Raises before Orbax starts on a disk that is nearly full, where its threads print tracebacks as they give up."""
     if hasattr(os, "posix_fallocate"):
         with tempfile.TemporaryFile(dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, num_bytes + _OVERHEAD_BYTES)
+            try:
+                os.posix_fallocate(file.fileno(), 0, num_bytes + _OVERHEAD_BYTES)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):  # else the file system cannot tell
+                    raise
 
 
 def _checked_identity(tree: Mapping[str, Any]) -> str:

@@ -21,9 +21,10 @@ from jaxprune.comparison.final_comparison import load_finals
 from jaxprune.datasets.guarded_split import AlreadyOpenedError, GuardedSplit, Split, read_openings
 from jaxprune.files import CHECK, RunDirectoryError, atomic_file
 from jaxprune.report import writing
-from jaxprune.report.writing import render_report, write_report
+from jaxprune.report.writing import _why_stopped, render_report, write_report
 from jaxprune.search.problem import Outcome, Trial
 from jaxprune.search.run_directory import RunDirectory
+from jaxprune.search.run_files import log_event
 from jaxprune.search.search import evolve_problem
 
 
@@ -216,3 +217,31 @@ def test_a_run_directory_that_vanishes_is_said_to_be_gone(
 
     with pytest.raises(RunDirectoryError, match="it was deleted or moved, or its disk is gone"):
         evolve_problem(Vandal(), SMALL, tmp_path / "run")
+
+
+def test_a_name_that_was_taken_is_free_again_if_the_file_cannot_be_put_there(tmp_path, monkeypatch):
+    def refuse(*paths: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("os.replace", refuse)
+    path = tmp_path / "once.json"
+    with pytest.raises(OSError, match="Input/output"), atomic_file(path, overwrite=False) as temporary:
+        temporary.write_text("{}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kinds", "reason"),
+    [
+        (("started", "stopped"), "time"),
+        (("started", "stopped", "notice"), "time"),
+        (("started", "stopped", "resumed"), ""),
+        (("started", "stopped", "resumed", "interrupted"), ""),
+        (("started",), ""),
+    ],
+)
+def test_a_run_that_went_on_has_not_stopped(kinds, reason, tmp_path):
+    for kind in kinds:
+        log_event(tmp_path, kind, "time")
+    state = SimpleNamespace(generation=1, config=SimpleNamespace(generations=2))
+    assert _why_stopped(tmp_path, state) == reason
