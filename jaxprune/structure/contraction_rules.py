@@ -238,7 +238,8 @@ def _contract(
     )
     sums = result.weight_sums
     if not result.is_activation:
-        are_shifted = all(operand.value.is_shifted for operand in operands)
+        values = [operand.value for operand in operands]  # a product with constants sums the other operand
+        are_shifted = all(value.is_shifted or not value.sources for value in values)
         for operand in operands:
             num_entries = math.prod(shape[axis] for axis in summed)
             over = _fields_over(operand, summed)

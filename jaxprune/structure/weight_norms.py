@@ -260,8 +260,12 @@ def _is_shifted(
     cases = inputs[1:] if name == "select_n" else inputs
     if not any(value.sources for value in cases) or any(value.is_shifted for value in cases):
         return True
-    if name in ("select_n", "clamp"):
-        return False
+    if name == "select_n":  # of constants that are not written out, nobody knows whether they are zero
+        numbers = zip(operation.inputs[1:], cases, strict=True)
+        return any(not value.sources and _number(trace, number) != 0 for number, value in numbers)
+    if name == "clamp":
+        low, high = (_number(trace, operation.inputs[index]) for index in (0, 2))
+        return low is None or high is None or not low <= 0 <= high
     literals = _literals(trace, operation, inputs)
     if name == "pow" and literals:
         return literals[0] <= 0

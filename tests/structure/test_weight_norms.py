@@ -72,6 +72,8 @@ SAFE = {  # kernel -> groups over whose channels it is normalised
     "nonnegative": (lambda w: jnp.maximum(w, 0), NONE),
     "chosen": (lambda w: jnp.where(w > 0.1, w, 0.0), NONE),
     "powers": (lambda w: jnp.abs(w) ** 1.5, NONE),
+    "l2, guarded": (lambda w: w / jnp.where(norm(w) == 0, 1.0, norm(w)), FIRST),
+    "l1 as a product with ones": (lambda w: w / (jnp.ones((1, len(w))) @ jnp.abs(w) + 1e-6), FIRST),
 }
 UNSAFE = {
     "standardised": (standardised, FIRST),
@@ -82,6 +84,10 @@ UNSAFE = {
     "exponential": (jnp.exp, NONE),
     "softplus": (jax.nn.softplus, NONE),
     "shifted": (lambda w: w + 0.1, NONE),
+    "chosen or one": (lambda w: jnp.where(w > 0.1, w, 1.0), NONE),
+    "clamped away from zero": (lambda w: jax.lax.clamp(0.5, w, 2.0), NONE),
+    "l2 of clamped": (lambda w: w / norm(jax.lax.clamp(0.5, w, 2.0)), FIRST),
+    "softmax by a product with ones": (lambda w: jnp.exp(w) / (jnp.ones((1, len(w))) @ jnp.exp(w)), FIRST),
     "one or minus one": (lambda w: jnp.where(w >= 0, 1.0, -1.0) + 0 * w, NONE),
 }
 ALL = {**SAFE, **UNSAFE}
