@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,24 @@ class Invalid:
 
     def __str__(self) -> str:
         return f"invalid: {self.reason}"
+
+
+def is_whole(value: object, *, smallest: int | None = None) -> TypeGuard[int]:
+    """Tells whether a value is a whole number of Python or NumPy; booleans and floats are none.
+
+    Args:
+      value: any value.
+      smallest: a number below it does not count either.
+
+    Example:
+      >>> [is_whole(value) for value in (3, np.int32(3), 3.0, True, np.True_, "3")]
+      [True, True, False, False, False, False]
+      >>> is_whole(0, smallest=1)
+      False
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        return False
+    return smallest is None or bool(value >= smallest)
 
 
 def stack_pytrees(members: Sequence[_Record], caller: str) -> _Record:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from jaxprune.types import is_whole
+
 WEIGHT_INIT = nnx.initializers.he_normal()
 """Initialiser of every layer that a ReLU follows."""
 
@@ -121,7 +123,9 @@ def check_widths(owner: str, widths: Sequence[int], layers: Sequence[str]) -> tu
             f"{owner} needs {len(layers)} widths, one each for {', '.join(layers)}, got {len(widths)}: {widths}."
         )
     wrong = [
-        f"{layer}: {width!r}" for layer, width in zip(layers, widths, strict=True) if not _is_positive(width)
+        f"{layer}: {width!r}"
+        for layer, width in zip(layers, widths, strict=True)
+        if not is_whole(width, smallest=1)
     ]
     if wrong:
         raise ValueError(
@@ -153,7 +157,7 @@ def check_sizes(
       (8, 8, 1)
     """
     shape = tuple(image_shape)
-    if len(shape) != 3 or not all(_is_positive(size) for size in shape):
+    if len(shape) != 3 or not all(is_whole(size, smallest=1) for size in shape):
         raise ValueError(
             f"{owner} needs image_shape = (H, W, C), three whole numbers >= 1, got {image_shape!r}. "
             "Grey images have C = 1."
@@ -164,7 +168,7 @@ def check_sizes(
             f"{owner} needs images of at least {smallest}x{smallest}, got {height}x{width}. "
             "Enlarge the images or choose a network with less pooling."
         )
-    if not _is_positive(num_classes) or num_classes < 2:
+    if not is_whole(num_classes, smallest=2):
         raise ValueError(f"{owner} needs num_classes to be a whole number >= 2, got {num_classes!r}.")
     return int(height), int(width), int(channels)
 
@@ -276,8 +280,3 @@ def with_patch_convolutions(model: nnx.Module) -> nnx.Module:
         if isinstance(module, nnx.Conv) and module.conv_general_dilated is lax.conv_general_dilated:
             module.conv_general_dilated = convolve_by_patches
     return copy
-
-
-def _is_positive(value: object) -> bool:
-    """Whether `value` is a whole number (and not a boolean) >= 1."""
-    return not isinstance(value, bool) and hasattr(value, "__index__") and value.__index__() >= 1

@@ -8,9 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from jaxprune.pruning.plan_checks import is_whole
 from jaxprune.structure.groups import Structure
-from jaxprune.types import Array
+from jaxprune.types import Array, is_whole
 
 Scope = Literal["group", "global"]
 """Whether every group keeps the same fraction, or the channels of all groups compete in one ranking."""
@@ -109,7 +108,7 @@ def _check_options(scope: object, multiple_of: object, factor: object) -> None:
     """Raises a `ValueError` for an option that has none of its allowed values."""
     if scope not in ("group", "global"):
         raise ValueError(f"scope must be 'group' or 'global', got {scope!r}.")
-    if not is_whole(multiple_of) or multiple_of < 1:
+    if not is_whole(multiple_of, smallest=1):
         raise ValueError(f"multiple_of must be a whole number >= 1, got {multiple_of}.")
     if factor not in ("inner", "outer", "both"):
         raise ValueError(f"factor must be 'inner', 'outer' or 'both', got {factor!r}.")
@@ -136,9 +135,9 @@ def _explicit_counts(structure: Structure, counts: Mapping[str, int], free: Sequ
     for name, count in counts.items():
         if name not in structure.groups:
             problems.append(f"{name!r} is no group (groups: {', '.join(structure.groups)})")
-        elif isinstance(count, bool) or count not in range(1, structure.widths[name] + 1):
+        elif not is_whole(count, smallest=1) or count > structure.widths[name]:
             problems.append(
-                f"{name!r} needs between 1 and {structure.widths[name]} kept channels, got {count!r}"
+                f"{name!r} needs a whole number of kept channels from 1 to {structure.widths[name]}, got {count!r}"
             )
         elif name not in free and count != structure.widths[name]:
             problems.append(f"{name!r} is ignored and has a kept count of {count}")

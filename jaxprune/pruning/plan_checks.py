@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.types import Array
+from jaxprune.types import Array, is_whole
 
 _LONGEST = 120
 """Most characters of a value that a message repeats."""
@@ -67,7 +67,7 @@ def plan_problems(kept: object, widths: object) -> list[str]:
         width = widths.get(name)
         if name not in widths:
             continue
-        if not is_whole(width) or width < 1:
+        if not is_whole(width, smallest=1):
             problems.append(f"group {name} needs a whole number >= 1 as width, got {shortened(width)}")
         elif problem := kept_problem(name, indices, width):
             problems.append(problem)
@@ -91,16 +91,6 @@ def network_problems(widths: Mapping[str, int], network_widths: Mapping[str, int
         elif width != network_widths[name]:
             problems.append(f"group {name} has {network_widths[name]} channels, not {shortened(width)}")
     return problems
-
-
-def is_whole(value: object) -> TypeGuard[int]:
-    """Tells whether a value is a whole number; True and False are none.
-
-    Example:
-      >>> [is_whole(value) for value in (3, np.int32(3), 3.0, True, "3")]
-      [True, True, False, False, False]
-    """
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def is_sequence(value: object) -> TypeGuard[Sequence[object]]:

@@ -18,7 +18,6 @@ from jaxprune.files import atomic_file
 from jaxprune.pruning.budgets import Factor, Scope, budget_counts, check_scores
 from jaxprune.pruning.plan_checks import (
     is_sequence,
-    is_whole,
     kept_problem,
     network_problems,
     plan_problems,
@@ -27,7 +26,7 @@ from jaxprune.pruning.plan_checks import (
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import Parts, fingerprint
 from jaxprune.structure.tracing import structure_of_parts, trace_structure
-from jaxprune.types import Array, Kept
+from jaxprune.types import Array, Kept, is_whole
 
 KeptIndices = Mapping[str, Sequence[int] | Array] | Kept
 """Group name -> kept indices, as a mapping or as the pairs of `types.Kept`; indices may be traced arrays."""
@@ -345,7 +344,7 @@ def _read_record(text: str) -> dict[str, Any]:
         raise ValueError(
             f"needs a plan of format {_FORMAT} or older, got {shortened(version)}. Use a newer jaxprune to read it."
         )
-    if not is_whole(version) or version < 1:
+    if not is_whole(version, smallest=1):
         raise _no_plan(f"format must be {_FORMAT}, got {shortened(version)}")
     if not isinstance(digest, str):
         raise _no_plan(f"fingerprint must be a text, got {shortened(digest)}")
@@ -377,7 +376,9 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _is_shape(value: object) -> bool:
     """Tells whether a value of a plan is the shape of a batch of images."""
     return (
-        is_sequence(value) and len(value) > 0 and all(is_whole(size) and 0 < size < 2**31 for size in value)
+        is_sequence(value)
+        and len(value) > 0
+        and all(is_whole(size, smallest=1) and size < 2**31 for size in value)
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 from flax import nnx
 
 from jaxprune.structure.model_state import Path, dotted, modules_of
+from jaxprune.types import is_whole
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -114,8 +115,7 @@ def stored_sizes(model: nnx.Module, new_sizes: Mapping[int, int]) -> dict[str, i
         if type(module).__module__.split(".")[0] == "flax":
             continue
         for name, value in vars(module).items():
-            is_whole_number = isinstance(value, int) and not isinstance(value, bool)
-            if is_whole_number and value in new_sizes and not name.startswith("_"):
+            if is_whole(value) and value in new_sizes and not name.startswith("_"):
                 sizes[dotted((*cast(Path, path), name))] = new_sizes[value]
     return sizes
 
@@ -133,7 +133,7 @@ def set_size(model: nnx.Module, name: str, size: int) -> None:
     """
     *path, attribute = name.split(".")
     module = _value_at(model, tuple(int(part) if part.isdigit() else part for part in path))
-    if not isinstance(getattr(module, attribute, None), int):
+    if not is_whole(getattr(module, attribute, None)):
         raise ValueError(
             f"attributes needs names of whole numbers in the network, such as 'block.num_heads', got {name!r}."
         )

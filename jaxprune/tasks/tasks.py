@@ -19,10 +19,10 @@ from flax import nnx
 
 from jaxprune.datasets.dataset import Dataset
 from jaxprune.datasets.guarded_split import GuardedSplit
-from jaxprune.pruning.plan_checks import is_sequence, is_whole
+from jaxprune.pruning.plan_checks import is_sequence
 from jaxprune.training.loop import split_network
 from jaxprune.training.recipes import Recipe, find_recipe
-from jaxprune.types import Array
+from jaxprune.types import Array, is_whole
 
 ModelFactory = Callable[[nnx.Rngs], nnx.Module]
 """A function that builds a freshly initialised network from random streams."""

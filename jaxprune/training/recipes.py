@@ -13,6 +13,7 @@ import jax
 import optax
 
 from jaxprune.text import closest
+from jaxprune.types import is_whole
 
 Optimizer = Literal["adam", "sgd"]
 LearningRateSchedule = Literal["constant", "cosine", "steps"]
@@ -65,6 +66,8 @@ class Recipe:
         problems = [message for is_good, message in self._checks() if not is_good]
         if problems:
             raise ValueError(f"Recipe {self.name!r} needs {'; '.join(problems)}.")
+        object.__setattr__(self, "epochs", int(self.epochs))  # NumPy's numbers are not written as JSON
+        object.__setattr__(self, "batch_size", int(self.batch_size))
 
     def replace(self, **changes: object) -> Recipe:
         """Returns a copy with some settings changed, checked again.
@@ -177,8 +180,8 @@ class Recipe:
             ),
             (self.augment in get_args(Augmentation), f"augment none or crop_flip, got {self.augment!r}"),
             (0 < self.learning_rate < float("inf"), f"learning_rate > 0, got {self.learning_rate}"),
-            (_is_count(self.epochs), f"epochs a whole number >= 1, got {self.epochs}"),
-            (_is_count(self.batch_size), f"batch_size a whole number >= 1, got {self.batch_size}"),
+            (is_whole(self.epochs, smallest=1), f"epochs a whole number >= 1, got {self.epochs}"),
+            (is_whole(self.batch_size, smallest=1), f"batch_size a whole number >= 1, got {self.batch_size}"),
             (0 <= self.weight_decay < float("inf"), f"weight_decay >= 0, got {self.weight_decay}"),
             (0 <= self.momentum < 1, f"momentum in [0, 1), got {self.momentum}"),
             (
@@ -206,11 +209,6 @@ def find_recipe(recipe: str | Recipe) -> Recipe:
         hint = closest(recipe, RECIPES) or " Pass a Recipe for settings of your own."
         raise ValueError(f"A recipe needs to be one of {', '.join(RECIPES)}, got {recipe!r}.{hint}")
     return RECIPES[recipe]
-
-
-def _is_count(value: object) -> bool:
-    """Whether `value` is a whole number >= 1."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(

@@ -109,7 +109,10 @@ def test_ignored_groups_stay_whole():
         ({"kept_fraction": "0.5"}, r"kept_fraction must be in \(0, 1\], got '0.5'"),
         ({"kept_fraction": True}, r"kept_fraction must be in \(0, 1\], got True"),
         ({"kept_fraction": 0.5, "multiple_of": True}, "multiple_of must be a whole number >= 1, got True"),
-        ({"kept_counts": {"conv1.kernel": True}}, "needs between 1 and 4 kept channels, got True"),
+        (
+            {"kept_counts": {"conv1.kernel": True}},
+            "needs a whole number of kept channels from 1 to 4, got True",
+        ),
         ({"kept_fraction": 0.5, "multiple_of": 2.5}, "multiple_of must be a whole number >= 1, got 2.5"),
         ({"macs_fraction": 1.5}, r"macs_fraction must be in \(0, 1\]"),
         ({"macs_fraction": 0.001}, "macs_fraction=0.001 cannot be met"),
@@ -117,11 +120,31 @@ def test_ignored_groups_stay_whole():
         ({"kept_fraction": 0.5, "scope": "layer"}, "scope must be 'group' or 'global'"),
         ({"kept_fraction": 0.5, "multiple_of": 0}, "multiple_of must be a whole number >= 1"),
         ({"kept_fraction": 0.5, "ignore": ("nope",)}, "ignore needs names or patterns of groups"),
-        ({"kept_counts": {"conv1.kernel": 0}}, "'conv1.kernel' needs between 1 and 4 kept channels, got 0"),
-        ({"kept_counts": {"conv1.kernel": 5}}, "'conv1.kernel' needs between 1 and 4 kept channels, got 5"),
-        ({"kept_counts": {"conv1.kernel": 2.5}}, "needs between 1 and 4 kept channels, got 2.5"),
-        ({"kept_counts": {"conv1.kernel": float("nan")}}, "needs between 1 and 4 kept channels, got nan"),
-        ({"kept_counts": {"conv1.kernel": "3"}}, "needs between 1 and 4 kept channels, got '3'"),
+        (
+            {"kept_counts": {"conv1.kernel": 0}},
+            "'conv1.kernel' needs a whole number of kept channels from 1 to 4, got 0",
+        ),
+        (
+            {"kept_counts": {"conv1.kernel": 5}},
+            "'conv1.kernel' needs a whole number of kept channels from 1 to 4, got 5",
+        ),
+        ({"kept_counts": {"conv1.kernel": 2.0}}, "a whole number of kept channels from 1 to 4, got 2.0"),
+        (
+            {"kept_counts": {"conv1.kernel": np.True_}},
+            "a whole number of kept channels from 1 to 4, got np.True_",
+        ),
+        (
+            {"kept_counts": {"conv1.kernel": 2.5}},
+            "needs a whole number of kept channels from 1 to 4, got 2.5",
+        ),
+        (
+            {"kept_counts": {"conv1.kernel": float("nan")}},
+            "needs a whole number of kept channels from 1 to 4, got nan",
+        ),
+        (
+            {"kept_counts": {"conv1.kernel": "3"}},
+            "needs a whole number of kept channels from 1 to 4, got '3'",
+        ),
         ({"kept_counts": 3}, "kept_counts must map group names to kept channels, got 3"),
         ({"kept_counts": {"conv7.kernel": 1}}, "'conv7.kernel' is no group"),
         (

@@ -177,3 +177,9 @@ class TestFindRecipe:
         assert (lenet.weight_decay, vgg.weight_decay) == (7e-5, 1e-3)
         assert (vgg.optimizer, vgg.nesterov, vgg.momentum, vgg.batch_size) == ("sgd", True, 0.9, 128)
         assert (vgg.milestones, vgg.drop_factor, vgg.augment) == ((0.4, 0.8), 0.28, "crop_flip")
+
+
+def test_numbers_of_numpy_become_python_s():
+    recipe = RECIPES["adam_short"].replace(epochs=np.int64(4), batch_size=np.int32(10))
+    assert recipe == RECIPES["adam_short"].replace(epochs=4, batch_size=10)
+    assert json.dumps([recipe.epochs, recipe.batch_size]) == "[4, 10]"
