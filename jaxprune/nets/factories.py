@@ -14,6 +14,7 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from jaxprune.nets.mobilenet import MobileNetV2
@@ -111,8 +112,8 @@ def find_network(
 def without_weights(make: Callable[[nnx.Rngs], nnx.Module]) -> nnx.Module:
     """Makes a network with shapes and dtypes in place of arrays, so that nothing is computed or stored.
 
-    This is enough for `trace_structure`, `count_macs` and `count_parameters`. It is `nnx.eval_shape` with random
-    streams that do not count, which saves most of the time on deep networks.
+    This is enough for `trace_structure`, `count_macs` and `count_parameters`. It is `nnx.eval_shape`, also for arrays
+    outside of variables, with random streams that do not count, which saves most of the time on deep networks.
 
     Args:
       make: the network's class, or a function that makes it from `nnx.Rngs`.
@@ -124,13 +125,48 @@ def without_weights(make: Callable[[nnx.Rngs], nnx.Module]) -> nnx.Module:
       >>> without_weights(lambda rngs: nnx.Linear(3, 5, rngs=rngs)).kernel.shape
       (3, 5)
     """
+    graphdefs: list[nnx.GraphDef[nnx.Module]] = []
+    paths: list[tuple[Any, ...]] = []
+    others: dict[tuple[Any, ...], Any] = {}
 
-    def build() -> nnx.Module:
+    def build() -> list[Any]:
         rngs = nnx.Rngs(0)
         rngs.default = _ConstantStream(0, tag="default")  # type: ignore[attr-defined]
-        return make(rngs)
+        model = make(rngs)
+        _mark_arrays(model)
+        graphdef, state = nnx.split(model)
+        graphdefs.append(graphdef)
+        arrays = []
+        for path, value in nnx.to_flat_state(state):
+            if any(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(value)):
+                paths.append(path)
+                arrays.append(value)
+            else:  # a variable of numbers or texts, which the network's code may read
+                others[path] = value.copy()
+        return arrays
 
-    return nnx.eval_shape(build)
+    shapes = {path: _placeholder(value) for path, value in zip(paths, jax.eval_shape(build), strict=True)}
+    return nnx.merge(graphdefs[0], nnx.from_flat_state([*shapes.items(), *others.items()]))
+
+
+def _mark_arrays(model: nnx.Module) -> None:
+    """Tells Flax that traced arrays outside of variables are state, as it knows of others."""
+    for _, node in nnx.iter_graph(model):
+        if isinstance(node, nnx.Pytree):
+            for name, value in list(vars(node).items()):
+                if isinstance(value, jax.core.Tracer):
+                    setattr(node, name, nnx.data(value))
+
+
+def _placeholder(value: Any) -> Any:  # noqa: ANN401 - a variable, or a shape
+    """Returns what stands for arrays in a network without weights.
+
+    A shape outside of a variable, of `nnx.WeightNorm`'s scales or a mask say, would be no state to Flax. An array of
+    zeros that share one address is, and takes no memory.
+    """
+    if isinstance(value, nnx.Variable) or jax.numpy.issubdtype(value.dtype, jax.dtypes.extended):
+        return value
+    return np.broadcast_to(np.zeros((), value.dtype), value.shape)
 
 
 def look_in_working_directory() -> None:

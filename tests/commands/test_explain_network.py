@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxprune import count_parameters, find_network
+from jaxprune import count_parameters, find_network, trace_structure
 from jaxprune.cli import main
 from jaxprune.commands.explain_network import parse_input
 
@@ -34,6 +34,13 @@ def test_source_lines_are_told_from_the_working_directory(explain, monkeypatch, 
     monkeypatch.chdir(root)
     shown = explain("Stack", "--input", "1x4:int32")
     assert "gather at tests/support/own_networks.py:" in shown and str(root) not in shown
+
+
+def test_weight_norms_and_arrays_outside_of_variables_are_followed_as_with_weights(explain):
+    facts = json.loads(explain("BareArrays", "--input", "1x5", "--json"))
+    structure = trace_structure(find_network("own_networks:BareArrays"), np.zeros((1, 5), np.float32))
+    assert list(facts["groups"]) == list(structure.groups) == ["norm.layer_instance.kernel"]
+    assert facts["frozen"] == structure.frozen and "table[1]" in facts["frozen"]
 
 
 def test_every_shows_each_group(explain):

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxprune import count_parameters, trace_structure
 from jaxprune.nets import NETWORKS, LeNet5, without_weights
 from jaxprune.nets.factories import find_network
+from jaxprune.structure.model_state import split_model
 
 
 def shapes(model):
@@ -34,6 +35,23 @@ def test_a_named_network_takes_its_own_keywords():
 def test_factories_give_the_same_shapes_with_and_without_weights(name):
     full, empty = (find_network(f"own_networks:{name}", has_weights=has) for has in (True, False))
     assert shapes(full) == shapes(empty)
+
+
+def test_arrays_outside_of_variables_are_state_without_weights_too():
+    full, empty = (
+        split_model(find_network("own_networks:BareArrays", has_weights=has)) for has in (True, False)
+    )
+    for arrays, others in zip(full[1:], empty[1:], strict=True):
+        assert {path: type_of(value) for path, value in arrays.items()} == {
+            path: type_of(value) for path, value in others.items()
+        }
+    assert ("listed", 0) in empty[1] and empty[2][("steps",)].get_value() == 2
+    placeholder = empty[1][("table",)]
+    assert placeholder.strides == (0, 0)  # one number, whatever the shape
+
+
+def type_of(value):
+    return (value.shape, value.dtype) if hasattr(value, "dtype") else value.get_value()
 
 
 def test_a_factory_that_reads_values_is_made_with_weights():

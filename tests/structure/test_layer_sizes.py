@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxprune.nets import without_weights
 from jaxprune.structure.layer_sizes import resize_layers
 from jaxprune.structure.model_state import dotted, merge_model
 
@@ -378,11 +379,7 @@ BLOCKS_KEPT = {
 
 def parts(make):
     """Graph and random arrays of a layer whose initialisers are not run."""
-    layer = nnx.eval_shape(make)
-    if isinstance(layer, nnx.WeightNorm) or getattr(layer, "mask", None) is not None:
-        # Scales and masks are plain arrays, not variables: their shapes alone would not count as state.
-        layer = make()
-    graphdef, state = nnx.split(layer)
+    graphdef, state = nnx.split(without_weights(lambda rngs: make()))
     rng = np.random.default_rng(0)
     shapes_found = {path: variable.shape for path, variable in nnx.to_flat_state(state)}
     return graphdef, {
@@ -448,6 +445,18 @@ def test_every_layer_of_flax_with_arrays_has_a_case():
     assert layers - without_sizes == {
         name for name in layers if any(name == word for case in CASES for word in case.split())
     }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_layer_without_weights_has_the_state_of_one_with_weights(name):
+    full, empty = (
+        nnx.split(layer) for layer in (CASES[name][0](), without_weights(lambda rngs: CASES[name][0]()))
+    )
+    assert [(path, value.shape, value.dtype) for path, value in nnx.to_flat_state(full[1])] == [
+        (path, value.shape, value.dtype) for path, value in nnx.to_flat_state(empty[1])
+    ]
+    if name != "WeightNorm":  # holds a filter that is compared by identity
+        assert full[0] == empty[0]
 
 
 def test_a_layer_whose_arrays_stay_is_not_touched():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 from cli_tasks import SmallNet
 from flax import nnx
 
@@ -99,3 +100,23 @@ def reads_values(rngs) -> nnx.Module:
 
 def one_layer(rngs) -> nnx.Module:
     return nnx.Linear(5, 2, rngs=rngs)
+
+
+class BareArrays(nnx.Module):
+    """Arrays in all places where Flax finds them without a variable, and variables without arrays."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.table = jnp.arange(4.0)[None]
+        self.named = nnx.data({"shift": jnp.ones(4)})
+        self.listed = nnx.List([jnp.ones((1, 4), jnp.bfloat16)])
+        self.steps, self.kind = nnx.Variable(2), nnx.Variable("sum")
+        self.norm = nnx.WeightNorm(nnx.Linear(5, 6, rngs=rngs), rngs=rngs)
+        self.spectral = nnx.SpectralNorm(nnx.Linear(6, 6, rngs=rngs), rngs=rngs)
+        self.head = nnx.Linear(6, 4, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.spectral(nnx.relu(self.norm(x))))
+        x = self.head(x) * self.table + self.named["shift"].reshape(1, -1)
+        for _ in range(self.steps.get_value() if self.kind.get_value() == "sum" else 0):
+            x = x + self.listed[0]
+        return x
