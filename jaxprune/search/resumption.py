@@ -6,7 +6,7 @@ of an earlier version, which notes neither, goes on if its fingerprints are thos
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax
@@ -20,6 +20,9 @@ from jaxprune.search.problem import IdentifiedProblem, Problem
 _LIBRARIES = {"jaxprune": __version__} | {
     library.__name__: library.__version__ for library in (jax, flax, optax, np)
 }
+
+ABSENT = "absent"
+"""Stands for a setting that one of two runs does not have."""
 
 
 def origin_of(problem: Problem) -> dict[str, Any]:
@@ -43,10 +46,12 @@ def agree_on_names(
       problem: what the run searches on.
 
     Returns:
-      The document with the fingerprints by which the run knows the same tasks, and with the versions of its start.
+      The document with the fingerprints by which the run knows the same tasks, and with the versions of its start,
+      which are none for a run that did not note them.
     """
-    agreed = dict(document)
-    known = {name: task.get("fingerprint") for name, task in _tasks(existing).items()}
+    versions = (existing.get("origin") or {}).get("versions", {})
+    agreed = {**document, "origin": {**document["origin"], "versions": versions}}
+    known = {name: task["fingerprint"] for name, task in _tasks(existing).items() if "fingerprint" in task}
     if isinstance(problem, IdentifiedProblem):
         agreed["tasks"] = {
             name: task | {"fingerprint": known[name]}
@@ -58,9 +63,6 @@ def agree_on_names(
             else task
             for name, task in _tasks(document).items()
         }
-    origin = existing.get("origin")
-    if origin is not None:
-        agreed["origin"] = {**document["origin"], "versions": origin["versions"]}
     return agreed
 
 
@@ -113,13 +115,10 @@ def _identity_changes(
         changes.append(f"the training or validation data of task {task} are others")
     if old.get("network") != new.get("network"):
         changes.append(f"the network of task {task} is another{cause}")
-    before, now = flat(old.get("settings", {})), flat(new.get("settings", {}))
-    changes += [
-        f"{name} of task {task} was {before.get(name, 'absent')!r} and is now {now.get(name, 'absent')!r}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name, "absent") != now.get(name, "absent")
+    return changes + [
+        f"{name} of task {task} was {before!r} and is now {now!r}"
+        for name, before, now in differences(old.get("settings", {}), new.get("settings", {}))
     ]
-    return changes
 
 
 def _version_changes(existing: Mapping[str, Any]) -> list[str]:
@@ -140,17 +139,28 @@ def _origins(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return (config.get("origin") or {}).get("tasks") or {}
 
 
-def flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flattens nested dictionaries into one with dotted names.
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[tuple[str, object, object]]:
+    """Yields each setting that differs between two nested dictionaries: dotted name, first value, second value.
+
+    A value that is not there is `ABSENT`.
 
     Example:
-      >>> flat({"config": {"seed": 1}, "format": 1})
-      {'config.seed': 1, 'format': 1}
+      >>> list(differences({"config": {"seed": 1}, "format": 1}, {"config": {"seed": 2}, "format": 1}))
+      [('config.seed', 1, 2)]
     """
+    values = _flat(first), _flat(second)
+    for name in sorted(values[0].keys() | values[1].keys()):
+        one, other = (flat.get(name, ABSENT) for flat in values)
+        if one != other:
+            yield name, one, other
+
+
+def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens nested dictionaries into one with dotted names."""
     values: dict[str, Any] = {}
     for name, value in plain.items():
         if isinstance(value, Mapping):
-            values |= flat(value, f"{prefix}{name}.")
+            values |= _flat(value, f"{prefix}{name}.")
         else:
             values[f"{prefix}{name}"] = value
     return values

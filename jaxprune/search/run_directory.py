@@ -28,7 +28,14 @@ from typing import Any
 from jaxprune.files import RunDirectoryError, explained, sealed, to_text, write_atomically
 from jaxprune.search.journal import Journal
 from jaxprune.search.problem import Problem
-from jaxprune.search.resumption import agree_on_names, flat, origin_of, task_changes, version_notice
+from jaxprune.search.resumption import (
+    ABSENT,
+    agree_on_names,
+    differences,
+    origin_of,
+    task_changes,
+    version_notice,
+)
 from jaxprune.search.run_files import FORMAT, log_event, read_run_file, repair_events, state_of
 from jaxprune.search.serialization import individual_to_json, state_to_json
 from jaxprune.search.settings import STOPS
@@ -36,6 +43,12 @@ from jaxprune.search.state import Individual, SearchState, one_per_behaviour
 
 HALL_OF_FAME_SIZE = 20
 """Number of candidates in hall_of_fame.csv."""
+
+_LIMITS = frozenset(f"config.{name}" for name in STOPS)
+"""Names of the settings that a resumed run may change."""
+
+_NOTHING = (None, ABSENT)
+"""What a setting is that is not made; earlier versions left some of them out."""
 
 
 class RunDirectory:
@@ -103,7 +116,7 @@ class RunDirectory:
             document["measured"] = _measured(state)
             state = dataclasses.replace(state, config=start.config)
         if existing != document:
-            self._write("config.json", to_text(sealed(document), indent=2) + "\n")
+            write_atomically(self.path / "config.json", to_text(sealed(document), indent=2) + "\n")
         num_lines = saved.get("journal_lines", 0)
         self.journal = Journal(
             self.path / "journal.jsonl", num_lines, self.notice, saved.get("journal_check")
@@ -130,14 +143,14 @@ class RunDirectory:
         if state.generation == 1:
             config = read_run_file(self.path / "config.json")
             config["measured"] = _measured(state)
-            self._write("config.json", to_text(sealed(config), indent=2) + "\n")
+            write_atomically(self.path / "config.json", to_text(sealed(config), indent=2) + "\n")
         saved = {
             "format": FORMAT,
             "journal_lines": self.journal.num_lines,
             "journal_check": self.journal.check,
             "state": state_to_json(state),
         }
-        self._write("state.json", to_text(sealed(saved)) + "\n")
+        write_atomically(self.path / "state.json", to_text(sealed(saved)) + "\n")
 
     def notice(self, message: str) -> None:
         """Reports a message to the user, and writes it to `events.jsonl`."""
@@ -172,20 +185,12 @@ class RunDirectory:
         return None
 
     def _write_results(self, state: SearchState) -> None:
-        """Writes the archive and the hall of fame, unless they are as they should be already."""
+        """Writes the archive and the hall of fame."""
         archive = [individual_to_json(state.individual(id_)) for id_ in state.archive]
         document = {"format": FORMAT, "generation": state.generation - 1, "members": archive}
-        self._write("archive.json", to_text(document, indent=2) + "\n")
+        write_atomically(self.path / "archive.json", to_text(document, indent=2) + "\n")
         best = one_per_behaviour(state.ranked())[:HALL_OF_FAME_SIZE]
-        self._write("hall_of_fame.csv", _hall_of_fame(best))
-
-    def _write(self, name: str, text: str) -> None:
-        """Replaces a file of the directory by `text`, unless that is its content already."""
-        path = self.path / name
-        with explained(f"read {path}"):
-            is_written = path.exists() and path.read_bytes() == text.encode()
-        if not is_written:
-            write_atomically(path, text)
+        write_atomically(self.path / "hall_of_fame.csv", _hall_of_fame(best))
 
 
 def load_run(path: Path | str, problem: Problem) -> SearchState:
@@ -248,13 +253,11 @@ def _measured(state: SearchState) -> dict[str, Any]:
 def _refuse_other_config(saved: Mapping[str, Any], document: Mapping[str, Any], folder: Path) -> None:
     """Raises an error if config.json, as far as it is not a limit, is not that of the saved state."""
     tasks = {task["name"]: task for task in saved["tasks"]}
-    before = flat({"config": saved["config"], "tasks": tasks, "guesses": saved["guesses"]})
-    now = flat({name: document[name] for name in ("config", "tasks", "guesses")})
-    limits = {f"config.{name}" for name in STOPS}
+    parts = {"config": saved["config"], "tasks": tasks, "guesses": saved["guesses"]}
     changes = [
-        f"{name.removeprefix('config.')} is {now[name]!r} there and {before[name]!r} here"
-        for name in sorted(before.keys() & now.keys())
-        if before[name] != now[name] and name not in limits
+        f"{name.removeprefix('config.')} is {there!r} there and {here!r} here"
+        for name, here, there in differences(parts, {part: document[part] for part in parts})
+        if ABSENT not in (here, there) and name not in _LIMITS  # one of them may be of an earlier version
     ]
     if changes:
         raise RunDirectoryError(
@@ -265,17 +268,13 @@ def _refuse_other_config(saved: Mapping[str, Any], document: Mapping[str, Any], 
 
 def _refuse_changes(existing: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
     """Raises an error that says all that differs, unless it only says when to stop."""
-    before, now = flat(existing), flat(wanted)
-    told = {f"config.{name}" for name in STOPS}
-    told |= {
-        f"tasks.{name}.fingerprint" for name in existing["tasks"]
-    }  # what is behind these is told in words
+    in_words = {f"tasks.{name}.fingerprint" for name in existing["tasks"]}  # by `task_changes`
     changes = [
-        f"{name.removeprefix('config.')} was {before.get(name, 'absent')!r} and is now {now.get(name, 'absent')!r}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-        and name not in told
-        and not name.startswith(("measured", "origin"))
+        f"{name.removeprefix('config.')} was {before!r} and is now {now!r}"
+        for name, before, now in differences(existing, wanted)
+        if not name.startswith(("measured", "origin"))
+        and name not in _LIMITS | in_words
+        and not (before in _NOTHING and now in _NOTHING)
     ]
     changes += task_changes(existing, wanted)
     if changes:

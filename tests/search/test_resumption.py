@@ -130,11 +130,21 @@ def test_runs_of_earlier_versions_are_resumed(where: int, tmp_path: Path) -> Non
     edited(tmp_path, make_old)
     config, messages = opened(tmp_path, tiny_task())
     assert config["tasks"]["tiny"]["fingerprint"] == old  # as in the saved state
+    assert config["origin"]["versions"] == {}  # nobody knows with which versions it was started
     assert opened(tmp_path, tiny_task()) == (config, messages) and not messages
     with pytest.raises(
         RunDirectoryError, match=r"settings: recipe.epochs of task tiny was 2 and is now 3\. Res"
     ):
         opened(tmp_path, tiny_task(recipe=tiny_task().recipe.replace(epochs=3)))  # type: ignore[union-attr]
+
+
+def test_a_lost_fingerprint_is_written_again_if_the_task_is_the_same(tmp_path: Path) -> None:
+    config, _ = opened(tmp_path, tiny_task())
+    edited(tmp_path, lambda config: config["tasks"]["tiny"].pop("fingerprint"))
+    assert opened(tmp_path, tiny_task()) == (config, [])
+    edited(tmp_path, lambda config: (config["tasks"]["tiny"].pop("fingerprint"), config.pop("origin")))
+    with pytest.raises(RunDirectoryError, match="recipe of task tiny is another, or the version of JAX"):
+        opened(tmp_path, tiny_task())
 
 
 def test_an_old_run_of_another_task_is_refused_in_words(tmp_path: Path) -> None:
