@@ -273,11 +273,10 @@ def read_config(path: str | Path) -> dict[str, object]:
     if not isinstance(data, dict):
         raise ValueError(f"{path} needs settings by name, got a {type(data).__name__}.")
     if is_json and "format" in data:
-        from jaxprune.files import unsealed
-        from jaxprune.search.run_files import REMEDIES, check_format
+        from jaxprune.search.run_files import REMEDIES, checked_content
 
-        check_format(data, path)  # otherwise a setting of a newer version would be reported as unknown
-        data = unsealed(data, path, REMEDIES["config.json"])
+        # Otherwise a setting of a newer version would be reported as unknown.
+        data = checked_content(data, path, REMEDIES["config.json"])
     return _flat_layer(data) if is_json and "config" in data else data
 
 
@@ -385,25 +384,11 @@ def _task_value(name: str, value: object) -> TaskValue:
         if kind is int and not isinstance(value, str) and converted != value:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
-        wanted = {
-            int: "a whole number below 2**31" if _is_large(value) else "a whole number",
-            float: "a number",
-            str: "a name",
-        }[kind]
+        wanted = {int: "a whole number below 2**31", float: "a number", str: "a name"}[kind]
         raise ValueError(
-            f"{name} needs {wanted}, or {wanted} for each task as in task=value, got {value!r}."
+            f"{name} needs {wanted}, or one for each task as in task=value, got {value!r}."
         ) from None
     return converted
-
-
-def _is_large(value: object) -> bool:
-    """Returns whether a value is a number of more than 31 bits, or its text."""
-    try:
-        return abs(float(value)) >= 2**31  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return False
-    except OverflowError:
-        return True
 
 
 def _changed(task: Task, changes: Mapping[str, TaskValue]) -> Task:

@@ -99,8 +99,11 @@ def test_task_options_change_tasks():
         ({"controls": "all"}, "controls needs to be one of standard, full, got 'all'"),
         ({"batching": "fast"}, "batching needs to be one of auto, scan, loop, vmap, got 'fast'"),
         ({"tasks": 3}, "tasks needs to be a text or a list of texts, got 3"),
-        ({"bases": "many"}, "bases needs a whole number, or a whole number for each task"),
-        ({"bases": 2.5}, "bases needs a whole number, .* got 2.5"),
+        (
+            {"bases": "many"},
+            r"bases needs a whole number below 2\*\*31, or one for each task as in task=value",
+        ),
+        ({"bases": 2.5}, "bases needs a whole number .* got 2.5"),
         ({"weight": True}, "weight needs a number, .* got True"),
         ({"recipe": 3}, "recipe needs a name, .* got 3"),
         ({"time": "soon"}, 'a time needs to look like "90s", "20m" or "1h30m", and be above 0, got \'soon\''),

@@ -14,21 +14,16 @@ from typing import Any, Literal
 from jaxprune.comparison.measurements import Measurement
 from jaxprune.comparison.protocol import LayerView, compare, layer_views
 from jaxprune.comparison.results import Comparison
-from jaxprune.files import RunDirectoryError, read_json, sealed, to_text, unsealed, write_atomically
+from jaxprune.files import RunDirectoryError, sealed, to_text, write_atomically
 from jaxprune.language.expression import Expression
 from jaxprune.language.library import library, own_seeds
+from jaxprune.search.run_files import FORMAT, REMEDIES, read_run_file
 from jaxprune.search.search import evolve_problem, notify
 from jaxprune.search.state import Individual, SearchState, origin_name, start_formulas
 from jaxprune.search.task_problem import TaskProblem
 from jaxprune.tasks.base_networks import Base
 
 Controls = Literal["standard", "full"]
-
-FORMAT = 1
-"""The format version of final.json; newer ones are refused."""
-
-REMEDY = "Delete it and write the report again: the final comparison is then measured again."
-"""How to go on when final.json is damaged."""
 
 EVALUATIONS = 5
 """Number of points of the accuracy curves, if a fine-tuning has as many steps."""
@@ -84,17 +79,16 @@ class Finals:
         return to_text(sealed({"format": FORMAT, **plain}), indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Finals:
-        """Reads what `to_json` wrote, from the parsed JSON.
+    def from_json(cls, plain: Mapping[str, Any], path: Path) -> Finals:
+        """Returns what `to_json` wrote, from the content that `read_run_file` returns.
+
+        Args:
+          plain: the content.
+          path: the file, for messages.
 
         Raises:
-          RunDirectoryError: if it is not a final comparison, was changed, or is of a newer format.
+          RunDirectoryError: if the content is no final comparison.
         """
-        version = plain.get("format")
-        if isinstance(version, int) and version > FORMAT:
-            raise RunDirectoryError(
-                f"final.json needs format {FORMAT} or older, got {version!r}. Upgrade jaxprune."
-            )
         try:
             values = {field.name: plain[field.name] for field in dataclasses.fields(cls)}
             values["comparison"] = Comparison.from_json(json.dumps(values["comparison"]))
@@ -102,16 +96,12 @@ class Finals:
                 task: tuple(_view_from_json(view) for view in views)
                 for task, views in values["views"].items()
             }
-            if version != FORMAT or isinstance(version, bool):
-                raise ValueError(f"its format is {version!r}")
-            finals = cls(**values)
+            return cls(**values)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise RunDirectoryError(
-                f"final.json needs a final comparison as write_report stores it, but it is damaged ({error!r}). "
-                f"{REMEDY}"
+                f"{path} needs a final comparison as write_report stores it, but it is damaged ({error!r}). "
+                f"{REMEDIES[path.name]}"
             ) from error
-        unsealed(plain, Path("final.json"), REMEDY)
-        return finals
 
 
 def load_finals(run_dir: Path) -> Finals | None:
@@ -121,7 +111,7 @@ def load_finals(run_dir: Path) -> Finals | None:
       RunDirectoryError: if it is damaged or of a newer format.
     """
     path = run_dir / "final.json"
-    return Finals.from_json(read_json(path, REMEDY)) if path.exists() else None
+    return Finals.from_json(read_run_file(path), path) if path.exists() else None
 
 
 @dataclass(frozen=True)

@@ -19,21 +19,23 @@ from jaxprune.files import (
 from jaxprune.search.problem import Problem
 from jaxprune.search.serialization import state_from_json
 from jaxprune.search.state import SearchState
+from jaxprune.types import is_whole
 
 FORMAT = 1
-"""The format version of config.json, state.json and the journal; newer ones are refused."""
+"""The format version of the journal and of the files in `REMEDIES`; newer ones are refused."""
 
 REMEDIES = {
     "config.json": "Restore it from a backup. Limits of a run are changed by options, not in this file; as settings "
     'of a new run, use a copy without the line "check".',
     "state.json": "Restore it from a backup, or delete it and go on with resume=True (--resume): it is then built "
     "again from the journal, and nothing is run again.",
+    "final.json": "Delete it and write the report again: the final comparison is then measured again.",
 }
 """File -> how to go on when it is damaged."""
 
 
 def read_run_file(path: Path) -> dict[str, Any]:
-    """Reads `config.json` or `state.json`, and checks its format and checksum.
+    """Reads one of the files in `REMEDIES`, and checks its format and checksum.
 
     Args:
       path: the file.
@@ -45,24 +47,22 @@ def read_run_file(path: Path) -> dict[str, Any]:
       RunDirectoryError: if the file cannot be read, is damaged or was changed, or is of a newer format.
     """
     remedy = REMEDIES[path.name]
-    return unsealed(check_format(read_json(path, remedy), path, remedy), path, remedy)
+    return checked_content(read_json(path, remedy), path, remedy)
 
 
-def check_format(
-    plain: dict[str, Any], path: Path, remedy: str = "Restore it from a backup."
-) -> dict[str, Any]:
-    """Returns the content of a run's file after checking its format.
+def checked_content(plain: Mapping[str, Any], path: Path, remedy: str) -> dict[str, Any]:
+    """Returns the content of a run's file without the checksum, after checking its format and checksum.
 
     Args:
-      plain: the content.
-      path: the file, for the message.
-      remedy: how to go on if the format is no version of it, for the message.
+      plain: the object as it was read.
+      path: the file, for messages.
+      remedy: how to go on if it is damaged, for messages.
 
     Raises:
-      RunDirectoryError: if a newer version wrote the file, or none did.
+      RunDirectoryError: if a newer version wrote the file, or it is not what jaxprune wrote.
     """
     version = plain.get("format")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+    if not is_whole(version, smallest=1):
         raise RunDirectoryError(
             f"{path} needs format {FORMAT} or older, but it is damaged (its format is {version!r}). {remedy}"
         )
@@ -71,7 +71,7 @@ def check_format(
             f"{path} needs format {FORMAT} or older, got {version!r}, of a newer jaxprune. Upgrade jaxprune, or "
             "start in another directory."
         )
-    return plain
+    return unsealed(plain, path, remedy)
 
 
 def state_of(saved: Mapping[str, Any], problem: Problem, path: Path) -> SearchState:
@@ -86,8 +86,8 @@ def state_of(saved: Mapping[str, Any], problem: Problem, path: Path) -> SearchSt
       RunDirectoryError: if the content is no state.
     """
     try:
-        if not isinstance(saved["journal_lines"], int):
-            raise TypeError("journal_lines is no whole number")
+        if not is_whole(saved["journal_lines"], smallest=0):
+            raise ValueError("journal_lines is no number of lines")
         state = state_from_json(saved["state"], problem)
         if sorted(state.scales) != sorted(task.name for task in state.tasks):
             raise ValueError("tasks and scales have other names")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from made_up_runs import LEVELS, compared, layers, made_up_finals, searched
 
-from jaxprune.comparison.final_comparison import Finals, choose_rows, load_finals
+from jaxprune.comparison.final_comparison import choose_rows, load_finals
 from jaxprune.comparison.verdicts import Verdict, judged, overall_verdict, task_verdict
 from jaxprune.datasets.guarded_split import GuardedSplit, Split
 from jaxprune.files import RunDirectoryError
@@ -290,17 +290,26 @@ def test_a_report_needs_a_run(tmp_path):
         render_report(tmp_path)
 
 
-def test_newer_finals_are_refused(run_dir):
+def edit_finals(run_dir, edit):
+    """Edits final.json as a version without checksums would have written it."""
     plain = json.loads((run_dir / "final.json").read_text())
-    with pytest.raises(RunDirectoryError, match=r"final\.json needs format 1 or older, got 99"):
-        Finals.from_json({**plain, "format": 99})
+    del plain["check"]
+    edit(plain)
+    (run_dir / "final.json").write_text(json.dumps(plain))
+
+
+def test_newer_finals_are_refused(run_dir):
+    edit_finals(run_dir, lambda plain: plain.update(format=99))
+    with pytest.raises(RunDirectoryError, match=r"final\.json needs format 1 or older, got 99, of a newer"):
+        load_finals(run_dir)
 
 
 def test_damaged_finals_are_refused(run_dir):
-    plain = json.loads((run_dir / "final.json").read_text())
-    del plain["views"]
-    with pytest.raises(RunDirectoryError, match=r"it is damaged \(KeyError\('views'\)\). Delete it"):
-        Finals.from_json(plain)
+    edit_finals(run_dir, lambda plain: plain.pop("views"))
+    with pytest.raises(
+        RunDirectoryError, match=r"final\.json needs .* it is damaged \(KeyError\('views'\)\)\. Delete it"
+    ):
+        load_finals(run_dir)
 
 
 # The whole
