@@ -11,9 +11,10 @@ are recognised instead of written again, so that the file ends up as if nothing 
 from __future__ import annotations
 
 import errno
+import io
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
       RunDirectoryError: if a complete line is damaged or was changed.
     """
-    return (plain for plain, _ in _checked_lines(path))
+    with explained(f"read {path}"), path.open("rb") as file:
+        for plain, _ in _checked_lines(path, file):
+            yield plain
 
 
 class Journal:
@@ -69,10 +72,7 @@ class Journal:
         with explained(f"open {path}"):
             self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
-            _add_last_newline(path)
-            lines = list(_checked_lines(path))
-            _refuse_other_checkpoint(path, lines, num_checkpointed, check)
-            _drop_incomplete_line(path, len(lines), notice)
+            lines = self._checked_and_repaired(num_checkpointed, check)
         except RunDirectoryError:
             self.close()
             raise
@@ -123,6 +123,39 @@ class Journal:
         """Closes the file, whose lines are all on the disk already."""
         os.close(self._descriptor)
 
+    def _checked_and_repaired(
+        self, num_checkpointed: int, check: str | None
+    ) -> list[tuple[dict[str, Any], str]]:
+        """Returns all lines and their checksums; a journal that is not refused ends with a whole line then."""
+        with explained(f"read {self.path}"):
+            content = self.path.read_bytes()
+        end = content.rfind(b"\n") + 1
+        rest = content[end:]
+        lacks_newline = _is_object(rest)  # an editor or a copy has removed it
+        whole = content + b"\n" if lacks_newline else content[:end]
+        lines = list(_checked_lines(self.path, io.BytesIO(whole)))
+        _refuse_other_checkpoint(self.path, lines, num_checkpointed, check)
+        if lacks_newline:
+            self._append(b"\n")
+        elif rest:
+            self._drop(rest, len(lines) + 1)
+        return lines
+
+    def _drop(self, rest: bytes, number: int) -> None:
+        """Cuts off what follows the last newline, because a kill or power cut interrupted that write.
+
+        Raises:
+          RunDirectoryError: if it cannot be the beginning of a line, so that something else happened to the file.
+        """
+        if not rest.startswith(b"{") and rest.strip(b"\0"):
+            raise _damaged(self.path, number, "it is not the beginning of a line")
+        with explained(f"shorten {self.path}"):
+            os.truncate(self.path, self.path.stat().st_size - len(rest))
+        self._notice(
+            f"the last line of {self.path.name} was incomplete ({len(rest)} bytes of an interrupted "
+            "write) and was dropped; what it held is run again"
+        )
+
     def _append(self, line: bytes) -> None:
         """Appends a whole line or, if that fails, nothing."""
         status = os.fstat(self._descriptor)
@@ -164,18 +197,17 @@ def _without_limits(plain: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in without_times(plain).items() if name not in limits}
 
 
-def _checked_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+def _checked_lines(path: Path, lines: Iterable[bytes]) -> Iterator[tuple[dict[str, Any], str]]:
     """Yields every complete line without its checksum, and the checksum ("" for a line of an older version)."""
-    with explained(f"read {path}"), path.open("rb") as file:
-        before = ""
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                plain, before = _checked(line, before)
-            except ValueError as error:
-                raise _damaged(path, number, str(error)) from error
-            yield plain, before
+    before = ""
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith(b"\n"):
+            return
+        try:
+            plain, before = _checked(line, before)
+        except ValueError as error:
+            raise _damaged(path, number, str(error)) from error
+        yield plain, before
 
 
 def _checked(line: bytes, before: str) -> tuple[dict[str, Any], str]:
@@ -229,38 +261,9 @@ def _refuse_other_checkpoint(
         )
 
 
-def _add_last_newline(path: Path) -> None:
-    """Ends a last line that lacks nothing but its newline, which an editor or a copy has removed."""
-    with explained(f"repair {path}"):
-        rest = _after_last_newline(path)
-        try:
-            is_whole = isinstance(parse_json(rest), dict)
-        except ValueError:
-            return
-        if is_whole:
-            with path.open("ab") as file:
-                file.write(b"\n")
-
-
-def _drop_incomplete_line(path: Path, num_lines: int, notice: Callable[[str], None]) -> None:
-    """Cuts off what follows the last newline, because a kill or power cut interrupted that write.
-
-    Raises:
-      RunDirectoryError: if it cannot be the beginning of a line, so that something else happened to the file.
-    """
-    with explained(f"repair {path}"):
-        rest = _after_last_newline(path)
-        if not rest:
-            return
-        if not rest.startswith(b"{") and rest.strip(b"\0"):
-            raise _damaged(path, num_lines + 1, "it is not the beginning of a line")
-        os.truncate(path, path.stat().st_size - len(rest))
-        notice(
-            f"the last line of {path.name} was incomplete ({len(rest)} bytes of an interrupted "
-            "write) and was dropped; what it held is run again"
-        )
-
-
-def _after_last_newline(path: Path) -> bytes:
-    content = path.read_bytes()
-    return content[content.rfind(b"\n") + 1 :]
+def _is_object(text: bytes) -> bool:
+    """Tells whether a text is a whole JSON object."""
+    try:
+        return isinstance(parse_json(text), dict)
+    except ValueError:
+        return False

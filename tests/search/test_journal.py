@@ -94,6 +94,15 @@ def test_a_journal_shorter_than_the_checkpoint_is_refused(tmp_path: Path) -> Non
         opened(tmp_path, 5)
 
 
+@pytest.mark.parametrize("end", ['{"kind": "header"}', '{"kind": "tri', "\x89PNG"])
+def test_a_refused_journal_is_left_as_it_is(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text(f'{{"kind": "header"}}\n{end}')
+    with pytest.raises(RunDirectoryError, match=r"at least the 5 lines"):
+        opened(tmp_path, 5)
+    assert path.read_text() == f'{{"kind": "header"}}\n{end}'
+
+
 @pytest.mark.parametrize("written", [0, 10])
 def test_a_full_disk_leaves_no_half_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
