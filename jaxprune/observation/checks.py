@@ -13,6 +13,7 @@ import numpy as np
 from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.observation.gradients import Gradients, gradients_from_arrays
 from jaxprune.observation.moments import Moments, sample_moments
+from jaxprune.observation.sample import flat_positions
 from jaxprune.types import Array
 
 _RANKS = {
@@ -81,18 +82,18 @@ def check_arrays(
     """
     arrays, extra_arrays = check_numbers({"features": features, "kernel": kernel, **optional}, extras)
     class_ids, num_classes = to_class_ids(check_labels(labels, arrays["features"].shape[0]))
-    on_device = {name: jnp.asarray(array) for name, array in arrays.items()}
-    maps = on_device["features"]
-    rows = maps.reshape(maps.shape[0], -1, maps.shape[-1])
-    gradients = [on_device.get(name) for name in ("weight_gradient", "feature_gradient")]
+    space = arrays["features"].shape[1:-1]
+    # NumPy reshapes, and device_put moves: jnp.asarray and reshape would compile programs for each new shape.
+    rows = jax.device_put(flat_positions(arrays["features"]))
+    gradients = [arrays.get(name) for name in ("weight_gradient", "feature_gradient")]
     return BuildArguments(
         moments=sample_moments(rows, class_ids, num_classes=num_classes),
         samples=rows,
         sample_labels=class_ids,
-        gradients=gradients_from_arrays(maps, *gradients),
-        extras={name: jnp.asarray(array) for name, array in extra_arrays.items()},
+        gradients=gradients_from_arrays(rows, *gradients),
+        extras=jax.device_put(extra_arrays),
         sample_is_full=True,
-        space=maps.shape[1:-1],
+        space=space,
         **flat_weights(arrays),
     )
 
@@ -150,16 +151,17 @@ def flat_weights(arrays: Mapping[str, np.ndarray]) -> FlatWeights:
     Args:
       arrays: `kernel` [..., C] and, where given, `outgoing` [..., C, c_out], `gamma` [C] and `beta` [C].
     """
-    channels = arrays["kernel"].shape[-1]
-    outgoing, gamma, beta = (arrays.get(name) for name in ("outgoing", "gamma", "beta"))
-    return FlatWeights(
-        kernel=jnp.asarray(arrays["kernel"]).reshape(-1, channels),
-        outgoing=None
-        if outgoing is None
-        else jnp.moveaxis(jnp.asarray(outgoing), -2, -1).reshape(-1, channels),
-        gamma=None if gamma is None else jnp.asarray(gamma),
-        beta=None if beta is None else jnp.asarray(beta),
+    kernel, outgoing = arrays["kernel"], arrays.get("outgoing")
+    channels = kernel.shape[-1]
+    weights: FlatWeights = jax.device_put(
+        {
+            "kernel": kernel.reshape(-1, channels),
+            "outgoing": None if outgoing is None else np.moveaxis(outgoing, -2, -1).reshape(-1, channels),
+            "gamma": arrays.get("gamma"),
+            "beta": arrays.get("beta"),
+        }
     )
+    return weights
 
 
 def check_labels(
@@ -309,13 +311,14 @@ def check_channel_indices(channel_indices: Array | Sequence[int], num_channels: 
     Raises:
       ValueError: if an index is negative or not below `num_channels`.
     """
-    if not isinstance(channel_indices, jax.core.Tracer):
-        index = np.asarray(channel_indices, dtype=np.int32)
-        if index.ndim != 1 or index.size == 0 or index.min() < 0 or index.max() >= num_channels:
-            raise ValueError(
-                f"take needs a list of channel indices in 0 .. {num_channels - 1}, got {index.tolist()}."
-            )
-    return jnp.asarray(channel_indices, dtype=jnp.int32)
+    if isinstance(channel_indices, jax.core.Tracer):
+        return channel_indices.astype(jnp.int32)
+    index = np.asarray(channel_indices, dtype=np.int32)
+    if index.ndim != 1 or index.size == 0 or index.min() < 0 or index.max() >= num_channels:
+        raise ValueError(
+            f"take needs a list of channel indices in 0 .. {num_channels - 1}, got {index.tolist()}."
+        )
+    return jax.device_put(index)
 
 
 def sort_examples(name: str, value: jax.Array, order: np.ndarray) -> jax.Array:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Gradients(NamedTuple):
@@ -39,6 +40,7 @@ class EffectSums(NamedTuple):
     """[C] sum of magnitudes."""
 
 
+@jax.jit
 def sum_effects(features: jax.Array, gradient: jax.Array, is_real: jax.Array | None = None) -> EffectSums:
     """Sums the first-order effect of each channel on the loss over examples: its square, and its magnitude.
 
@@ -64,22 +66,22 @@ def sum_effects(features: jax.Array, gradient: jax.Array, is_real: jax.Array | N
 
 
 def gradients_from_arrays(
-    features: jax.Array, weight_gradient: jax.Array | None, feature_gradient: jax.Array | None
+    rows: jax.Array, weight_gradient: np.ndarray | None, feature_gradient: np.ndarray | None
 ) -> Gradients | None:
     """Builds the record from arrays that hold all calibration examples.
 
     Args:
-      features: [N, ..., C] activations.
+      rows: [N, D, C] activations.
       weight_gradient: [..., C] gradient of the mean loss with respect to the producing weights.
       feature_gradient: [N, ..., C] row i is the gradient of the loss of example i with respect to its activations.
 
     Returns:
       The record; None if neither gradient is given.
     """
-    weights = None if weight_gradient is None else weight_gradient.reshape(-1, features.shape[-1])
+    count, _, channels = rows.shape
+    weights = None if weight_gradient is None else jax.device_put(weight_gradient.reshape(-1, channels))
     if feature_gradient is None:
         return None if weights is None else Gradients(weights)
-    count, channels = features.shape[0], features.shape[-1]
-    rows, samples = (array.reshape(count, -1, channels) for array in (features, feature_gradient))
-    sums = sum_effects(rows, samples)
-    return Gradients(weights, samples, sums.fisher / count, sums.first_order / count)
+    samples = jax.device_put(feature_gradient.reshape(rows.shape))
+    fisher, first_order = (effects / count for effects in sum_effects(rows, samples))
+    return Gradients(weights, samples, fisher, first_order)

@@ -246,7 +246,7 @@ def make_squared_gradients(
         flat = dict(arrays)
         if compiled is None:
             program = trace_one(jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
-            _check_loss(program, jnp.asarray(images[:1]), labels[:1], labels, loss, flat)
+            _check_loss(program, jax.device_put(images[:1]), labels[:1], labels, loss, flat)
             compiled = jax.jit(partial(add_squares, program, loss_of))
         sums: FlatState = {
             path: jnp.zeros(flat[path].shape, jnp.promote_types(flat[path].dtype, jnp.float32))
@@ -258,6 +258,10 @@ def make_squared_gradients(
                 sums = compiled(flat, sums, images[index], labels[index], is_real)
         except NOT_DIFFERENTIABLE as error:
             raise ValueError(_explain_failure(error)) from error
+        return means(sums)
+
+    @jax.jit
+    def means(sums: FlatState) -> dict[str, jax.Array]:
         return {
             name: channel_columns(sums[site.kernel], site.kernel_channels).T / len(images)
             for name, site in sites.items()

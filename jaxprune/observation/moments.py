@@ -110,6 +110,7 @@ class SetMoments(NamedTuple):
         return total / self.is_position.sum(axis=-2)
 
 
+@partial(jax.jit, static_argnames="num_classes")
 def zero_moments(pivot: jax.Array, num_classes: int) -> Moments:
     """Returns the moments of no examples, to start from.
 
@@ -214,18 +215,6 @@ def sample_moments(rows: jax.Array, class_ids: Array, *, num_classes: int) -> Mo
     """
     rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
     return add_examples(zero_moments(rows[0], num_classes), rows, jnp.asarray(class_ids))
-
-
-def class_sets(moments: Moments) -> dict[str, SetMoments]:
-    """Returns the moments of all `SETS` by name.
-
-    Example:
-      >>> moments = zero_moments(jnp.zeros((1, 1)), 2)
-      >>> moments = add_examples(moments, jnp.ones((3, 1, 1)), jnp.array([0, 0, 1]))
-      >>> {name: sets.num_examples.tolist() for name, sets in class_sets(moments).items()}
-      {'X': [3.0], 'P': [2.0, 1.0], 'Q': [1.0, 2.0]}
-    """
-    return {name: set_moments(moments, name) for name in SETS}
 
 
 def set_moments(

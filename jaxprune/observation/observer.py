@@ -108,10 +108,10 @@ def make_observer(
     known.require_groups()
     trace = partial(structure_of, graphdef, flat, rest, pixels, known)
     structure, at_sample = trace(batch=batch_size), trace(batch=len(rows))
-    sample = SampledImages(at_sample, jnp.asarray(pixels[rows]), classes[rows], max_positions)
+    sample = SampledImages(at_sample, jax.device_put(pixels[rows]), classes[rows], max_positions)
     batches = []
     if len(rows) < len(pixels):
-        batches = [(jnp.asarray(pixels[i]), i, real) for i, real in batch_indices(len(pixels), batch_size)]
+        batches = [(jax.device_put(pixels[i]), i, real) for i, real in batch_indices(len(pixels), batch_size)]
     observe_operands = _make_operands(structure, sample, class_ids, rows, batches)
     labelled = [(batch, classes[i], is_real) for batch, i, is_real in batches]
     gradients = make_gradients(structure, labelled, sample, loss)

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import ceil
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.types import Array
+
+Features = TypeVar("Features", np.ndarray, jax.Array)
 
 
 def balanced_sample(labels: np.ndarray, num_samples: int) -> np.ndarray:
@@ -70,7 +72,7 @@ def batch_indices(num_examples: int, size: int) -> Iterator[tuple[np.ndarray, np
         yield np.where(is_real, index, start), is_real
 
 
-def flat_positions(features: jax.Array) -> jax.Array:
+def flat_positions(features: Features) -> Features:
     """Joins the space axes: [N, *space, C] becomes [N, D, C].
 
     Example:
@@ -174,7 +176,7 @@ class ClassSample:
             return
         maps = _pool(self._max_positions, features, gradient)
         self.space = maps[0].shape[1:-1]
-        rows = [np.asarray(flat_positions(values)) for values in maps]
+        rows = [flat_positions(np.asarray(values)) for values in maps]
         for k, free in room.items():
             index = np.flatnonzero(class_ids == k)[:free]
             new, old = [values[index] for values in rows], self._by_class.get(k)

@@ -125,7 +125,7 @@ class _Stream:
         }  # class -> index in the moments
         self._sample = sample
         self._num_examples = 0
-        pivot = jnp.asarray(arrays["features"][0].reshape(-1, self._shape[-1]))
+        pivot = jax.device_put(arrays["features"][0].reshape(-1, self._shape[-1]))
         self._moments = zero_moments(pivot, max(1, len(self._index_of)))
         self._effects: EffectSums | None = None
 
@@ -148,17 +148,16 @@ class _Stream:
         classes = sorted(self._index_of, key=lambda name: (isinstance(name, str), name))
         check_several_classes(classes, self._num_examples)
         order = np.array([self._index_of[name] for name in classes])
-        count, pivot, *rest = self._moments
         rows = self._sample.rows(order.tolist())
-        is_whole = rows.features.shape[1] == pivot.shape[0]
+        is_whole = rows.features.shape[1] == self._moments.pivot.shape[0]
         return BuildArguments(
-            moments=Moments(count[order], pivot, *(array[order] for array in rest)),
-            samples=jnp.asarray(rows.features),
+            moments=_take_classes(self._moments, order),
+            samples=jax.device_put(rows.features),
             sample_labels=rows.class_ids,
             sample_is_full=is_whole and len(rows.features) == self._num_examples,
             space=self._sample.space,
             gradients=self._gradients(rows.gradient),
-            extras={name: jnp.asarray(array) for name, array in self._extras.items()},
+            extras=jax.device_put(self._extras),
             **flat_weights(self._weights),
         )
 
@@ -216,11 +215,11 @@ class _Stream:
         weight_gradient = self._weights.get("weight_gradient")
         weights = None
         if weight_gradient is not None:
-            weights = jnp.asarray(weight_gradient).reshape(-1, weight_gradient.shape[-1])
+            weights = jax.device_put(weight_gradient.reshape(-1, weight_gradient.shape[-1]))
         if samples is None or self._effects is None:
             return None if weights is None else Gradients(weights)
         fisher, first_order = (effects / self._num_examples for effects in self._effects)
-        return Gradients(weights, jnp.asarray(samples), fisher, first_order)
+        return Gradients(weights, jax.device_put(samples), fisher, first_order)
 
 
 @jax.jit
@@ -232,6 +231,13 @@ def _add(
     rows, real = flat_positions(jnp.asarray(features)), jnp.asarray(is_real)
     effects = None if gradient is None else sum_effects(rows, flat_positions(jnp.asarray(gradient)), real)
     return add_examples(moments, rows, jnp.asarray(ids), real), effects
+
+
+@jax.jit
+def _take_classes(moments: Moments, order: Array) -> Moments:
+    """Returns the moments of some classes, in the given order."""
+    count, pivot, *rest = moments
+    return Moments(count[order], pivot, *(array[order] for array in rest))
 
 
 def _unpack(batch: object) -> tuple[Array, Array, Array | None]:

@@ -267,28 +267,14 @@ class Scorer:
         """Calls of programs that the device backend has made."""
         return 0 if isinstance(self._evaluator, NumpyEvaluator) else self._evaluator.num_calls
 
-    def first_offending(self, f: Expression, member: int, channel: int, path: str = "") -> Expression:
-        """Returns the first sub-expression, children first, that is not finite for a channel of a member.
-
-        Args:
-          f: a function.
-          member: number of the member.
-          channel: index of the channel.
-          path: of the producer; "" for a single layer.
-
-        Returns:
-          That sub-expression; `f` itself if all are finite.
-        """
-        return self.first_offenders([(f, path, member, channel)])[0]
-
     def first_offenders(self, questions: Sequence[tuple[Expression, str, int, int]]) -> list[Expression]:
-        """Answers many questions of `first_offending` at once.
+        """Finds the first sub-expressions, children first, that are not finite for a channel of a member.
 
         Args:
-          questions: (function, path, member, channel) each.
+          questions: (function, path of the producer, member, channel) each; the path is "" for a single layer.
 
         Returns:
-          The offending sub-expression of each question.
+          The offending sub-expression of each question; the function itself if all are finite.
         """
         offenders: list[Expression] = []
         for batch in self._batches([f for f, *_ in questions], range(len(questions))):

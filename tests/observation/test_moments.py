@@ -1,38 +1,15 @@
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from class_moments import class_sets
 
 from jaxprune.observation import moments as uncompiled
-from jaxprune.observation.moments import sample_moments
+from jaxprune.observation.moments import sample_moments, zero_moments
 
 # Compiled whole: one by one, every operation would compile on its own.
 add_examples = jax.jit(uncompiled.add_examples)
 merge_moments = jax.jit(uncompiled.merge_moments)
-zero_moments = jax.jit(uncompiled.zero_moments, static_argnums=1)
-
-
-class Found(NamedTuple):
-    """What `SetMoments` tells."""
-
-    num_examples: np.ndarray
-    mean: np.ndarray
-    m2: np.ndarray
-    entry_mean: np.ndarray
-    entry_variance: np.ndarray
-
-
-def class_sets(moments):
-    """Name -> `Found`."""
-    return jax.device_get(_class_sets(moments))
-
-
-@jax.jit
-def _class_sets(moments):
-    sets = uncompiled.class_sets(moments)
-    return {name: Found(*(getattr(found, field) for field in Found._fields)) for name, found in sets.items()}
 
 
 def in_float64(features, labels, num_classes):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from class_moments import class_sets
 from flax import nnx
 from pruned_nets import (
     IMAGES,
@@ -17,7 +18,6 @@ from pruned_nets import (
     residual,
 )
 
-from jaxprune.observation.moments import class_sets
 from jaxprune.observation.observed import Observed
 from jaxprune.observation.observer import make_observer, observe
 from jaxprune.observation.sample import balanced_sample, pool_positions

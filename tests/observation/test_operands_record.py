@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import counted_compilations
 
 from jaxprune.observation.moments import sample_moments, zero_moments
 from jaxprune.observation.observed import Observed
@@ -31,6 +32,13 @@ def test_shapes_and_order_of_the_record():
     assert ops.moments is ops.sample_moments
     assert ops.sample_is_full
     assert ops.space == (1, 2)
+
+
+def test_arrays_of_a_new_shape_compile_the_moments_and_nothing_else():
+    with counted_compilations() as seen:
+        ops = make(channels=29, labels=np.arange(12) // 4)
+    assert len(seen) == 1
+    assert ops.samples.shape == (12, 4, 29) and ops.outgoing.shape == (9 * 5, 29)
 
 
 def test_a_dense_layer_has_one_position():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from class_moments import class_sets
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,6 @@ from jaxprune.language.parsing import parse
 from jaxprune.language.registration import register_operand
 from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.observation import streaming
-from jaxprune.observation.moments import class_sets
 from jaxprune.observation.observer import observe
 from jaxprune.observation.operands import Operands
 from jaxprune.observation.sample import pool_positions
@@ -48,7 +48,6 @@ def streamed(batches, **options):
     return Operands.from_batches(batches, **({"kernel": KERNEL} | options))
 
 
-@jax.jit
 def statistics(moments):
     """Per set: means by position and over all entries, variances over all entries and by position."""
     return {
@@ -77,7 +76,7 @@ def assert_same_moments(found, expected):
 def test_three_examples_by_hand():
     batches = [([[1.0, 0.0]], ["b"]), ([[3.0, 0.0], [8.0, 2.0]], ["b", "a"])]
     ops = Operands.from_batches(iter(batches), kernel=np.eye(2), num_samples=2)
-    sets = jax.jit(class_sets)(ops.moments)
+    sets = class_sets(ops.moments)
     assert sets["P"].mean[:, 0, 0].tolist() == [8.0, 2.0]
     assert sets["P"].m2[:, 0, 0].tolist() == [0.0, 2.0]
     assert ops.moments.active.tolist() == [[1.0, 1.0], [1.0, 0.0]]

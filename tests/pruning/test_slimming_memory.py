@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import jax
 import numpy as np
 import pytest
+from compilations import counted_compilations
 from flax import nnx
 from pruned_nets import IMAGES, NETWORKS
 
@@ -15,22 +13,6 @@ from jaxprune.pruning.masking import mask
 from jaxprune.pruning.planning import make_plan
 from jaxprune.pruning.slimming import slim
 from jaxprune.structure.tracing import trace_structure
-
-
-@contextlib.contextmanager
-def counted_compilations() -> Iterator[list[str]]:
-    """Yields a list to which every compiled program adds an entry."""
-    seen: list[str] = []
-
-    def note(event: str, duration: float, **details: object) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(note)
-    try:
-        yield seen
-    finally:
-        jax.monitoring.unregister_event_duration_listener(note)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

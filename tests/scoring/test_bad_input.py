@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from class_moments import class_sets
 from flax import nnx
 
 from jaxprune.language.library import library
 from jaxprune.language.parsing import parse
-from jaxprune.observation.moments import class_sets, sample_moments
+from jaxprune.observation.moments import sample_moments
 from jaxprune.observation.observer import observe
 from jaxprune.observation.operands import Operands
 from jaxprune.scoring.metrics import metrics

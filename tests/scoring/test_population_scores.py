@@ -256,8 +256,8 @@ def test_intermediate_values_that_are_not_finite_are_found():
         found = scorer.run([hidden, shown, sound])[""]
         assert np.isfinite(found.scores[0]).all()  # plain IEEE: 1 / inf is 0
         np.testing.assert_array_equal(found.is_sound[:, 0], [[False, True], [False, True], [True, True]])
-        assert str(scorer.first_offending(hidden, 0, 0)) == "1/var(X)"
-        assert scorer.first_offending(shown, 0, 0) is shown
+        offenders = scorer.first_offenders([(hidden, "", 0, 0), (shown, "", 0, 0)])
+        assert str(offenders[0]) == "1/var(X)" and offenders[1] is shown
 
 
 def test_offending_samples_are_found_within_blocks():
@@ -266,7 +266,7 @@ def test_offending_samples_are_found_within_blocks():
     stacked = Operands.stack([ops, ops])
     scorer = Scorer(stacked, block_entries=64)
     assert not scorer.run([f])[""].is_sound.any()
-    assert str(scorer.first_offending(f, 1, 4)) == "sqrt(abs(X) - 100)"
+    assert list(map(str, scorer.first_offenders([(f, "", 1, 4)]))) == ["sqrt(abs(X) - 100)"]
 
 
 def test_registered_operands_and_operators_join_in():
