@@ -282,8 +282,6 @@ def outcomes_of(
 ) -> Generator[Outcome, None, None]:
     """Yields the outcome of every trial in order, trying again after an infrastructure error.
 
-    An error after the last outcome is reported and not tried again, because nothing is missing.
-
     Args:
       problem: the problem that runs the trials.
       trials: the trials.
@@ -297,19 +295,15 @@ def outcomes_of(
     while done < len(trials):
         rest = trials[done:]
         try:
-            for outcome in (
-                problem.run_many(rest) if isinstance(problem, BatchProblem) else map(problem.run, rest)
-            ):
+            outcomes = problem.run_many(rest) if isinstance(problem, BatchProblem) else map(problem.run, rest)
+            for _, outcome in zip(rest, outcomes, strict=False):  # asks for no more than there are trials
                 yield outcome
                 done, failures = done + 1, 0
-            if done != len(trials):
+            if done < len(trials):
                 raise RuntimeError(
                     f"run_many needs one outcome per trial, got {done} for {len(trials)} trials."
                 )
         except FAILURES as error:
-            if done == len(trials):
-                on_retry(f"an error after the last fine-tuning changed no result ({_cause(error)})")
-                return
             failures += 1
             trial = trials[done]
             action = f"fine-tuning on task {trial.task}, base {trial.base}, repeat {trial.repeat}"

@@ -184,7 +184,7 @@ class FailingAtTheEnd(ToyProblem):
 
 @pytest.mark.parametrize("num_trials", [1, 2, 5])
 @pytest.mark.parametrize("before_end", [0, 1])
-def test_a_failure_after_the_last_outcome_loses_none_and_is_told(num_trials: int, before_end: int) -> None:
+def test_a_failure_loses_no_outcome_and_is_not_met_after_the_last(num_trials: int, before_end: int) -> None:
     candidate = ask(init_search(ToyProblem(), SMALL))[0].candidate
     digest = candidate.digests["digits"][0]
     trials = [Trial("digits", "search", 0, n, digest, candidate.expression) for n in range(num_trials)]
@@ -193,9 +193,8 @@ def test_a_failure_after_the_last_outcome_loses_none_and_is_told(num_trials: int
     assert list(outcomes_of(problem, trials, messages.append)) == [
         ToyProblem().run(trial) for trial in trials
     ]
-    assert len(messages) == 1 and "MemoryError: no room" in messages[0]
-    assert ("trying again" in messages[0]) == bool(before_end)
-    assert ("changed no result" in messages[0]) == (not before_end)
+    assert len(messages) == before_end
+    assert all("MemoryError: no room); trying again" in message for message in messages)
     assert problem.ran == trials
 
 
