@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
-import errno
 import importlib
 import os
 import re
@@ -218,17 +217,20 @@ def _path(text: str) -> Path:
 
 
 def explanation(error: Exception) -> str | None:
-    """Returns what the command line says about an error, the only place where errors become text.
+    """Returns what the command line says about an error that a command raised.
+
+    Errors of the options themselves, of `argparse`, are told by `Parser.error`.
 
     Args:
       error: what a command raised.
 
     Returns:
-      A sentence with file and remedy; for an error in a user's own module its traceback, without frames of others;
-      None for a bug of ours, which needs the whole traceback.
+      For errors that callers and machines cause, their own message, shortened, which says what was needed and how to
+      go on; for an error of a file that nobody explained, the file and what the system says; for an error in a user's
+      own module its traceback, without frames of others; None for a bug of ours, which needs the whole traceback.
     """
     from jaxprune.datasets.guarded_split import AlreadyOpenedError
-    from jaxprune.files import RunDirectoryError
+    from jaxprune.files import RunDirectoryError, is_disk_full
     from jaxprune.search.problem import InfrastructureError
 
     own = _own_traceback(error)
@@ -239,8 +241,7 @@ def explanation(error: Exception) -> str | None:
         reason = str(error).partition("\n")[0]
         return f"needs more memory than there is ({reason}). Make the input or the network smaller."
     if isinstance(error, OSError) and error.strerror:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = " Free some space, or choose another disk." if is_full else ""
+        remedy = " Free some space, or choose another disk." if is_disk_full(error) else ""
         file = _shortened(str(error.filename or "a file"))
         return f"Cannot read or write {file}: {error.strerror}.{remedy}"
     ours = (ValueError, OSError, ImportError, RunDirectoryError, InfrastructureError, AlreadyOpenedError)

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 
 CHECK = "check"
 """The key of the checksum in the JSON objects that `sealed` returns."""
+
+_RESUME = "go on with resume=True (--resume)"
 
 
 class RunDirectoryError(RuntimeError):
@@ -73,12 +76,13 @@ def atomic_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
         _sync(path.parent)
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str, *, again: str = _RESUME) -> None:
     """Replaces a file of a run directory by `text` in one step.
 
     Args:
       path: the file to write.
       text: the new content.
+      again: how to go on after an error, for the message.
 
     Raises:
       RunDirectoryError: if it cannot be written; the old content is still there.
@@ -90,7 +94,7 @@ def write_atomically(path: Path, text: str) -> None:
       >>> path.read_text()
       '{}'
     """
-    with explained(f"write {path}"), atomic_file(path) as temporary:
+    with explained(f"write {path}", again=again), atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
@@ -198,7 +202,7 @@ def read_json(
     Raises:
       RunDirectoryError: if the file cannot be read, is not valid JSON or holds no object.
     """
-    with explained(f"read {path}"):
+    with explained(f"read {path}", again="try again"):
         content = path.read_bytes()
     try:
         data = parse_json(content)
@@ -212,11 +216,13 @@ def read_json(
 
 
 @contextlib.contextmanager
-def explained(action: str) -> Iterator[None]:
+def explained(action: str, *, again: str = _RESUME, place: str = "run directory") -> Iterator[None]:
     """Turns an `OSError` inside the block into a `RunDirectoryError` that says what failed and how to go on.
 
     Args:
       action: what is done in the block, as it follows "could not": "write state.json", say.
+      again: how to go on when the cause is gone.
+      place: what may be chosen elsewhere.
 
     Raises:
       RunDirectoryError: for any `OSError` of the block.
@@ -224,7 +230,43 @@ def explained(action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunDirectoryError(f"could not {action}: {_advice(error)}") from error
+        raise RunDirectoryError(f"could not {action}: {_advice(error, again, place)}") from error
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Tells whether an error says that there is no room left on a disk, or for a user on it.
+
+    Example:
+      >>> is_disk_full(OSError(errno.ENOSPC, "No space left on device")), is_disk_full(OSError("no file"))
+      (True, False)
+    """
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def check_writable(folder: Path) -> None:
+    """Checks that files can be made in a folder, or in the nearest one above that is there; makes nothing.
+
+    Args:
+      folder: it need not exist.
+
+    Raises:
+      OSError: if none can be made.
+
+    Example:
+      >>> import tempfile
+      >>> check_writable(Path(tempfile.mkdtemp()) / "runs" / "first")
+    """
+    nearest = next((above for above in (folder, *folder.parents) if _is_there(above)), Path.cwd())
+    with tempfile.TemporaryFile(dir=nearest):
+        pass
+
+
+def _is_there(path: Path) -> bool:
+    """Tells whether something has that name, also a link to nothing."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        path.lstat()
+        return True
+    return False
 
 
 def _sync(path: Path) -> None:
@@ -241,24 +283,18 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _advice(error: OSError) -> str:
+def _advice(error: OSError, again: str, place: str) -> str:
     """The cause of an error and how to go on."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            "the disk is full. Everything up to the last complete line is kept: "
-            "free some space and go on with resume=True (--resume)."
-        )
+    if is_disk_full(error):
+        kept = "Everything up to the last complete line is kept: free" if again == _RESUME else "Free"
+        return f"the disk is full. {kept} some space and {again}."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return (
-            f"it is not writable ({error.strerror}). Change its permissions or choose another run directory."
-        )
+        return f"it is not writable ({error.strerror}). Change its permissions or choose another {place}."
     if error.errno in (errno.ENOENT, errno.ESTALE, errno.ENODEV, errno.ENXIO):
         return (
-            f"it is not there ({error.strerror}): it was deleted or moved, or its disk is gone. Put it back and go on "
-            "with resume=True (--resume); without a copy, what it held is lost and has to be run again."
+            f"it is not there ({error.strerror}): it was deleted or moved, or its disk is gone. Put it back and "
+            f"{again}; without a copy, what it held is lost and has to be run again."
         )
     if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-        return (
-            f"its file system does not offer that ({error.strerror}). Choose a run directory on a local disk."
-        )
-    return f"{error.strerror or error}. When the cause is gone, go on with resume=True (--resume) from what is there."
+        return f"its file system does not offer that ({error.strerror}). Choose a {place} on a local disk."
+    return f"{error.strerror or error}. When the cause is gone, {again} from what is there."

@@ -47,6 +47,7 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
       ValueError: for tasks or numbers that cannot be calibrated with.
     """
     from jaxprune.comparison.calibration import calibrate, task_rank_correlations
+    from jaxprune.tasks.base_networks import BasePool
     from jaxprune.tasks.task_programs import TaskPrograms
 
     calibrations = []
@@ -57,6 +58,8 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
     claim([path for paths in files.values() for path in paths], overwrite=arguments.overwrite)
     check_folder(arguments.bases_dir)
     programs = {task.name: TaskPrograms(task) for task in tasks}  # checks all before it trains on the first
+    for machinery in programs.values():  # likewise that missing base networks can be stored
+        BasePool(machinery, arguments.seed, "search", arguments.bases, folder=arguments.bases_dir)
     for task in tasks:
         calibration = calibrate(
             task,

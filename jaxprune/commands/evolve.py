@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import shlex
 import signal
 import time
@@ -28,12 +27,6 @@ from jaxprune.tasks.named_tasks import TASKS
 
 _SHORT_FLAGS = {"max_evaluations": "--evaluations", "time_limit_seconds": "--time"}
 """Settings that have a shorter flag as well."""
-
-_RUN_FILES = ("config.json", "journal.jsonl", "state.json")
-"""Files by which a folder is known as a run."""
-
-_REPLACED = ("report.md", "figures", "final.json", "archive.json", "hall_of_fame.csv")
-"""What a run writes, and its report, without looking at what is there."""
 
 
 def add_evolve(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +111,6 @@ def run_evolve(arguments: argparse.Namespace) -> int:
         )
     config = evolve_config(arguments)
     run_dir = arguments.run_dir or default_run_dir(config)
-    _check_run_dir(run_dir)
     resume = f"Go on with: jaxprune evolve --run-dir {shlex.quote(str(run_dir))} --resume"
     tasks = config.make_tasks()
 
@@ -185,17 +177,6 @@ def evolve_config(arguments: argparse.Namespace) -> RunConfig:
     elif arguments.resume and (arguments.run_dir / "config.json").exists():
         layers.append(read_config(arguments.run_dir))
     return RunConfig.of(*layers)
-
-
-def _check_run_dir(run_dir: Path) -> None:
-    """Refuses a folder that holds no run, but files of others that a run would replace."""
-    if any(os.path.lexists(run_dir / name) for name in _RUN_FILES):
-        return
-    others = [str(run_dir / name) for name in _REPLACED if os.path.lexists(run_dir / name)]
-    if others:
-        raise ValueError(
-            f"a run replaces {', '.join(others)}, and {run_dir} holds no run that this is of. Choose another --run-dir."
-        )
 
 
 def default_run_dir(config: RunConfig) -> Path:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import codecs
 import contextlib
-import errno
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxprune.files import atomic_file
+from jaxprune.files import atomic_file, check_writable, is_disk_full
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,7 +111,8 @@ def claim(paths: Sequence[Path], *, overwrite: bool) -> None:
             f"{', '.join(map(str, present))} already. Choose another path, or say --overwrite."
         )
     for folder in dict.fromkeys(path.parent for path in paths):
-        _check_writable(folder)
+        with _naming(folder):
+            check_writable(folder)
 
 
 def on_base(task: str, base: Base) -> None:
@@ -127,14 +126,14 @@ def on_base(task: str, base: Base) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Checks that a folder is there or can be made; one that can only be read is not refused.
+    """Checks that a folder is there or can be made; whether it has to be written is not known yet.
 
     Raises:
       ValueError: if it is a file, or cannot be made.
     """
     with _naming(folder):
         if not folder.is_dir():
-            _check_writable(folder)
+            check_writable(folder)
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -209,19 +208,13 @@ def _is_there(path: Path) -> bool:
     return False
 
 
-def _check_writable(folder: Path) -> None:
-    """Checks that files can be made in a folder, or in the nearest one above that is there; makes nothing."""
-    nearest = next((above for above in (folder, *folder.parents) if _is_there(above)), Path.cwd())
-    with _naming(folder), tempfile.TemporaryFile(dir=nearest):
-        pass
-
-
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """Turns errors of writing into one that names the path and says how to go on."""
     try:
         yield
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "Free some space, or choose a path on another disk." if is_full else "Choose another path."
+        remedy = "Choose another path."
+        if is_disk_full(error):
+            remedy = "Free some space, or choose a path on another disk."
         raise ValueError(f"Cannot write to {path}: {error.strerror or error}. {remedy}") from error

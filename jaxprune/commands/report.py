@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 from pathlib import Path
 
 from jaxprune.commands.output import say
@@ -24,9 +23,5 @@ def run_report(arguments: argparse.Namespace) -> int:
     """
     from jaxprune.report.writing import render_report
 
-    path = arguments.run_dir / "report.md"
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        if not path.read_bytes().startswith(b"# Run "):
-            raise ValueError(f"report replaces only what jaxprune wrote, and {path} is no report. Rename it.")
     say(f"Report: {render_report(arguments.run_dir)}")
     return 0

@@ -100,10 +100,9 @@ def compare(
     measurements: list[Measurement] = []
     refused: list[Refused] = []
     facts: list[TaskFacts] = []
-    for task in given:
-        machinery = machines[task.name]
-        base_pool = BasePool(
-            machinery,
+    pools = [
+        BasePool(
+            machines[task.name],
             seed,
             pool,
             counts[task.name],
@@ -111,6 +110,9 @@ def compare(
             on_base=on_base or (lambda name, base: None),
             on_message=on_message,
         )
+        for task in given
+    ]
+    for task, base_pool in zip(given, pools, strict=True):
         entries, invalid = row_entries(
             base_pool, rows, draws=draws, repeats=repeats, with_scratch=with_scratch
         )

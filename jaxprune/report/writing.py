@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ from jaxprune.search.run_files import read_events
 from jaxprune.search.search import SearchResult, notify
 from jaxprune.search.state import Individual, SearchState
 from jaxprune.search.task_problem import TaskProblem
+
+_HEAD = "# Run "
+"""How every report begins."""
 
 
 def write_report(
@@ -53,11 +57,12 @@ def write_report(
 
     Raises:
       ImportError: if matplotlib is missing, before anything is trained.
-      ValueError: for other controls.
+      ValueError: for other controls, or if there is a `report.md` that is no report.
       RunDirectoryError: if the directory is in use, a file of it is damaged, or something cannot be written.
     """
     with new_figure(1, 1):  # raises early without matplotlib
         pass
+    _check_replaceable(Path(run_dir) / "report.md")
     state = result.state if isinstance(result, SearchResult) else result
     winner: Individual = result.best if isinstance(result, SearchResult) else state.ranked()[0]
     folder = Path(run_dir)
@@ -84,9 +89,11 @@ def render_report(run_dir: str | os.PathLike[str]) -> Path:
 
     Raises:
       ImportError: if matplotlib is missing.
+      ValueError: if there is a `report.md` that is no report.
       RunDirectoryError: if there is no complete generation, or a file is damaged or of a newer format.
     """
     folder = Path(run_dir)
+    _check_replaceable(folder / "report.md")
     no_problem = cast(Problem, None)  # a state that is only read asks its problem nothing
     return _write(folder, load_run(folder, no_problem), load_finals(folder))
 
@@ -96,7 +103,7 @@ def _write(folder: Path, state: SearchState, finals: Finals | None) -> Path:
     openings = _openings(folder, state, finals)
     run = Run(folder.resolve().name, state, finals, _why_stopped(folder, state), openings)
     _save_figures(run, folder / "figures")
-    sections = [f"# Run {run.name}", verdict_section(run)]
+    sections = [f"{_HEAD}{run.name}", verdict_section(run)]
     if finals is not None:
         sections += [results_section(run), optimism_section(run)]
     sections.append(formula_section(run))
@@ -104,8 +111,17 @@ def _write(folder: Path, state: SearchState, finals: Finals | None) -> Path:
         sections.append(behaviour_section(run))
     sections.append(search_section(run))
     path = folder / "report.md"
-    write_atomically(path, "\n\n".join(sections) + "\n")
+    write_atomically(path, "\n\n".join(sections) + "\n", again="write the report again (jaxprune report)")
     return path
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuses to replace a file that is no report."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if path.is_dir() or not path.read_bytes().startswith(_HEAD.encode()):
+            raise ValueError(
+                f"a report replaces only what jaxprune wrote, and {path} is no report. Rename it."
+            )
 
 
 def _save_figures(run: Run, folder: Path) -> None:

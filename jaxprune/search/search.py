@@ -27,6 +27,7 @@ from jaxprune.search.evaluation import (
     report_failure,
     stop_if_asked,
 )
+from jaxprune.search.foreign_files import refuse_foreign_files
 from jaxprune.search.interrupts import Interrupts, SearchInterrupted, look_for_interrupts
 from jaxprune.search.journal import Journal
 from jaxprune.search.problem import InfrastructureError, Problem
@@ -148,7 +149,7 @@ def evolve(
       The best function with its fitness, the Pareto archive of fitness and complexity, and the journal.
 
     Raises:
-      ValueError: for bad tasks, settings or guesses.
+      ValueError: for bad tasks, settings or guesses, or files in `run_dir` that no run wrote and a run would replace.
       RunDirectoryError: if the run directory is in use, not writable, full, or holds another run.
       SearchInterrupted: after Ctrl-C or SIGTERM; the run can be resumed.
       InfrastructureError: if a fine-tuning failed three times for reasons outside it.
@@ -195,8 +196,10 @@ def make_problem(
       strategy: how networks are batched; "auto" chooses by backend and network.
 
     Raises:
-      ValueError: for no tasks, two of one name, or networks that cannot be pruned.
+      ValueError: for no tasks, two of one name, or networks that cannot be pruned; for files in `run_dir` that a run
+        would replace and that are of no run.
     """
+    refuse_foreign_files(Path(run_dir))
 
     def on_base(task: str, base: Base) -> None:
         notify(callbacks, "on_base", task, base)
@@ -242,12 +245,13 @@ def evolve_problem(
       The best candidate, the archive and the state.
 
     Raises:
+      ValueError: for bad settings or guesses, or if the directory holds no run, but files that a run would replace.
       RunDirectoryError: if the directory is in use, not writable, full, or holds another run.
       SearchInterrupted: after Ctrl-C or SIGTERM.
       InfrastructureError: if training, scoring or a fine-tuning failed three times for reasons outside it.
     """
     start = init_search(problem, config, guesses)
-
+    refuse_foreign_files(Path(run_dir))
     with RunDirectory(Path(run_dir), partial(_tell, callbacks)) as run, Interrupts() as interrupts:
         state = run.open_run(start, settings or {}, resume)
         assert run.journal is not None

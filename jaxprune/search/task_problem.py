@@ -147,6 +147,7 @@ class TaskProblem:
             folder=self.folder,
             on_base=self.on_base,
             on_message=self.on_message,
+            again="go on with resume=True (--resume)",
         )
 
     def _entry(self, trial: Trial) -> Entry:

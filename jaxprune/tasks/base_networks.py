@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxprune.files import explained
+from jaxprune.files import check_writable, explained
 from jaxprune.keys import derive, generator
 from jaxprune.language.library import library
 from jaxprune.observation.observed import Observed
@@ -92,6 +92,10 @@ class BasePool:
       folder: where trained base networks are cached; None trains them again each time.
       on_base: called with (task name, base) for each base network that is ready.
       on_message: called with a sentence about each stored base network that is damaged; by default a warning.
+      again: how to go on after a base network could not be stored, for the message.
+
+    Raises:
+      RunDirectoryError: if a base network is not stored yet, and it cannot be stored in the folder.
     """
 
     def __init__(
@@ -104,6 +108,7 @@ class BasePool:
         folder: str | os.PathLike[str] | None = None,
         on_base: Callable[[str, Base], None] = lambda task, base: None,
         on_message: Callable[[str], None] | None = None,
+        again: str = "start again",
     ) -> None:
         self.programs, self.task, self.seed = programs, programs.task, seed
         self.pool, self.num_bases, self.on_base = pool, num_bases, on_base
@@ -112,6 +117,9 @@ class BasePool:
         self.folder = (
             None if folder is None else FilePath(folder) / f"{self.task.name}-{programs.fingerprint}-{seed}"
         )
+        self._again = again
+        if self.folder is not None:
+            self._check_folder()
 
     @cached_property
     def bases(self) -> tuple[Base, ...]:
@@ -126,7 +134,7 @@ class BasePool:
         for index, result in zip(missing, results, strict=True):
             bases[index] = base = Base(index, result.weights, float(result.accuracies[-1]))
             if self.folder is not None:
-                with explained(f"save base network {self.folder / f'{self.pool}-{index}'}"):
+                with self._storing(f"save base network {self.folder / f'{self.pool}-{index}'}"):
                     self._save(base)
             self.on_base(self.task.name, base)
         return tuple(bases[index] for index in range(self.num_bases))
@@ -318,7 +326,7 @@ class BasePool:
             try:
                 loaded = load_network(path, like, self._identity(index), is_checked=folder == self.folder)
             except DamagedNetworkError as error:
-                with explained(f"put the damaged base network {path} aside"):
+                with self._storing(f"put the damaged base network {path} aside"):
                     aside = put_aside(path)
                 self.on_message(
                     f"base network {path} is not used: {error}. It is kept as {aside.name}, and the network is "
@@ -333,6 +341,19 @@ class BasePool:
                 self.on_base(self.task.name, base)
                 return base
         return None
+
+    def _check_folder(self) -> None:
+        """Checks before any training that base networks can be stored, if one is not stored yet."""
+        assert self.folder is not None
+        for index in range(self.num_bases):
+            if not any(os.path.lexists(folder / f"{self.pool}-{index}") for folder in self._folders()):
+                with self._storing(f"store base network {index} of task {self.task.name} in {self.folder}"):
+                    check_writable(self.folder)
+                return
+
+    def _storing(self, action: str) -> contextlib.AbstractContextManager[None]:
+        """Explains errors of storing a base network, see `explained`."""
+        return explained(action, again=self._again, place="folder of base networks")
 
     def _folders(self) -> Iterator[FilePath]:
         """Yields the folder of the base networks, then those of earlier versions, which take time to find."""

@@ -7,7 +7,6 @@ and a network in the place of another, are noticed when they are read.
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
 import hashlib
 import json
@@ -24,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxprune.files import is_disk_full
 from jaxprune.structure.model_state import FlatState, dotted
 
 _OVERHEAD_BYTES = 128 * 1024
@@ -132,7 +132,7 @@ def _check_room(folder: FilePath, num_bytes: int) -> None:
             try:
                 os.posix_fallocate(file.fileno(), 0, num_bytes + _OVERHEAD_BYTES)
             except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):  # else the file system cannot tell
+                if is_disk_full(error):  # else the file system cannot tell
                     raise
 
 

@@ -8,9 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from cli_tasks import small
+from toy_problem import ToyProblem
 
 from jaxprune.cli import main
 from jaxprune.commands.output import claim
+from jaxprune.report.writing import render_report, write_report
+from jaxprune.search.search import evolve_problem
+from jaxprune.search.settings import EvolveConfig
 from jaxprune.tasks.tasks import Task
 from jaxprune.training.checkpoint import save_network
 
@@ -166,13 +170,21 @@ def test_a_run_does_not_start_over_files_of_others(name, tmp_path, capsys):
     (tmp_path / name).write_text("thesis")
     assert main(["evolve", "--run-dir", str(tmp_path)]) == 2
     assert f"a run replaces {tmp_path / name}, and {tmp_path} holds no run" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"a run replaces {tmp_path / name}"):
+        evolve_problem(ToyProblem(), EvolveConfig(generations=0), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "thesis"
 
 
 def test_a_report_replaces_only_a_report(tmp_path, capsys):
     (tmp_path / "report.md").write_text("thesis")
     assert main(["report", str(tmp_path)]) == 2
-    assert "report replaces only what jaxprune wrote" in capsys.readouterr().err
+    assert "a report replaces only what jaxprune wrote" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"report\.md is no report\. Rename it"):
+        write_report(tmp_path, None, None)
+    (tmp_path / "report.md").unlink()
+    (tmp_path / "report.md").mkdir()
+    with pytest.raises(ValueError, match="is no report"):
+        render_report(tmp_path)
 
 
 def test_scores_are_not_replaced_unasked(tmp_path, capsys):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tiny_task import tiny_programs, tiny_task
 
+from jaxprune.comparison.protocol import compare
 from jaxprune.files import RunDirectoryError
 from jaxprune.language.library import library, own_seeds
 from jaxprune.language.parsing import parse
@@ -27,6 +28,7 @@ from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.tasks.tasks import Schedule
 from jaxprune.training.loop import Examples, split_network
 from jaxprune.training.recipes import RECIPES
+from jaxprune.training.trainer import Trainer
 from jaxprune.types import Invalid
 
 KEPT = (("conv1.kernel", (0, 2)), ("conv2.kernel", (1, 3, 5)), ("dense.kernel", (0, 1, 4, 7)))
@@ -86,9 +88,31 @@ def test_a_full_disk_while_saving_a_base_says_how_to_go_on(
 
     monkeypatch.setattr(bases, "save_network", full)
     with pytest.raises(
-        RunDirectoryError, match=r"could not save base network .*search-0: the disk is full.*resume=True"
+        RunDirectoryError,
+        match=r"could not save base network .*search-0: the disk is full\. Free .* start again",
     ):
         _ = BasePool(tiny_programs(), 0, "search", 1, folder=tmp_path).bases
+    problem = TaskProblem([tiny_task()], folder=tmp_path)
+    with pytest.raises(RunDirectoryError, match=r"search-0: the disk is full.*resume=True \(--resume\)"):
+        problem.pools["tiny"].observed(0)
+
+
+def test_a_folder_that_can_only_be_read_is_refused_before_training_if_a_base_is_missing(
+    bases_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(**_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    stored = BasePool(tiny_programs(), 0, "search", 2, folder=bases_dir).bases
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    monkeypatch.setattr(Trainer, "run", lambda trainer, jobs: pytest.fail("trained"))
+    assert BasePool(tiny_programs(), 0, "search", 2, folder=bases_dir).bases[1].accuracy == stored[1].accuracy
+    told = r"could not store base network \d of task tiny in .*tiny-\w+-0: it is not writable .*Read-only file system"
+    with pytest.raises(RunDirectoryError, match=rf"{told}.*choose another folder of base networks"):
+        BasePool(tiny_programs(), 0, "search", 9, folder=bases_dir)
+    first, other = tiny_task(), tiny_task("other")
+    with pytest.raises(RunDirectoryError, match="base network 0 of task other"):
+        compare(["l1"], [first, other], 2, pool="search", folder=bases_dir)
 
 
 def test_l2_plans_keep_the_largest_filters(pool: BasePool) -> None:
