@@ -41,7 +41,7 @@ def count_macs(model: nnx.Module, example: jax.Array | jax.ShapeDtypeStruct) -> 
     single = jax.ShapeDtypeStruct((1, *example.shape[1:]), example.dtype)
     # The view shares the caller's variables; splitting and merging puts a copy between it and the traced call.
     view = nnx.view(model, use_running_average=True, deterministic=True, raise_if_not_found=False)
-    graphdef, arrays, *others = nnx.split(view, lambda path, variable: _is_array(variable), ...)
+    graphdef, arrays, *others = nnx.split(view, lambda path, variable: holds_array(variable), ...)
 
     def forward(arrays: nnx.State[Any, Any], x: jax.Array) -> object:
         return nnx.merge(graphdef, arrays, *others, copy=True)(x)
@@ -77,12 +77,19 @@ def parameter_sizes(model: nnx.Module) -> Mapping[str, int]:
     """
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
     return {
-        ".".join(map(str, path)): math.prod(variable.shape) for path, variable in flat if _is_array(variable)
+        ".".join(map(str, path)): math.prod(variable.shape)
+        for path, variable in flat
+        if holds_array(variable)
     }
 
 
-def _is_array(variable: object) -> bool:
-    """Tells whether a variable holds one array, or the shape of one, rather than a number, a text or a tuple."""
+def holds_array(variable: object) -> bool:
+    """Tells whether a variable holds one array, or the shape of one, rather than a number, a text or a tuple.
+
+    Example:
+      >>> holds_array(nnx.Param(jax.numpy.ones(2))), holds_array(nnx.Variable(3))
+      (True, False)
+    """
     value = variable.get_raw_value() if isinstance(variable, nnx.Variable) else variable
     return hasattr(value, "shape") and hasattr(value, "dtype")
 

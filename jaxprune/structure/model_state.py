@@ -19,9 +19,11 @@ from types import FunctionType
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxprune.nets.cost import holds_array
 from jaxprune.types import Array
 
 Path: TypeAlias = tuple[str | int, ...]
@@ -123,7 +125,11 @@ def take_apart(model: nnx.Module) -> Parts:
         )
     graphdef, random_state, *states = nnx.split(model, nnx.RngState, ...)
     variables = nnx.to_flat_state(states[0])
-    flat = {path: _stored(variable) for path, variable in variables if _is_array(variable)}
+    flat = {
+        path: _stored(variable)
+        for path, variable in variables
+        if holds_array(variable) and not _is_sown(variable)
+    }
     rest = {path: _stored(variable) for path, variable in nnx.to_flat_state(random_state)}
     rest.update((path, variable) for path, variable in variables if path not in flat)
     trained = frozenset(
@@ -132,12 +138,6 @@ def take_apart(model: nnx.Module) -> Parts:
     return Parts(
         graphdef, cast(FlatState, flat), cast(RestState, rest), cast(frozenset[Path], trained), model
     )
-
-
-def _is_array(variable: object) -> bool:
-    """Tells whether a variable holds one array that belongs to the network, and was not sowed by it."""
-    value = _stored(variable)
-    return hasattr(value, "shape") and hasattr(value, "dtype") and not _is_sown(variable)
 
 
 def _is_sown(variable: object) -> bool:
@@ -223,11 +223,22 @@ def passed_values(rest: RestState) -> tuple[object, ...]:
     return tuple(values)
 
 
+def array_content(array: Array) -> tuple[tuple[int, ...], str, str]:
+    """Returns shape, dtype and a hash of the bytes of an array or of random keys; they are equal for equal arrays.
+
+    Example:
+      >>> array_content(np.zeros(2, np.int8)) == array_content(np.array([0, 0], np.int8))
+      True
+    """
+    is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    values = np.asarray(jax.random.key_data(array) if is_key else array)
+    return array.shape, str(array.dtype), hashlib.sha256(values.tobytes()).hexdigest()
+
+
 def _content(leaf: object) -> object:
     """Returns a value that has a hash and is equal for equal leaves."""
     if isinstance(leaf, jax.Array | np.ndarray) and not isinstance(leaf, jax.core.Tracer):
-        array = np.asarray(leaf)
-        return array.shape, str(array.dtype), hashlib.sha256(array.tobytes()).hexdigest()
+        return array_content(leaf)
     return type(leaf), leaf  # 1, 1.0 and True are equal
 
 

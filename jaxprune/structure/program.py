@@ -122,6 +122,11 @@ class Program:
     """Calls with a derivative of their own, outer ones before those inside them."""
     mode: RunMode = "evaluation"
 
+    @cached_property
+    def makers(self) -> Mapping[int, Operation]:
+        """Value number -> the operation, outside of loops, that makes it; inputs and constants have none."""
+        return {number: operation for operation in self.operations for number in operation.outputs}
+
 
 def trace_program(
     graphdef: nnx.GraphDef[nnx.Module],

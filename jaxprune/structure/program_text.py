@@ -14,12 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.extend.core as jex
-import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.structure.model_state import dotted
+from jaxprune.structure.model_state import array_content, dotted
 from jaxprune.structure.program import Body, Input, Operation, Program
-from jaxprune.types import Array
 
 _SKIPPED = frozenset({"name", "jaxpr", "cond_jaxpr", "body_jaxpr", "branches"})
 """Parameters that are names for the eye, or the bodies of loops and branches, which are written out below them."""
@@ -46,7 +44,7 @@ def program_text(program: Program) -> str:
     """
     names: dict[int, object] = {number: dotted(path) for path, number in program.parameters.items()}
     names[program.example] = "images"
-    names |= {number: _constant(array) for number, array in program.constants.items()}
+    names |= {number: array_content(array) for number, array in program.constants.items()}
     lines = [*_lines(program.operations, names), f"results {_to_json(_named(program.outputs, names))}"]
     return "\n".join(lines)
 
@@ -87,13 +85,6 @@ def _named(values: Sequence[Input], names: dict[int, object]) -> list[object]:
     ]
 
 
-def _constant(array: Array) -> list[object]:
-    """What stands for an array that is built into the network's code, or for a random key."""
-    is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
-    values = np.asarray(jax.random.key_data(array) if is_key else array)
-    return [list(values.shape), str(array.dtype), values.tolist()]
-
-
 def _kind(variable: jex.Var | jex.Literal) -> list[object]:
     """Shape and type of a variable."""
     shape = [_plain(size) for size in getattr(variable.aval, "shape", ())]
@@ -109,7 +100,7 @@ def _plain(value: object) -> object:
     if isinstance(value, complex):
         return [value.real, value.imag]
     if isinstance(value, np.generic | np.ndarray | jax.Array):
-        return _constant(np.asarray(value)) if np.ndim(value) else _plain(np.asarray(value).item())
+        return array_content(np.asarray(value)) if np.ndim(value) else _plain(np.asarray(value).item())
     if isinstance(value, jex.ClosedJaxpr | jex.Jaxpr):
         equations = getattr(value, "jaxpr", value).eqns
         return [[each.primitive.name, *map(_kind, each.outvars)] for each in equations]

@@ -6,7 +6,8 @@ full network. The rules note here where a sum over a parameter is brought togeth
 
 A masked network holds zeros in place of the channels. A sum of squares does not see them, so it computes what the slim
 network does. A mean does, since it divides by a fixed number of entries; and what is shifted (`kernel - mean`) is not
-zero any more where the parameter is.
+zero any more where the parameter is. A mean is told by the number that a sum is divided by or multiplied with. One that
+is written as a matrix product with that number (`k @ full(1 / n)`) is not seen as a mean.
 """
 
 from __future__ import annotations
@@ -113,7 +114,8 @@ def sees_zeros(trace: Trace, operation: Operation, value: LabelledValue) -> bool
         return value.is_shifted
     if operation.name != "reduce_max":
         return True
-    made_by = _made_by(trace, operation.inputs[0])
+    number = operation.inputs[0]
+    made_by = trace.program.makers.get(number) if isinstance(number, int) else None
     if made_by is None:
         return True
     is_even = made_by.name == "integer_pow" and made_by.equation.params["y"] % 2 == 0
@@ -146,7 +148,7 @@ def combined(
                 norm = WeightNorm(total.sources, total.labels, operation, True, total.sees_zeros)
                 trace.weight_norms.append(norm)
     divisor = inputs[-1]
-    if divisor.weight_sums and divisor.fields and not divisor.is_shifted and _is_division(operation):
+    if divisor.weight_sums and divisor.fields and not divisor.is_shifted and _is_infinite_at_zero(operation):
         zeros = _labels_of(divisor.fields)  # the norm of a channel that is zero is zero in a masked network
         trace.weight_norms.append(WeightNorm(divisor.sources, zeros, operation, False, True))
     if result.is_activation:
@@ -183,8 +185,8 @@ def _meets(trace: Trace, total: WeightSum, other: LabelledValue, is_product: boo
     return bool(np.isin(trace.labels.find(labels[labels >= 0]), trace.labels.find(total.labels)).any())
 
 
-def _is_division(operation: Operation) -> bool:
-    """Tells whether an operation divides by its last input, or takes a root or power of its only one in a divisor."""
+def _is_infinite_at_zero(operation: Operation) -> bool:
+    """Tells whether an operation has no finite result where its last input is zero, as a division by it has none."""
     is_power = operation.name == "integer_pow" and operation.equation.params["y"] < 0
     return is_power or operation.name in ("div", "rsqrt", "log")
 
@@ -227,15 +229,10 @@ def _number(trace: Trace, value: Input) -> float | None:
     if isinstance(value, jex.Literal):
         is_real = np.ndim(value.val) == 0 and np.isrealobj(value.val)
         return float(value.val) if is_real else None
-    made_by = _made_by(trace, value)
+    made_by = trace.program.makers.get(value)
     if made_by is None or made_by.name not in ("convert_element_type", "broadcast_in_dim"):
         return None
     return _number(trace, made_by.inputs[0])
-
-
-def _made_by(trace: Trace, value: Input) -> Operation | None:
-    """The operation, outside of loops, that computes a value."""
-    return next((operation for operation in trace.program.operations if value in operation.outputs), None)
 
 
 def _is_shifted(
