@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune.files import RunDirectoryError, atomic_file, parse_json, read_json, sealed, to_text, unsealed
+from jaxprune.files import RunDirectoryError, atomic_file, read_json, sealed, to_text, unsealed
 
 
 class Split(NamedTuple):
@@ -95,8 +96,8 @@ class GuardedSplit:
 
         Raises:
           AlreadyOpenedError: if `record` exists and `reopen` is false.
-          ValueError: if `record` exists and is not a record of this test split.
-          RunDirectoryError: if the times in it are damaged or were changed.
+          ValueError: if `record` exists and is the record of another test split.
+          RunDirectoryError: if it exists and is no record, is damaged or was changed.
           OSError: if the record cannot be written; the split stays closed.
         """
         path = Path(record)
@@ -123,21 +124,17 @@ class GuardedSplit:
             ) from None
         return self.__split
 
-    def _earlier_openings(self, path: Path, entry: dict[str, object]) -> list[str]:
+    def _earlier_openings(self, path: Path, entry: Mapping[str, object]) -> list[str]:
         """Times of opening in the record at `path`, after checking that it is a record of this split."""
-        try:
-            record = parse_json(path.read_bytes())
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
-            record = {}
-        if any(record.get(key) != value for key, value in entry.items()) or not record.get("opened"):
-            kind = f"one of {record['dataset']!r}" if "dataset" in record else "another file"
+        record, times = _read_record(path)
+        if any(record.get(key) != value for key, value in entry.items()):
+            dataset = record.get("dataset")
+            same_name = ", but with other images" if dataset == self.name else ""
             raise ValueError(
-                f"The test split of {self.name} needs a record of its own, got {kind} in {path}. "
-                "Name another file for the record."
+                f"The test split of {self.name} needs a record of its own, got one of {dataset!r}{same_name} in "
+                f"{path}. Name another file for the record."
             )
-        return list(read_openings(path))
+        return times
 
 
 def read_openings(path: Path) -> tuple[str, ...]:
@@ -147,12 +144,23 @@ def read_openings(path: Path) -> tuple[str, ...]:
       path: the record.
 
     Raises:
-      RunDirectoryError: if the record is damaged or was changed.
+      RunDirectoryError: if the file is no record, is damaged or was changed.
     """
-    remedy = "Restore it from a backup, or delete it: then nobody can tell any more when the test images were opened."
-    times = unsealed(read_json(path, remedy), path, remedy).get("opened")
+    _, times = _read_record(path)
+    return tuple(times)
+
+
+def _read_record(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Reads a record; returns its content, and the times in it."""
+    remedy = (
+        "Restore it from a backup, or delete it: then nobody can tell any more when the test images were opened. If it "
+        "never was a record, name another file for the record."
+    )
+    record = unsealed(read_json(path, remedy), path, remedy)
+    times = record.get("opened")
     if not isinstance(times, list) or not times or not all(isinstance(time, str) for time in times):
         raise RunDirectoryError(
-            f"{path} needs the times at which test images were opened, but it is damaged (got {times!r}). {remedy}"
+            f"{path} needs the times at which test images were opened, but it is damaged or another file (got "
+            f"{times!r}). {remedy}"
         )
-    return tuple(times)
+    return record, times

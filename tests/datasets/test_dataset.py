@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from jaxprune.datasets import guarded_split as guard
 from jaxprune.datasets.dataset import DATASETS, Dataset, load_dataset
 from jaxprune.datasets.guarded_split import AlreadyOpenedError, GuardedSplit, Split
+from jaxprune.files import RunDirectoryError
 
 SIZES = {"digits": (1097, 350, 350, (8, 8, 1)), "fashion": (6000, 2000, 2000, (28, 28, 1))}
 
@@ -282,9 +283,19 @@ class TestGuardedSplit:
     def test_a_file_that_is_no_record_is_refused_and_kept(self, guarded, tmp_path, text):
         record = tmp_path / "notes.txt"
         record.write_text(text)
-        with pytest.raises(ValueError, match="needs a record of its own, got another file in"):
+        with pytest.raises(
+            RunDirectoryError, match=r"notes\.txt needs .* If it never was a record, name another"
+        ):
             guarded.open(record)
         assert record.read_text() == text
+
+    def test_the_record_of_other_images_of_that_name_is_refused_as_such(self, guarded, tmp_path):
+        record = tmp_path / "test_opened.json"
+        GuardedSplit("mine", Split(some_images(5), np.zeros(5, np.int32))).open(record)
+        with pytest.raises(
+            ValueError, match=r"got one of 'mine', but with other images in .*Name another file"
+        ):
+            guarded.open(record)
 
     def test_without_a_record_there_are_no_images(self, guarded, tmp_path):
         with pytest.raises(FileNotFoundError):

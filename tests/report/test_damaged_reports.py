@@ -72,18 +72,23 @@ def test_odd_events_change_no_report(run_dir: Path, end: bytes) -> None:
 def test_a_damaged_record_of_test_images_is_refused_by_name(run_dir: Path, text: str) -> None:
     path = run_dir / "test-digits.json"
     path.write_text(text)
-    with pytest.raises(
-        RunDirectoryError, match=r"test-digits\.json needs .*Restore it from a backup, or delete it"
-    ):
-        render_report(run_dir)
+    for use in (lambda: render_report(run_dir), lambda: guarded().open(path, reopen=True)):
+        with pytest.raises(
+            RunDirectoryError, match=r"test-digits\.json needs .*Restore it from a backup, or delete it"
+        ):
+            use()
     path.unlink()
     assert "an unknown time (test-digits.json is missing)" in render_report(run_dir).read_text()
 
 
-def test_a_record_that_was_edited_is_refused(run_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("edited", "value"),
+    [("opened", ["2020-01-01T00:00:00+00:00"]), ("opened", []), ("digest", "0"), ("dataset", "x")],
+)
+def test_a_record_that_was_edited_is_refused(run_dir: Path, edited: str, value: object) -> None:
     path = run_dir / "test-digits.json"
     plain = json.loads(path.read_text())
-    path.write_text(json.dumps({**plain, "opened": ["2020-01-01T00:00:00+00:00"]}))
+    path.write_text(json.dumps({**plain, edited: value}))
     for use in (lambda: render_report(run_dir), lambda: guarded().open(path, reopen=True)):
         with pytest.raises(RunDirectoryError, match=r"test-digits\.json .*its checksum differs"):
             use()
