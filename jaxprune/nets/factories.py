@@ -251,15 +251,9 @@ def _shapes_of(factory: Callable[..., object], name: str, seed: int) -> object:
 
 def _call(factory: Callable[..., object], name: str, rngs: nnx.Rngs) -> object:
     """Calls a factory, with random streams if it takes any."""
-    is_class = inspect.isclass(factory)  # the signature of the class itself is that of NNX's metaclass
-    try:
-        signature = inspect.signature(factory.__init__ if is_class else factory)
-    except ValueError:  # written in C
-        signature = inspect.Signature()
-    parameters = list(signature.parameters.values())[1 if is_class else 0 :]
-    stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = _parameters(factory)
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in stars]
+    needed = needed_parameters(factory)
     takes_rngs = any(p.name == "rngs" and p.kind is not p.POSITIONAL_ONLY for p in parameters)
     if takes_rngs and set(needed) <= {"rngs"}:
         return factory(rngs=rngs)
@@ -271,6 +265,27 @@ def _call(factory: Callable[..., object], name: str, rngs: nnx.Rngs) -> object:
         f"network {name!r} needs a factory that takes flax.nnx.Rngs or nothing, got one that needs "
         f"{', '.join(needed)}. Write a function that fills in the others."
     )
+
+
+def needed_parameters(function: Callable[..., object]) -> list[str]:
+    """Returns the names of the parameters without a default, of a function or class.
+
+    Example:
+      >>> needed_parameters(lambda rngs, widths, depth=3, **others: None)
+      ['rngs', 'widths']
+    """
+    stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in _parameters(function) if p.default is p.empty and p.kind not in stars]
+
+
+def _parameters(function: Callable[..., object]) -> list[inspect.Parameter]:
+    """The parameters of a function or class; none if it is written in C and does not tell."""
+    is_class = inspect.isclass(function)  # the signature of the class itself is that of NNX's metaclass
+    try:
+        signature = inspect.signature(function.__init__ if is_class else function)
+    except ValueError:
+        return []
+    return list(signature.parameters.values())[1 if is_class else 0 :]
 
 
 def _letters(name: str) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from jaxprune.datasets.dataset import load_dataset
 from jaxprune.nets import LeNet5, PlainConvNet, SmallConvNet
-from jaxprune.nets.factories import import_attribute
+from jaxprune.nets.factories import import_attribute, needed_parameters
 from jaxprune.tasks.tasks import Schedule, Task
 from jaxprune.text import closest
 from jaxprune.training.recipes import RECIPES
@@ -62,8 +61,6 @@ def fashion() -> Task:
     )
 
 
-_STARS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
 TASKS: Mapping[str, Callable[[], Task]] = MappingProxyType(
     {"digits": digits, "digits-deep": digits_deep, "fashion": fashion}
 )
@@ -87,12 +84,9 @@ def find_task(name: str) -> Task:
             f"a task needs to be one of {', '.join(TASKS)}, or module:factory, got {name!r}.{closest(name, TASKS)}"
         )
     factory = import_attribute("task", name)
-    if inspect.isfunction(factory) and any(
-        parameter.default is parameter.empty and parameter.kind not in _STARS
-        for parameter in inspect.signature(factory).parameters.values()
-    ):
+    if callable(factory) and (needed := needed_parameters(factory)):
         raise ValueError(
-            f"task {name!r} needs a function without arguments, got {inspect.signature(factory)}."
+            f"task {name!r} needs a function without arguments, got one that needs {', '.join(needed)}."
         )
     task = factory() if callable(factory) else factory
     if not isinstance(task, Task):

@@ -63,7 +63,7 @@ LINES = {
     ],
     "got a built-in one": ["score l1 --network math:sqrt --data digits", "score l1 --task math:sqrt"],
     "got the class int": ["score l1 --network builtins:int --data digits"],
-    "needs a function without arguments": ["score l1 --task own_networks:seeded"],
+    "needs a function without arguments": ["score l1 --task own_networks:seeded", "score l1 --task jaxprune:Task"],
     "ends the program (status 3)": ["score l1 --network ends:make --data digits", "compare --task ends:make"],
     # numbers
     "at most 64 bits": [
