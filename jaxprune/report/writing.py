@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -21,7 +22,7 @@ from jaxprune.report.search_sections import behaviour_section, formula_section, 
 from jaxprune.search.problem import Problem
 from jaxprune.search.run_directory import RunDirectory, load_run
 from jaxprune.search.run_files import read_events
-from jaxprune.search.search import SearchResult, notify
+from jaxprune.search.search import SearchResult, notify_or_warn
 from jaxprune.search.state import Individual, SearchState
 from jaxprune.search.task_problem import TaskProblem
 
@@ -67,10 +68,7 @@ def write_report(
     winner: Individual = result.best if isinstance(result, SearchResult) else state.ranked()[0]
     folder = Path(run_dir)
 
-    def on_message(message: str) -> None:
-        notify(callbacks, "on_message", message)
-
-    with RunDirectory(folder, on_message):
+    with RunDirectory(folder, partial(notify_or_warn, callbacks)):
         finals = run_finals(folder, problem, state, winner, controls=controls, callbacks=callbacks)
         return _write(folder, state, finals)
 

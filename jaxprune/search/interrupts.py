@@ -1,7 +1,8 @@
 """Handles Ctrl-C and SIGTERM as requests: the running fine-tuning ends, everything is saved, then the run stops.
 
-An exception that a signal handler raises is lost if Python was inside a callback of JAX's, a finaliser or a garbage
-collection at that moment. So the signal is also noted, and looked at again wherever work can be left.
+While work is done that may be dropped (`Interrupts.at_once`), a signal ends it at once by a `KeyboardInterrupt`. Python
+drops that exception if it was inside a callback of JAX's, a finaliser or a garbage collection at that moment. So the
+signal is also noted, and `look_for_interrupts` raises the exception again at the next place where work can be left.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Interrupts:
             self._is_immediate = False
 
     def look_again(self) -> None:
-        """Raises what a signal inside `at_once` raised, in case that was lost on its way.
+        """Raises a `KeyboardInterrupt` if a signal came and work is done that may be dropped.
 
         Raises:
           KeyboardInterrupt: inside `at_once`, if a signal came.
@@ -106,10 +107,13 @@ _contexts: list[Interrupts] = []
 
 
 def look_for_interrupts() -> None:
-    """Looks again at the signals of all contexts; to be called between two trainings.
+    """Raises the `KeyboardInterrupt` of a signal that came during work that may be dropped, if Python dropped it.
+
+    `notify` calls it, after each base network that is trained and at each other report of progress. It does nothing if
+    no signal came, outside `Interrupts.at_once`, and in threads other than the main one.
 
     Raises:
-      KeyboardInterrupt: if a signal came inside `at_once` and what it raised was lost.
+      KeyboardInterrupt: if a signal came inside `Interrupts.at_once`.
     """
     if threading.current_thread() is threading.main_thread():
         for interrupts in _contexts:

@@ -9,7 +9,6 @@ import dataclasses
 import gc
 import os
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -45,7 +44,7 @@ from jaxprune.search.state import (
 )
 from jaxprune.search.task_problem import TaskProblem
 from jaxprune.search.update import tell
-from jaxprune.tasks.base_networks import Base
+from jaxprune.tasks.base_networks import Base, warn
 from jaxprune.tasks.tasks import Task
 from jaxprune.training.trainer import Strategy
 
@@ -210,7 +209,7 @@ def make_problem(
         folder=Path(run_dir) / "bases",
         strategy=strategy,
         on_base=on_base,
-        on_message=partial(_tell, callbacks),
+        on_message=partial(notify_or_warn, callbacks),
     )
 
 
@@ -252,7 +251,7 @@ def evolve_problem(
     """
     start = init_search(problem, config, guesses)
     refuse_foreign_files(Path(run_dir))
-    with RunDirectory(Path(run_dir), partial(_tell, callbacks)) as run, Interrupts() as interrupts:
+    with RunDirectory(Path(run_dir), partial(notify_or_warn, callbacks)) as run, Interrupts() as interrupts:
         state = run.open_run(start, settings or {}, resume)
         assert run.journal is not None
         run.event("resumed" if state.generation else "started", f"generation {state.generation}")
@@ -304,7 +303,7 @@ def init_search(
 
 
 def notify(callbacks: Sequence[object], method: str, *arguments: object) -> bool:
-    """Calls a method of every callback that has it; a place where an interrupt that was lost is found.
+    """Calls a method of every callback that has it, unless the run was asked to stop.
 
     Args:
       callbacks: any objects.
@@ -315,7 +314,7 @@ def notify(callbacks: Sequence[object], method: str, *arguments: object) -> bool
       Whether any callback has the method.
 
     Raises:
-      KeyboardInterrupt: see `look_for_interrupts`.
+      KeyboardInterrupt: if a signal came while work was done that may be dropped (see `look_for_interrupts`).
     """
     look_for_interrupts()
     methods = [getattr(callback, method) for callback in callbacks if hasattr(callback, method)]
@@ -324,10 +323,18 @@ def notify(callbacks: Sequence[object], method: str, *arguments: object) -> bool
     return bool(methods)
 
 
-def _tell(callbacks: Sequence[object], message: str) -> None:
-    """Tells a message to callbacks, or as a warning where none wants it."""
+def notify_or_warn(callbacks: Sequence[object], message: str) -> None:
+    """Tells a message to the callbacks by `on_message`, or shows it as a warning if none has that method.
+
+    Args:
+      callbacks: any objects.
+      message: the message.
+
+    Raises:
+      KeyboardInterrupt: as `notify`.
+    """
     if not notify(callbacks, "on_message", message):
-        warnings.warn(message, stacklevel=2)
+        warn(message)
 
 
 class _Loop:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -154,6 +155,20 @@ def test_a_report_is_written_under_the_lock_of_its_run(
         write_report(run_dir, problem, searched())
     with RunDirectory(run_dir):
         assert render_report(run_dir).exists()  # reads what is complete, and trains nothing
+
+
+def test_a_repair_is_told_to_callbacks_or_as_a_warning(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "run_finals", no_finals)
+    problem: Any = SimpleNamespace()
+    messages: list[str] = []
+    for callbacks in ([], [SimpleNamespace(on_message=messages.append)]):
+        with (run_dir / "events.jsonl").open("ab") as file:
+            file.write(b"null\n")
+        with contextlib.nullcontext() if callbacks else pytest.warns(UserWarning, match="1 damaged line"):
+            write_report(run_dir, problem, searched(), callbacks=callbacks)
+    assert len(messages) == 1 and "1 damaged line" in messages[0]
 
 
 # File systems that offer little, and directories that vanish
