@@ -204,10 +204,7 @@ def run_finals(
         best, random_search = _random_search(run_dir, problem, state, callbacks)
         rows.functions[RANDOM_SEARCH] = best.expression
         rows.roles[RANDOM_SEARCH] = "best of a random search of equal budget"
-    steps = {
-        name: programs.recipe().num_steps(len(programs.task.train[1]))
-        for name, programs in problem.programs.items()
-    }
+    steps = {name: programs.num_steps for name, programs in problem.programs.items()}
     finals = Finals(
         winner_id=winner.candidate.id,
         formulas={name: str(f) for name, f in rows.functions.items()},

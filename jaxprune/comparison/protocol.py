@@ -337,7 +337,7 @@ def check_counts(caller: str, **numbers: tuple[int, int]) -> None:
 def _check_evaluations(machines: Iterable[TaskPrograms], evaluations: int) -> None:
     """Checks that every fine-tuning has as many steps as its curve is to have points."""
     for machinery in machines:
-        steps = machinery.recipe().num_steps(len(machinery.task.train[1]))
+        steps = machinery.num_steps
         if evaluations > steps:
             raise ValueError(
                 f"a comparison needs evaluations from 1 to the {steps} steps of a fine-tuning on task "

@@ -26,7 +26,7 @@ from jaxprune.structure.tracing import trace_structure
 from jaxprune.tasks.task_identity import Identity, earlier_fingerprints, fingerprint_of, identity_of
 from jaxprune.tasks.tasks import Task, check_network
 from jaxprune.training.loop import Examples, count_correct
-from jaxprune.training.recipes import Recipe, find_recipe
+from jaxprune.training.recipes import Recipe
 from jaxprune.training.trainer import Strategy, Trainer
 from jaxprune.types import Kept
 
@@ -121,8 +121,7 @@ class TaskPrograms:
     @cached_property
     def base_trainer(self) -> Trainer:
         """The trainer of base networks."""
-        assert isinstance(self.task.base_recipe, Recipe)
-        return self._make_trainer(self.model, self.task.base_recipe)
+        return self._make_trainer(self.model, self.task.recipes[1])
 
     def trainer(self, round_index: int, *, evaluations: int = 1) -> Trainer:
         """Returns the trainer that fine-tunes after a round of pruning, slim or masked as the task says.
@@ -197,8 +196,13 @@ class TaskPrograms:
 
     def recipe(self, *, is_scratch: bool = False) -> Recipe:
         """Returns the fine-tuning recipe; for training from scratch, with the epochs of all rounds together."""
-        recipe = find_recipe(self.task.recipe)
+        recipe = self.task.recipes[0]
         return recipe.replace(epochs=recipe.epochs * len(self.rounds)) if is_scratch else recipe
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the fine-tuning after one round."""
+        return self.recipe().num_steps(len(self.data.y))
 
     def _cached_trainer(self, kind: str, round_index: int, evaluations: int) -> Trainer:
         """The trainer after a round, of kind "slim", "masked" or "scratch", made once."""

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import jax
@@ -20,7 +21,7 @@ from flax import nnx
 from jaxprune.datasets.dataset import Dataset
 from jaxprune.datasets.guarded_split import GuardedSplit
 from jaxprune.pruning.plan_checks import is_sequence
-from jaxprune.training.loop import split_network
+from jaxprune.training.loop import augment, split_network
 from jaxprune.training.recipes import Recipe, find_recipe
 from jaxprune.types import Array, is_whole
 
@@ -213,6 +214,12 @@ class Task:
             self.test.check_fits(data.image_shape, data.num_classes)
 
     @property
+    def recipes(self) -> tuple[Recipe, Recipe]:
+        """How a pruned network is fine-tuned, and how base networks are trained."""
+        assert isinstance(self.recipe, Recipe) and isinstance(self.base_recipe, Recipe)
+        return self.recipe, self.base_recipe
+
+    @property
     def settings(self) -> dict[str, object]:
         """All settings that are plain data, for `config.json` and fingerprints."""
         skipped = {"model", "train", "validation", "test", "num_classes"}
@@ -266,17 +273,12 @@ def check_network(task: Task, model: nnx.Module) -> None:
             f"training labels, got {outputs.shape[1]} outputs. Build it with num_classes={task.num_classes}, or "
             "number the classes from 0 without gaps."
         )
-    for recipe in (find_recipe(task.recipe), find_recipe(task.base_recipe or task.recipe)):
-        if len(images) < recipe.batch_size:
-            raise ValueError(
-                f"task {task.name!r} needs at least one batch of {recipe.batch_size} training images for recipe "
-                f"{recipe.name!r}, got {len(images)}. Use recipe.replace(batch_size=...) with a smaller batch."
-            )
-        if recipe.augment == "crop_flip" and images.ndim != 4:
-            raise ValueError(
-                f"task {task.name!r} needs images [N, H, W, C] for crop_flip of recipe {recipe.name!r}, got shape "
-                f'{images.shape}. Use recipe.replace(augment="none").'
-            )
+    for recipe in task.recipes:
+        try:
+            recipe.num_steps(len(images))
+            jax.eval_shape(partial(augment, kind=recipe.augment), jax.random.key(0), images)
+        except ValueError as error:
+            raise ValueError(f"task {task.name!r}: {error}") from error
 
 
 def check_unique(tasks: Sequence[Task]) -> None:

@@ -95,17 +95,13 @@ def batch_order(key: jax.Array, num_examples: int, recipe: Recipe) -> np.ndarray
       >>> batch_order(jax.random.key(0), 100, RECIPES["adam_short"].replace(epochs=2, batch_size=50)).shape
       (4, 50)
     """
-    steps = num_examples // recipe.batch_size
-    if steps < 1:
-        raise ValueError(
-            f"recipe {recipe.name!r} needs at least one batch of {recipe.batch_size} training images, "
-            f"got {num_examples}. Use recipe.replace(batch_size=...) with a smaller batch."
-        )
+    shape = (recipe.num_steps(num_examples), recipe.batch_size)
+    num_used = shape[0] // recipe.epochs * recipe.batch_size
     epochs = [
-        generator(derive(key, "epoch", epoch)).permutation(num_examples)[: steps * recipe.batch_size]
+        generator(derive(key, "epoch", epoch)).permutation(num_examples)[:num_used]
         for epoch in range(recipe.epochs)
     ]
-    return np.concatenate(epochs).reshape(recipe.epochs * steps, recipe.batch_size).astype(np.int32)
+    return np.concatenate(epochs).reshape(shape).astype(np.int32)
 
 
 class StepState(NamedTuple):
@@ -282,7 +278,7 @@ def augment(key: jax.Array, images: jax.Array, kind: Augmentation) -> jax.Array:
         raise ValueError(f'augment must be "none" or "crop_flip", got {kind!r}.')
     if images.ndim != 4:
         raise ValueError(
-            f'crop_flip needs images [N, H, W, C], got shape {images.shape}. Use augment="none".'
+            f'crop_flip needs images [N, H, W, C], got shape {images.shape}. Use a recipe with augment="none".'
         )
     n, height, width, channels = images.shape
     margin = max(1, height // 8)

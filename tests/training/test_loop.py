@@ -77,7 +77,7 @@ def test_batch_order_shows_every_example_once_an_epoch(key: jax.Array) -> None:
 
 
 def test_batch_order_needs_one_whole_batch(key: jax.Array) -> None:
-    with pytest.raises(ValueError, match="at least one batch of 10 training images, got 9"):
+    with pytest.raises(ValueError, match="at least one batch of 10 examples, got 9"):
         batch_order(key, 9, ADAM)
 
 
