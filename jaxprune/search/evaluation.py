@@ -1,13 +1,14 @@
 """Evaluates proposals: decides which fine-tunings a generation runs and in which order, and retries failed ones.
 
 Every candidate is tried on one base per task, the better third of them on all bases, and elites on one further base or
-repeat per task. Wherever a candidate is tried, l2 is tried first with the same keys. A fine-tuning whose plan is
+repeat per task. On a landscape candidates are only recorded, and the leaders are tried at the end, by `verify`. Wherever a candidate is tried, l2 is tried first with the same keys. A fine-tuning whose plan is
 already known on that base with those keys is never run again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import itertools
 import math
@@ -28,7 +29,23 @@ from jaxprune.search.problem import (
     Trial,
     TrialKey,
 )
-from jaxprune.search.state import REFERENCE_ID, Candidate, SearchState
+from jaxprune.search.state import (
+    REFERENCE_ID,
+    Candidate,
+    Individual,
+    SearchState,
+    apart,
+    is_start_formula,
+)
+
+FIRST_BASES = 24
+"""Bases of each task on which all leaders are verified, at most."""
+
+FINALISTS = 6
+"""Leaders that are verified on all bases."""
+
+START_FORMULAS = 3
+"""Start formulas that are verified, the best by what landscapes predict."""
 
 RETRIES = 2
 """How often something is tried again after an infrastructure error before the run stops."""
@@ -36,8 +53,9 @@ RETRIES = 2
 FAILURES = (InfrastructureError, MemoryError, OSError, jax.errors.JaxRuntimeError)
 """The errors that count as infrastructure errors: trying again may help, and they say nothing about the function."""
 
-Purpose = Literal["reference", "screen", "promote", "again"]
-"""Why a fine-tuning was run: l2 for the pairing, a first base, all bases, or a further base or repeat of an elite."""
+Purpose = Literal["reference", "screen", "promote", "again", "verify"]
+"""Why a fine-tuning was run: l2 for the pairing, a first base, all bases, a further base or repeat of an elite, or the
+verification of a leader."""
 
 Condition = tuple[TaskInfo, int, int]
 """The task, base and repeat under which a candidate is fine-tuned."""
@@ -128,6 +146,33 @@ def evaluate(
     return _Evaluation(state, on_record, on_retry, should_stop, recorded or {}).run(proposals)
 
 
+def verify(
+    state: SearchState,
+    *,
+    on_record: Callable[[Record], None] = lambda record: None,
+    on_retry: Callable[[str], None] = lambda message: None,
+    should_stop: Callable[[], str | None] = lambda: None,
+    recorded: Mapping[TrialKey, Outcome] | None = None,
+) -> tuple[Record, ...]:
+    """Verifies the leaders of a search on landscapes by fine-tuning, and returns the records for `tell_verified`.
+
+    The leaders, with plans that are `apart`, and the best start formulas are fine-tuned on up to 24 bases of each task,
+    and the best six and the start formulas on all. Nothing else may be called the best.
+
+    Args:
+      state: the state of a search on landscapes, after one or more generations.
+      on_record, on_retry, should_stop, recorded: as for `evaluate`.
+
+    Returns:
+      One record per candidate and fine-tuning, in an order that depends on nothing but `state`.
+
+    Raises:
+      InfrastructureError: as `evaluate`.
+      SearchStopped: as `evaluate`.
+    """
+    return _Evaluation(state, on_record, on_retry, should_stop, recorded or {}).verify()
+
+
 @dataclass(frozen=True)
 class _Request:
     """A candidate that needs the result of a trial."""
@@ -155,6 +200,8 @@ class _Evaluation:
         for candidate in new:
             self._add(candidate)
         self.reference = (*state.candidates, *new)[REFERENCE_ID]
+        if state.has_landscapes:
+            return tuple(self.records)
         valid = [candidate for candidate in new if candidate.status == "ok"]
         all_bases = [(task, base, 0) for task in state.tasks for base in range(task.bases)]
         if state.generation == 0:
@@ -174,6 +221,42 @@ class _Evaluation:
         self._run_stage("again", further)
         return tuple(self.records)
 
+    def verify(self) -> tuple[Record, ...]:
+        """Tries the leaders on up to `FIRST_BASES` bases of each task, and the best of these on all."""
+        state = self.state
+        self.accuracies, self.reference = dict(state.results), state.candidates[REFERENCE_ID]
+        leaders = apart(state.ranked_by_prediction(), state.config, state.config.leaders)
+        start = [individual for individual in state.ranked_by_prediction() if is_start_formula(individual)]
+        chosen = {individual.candidate.id: individual for individual in (*leaders, *start[:START_FORMULAS])}
+        first = [(task, base, 0) for task in state.tasks for base in range(min(task.bases, FIRST_BASES))]
+        self._try(list(chosen.values()), first)
+        measured = dataclasses.replace(state, results=self.accuracies).measured(
+            [individual.candidate for individual in leaders]
+        )
+        ranked = sorted(
+            leaders,
+            key=lambda individual: (
+                individual.cost - (individual.value + measured[individual.candidate.id].mean) / 2,
+                individual.candidate.id,
+            ),
+        )
+        best = [*ranked[:FINALISTS], *start[:START_FORMULAS]]
+        rest = [(task, base, 0) for task in state.tasks for base in range(FIRST_BASES, task.bases)]
+        self._try(best, rest)
+        return tuple(self.records)
+
+    def _try(self, individuals: Sequence[Individual], conditions: Sequence[Condition]) -> None:
+        """Fine-tunes each individual under each condition."""
+        candidates = dict.fromkeys(individual.candidate.id for individual in individuals)
+        self._run_stage(
+            "verify",
+            [
+                (self.state.candidates[id_], condition)
+                for condition in conditions
+                for id_ in candidates
+            ],
+        )
+
     def _better(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Returns the share that is promoted, judged on the results so far; of equals the simpler come first."""
         state = self.state
@@ -185,7 +268,7 @@ class _Evaluation:
                 state.scales,
                 candidate.digests,
                 self.reference.digests,
-                state.config.fitness,
+                state.config.joint,
             )
             if fitness is not None:
                 ranked.append((-fitness.mean, candidate.complexity, candidate.id, candidate))

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from jaxprune.search.problem import SEARCH_POOL, TaskInfo, TrialKey
+from jaxprune.search.problem import SEARCH_POOL, Prediction, TaskInfo, TrialKey
 
 Results = Mapping[TrialKey, float]
 """Trial key -> validation accuracy in percent, of everything fine-tuned so far."""
@@ -22,7 +22,8 @@ Results = Mapping[TrialKey, float]
 Digests = Mapping[str, Sequence[str]]
 """Task name -> one plan digest per search base."""
 
-FitnessKind = Literal["paired", "geometric", "arithmetic"]
+Joint = Literal["paired", "geometric", "arithmetic"]
+"""How results on several tasks become one number."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Fitness:
 
     @property
     def lower(self) -> float:
-        """Mean minus standard error. Selection goes by it, so that a lucky result on few bases does not lead."""
+        """Mean minus standard error, so that a lucky result on few bases does not lead."""
         return self.mean - self.se
 
 
@@ -148,14 +149,9 @@ def fitness_of(
     scales: Mapping[str, TaskScale],
     digests: Digests,
     reference: Digests,
-    kind: FitnessKind = "paired",
+    joint: Joint = "paired",
 ) -> Fitness | None:
-    """Combines the results of a candidate into one number.
-
-    "paired" is the weighted mean over tasks of the mean difference to l2, divided by the library's spread.
-    "geometric" and "arithmetic" are weighted means over tasks of accuracies in percent. There the accuracy is the mean
-    of l2 plus the candidate's paired difference, so that a candidate tried on an easy base alone does not win; once
-    the candidate was tried on all bases this equals its plain mean.
+    """Combines the results of a candidate into one number, as `combined` does.
 
     Args:
       results: accuracies by trial key, in percent.
@@ -163,7 +159,7 @@ def fitness_of(
       scales: task name -> its scale.
       digests: digests of the candidate's plans.
       reference: digests of the plans of l2.
-      kind: how tasks are combined.
+      joint: how tasks are combined.
 
     Returns:
       The fitness with its standard error; None if a task has no result yet.
@@ -175,9 +171,6 @@ def fitness_of(
       >>> fitness = fitness_of(results, [task], scales, {"t": ["f"]}, {"t": ["l2"]})
       >>> fitness.mean, fitness.se
       (1.5, 0.5)
-
-    Source:
-      The geometric mean is the paper's joint fitness (arXiv 2110.10876, sec. 4); the paired one is ours.
     """
     by_task: dict[str, TaskResult] = {}
     for task in tasks:
@@ -193,9 +186,93 @@ def fitness_of(
             trials=sum(repeats for _, _, repeats in by_base.values()),
             accuracy=_mean([accuracy for _, accuracy, _ in by_base.values()]),
         )
+    return combined(by_task, tasks, scales, joint)
+
+
+def predicted_fitness(
+    predicted: Mapping[str, Prediction],
+    tasks: Sequence[TaskInfo],
+    scales: Mapping[str, TaskScale],
+    joint: Joint = "paired",
+) -> Fitness:
+    """Combines what landscapes predict of a candidate into one number, as `combined` does.
+
+    Args:
+      predicted: task name -> prediction.
+      tasks: the tasks with their weights.
+      scales: task name -> its scale.
+      joint: how tasks are combined.
+
+    Returns:
+      The fitness; its results have 0 fine-tunings behind them.
+    """
+    by_task = {
+        task.name: TaskResult(
+            difference=predicted[task.name].difference,
+            se=predicted[task.name].se,
+            bases=task.bases,
+            trials=0,
+            accuracy=predicted[task.name].accuracy,
+        )
+        for task in tasks
+    }
+    return combined(by_task, tasks, scales, joint)
+
+
+def predicted_scale(library: Sequence[Prediction], task: TaskInfo, reference: Prediction) -> TaskScale:
+    """Measures on predictions for the library how much functions and bases differ on a task, as `task_scale` does.
+
+    Args:
+      library: predictions for library functions with different plans, on one task.
+      task: the task.
+      reference: the prediction for l2.
+
+    Returns:
+      The scale, in points of accuracy.
+    """
+    means = [prediction.difference for prediction in library]
+    spread = float(np.std(means, ddof=1)) if len(means) > 1 else 0.0
+    spread = spread if spread > 0 else 1.0
+    variances = [task.bases * prediction.se**2 for prediction in library if prediction.se > 0]
+    base_sd = math.sqrt(_mean(variances)) if variances else spread
+    return TaskScale(spread=spread, base_sd=base_sd, reference=reference.accuracy)
+
+
+def mean_of(first: Fitness, second: Fitness) -> Fitness:
+    """Returns the mean of a predicted and a measured fitness, with the results and standard error of the second.
+
+    Args:
+      first: what was predicted.
+      second: what was measured.
+    """
+    return Fitness((first.mean + second.mean) / 2, second.se, second.tasks)
+
+
+def combined(
+    by_task: Mapping[str, TaskResult],
+    tasks: Sequence[TaskInfo],
+    scales: Mapping[str, TaskScale],
+    joint: Joint,
+) -> Fitness:
+    """Combines the results on all tasks into one number.
+
+    "paired" is the weighted mean over tasks of the mean difference to l2, divided by the library's spread.
+    "geometric" and "arithmetic" are weighted means over tasks of accuracies in percent. There the accuracy is the mean
+    of l2 plus the candidate's paired difference, so that a candidate tried on an easy base alone does not win; once
+    the candidate was tried on all bases this equals its plain mean.
+
+    Args:
+      by_task: task name -> result.
+      tasks: the tasks with their weights.
+      scales: task name -> its scale.
+      joint: how tasks are combined.
+
+    Source:
+      The geometric mean is the paper's joint fitness (arXiv 2110.10876, sec. 4); the paired one is ours.
+    """
     total = sum(task.weight for task in tasks)
     shares = {task.name: task.weight / total for task in tasks}
-    mean, slopes = _combined(by_task, scales, shares, kind)
+    mean, slopes = _mean_and_slopes(by_task, scales, shares, joint)
     se = math.sqrt(sum((slopes[name] * by_task[name].se) ** 2 for name in by_task))
     return Fitness(mean=mean, se=se, tasks=by_task)
 
@@ -205,18 +282,18 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _combined(
+def _mean_and_slopes(
     by_task: Mapping[str, TaskResult],
     scales: Mapping[str, TaskScale],
     shares: Mapping[str, float],
-    kind: FitnessKind,
+    joint: Joint,
 ) -> tuple[float, dict[str, float]]:
     """Computes the combined value, and its derivative with respect to each task's difference."""
-    if kind == "paired":
+    if joint == "paired":
         slopes = {name: shares[name] / scales[name].spread for name in by_task}
         return sum(slopes[name] * by_task[name].difference for name in by_task), slopes
     accuracies = {name: max(scales[name].reference + by_task[name].difference, 1e-6) for name in by_task}
-    if kind == "arithmetic":
+    if joint == "arithmetic":
         return sum(shares[name] * accuracies[name] for name in by_task), dict(shares)
     mean = math.exp(sum(shares[name] * math.log(accuracies[name]) for name in by_task))
     return mean, {name: mean * shares[name] / accuracies[name] for name in by_task}

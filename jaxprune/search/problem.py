@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -65,6 +65,21 @@ class TaskInfo:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What a landscape predicts of a function's plans on one task, on all of its bases.
+
+    Args:
+      difference: mean over bases of the predicted difference to l2, in points of accuracy.
+      se: its standard error over bases, in points.
+      accuracy: mean over bases of the predicted accuracy, in percent.
+    """
+
+    difference: float
+    se: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
 class Behaviour:
     """The plans that one function makes on the search bases of all tasks. Equal behaviours share every result.
 
@@ -74,12 +89,14 @@ class Behaviour:
       fallbacks: number of groups, over all bases, whose scores were all equal, so that l2 ordered them.
       ties: number of neighbouring equal scores, over all bases, that were ordered by channel index.
       kept: `pack_kept` of all plans, so that the search can prefer plans that differ from known ones; may be empty.
+      predicted: task name -> what its landscape predicts; empty without landscapes.
     """
 
     digests: Mapping[str, tuple[str, ...]]
     fallbacks: int = 0
     ties: int = 0
     kept: str = ""
+    predicted: Mapping[str, Prediction] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -221,4 +238,42 @@ class IdentifiedProblem(Protocol):
 
     def is_known_as(self, task: str, fingerprint: str) -> bool:
         """Tells whether a fingerprint, with any seed, is that of a task, also by the rule of earlier versions."""
+        ...
+
+
+@dataclass(frozen=True)
+class BankFacts:
+    """What is known of the bank of plans of one task after it was measured.
+
+    Args:
+      plans: number of fine-tuned plans, over all bases.
+      correlation: of measured accuracies with those that the landscape predicts of plans it was not fitted to, mean
+        over bases, from -1 to 1.
+      digest: hash of the plans and their accuracies.
+    """
+
+    plans: int
+    correlation: float
+    digest: str
+
+
+@runtime_checkable
+class LandscapeProblem(Protocol):
+    """A problem that can predict accuracies from a bank of fine-tuned plans."""
+
+    def fit_landscapes(
+        self, num_plans: int, on_status: Callable[[str], None] = lambda message: None
+    ) -> Mapping[str, BankFacts]:
+        """Measures what is missing in the banks and fits the landscapes; from then on behaviours have predictions.
+
+        Args:
+          num_plans: number of plans for each base network.
+          on_status: called with what is going on.
+
+        Returns:
+          Task name -> what its bank shows.
+
+        Raises:
+          ValueError: if a bank cannot be measured or a landscape cannot be fitted.
+        """
         ...

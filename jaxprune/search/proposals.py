@@ -7,7 +7,7 @@ plans with all of them, drops the invalid and the known ones, and picks plans th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import jax
@@ -16,6 +16,7 @@ from jaxprune.keys import derive, generator
 from jaxprune.language.canonical import canonical_form
 from jaxprune.language.expression import Expression
 from jaxprune.language.library import PAPER_SEEDS, library, own_seeds
+from jaxprune.language.operators import OPERATORS
 from jaxprune.language.parsing import parse
 from jaxprune.language.sampling import Limits, random_expression
 from jaxprune.language.variation import VariationSettings, vary
@@ -29,8 +30,18 @@ from jaxprune.types import Invalid
 ROUNDS = 4
 """How often a generation proposes a batch of expressions before it settles for fewer candidates than slots."""
 
+LANDSCAPE_ROUNDS = 40
+"""The same on a landscape, where a round is as many expressions as slots."""
+
 SCORED_AT_ONCE = 256
 """Most expressions that are scored in one call, so that a time limit is looked at in between."""
+
+
+_MATRICES = frozenset({"W", "GX"})
+_MATRIX_OPERATORS = frozenset(
+    {"transpose", "matmul", "outer", "trace", "inverse", "rbf", "geometric_median", "slice"}
+)
+"""What a search on a landscape does not draw. Formulas given or in the library may hold it all the same."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +143,8 @@ def _first_generation(state: SearchState, should_stop: Callable[[], str | None])
 
 
 def _next_generation(state: SearchState, should_stop: Callable[[], str | None]) -> ProposalBatch:
-    elites = [state.candidates[id_] for id_ in state.population[: state.config.elites]]
+    num_elites = 0 if state.has_landscapes else state.config.elites
+    elites = [state.candidates[id_] for id_ in state.population[:num_elites]]
     num_slots = _num_slots(state, len(elites))
     if num_slots == 0:
         return ProposalBatch((), Tally())
@@ -142,8 +154,10 @@ def _next_generation(state: SearchState, should_stop: Callable[[], str | None]) 
     }
     valid: list[tuple[_Draft, Behaviour]] = []
     proposed = duplicates = invalid = 0
-    batch = num_slots * state.config.proposals_per_slot
-    for start in range(0, ROUNDS * batch, batch):
+    # On a landscape trying a function costs no more than proposing it, so nothing is gained by choosing.
+    rounds = LANDSCAPE_ROUNDS if state.has_landscapes else ROUNDS
+    batch = num_slots * (1 if state.has_landscapes else state.config.proposals_per_slot)
+    for start in range(0, rounds * batch, batch):
         drafts = []
         for draft in _drafts(state, range(start, start + batch)):
             stop_if_asked(should_stop)
@@ -162,16 +176,30 @@ def _next_generation(state: SearchState, should_stop: Callable[[], str | None]) 
                 valid.append((draft, behaviour))
         if len(valid) >= num_slots:
             break
-    new = _new_proposals(state, len(state.candidates), _pick(valid, state, num_slots, should_stop))
+    picked = (
+        valid[:num_slots] if state.has_landscapes else _pick(valid, state, num_slots, should_stop)
+    )
+    new = _new_proposals(state, len(state.candidates), picked)
     again = [Proposal(elite, again=True) for elite in elites]
     return ProposalBatch((*new, *again) if new else (), Tally(proposed, duplicates, invalid, len(valid)))
 
 
 def _vocabulary(state: SearchState) -> Vocabulary:
-    """Returns the problem's vocabulary, or what it has in common with the paper's."""
+    """Returns the problem's vocabulary, or what it has in common with the paper's; no matrices on a landscape."""
+    available = state.problem.vocabulary
     if state.config.vocabulary == "paper":
-        return PAPER_VOCABULARY.restrict(state.problem.vocabulary.operands)
-    return state.problem.vocabulary
+        return PAPER_VOCABULARY.restrict(available.operands)
+    return _without_matrices(available) if state.has_landscapes else available
+
+
+def _without_matrices(vocabulary: Vocabulary) -> Vocabulary:
+    """Leaves out whole matrices: they take most of the time, and no winner of a search has used them."""
+    operators = vocabulary.operators or tuple(OPERATORS)
+    return replace(
+        vocabulary,
+        operands=tuple(name for name in vocabulary.operands if name not in _MATRICES),
+        operators=tuple(name for name in operators if name not in _MATRIX_OPERATORS),
+    )
 
 
 def _num_slots(state: SearchState, num_elites: int) -> int:

@@ -9,11 +9,11 @@ import dataclasses
 import gc
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jaxprune.language.expression import Expression
 from jaxprune.language.parsing import parse
@@ -25,11 +25,12 @@ from jaxprune.search.evaluation import (
     evaluate,
     report_failure,
     stop_if_asked,
+    verify,
 )
 from jaxprune.search.foreign_files import refuse_foreign_files
 from jaxprune.search.interrupts import Interrupts, SearchInterrupted, look_for_interrupts
 from jaxprune.search.journal import Journal
-from jaxprune.search.problem import InfrastructureError, Problem
+from jaxprune.search.problem import BankFacts, InfrastructureError, LandscapeProblem, Problem
 from jaxprune.search.proposals import ProposalBatch, propose
 from jaxprune.search.run_directory import RunDirectory
 from jaxprune.search.serialization import candidate_to_json
@@ -43,13 +44,19 @@ from jaxprune.search.state import (
     lost_guesses,
 )
 from jaxprune.search.task_problem import TaskProblem
-from jaxprune.search.update import tell
+from jaxprune.search.update import tell, tell_verified
 from jaxprune.tasks.base_networks import Base, warn
 from jaxprune.tasks.tasks import Task
 from jaxprune.training.trainer import Strategy
 
 if TYPE_CHECKING:
     import pandas
+
+
+T = TypeVar("T")
+
+BLIND = 0.2
+"""Below this correlation a landscape cannot tell plans apart."""
 
 
 class Callback:
@@ -292,6 +299,11 @@ def init_search(
     names = [task.name for task in tasks]
     if not tasks or len(set(names)) < len(names):
         raise ValueError(f"a search needs one or more tasks with different names, got {names}.")
+    if config.fitness == "landscape" and not isinstance(problem, LandscapeProblem):
+        raise ValueError(
+            "fitness 'landscape' needs a problem with fit_landscapes (see LandscapeProblem), got "
+            f"{type(problem).__name__}. Use EvolveConfig(fitness=\"finetune\")."
+        )
     formulas = [guess if isinstance(guess, Expression) else parse(guess) for guess in guesses]
     arrays = [str(formula) for formula in formulas if formula.type != ()]
     if arrays:
@@ -353,17 +365,60 @@ class _Loop:
 
     def until_stopped(self, state: SearchState) -> tuple[SearchState, str]:
         """Runs generations until a stop; returns the last complete state and the reason."""
-        while state.generation <= state.config.generations:
-            try:
-                after = self._generation(state)
-            except SearchStopped as stop:
-                self._raise_if_interrupted(state)
-                return state, str(stop)
-            except KeyboardInterrupt:
-                self._raise_if_interrupted(state)
-                raise
-            state = after
-        return state, "generations"
+        stopped = "generations"
+        try:
+            if state.has_landscapes:
+                state = self._with_landscapes(state)
+            while state.generation <= state.config.generations and stopped == "generations":
+                try:
+                    state = self._generation(state)
+                except SearchStopped as stop:
+                    self._raise_if_interrupted(state)
+                    stopped = str(stop)
+            if state.has_landscapes and state.verified_at != state.generation:
+                state = self._verified(state)
+        except (KeyboardInterrupt, SearchStopped):
+            self._raise_if_interrupted(state)
+            raise
+        return state, stopped
+
+    def _with_landscapes(self, state: SearchState) -> SearchState:
+        """Measures what is missing in the banks of plans, and refuses tasks that cannot tell plans apart."""
+        problem = state.problem
+        assert isinstance(problem, LandscapeProblem)
+
+        def fit() -> Mapping[str, BankFacts]:
+            return problem.fit_landscapes(state.config.plans, partial(notify, self.callbacks, "on_status"))
+
+        with self.interrupts.at_once():  # every plan that is fine-tuned is on the disk
+            banks = self._retried(fit, "training base networks or measuring banks of plans")
+        blind = {name: facts for name, facts in banks.items() if not facts.correlation >= BLIND}
+        if blind and not state.config.force:
+            raise ValueError(
+                f"a landscape needs tasks on which it predicts plans it was not fitted to, with a correlation of {BLIND} "
+                f"or more, got {', '.join(f'{facts.correlation:.2f} on {name}' for name, facts in blind.items())}. There "
+                "is little to search for: use a harsher schedule, more bases or plans, or other data (jaxprune calibrate "
+                "shows more). force=True (--force) goes on all the same."
+            )
+        return dataclasses.replace(state, banks=banks)
+
+    def _verified(self, state: SearchState) -> SearchState:
+        """Fine-tunes the leaders, and writes the outcome to the journal."""
+        started = time.monotonic()
+        notify(self.callbacks, "on_message", "Verifying the leaders by fine-tuning.")
+        records = verify(
+            state,
+            on_record=self._save,
+            on_retry=self.run.notice,
+            should_stop=lambda: "interrupted" if self._reason_to_stop(state) == "interrupted" else None,
+            recorded=self.journal.recorded_outcomes(),
+        )
+        after = tell_verified(state, records)
+        best, seconds = after.ranked()[0], time.monotonic() - started
+        line = {"generation": after.generation - 1, "best_id": best.candidate.id, "best_mean": best.fitness.mean}
+        self.journal.write({"kind": "verification", **line, "seconds": seconds})
+        self.run.checkpoint(after)
+        return after
 
     def _generation(self, state: SearchState) -> SearchState:
         """Runs one generation, writes it to the journal and saves it."""
@@ -375,6 +430,9 @@ class _Loop:
         if not batch.proposals:
             raise SearchStopped("exhausted" if batch.tally.proposed else "evaluations")
         self._tell_lost_guesses(batch)
+        if state.generation == 0:
+            for name, facts in state.banks.items():
+                self.journal.write({"kind": "bank", "task": name, **dataclasses.asdict(facts)})
         records = evaluate(
             state,
             batch.proposals,
@@ -401,14 +459,18 @@ class _Loop:
         )
 
     def _propose(self, state: SearchState) -> ProposalBatch:
-        """Calls `propose`, which scores and trains base networks; tries again after an infrastructure error."""
+        """Calls `propose`, which scores and trains base networks."""
+        action = f"training base networks or scoring for generation {state.generation}"
+        return self._retried(lambda: propose(state, lambda: self._reason_to_stop(state)), action)
+
+    def _retried(self, act: Callable[[], T], action: str) -> T:
+        """Does something, and tries again after an infrastructure error."""
         failures = 0
         while True:
             try:
-                return propose(state, lambda: self._reason_to_stop(state))
+                return act()
             except FAILURES as error:
                 failures += 1
-                action = f"training base networks or scoring for generation {state.generation}"
                 report_failure(action, failures, error, self.run.notice)
             gc.collect()  # frees device buffers that the traceback held
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxprune.search.fitness import TaskScale
-from jaxprune.search.problem import Behaviour, Problem, TaskInfo
+from jaxprune.search.problem import BankFacts, Behaviour, Prediction, Problem, TaskInfo
 from jaxprune.search.settings import EvolveConfig
 from jaxprune.search.state import Candidate, GenerationSummary, Individual, SearchState
 
@@ -24,6 +24,10 @@ def candidate_to_json(candidate: Candidate) -> JsonObject:
         plain["behaviour"] = behaviour.digest
         plain["digests"] = {task: list(digests) for task, digests in behaviour.digests.items()}
         plain |= {"fallbacks": behaviour.fallbacks, "ties": behaviour.ties, "kept": behaviour.kept}
+        if behaviour.predicted:
+            plain["predicted"] = {
+                task: dataclasses.asdict(prediction) for task, prediction in behaviour.predicted.items()
+            }
     return plain
 
 
@@ -32,7 +36,8 @@ def candidate_from_json(plain: Mapping[str, Any]) -> Candidate:
     behaviour = None
     if "digests" in plain:
         digests = {task: tuple(digests) for task, digests in plain["digests"].items()}
-        behaviour = Behaviour(digests, plain["fallbacks"], plain["ties"], plain["kept"])
+        predicted = {task: Prediction(**values) for task, values in plain.get("predicted", {}).items()}
+        behaviour = Behaviour(digests, plain["fallbacks"], plain["ties"], plain["kept"], predicted)
     fields = {
         field.name: plain[field.name] for field in dataclasses.fields(Candidate) if field.name != "behaviour"
     }
@@ -69,6 +74,8 @@ def state_to_json(state: SearchState) -> JsonObject:
         "scales": {name: dataclasses.asdict(scale) for name, scale in state.scales.items()},
         "evaluations": state.evaluations,
         "summaries": [dataclasses.asdict(summary) for summary in state.summaries],
+        "banks": {name: dataclasses.asdict(facts) for name, facts in state.banks.items()},
+        "verified_at": state.verified_at,
     }
 
 
@@ -95,4 +102,6 @@ def state_from_json(plain: Mapping[str, Any], problem: Problem) -> SearchState:
         scales={name: TaskScale(**scale) for name, scale in plain["scales"].items()},
         evaluations=plain["evaluations"],
         summaries=tuple(GenerationSummary(**summary) for summary in plain["summaries"]),
+        banks={name: BankFacts(**facts) for name, facts in plain.get("banks", {}).items()},
+        verified_at=plain.get("verified_at"),
     )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jaxprune.text import closest
 
-STOPS = ("generations", "max_evaluations", "time_limit_seconds")
+STOPS = ("generations", "max_evaluations", "time_limit_seconds", "force")
 """The settings that only say when to stop. A resumed run may change them, because no result depends on them."""
 
 
@@ -22,42 +22,58 @@ class EvolveConfig:
     Args:
       generations: number of generations after generation 0 (library, own seeds, guesses), >= 0.
       population: number of new functions evaluated per generation, and of survivors that may become parents, >= 2.
-      proposals_per_slot: number of expressions scored and planned for each one that is evaluated, >= 1.
-      promote_fraction: share of a generation, best first, that is tried on all bases, in [0, 1].
-      elites: number of leading candidates that are tried on one further base or repeat per task and generation, >= 0.
-      max_evaluations: stop before the number of fine-tunings exceeds this (generation 0 always runs completely).
+      fitness: "landscape" predicts the accuracy of a function's plans from a bank of fine-tuned plans, so that a
+        function costs no fine-tuning, and verifies the leaders by fine-tuning at the end; "finetune" fine-tunes every
+        function.
+      joint: how tasks are combined: "paired" differences to l2, standardised per task; or the paper's "geometric" or
+        "arithmetic" weighted mean of accuracies over tasks.
+      plans: number of plans in the bank for each base network, >= 10 (landscape only).
+      leaders: number of leading functions that are verified by fine-tuning, >= 1 (landscape only).
+      force: search also on tasks whose landscapes can hardly tell plans apart (landscape only).
+      parsimony: what a unit of complexity costs, in units of the fitness, >= 0 (landscape only).
+      proposals_per_slot: number of expressions scored and planned for each one that is fine-tuned, >= 1 (finetune only).
+      promote_fraction: share of a generation, best first, that is tried on all bases, in [0, 1] (finetune only).
+      elites: number of leading candidates that are tried on one further base or repeat per task and generation, >= 0
+        (finetune only).
+      max_evaluations: stop before the number of fine-tunings exceeds this; generation 0 always runs completely
+        (finetune only).
       time_limit_seconds: stop the search after the fine-tuning that is running at this time, or while proposing,
         counted from the start of this call (generation 0 always runs completely, and the final comparison of
-        `jaxprune evolve` comes after the search and is not limited).
+        `jaxprune evolve` comes after the search and is not limited, nor is the verification of leaders).
       seed: determines every random choice, in [0, 2**31).
       max_size, max_depth: limits of every new expression.
       vocabulary: "default" has everything that the tasks offer; "paper" only what the paper's functions read.
-      fitness: "paired" differences to l2, standardised per task; or the paper's "geometric" or "arithmetic" weighted
-        mean of accuracies over tasks.
       strategy: "evolution"; or "random", the control of equal budget, which proposes random expressions and never
         variations.
       seeds: generation 0 is the library and our own seeds ("all"), or the paper's seven metrics ("paper").
       variation: "default" is the typed mix of mutations and crossovers; "paper" is the paper's.
       tournament: number of candidates drawn for each parent, of which the best becomes the parent, >= 1.
-      max_age: number of generations without re-evaluation after which a candidate is no longer a parent, >= 1.
-      min_plan_distance: proposals whose plans differ from a known plan by less than this share of kept channels are
-        picked last.
+      max_age: number of generations without re-evaluation after which a candidate is no longer a parent, >= 1
+        (finetune only).
+      min_plan_distance: share of kept channels by which plans must differ: on the landscape, those of parents and of
+        leaders; otherwise proposals that are nearer to a known plan are picked last.
       guided_fraction: share of a generation that the surrogate picks by expected fitness, in [0, 1]; the others are
-        picked in order of proposal. The random control is never guided.
+        picked in order of proposal (finetune only). The random control is never guided.
 
     Raises:
       ValueError: if any setting is out of range; the message names all of them.
 
     Example:
-      >>> EvolveConfig(generations=20, fitness="geometric").population
-      16
+      >>> EvolveConfig(generations=20).population
+      80
       >>> EvolveConfig(population=0, elites=-1)
       Traceback (most recent call last):
       ValueError: EvolveConfig needs population >= 2 (got 0); elites >= 0 (got -1).
     """
 
-    generations: int = 10
-    population: int = 16
+    generations: int = 25
+    population: int = 80
+    fitness: Literal["landscape", "finetune"] = "landscape"
+    joint: Literal["paired", "geometric", "arithmetic"] = "paired"
+    plans: int = 50
+    leaders: int = 24
+    parsimony: float = 0.008
+    force: bool = False
     proposals_per_slot: int = 10
     promote_fraction: float = 1 / 3
     elites: int = 2
@@ -67,7 +83,6 @@ class EvolveConfig:
     max_size: int = 40
     max_depth: int = 8
     vocabulary: Literal["default", "paper"] = "default"
-    fitness: Literal["paired", "geometric", "arithmetic"] = "paired"
     strategy: Literal["evolution", "random"] = "evolution"
     seeds: Literal["all", "paper"] = "all"
     variation: Literal["default", "paper"] = "default"
@@ -77,8 +92,9 @@ class EvolveConfig:
     guided_fraction: float = 0.5
 
     def __post_init__(self) -> None:
-        minima = {"population": 2} | dict.fromkeys(("generations", "elites", "seed"), 0)
-        minima |= dict.fromkeys(("proposals_per_slot", "max_size", "max_depth", "tournament", "max_age"), 1)
+        minima = {"population": 2, "plans": 10} | dict.fromkeys(("generations", "elites", "seed", "parsimony"), 0)
+        ones = ("leaders", "proposals_per_slot", "max_size", "max_depth", "tournament", "max_age")
+        minima |= dict.fromkeys(ones, 1)
         problems = [
             f"{name} >= {minimum} (got {getattr(self, name)})"
             for name, minimum in minima.items()
@@ -95,6 +111,11 @@ class EvolveConfig:
             limit = getattr(self, name)
             if limit is not None and not (limit > 0 and math.isfinite(limit)):
                 problems.append(f"{name} above 0 or None (got {limit})")
+        if self.fitness == "landscape" and self.max_evaluations is not None:
+            problems.append(
+                f'fitness "finetune" with max_evaluations (got {self.max_evaluations}): a landscape costs the same '
+                "fine-tunings however many functions are tried, so use generations or population"
+            )
         for name, hint in get_type_hints(EvolveConfig).items():
             if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
                 problems.append(f"{name} one of {', '.join(get_args(hint))} (got {getattr(self, name)!r})")
@@ -137,6 +158,8 @@ class EvolveConfig:
           True
         """
         hints = get_type_hints(EvolveConfig)
+        if plain.get("fitness") in _EARLIER_FITNESS:
+            plain = {**plain, "fitness": "finetune", "joint": plain["fitness"]}
         unknown = sorted(set(plain) - set(hints))
         if unknown:
             raise ValueError(
@@ -146,18 +169,23 @@ class EvolveConfig:
         return EvolveConfig(**{name: _checked(name, value, hints[name]) for name, value in plain.items()})
 
 
+_EARLIER_FITNESS = ("paired", "geometric", "arithmetic")
+"""What earlier versions called the fitness: each function was fine-tuned, and these are ways to combine tasks."""
+
+
 class PresetUnavailableError(ValueError):
     """A preset cannot be used, because this version has no reader for its data."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """The names of tasks, and the settings of a search on them."""
+    """The names of tasks, the settings of a search on them, and settings of all tasks."""
 
     name: str
     tasks: tuple[str, ...]
     config: EvolveConfig
     about: str
+    task_options: Mapping[str, int] = field(default_factory=dict)
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
@@ -166,9 +194,16 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         for preset in (
             Preset(
                 "quick",
-                ("digits", "digits-deep", "fashion"),
-                EvolveConfig(generations=10, population=14),
-                "three small tasks, about ten minutes on two CPU cores",
+                ("digits", "digits-deep", "digits-dw"),
+                EvolveConfig(),
+                "2,000 functions on three small tasks, about ten minutes on two CPU cores",
+            ),
+            Preset(
+                "thorough",
+                ("digits", "digits-deep", "digits-dw"),
+                EvolveConfig(generations=31),
+                "2,500 functions on 64 networks a task, about half an hour",
+                {"bases": 64},
             ),
             Preset(
                 "paper",
@@ -176,13 +211,14 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 EvolveConfig(
                     generations=10,
                     population=40,
+                    fitness="finetune",
+                    joint="geometric",
                     proposals_per_slot=1,
                     promote_fraction=1.0,
                     elites=6,
                     min_plan_distance=0.0,
                     guided_fraction=0.0,
                     vocabulary="paper",
-                    fitness="geometric",
                     variation="paper",
                     seeds="paper",
                 ),
@@ -227,7 +263,9 @@ def find_preset(name: str, *, tasks: Sequence[str] = ()) -> Preset:
 def _checked(name: str, value: object, hint: object) -> Any:  # noqa: ANN401 - as the setting is annotated
     """Returns the value as the type that the setting is annotated with; refuses values of other types."""
     types = get_args(hint) or (hint,)
-    if get_origin(hint) is Literal or (value is None and type(None) in types):
+    if hint is bool and not isinstance(value, bool):
+        raise TypeError(f"{name} needs true or false, got {value!r}.")
+    if hint is bool or get_origin(hint) is Literal or (value is None and type(None) in types):
         return value  # __post_init__ checks the choices
     if isinstance(value, int | float) and not isinstance(value, bool):
         try:

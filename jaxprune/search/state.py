@@ -12,8 +12,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from jaxprune.language.parsing import parse
-from jaxprune.search.fitness import Fitness, TaskScale, fitness_of
-from jaxprune.search.problem import Behaviour, Problem, TaskInfo, TrialKey
+from jaxprune.search.fitness import Fitness, TaskScale, fitness_of, mean_of, predicted_fitness
+from jaxprune.search.problem import BankFacts, Behaviour, Problem, TaskInfo, TrialKey, plan_distance
 from jaxprune.search.settings import EvolveConfig
 
 if TYPE_CHECKING:
@@ -64,10 +64,22 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Individual:
-    """A candidate with its fitness, as populations and archives rank it."""
+    """A candidate with its fitness, as populations and archives rank it.
+
+    Args:
+      candidate: the candidate.
+      fitness: its fitness.
+      value: what it is compared by: the mean on a landscape, where all are judged on all bases; otherwise the mean
+        minus the standard error.
+      is_verified: whether it was fine-tuned on all search bases, on a landscape; otherwise always true.
+      cost: what its complexity costs.
+    """
 
     candidate: Candidate
     fitness: Fitness
+    value: float
+    is_verified: bool = True
+    cost: float = 0.0
 
     @property
     def expression(self) -> Expression:
@@ -157,6 +169,8 @@ class SearchState:
       scales: task name -> variation measured in generation 0; empty before it.
       evaluations: number of fine-tunings run, references included.
       summaries: one per generation that was completed.
+      banks: task name -> what its bank shows; empty without landscapes.
+      verified_at: the generation to ask for next when the leaders were verified; None before.
     """
 
     config: EvolveConfig
@@ -171,18 +185,67 @@ class SearchState:
     scales: Mapping[str, TaskScale] = field(default_factory=dict)
     evaluations: int = 0
     summaries: tuple[GenerationSummary, ...] = ()
+    banks: Mapping[str, BankFacts] = field(default_factory=dict)
+    verified_at: int | None = None
+
+    @property
+    def has_landscapes(self) -> bool:
+        """Whether fitness is predicted by landscapes, and leaders are verified by fine-tuning."""
+        return self.config.fitness == "landscape"
 
     @cached_property
     def fitnesses(self) -> dict[int, Fitness]:
-        """Candidate id -> fitness, of every candidate that was tried on all tasks."""
+        """Candidate id -> fitness, of every candidate that was judged on all tasks.
+
+        On a landscape it is what is predicted; of candidates that were verified, the mean of that and what was measured.
+        """
         if not self.scales:
             return {}
+        if self.has_landscapes:
+            halves = {
+                id_: mean_of(self.predicted[id_], measured) for id_, measured in self.verified.items()
+            }
+            return {**self.predicted, **halves}
+        return self.measured(self.candidates)
+
+    @cached_property
+    def predicted(self) -> dict[int, Fitness]:
+        """Candidate id -> what landscapes predict of its fitness; empty without landscapes."""
+        return {
+            candidate.id: predicted_fitness(
+                candidate.behaviour.predicted, self.tasks, self.scales, self.config.joint
+            )
+            for candidate in self.candidates
+            if self.has_landscapes and self.scales and candidate.behaviour is not None
+        }
+
+    @cached_property
+    def verified(self) -> dict[int, Fitness]:
+        """Candidate id -> fitness measured by fine-tuning on all search bases; empty without landscapes."""
+        if not self.has_landscapes or not self.results:
+            return {}
+        needed = sum(task.bases for task in self.tasks)
+        return {
+            id_: fitness
+            for id_, fitness in self.measured(self.candidates).items()
+            if sum(result.bases for result in fitness.tasks.values()) == needed
+        }
+
+    def measured(self, candidates: Iterable[Candidate]) -> dict[int, Fitness]:
+        """Computes fitness from fine-tunings, on the bases where there are any.
+
+        Args:
+          candidates: some candidates.
+
+        Returns:
+          Candidate id -> fitness, of those that were fine-tuned on every task.
+        """
         reference = self.candidates[REFERENCE_ID].digests
         fitnesses = {
             candidate.id: fitness_of(
-                self.results, self.tasks, self.scales, candidate.digests, reference, self.config.fitness
+                self.results, self.tasks, self.scales, candidate.digests, reference, self.config.joint
             )
-            for candidate in self.candidates
+            for candidate in candidates
             if candidate.status == "ok"
         }
         return {id_: fitness for id_, fitness in fitnesses.items() if fitness is not None}
@@ -197,10 +260,24 @@ class SearchState:
             raise ValueError(
                 f"candidate {candidate_id} has no fitness: it is unknown, invalid, or not tried on every task."
             )
-        return Individual(self.candidates[candidate_id], self.fitnesses[candidate_id])
+        return self._individual(candidate_id, self.fitnesses)
+
+    def _individual(self, candidate_id: int, fitnesses: Mapping[int, Fitness]) -> Individual:
+        candidate, fitness = self.candidates[candidate_id], fitnesses[candidate_id]
+        if not self.has_landscapes:
+            return Individual(candidate, fitness, fitness.lower)
+        cost = self.config.parsimony * candidate.complexity
+        return Individual(candidate, fitness, fitness.mean, candidate_id in self.verified, cost)
+
+    def ranked_by_prediction(self) -> tuple[Individual, ...]:
+        """Ranks all candidates by what landscapes predict, as `ranked` did before any was verified."""
+        individuals = [self._individual(id_, self.predicted) for id_ in self.predicted]
+        return tuple(sorted(individuals, key=_rank_by_value))
 
     def ranked(self, ids: Iterable[int] | None = None) -> tuple[Individual, ...]:
-        """Ranks individuals by mean minus standard error; of equals the simpler, then the older comes first.
+        """Ranks individuals by their value minus the cost of their complexity; verified ones come first.
+
+        Of equals the simpler, then the older comes first.
 
         Args:
           ids: the candidates to rank; None for all. Those without a fitness are left out.
@@ -225,11 +302,15 @@ def survivors(state: SearchState) -> tuple[int, ...]:
     """Selects the candidates that may become parents: the best of the young ones, one per behaviour.
 
     A candidate retires when it was not fine-tuned in `max_age` generations, so that a lucky result has to be
-    confirmed.
+    confirmed. On a landscape they are the best whose plans are `apart`.
 
     Returns:
       At most `population` candidate ids, best first.
     """
+    if state.has_landscapes:
+        return tuple(
+            individual.candidate.id for individual in apart(state.ranked_by_prediction(), state.config)
+        )
     oldest = state.generation - 1 - state.config.max_age
     young = [individual for individual in state.ranked() if individual.candidate.last_evaluated >= oldest]
     return tuple(
@@ -237,8 +318,32 @@ def survivors(state: SearchState) -> tuple[int, ...]:
     )
 
 
+def apart(ranked: Sequence[Individual], config: EvolveConfig, count: int | None = None) -> list[Individual]:
+    """Selects the first individuals whose plans differ from those selected before.
+
+    Args:
+      ranked: individuals, best first.
+      config: says by which share of kept channels plans must differ, `min_plan_distance`.
+      count: how many to select; by default the population's size.
+
+    Returns:
+      At most `count` of them, in their order.
+    """
+    selected: list[Individual] = []
+    plans: list[str] = []
+    for individual in ranked:
+        if len(selected) == (config.population if count is None else count):
+            break
+        assert individual.candidate.behaviour is not None
+        kept = individual.candidate.behaviour.kept
+        if all(plan_distance(kept, plan) >= config.min_plan_distance for plan in plans):
+            selected.append(individual)
+            plans.append(kept)
+    return selected
+
+
 def pareto_front(individuals: Iterable[Individual]) -> tuple[Individual, ...]:
-    """Selects the individuals that no other beats in both fitness (mean minus standard error) and complexity.
+    """Selects the individuals that no other beats in both value and complexity.
 
     Returns:
       The front, simplest first, so that each is better than all before it; of equals only the older one is there.
@@ -247,7 +352,7 @@ def pareto_front(individuals: Iterable[Individual]) -> tuple[Individual, ...]:
     for individual in sorted(
         individuals, key=lambda individual: (individual.candidate.complexity, _rank(individual))
     ):
-        if not front or individual.fitness.lower > front[-1].fitness.lower:
+        if not front or individual.value > front[-1].value:
             front.append(individual)
     return tuple(front)
 
@@ -316,14 +421,15 @@ def start_formulas(state: SearchState) -> list[Individual]:
     """Returns the library functions and own seeds of generation 0, the highest mean fitness first.
 
     They are ranked by the mean rather than by the mean minus standard error, because l2 has no error by definition
-    and would come first too often.
+    and would come first too often; verified ones come first.
     """
-    start = [
-        individual
-        for individual in state.ranked()
-        if individual.candidate.origin.startswith(("library:", "seed:"))
-    ]
-    return sorted(start, key=lambda individual: -individual.fitness.mean)
+    start = [individual for individual in state.ranked() if is_start_formula(individual)]
+    return sorted(start, key=lambda individual: (not individual.is_verified, -individual.fitness.mean))
+
+
+def is_start_formula(individual: Individual) -> bool:
+    """Whether the individual is a library function or own seed of generation 0."""
+    return individual.candidate.origin.startswith(("library:", "seed:"))
 
 
 def origin_name(individual: Individual) -> str:
@@ -331,5 +437,9 @@ def origin_name(individual: Individual) -> str:
     return individual.candidate.origin.split(":")[-1]
 
 
-def _rank(individual: Individual) -> tuple[float, int, int]:
-    return (-individual.fitness.lower, individual.candidate.complexity, individual.candidate.id)
+def _rank(individual: Individual) -> tuple[bool, float, int, int]:
+    return (not individual.is_verified, *_rank_by_value(individual))
+
+
+def _rank_by_value(individual: Individual) -> tuple[float, int, int]:
+    return (individual.cost - individual.value, individual.candidate.complexity, individual.candidate.id)

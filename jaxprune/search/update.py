@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from jaxprune.search.evaluation import Record, TrialRecord
-from jaxprune.search.fitness import TaskScale, task_scale
+from jaxprune.search.fitness import TaskScale, predicted_scale, task_scale
+from jaxprune.search.problem import Behaviour
 from jaxprune.search.state import (
     REFERENCE_ID,
     Candidate,
@@ -59,12 +60,29 @@ def tell(
     )
     if not state.scales:
         after = dataclasses.replace(after, scales=_scales(after))
-    archive = pareto_front(one_per_behaviour(after.ranked()))
-    after = dataclasses.replace(
-        after, population=survivors(after), archive=tuple(individual.candidate.id for individual in archive)
-    )
+    after = dataclasses.replace(after, population=survivors(after), archive=_archive(after))
     summary = _summary(after, new, trials, tally or Tally(), seconds)
     return dataclasses.replace(after, summaries=(*state.summaries, summary))
+
+
+def tell_verified(state: SearchState, records: Sequence[Record]) -> SearchState:
+    """Adds the records of a verification to the state; generation, candidates and population stay as they are.
+
+    Args:
+      state: the state that was verified; it is not changed.
+      records: the result of `verify`.
+
+    Returns:
+      The state, whose best and whose archive are verified by fine-tuning.
+    """
+    trials = [record for record in records if isinstance(record, TrialRecord)]
+    after = dataclasses.replace(
+        state,
+        results={**state.results, **{trial.key: trial.accuracy for trial in trials}},
+        evaluations=state.evaluations + sum(not trial.is_cached for trial in trials),
+        verified_at=state.generation,
+    )
+    return dataclasses.replace(after, archive=_archive(after))
 
 
 def estimate_seconds_left(seconds: Sequence[float], generations_left: int) -> float | None:
@@ -85,14 +103,20 @@ def estimate_seconds_left(seconds: Sequence[float], generations_left: int) -> fl
     return generations_left * sum(recent) / len(recent) if recent else None
 
 
+def _archive(state: SearchState) -> tuple[int, ...]:
+    """Returns the Pareto front, one candidate per behaviour; of verified ones if there are any."""
+    ranked = one_per_behaviour(state.ranked())
+    verified = [individual for individual in ranked if individual.is_verified]
+    return tuple(individual.candidate.id for individual in pareto_front(verified or ranked))
+
+
 def _scales(state: SearchState) -> Mapping[str, TaskScale]:
     """Measures on the library how much results vary on each task; the whole run uses these scales."""
+    valid = [candidate for candidate in state.candidates if candidate.origin.startswith("library:")]
+    if state.has_landscapes:
+        return _predicted_scales(state, [c.behaviour for c in valid if c.behaviour is not None])
     reference = state.candidates[REFERENCE_ID].digests if state.candidates else {}
-    library = [
-        candidate.digests
-        for candidate in state.candidates
-        if candidate.status == "ok" and candidate.origin.startswith("library:")
-    ]
+    library = [candidate.digests for candidate in valid if candidate.status == "ok"]
     scales = {task.name: task_scale(state.results, task, library, reference) for task in state.tasks}
     missing = [name for name, scale in scales.items() if not scale.reference > 0]
     if missing:
@@ -100,6 +124,21 @@ def _scales(state: SearchState) -> Mapping[str, TaskScale]:
             f"generation 0 needs results of l2 on every base, got none on {', '.join(missing)}. "
             "Evaluate all proposals of generation 0 before telling."
         )
+    return scales
+
+
+def _predicted_scales(state: SearchState, library: Sequence[Behaviour]) -> Mapping[str, TaskScale]:
+    """Measures the scales on what landscapes predict of the library; functions with the same plans count once."""
+    reference = state.candidates[REFERENCE_ID].behaviour if state.candidates else None
+    if reference is None or not reference.predicted:
+        raise ValueError(
+            "generation 0 needs what landscapes predict of l2, got nothing. Call the problem's fit_landscapes before "
+            'ask, or use EvolveConfig(fitness="finetune").'
+        )
+    scales = {}
+    for task in state.tasks:
+        distinct = {behaviour.digests[task.name]: behaviour.predicted[task.name] for behaviour in library}
+        scales[task.name] = predicted_scale(list(distinct.values()), task, reference.predicted[task.name])
     return scales
 
 
