@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from jaxprune.commands.network_options import add_task_options, flag
+from jaxprune.commands.output import note
 from jaxprune.config import (
     TASK_OPTIONS,
     Batching,
@@ -102,7 +103,6 @@ def run_evolve(arguments: argparse.Namespace) -> int:
     from jaxprune.search.interrupts import Interrupts, SearchInterrupted
     from jaxprune.search.run_files import log_event
     from jaxprune.search.search import evolve_problem, make_problem
-    from jaxprune.search.state import ending
 
     if not arguments.no_report and util.find_spec("matplotlib") is None:
         raise ImportError(
@@ -120,7 +120,7 @@ def run_evolve(arguments: argparse.Namespace) -> int:
             log_event(run_dir, "output lost", message)
 
     with LiveTable(on_lost=on_lost) as table:
-        callbacks = [] if arguments.quiet else [table]
+        callbacks = [_Messages()] if arguments.quiet else [table]
         try:
             table.on_message(f"Run directory: {run_dir}")
             problem = make_problem(
@@ -137,8 +137,6 @@ def run_evolve(arguments: argparse.Namespace) -> int:
             )
         except SearchInterrupted as stop:
             raise SearchInterrupted(f"{stop}\n{resume}", stop.signal_number) from stop
-        if arguments.quiet and (early := ending(result.state, result.stopped)):
-            table.on_message(early)  # otherwise it is among the messages of the search
         table.on_message(f"Best function: {result.best}")
         if arguments.no_report:
             return 0
@@ -155,6 +153,14 @@ def run_evolve(arguments: argparse.Namespace) -> int:
             raise SearchInterrupted(message, number or signal.SIGINT) from stop
     table.on_message(f"Report: {path}")
     return 0
+
+
+class _Messages:
+    """Shows the messages of a run, and nothing of its progress, on the standard error."""
+
+    def on_message(self, message: str) -> None:
+        """Prints a message as a line."""
+        note(message)
 
 
 def evolve_config(arguments: argparse.Namespace) -> RunConfig:

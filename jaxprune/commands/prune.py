@@ -152,7 +152,9 @@ def run_prune(arguments: argparse.Namespace) -> int:
     _claim_network(folder, overwrite=arguments.overwrite)
     f = find_function(arguments.metric)
     pool, base = base_pool(arguments, without=_OF_SEARCHES), arguments.base or 0
-    pruned = prune_base(pool, base, f, **_plan_options(arguments, pool))
+    options = _plan_options(arguments, pool)
+    check_before_training(pool, f, **options)
+    pruned = prune_base(pool, base, f, **options)
     try:
         write_file(arguments.out / "plan.json", pruned.plan.save)
         write_text(arguments.out / "result.json", json.dumps(pruned.facts, indent=1) + "\n")
@@ -181,6 +183,25 @@ def _print_pruned(pruned: Pruned, network: str) -> None:
         ("validation accuracy, %", *(f"{accuracy:.2f}" for accuracy in accuracies)),
     ]
     say(columns(rows))
+
+
+def check_before_training(pool: BasePool, f: PruningFunction, **options: Unpack[PlanOptions]) -> None:
+    """Checks on shapes alone that the network has what the function reads, and groups that the options fit.
+
+    Args:
+      pool: the base networks, none of which is trained.
+      f: scores the channels.
+      **options: keywords of `jp.plan`.
+
+    Raises:
+      ValueError: for an operand that the network lacks, or a budget or group that does not fit it.
+    """
+    from jaxprune.pruning.budgets import budget_counts
+
+    if absence := pool.programs.absence(f):
+        raise ValueError(absence)
+    # The smallest network, which decides whether a budget can be met, is the same for both scopes.
+    budget_counts(pool.programs.structure, **(options | PlanOptions(scope="group")))
 
 
 def prune_base(pool: BasePool, base: int, f: PruningFunction, **options: Unpack[PlanOptions]) -> Pruned:

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxprune.pruning.planning import KeptIndices, Plan, check_plan, index_arrays
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.layouts import keep_mask
-from jaxprune.structure.model_state import FlatState, Path, dotted, merge_model, take_apart
+from jaxprune.structure.model_state import FlatState, Path, dotted, merge_model, put_beside, take_apart
 from jaxprune.types import Array
 
 
@@ -32,7 +32,7 @@ def mask(model: nnx.Module, plan: Plan) -> nnx.Module:
       plan: which channels to keep.
 
     Returns:
-      A new model of the same shapes.
+      A new model of the same shapes, whose arrays are on the same devices, split in the same way.
 
     Raises:
       ValueError: if the plan was made for another network, or if the network computes weights in a way that sees zeros
@@ -42,7 +42,7 @@ def mask(model: nnx.Module, plan: Plan) -> nnx.Module:
     masks = channel_masks(check_plan(parts, plan), plan.kept)
     # NumPy masks, and device_put moves: jnp.asarray would compile a program for each new shape.
     masked = apply_masks(jax.device_get(parts.flat), masks)
-    return merge_model(parts.graphdef, jax.device_put(masked), parts.rest)
+    return merge_model(parts.graphdef, put_beside(masked, parts.flat), parts.rest)
 
 
 def channel_masks(structure: Structure, kept: KeptIndices) -> dict[Path, Array]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.text import shortened
 from jaxprune.types import Array, is_whole
 
 _LONGEST = 120
@@ -40,13 +41,13 @@ def kept_problem(name: str, kept: Sequence[int] | Array, width: int) -> str | No
         is_traced = isinstance(kept, jax.core.Tracer)
         values = range(kept.size) if is_traced else np.asarray(kept).tolist()  # those of a trace are unknown
     elif not is_sequence(kept) or not all(map(is_whole, kept)):
-        return f"group {name} needs a list of whole numbers as kept indices, got {shortened(kept)}"
+        return f"group {name} needs a list of whole numbers as kept indices, got {shown(kept)}"
     else:
         values = list(kept)
     if not 1 <= len(values) <= width:
-        return f"group {name} needs between 1 and {width} kept indices, got {len(values)}: {shortened(kept)}"
+        return f"group {name} needs between 1 and {width} kept indices, got {len(values)}: {shown(kept)}"
     if list(values) != sorted(set(values)) or values[0] < 0 or values[-1] >= width:
-        return f"group {name} needs rising indices between 0 and {width - 1}, got {shortened(kept)}"
+        return f"group {name} needs rising indices between 0 and {width - 1}, got {shown(kept)}"
     return None
 
 
@@ -61,14 +62,14 @@ def plan_problems(kept: object, widths: object) -> list[str]:
       One clause for each group with a problem; none if nothing is wrong.
     """
     if not isinstance(kept, Mapping) or not isinstance(widths, Mapping):
-        return [f"kept indices and widths go by group, got {shortened(kept)} and {shortened(widths)}"]
+        return [f"kept indices and widths go by group, got {shown(kept)} and {shown(widths)}"]
     problems = [f"group {name} needs a width and kept indices" for name in {*kept} ^ {*widths}]
     for name, indices in kept.items():
         width = widths.get(name)
         if name not in widths:
             continue
         if not is_whole(width, smallest=1):
-            problems.append(f"group {name} needs a whole number >= 1 as width, got {shortened(width)}")
+            problems.append(f"group {name} needs a whole number >= 1 as width, got {shown(width)}")
         elif problem := kept_problem(name, indices, width):
             problems.append(problem)
     return problems
@@ -89,7 +90,7 @@ def network_problems(widths: Mapping[str, int], network_widths: Mapping[str, int
         if name not in network_widths:
             problems.append(f"no group is called {name!r} (groups: {', '.join(network_widths)})")
         elif width != network_widths[name]:
-            problems.append(f"group {name} has {network_widths[name]} channels, not {shortened(width)}")
+            problems.append(f"group {name} has {network_widths[name]} channels, not {shown(width)}")
     return problems
 
 
@@ -98,10 +99,10 @@ def is_sequence(value: object) -> TypeGuard[Sequence[object]]:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
-def shortened(value: object) -> str:
+def shown(value: object) -> str:
     """Returns a value as a message shows it, cut where it is long."""
     try:
         text = repr(np.asarray(value).tolist() if isinstance(value, np.ndarray | jax.Array) else value)
     except Exception:  # a traced array, or a whole number of more digits than Python writes
         text = type(value).__name__
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return shortened(text, _LONGEST)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path as FilePath
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from jaxprune.pruning.plan_checks import (
     kept_problem,
     network_problems,
     plan_problems,
-    shortened,
+    shown,
 )
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import Parts, fingerprint
@@ -48,7 +49,8 @@ class Plan:
     """
 
     kept: Mapping[str, tuple[int, ...]]
-    """Group name -> sorted kept indices; groups that stay whole are listed too, and those left out stay whole."""
+    """Group name -> sorted kept indices; groups that stay whole are listed too, and those left out stay whole.
+    Read-only, as `widths` is: what was checked once stays as it is."""
     widths: Mapping[str, int]
     """Group name -> number of channels before pruning."""
     fingerprint: str
@@ -69,8 +71,14 @@ class Plan:
                 "make_plan()."
             )
         kept = {name: tuple(np.asarray(indices).tolist()) for name, indices in self.kept.items()}
-        object.__setattr__(self, "kept", kept)
-        object.__setattr__(self, "widths", {name: int(width) for name, width in self.widths.items()})
+        widths = {name: int(width) for name, width in self.widths.items()}
+        object.__setattr__(self, "kept", MappingProxyType(kept))
+        object.__setattr__(self, "widths", MappingProxyType(widths))
+
+    def __reduce__(self) -> tuple[type[Plan], tuple[object, ...]]:
+        """Makes copies and pickles of the fields, because read-only mappings have none."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return Plan, tuple((values | {"kept": dict(self.kept), "widths": dict(self.widths)}).values())
 
     @property
     def kept_counts(self) -> dict[str, int]:
@@ -107,19 +115,19 @@ class Plan:
         Raises:
           ValueError: if the text is not a plan, or is of a newer format.
         """
-        record = _read_record(text)
-        groups = record["groups"]
-        kept = {name: group["kept"] for name, group in groups.items()}
-        widths = {name: group["width"] for name, group in groups.items()}
-        if problems := plan_problems(kept, widths):
-            raise _no_plan("; ".join(problems))
+        return cls._from_record(_read_record(text))
+
+    @classmethod
+    def _from_record(cls, record: Mapping[str, Any], source: str = "") -> Plan:
+        """Returns the plan that a record holds."""
         return cls(
-            kept=kept,
-            widths=widths,
+            kept={name: group["kept"] for name, group in record["groups"].items()},
+            widths={name: group["width"] for name, group in record["groups"].items()},
             fingerprint=record["fingerprint"],
             example_shape=tuple(record["example"]["shape"]),
             example_dtype=record["example"]["dtype"],
             notes=tuple(record.get("notes", ())),
+            source=source,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -141,7 +149,7 @@ class Plan:
         """
         try:
             text = FilePath(path).read_text(encoding="utf-8-sig")
-            return replace(cls.from_json(text), source=os.fspath(path))
+            return cls._from_record(_read_record(text), source=os.fspath(path))
         except ValueError as error:  # among them text that is not UTF-8
             raise ValueError(f"{os.fspath(path)}: {error}") from error
 
@@ -288,8 +296,7 @@ def check_plan(parts: Parts, plan: Plan) -> Structure:
             "Make a new plan for this network, or load the right one."
         )
     structure = structure_of_parts(parts, plan.example)
-    problems = plan_problems(plan.kept, plan.widths) + network_problems(plan.widths, structure.widths)
-    if problems:
+    if problems := network_problems(plan.widths, structure.widths):
         raise ValueError(
             f"{origin}needs kept indices that fit the network's groups: {'; '.join(problems)}. "
             "Make a new plan for this network."
@@ -335,33 +342,33 @@ def _read_record(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # a RecursionError for brackets that are nested too deeply
         raise _no_plan(f"got {text[:60]!r} ({type(error).__name__}: {error})") from error
     if not isinstance(record, dict):
-        raise _no_plan(f"got {shortened(record)}")
+        raise _no_plan(f"got {shown(record)}")
     missing = [name for name in ("format", "fingerprint", "example", "groups") if name not in record]
     if missing:
         raise _no_plan(f"{', '.join(missing)} missing, got {text[:60]!r}")
     version, digest, example = record["format"], record["fingerprint"], record["example"]
     if is_whole(version) and version > _FORMAT:
         raise ValueError(
-            f"needs a plan of format {_FORMAT} or older, got {shortened(version)}. Use a newer jaxprune to read it."
+            f"needs a plan of format {_FORMAT} or older, got {shown(version)}. Use a newer jaxprune to read it."
         )
     if not is_whole(version, smallest=1):
-        raise _no_plan(f"format must be {_FORMAT}, got {shortened(version)}")
+        raise _no_plan(f"format must be {_FORMAT}, got {shown(version)}")
     if not isinstance(digest, str):
-        raise _no_plan(f"fingerprint must be a text, got {shortened(digest)}")
+        raise _no_plan(f"fingerprint must be a text, got {shown(digest)}")
     if (
         not isinstance(example, dict)
         or not _is_shape(example.get("shape"))
         or not _is_dtype(example.get("dtype"))
     ):
-        raise _no_plan(f"example must have a shape and a dtype of JAX, got {shortened(example)}")
+        raise _no_plan(f"example must have a shape and a dtype of JAX, got {shown(example)}")
     groups, notes = record["groups"], record.get("notes", [])
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
-        raise _no_plan(f"notes must be a list of texts, got {shortened(notes)}")
+        raise _no_plan(f"notes must be a list of texts, got {shown(notes)}")
     if not isinstance(groups, dict):
-        raise _no_plan(f"groups must be an object, got {shortened(groups)}")
+        raise _no_plan(f"groups must be an object, got {shown(groups)}")
     for name, group in groups.items():
         if not isinstance(group, dict) or not {"width", "kept"} <= group.keys():
-            raise _no_plan(f"group {name} must have a width and kept indices, got {shortened(group)}")
+            raise _no_plan(f"group {name} must have a width and kept indices, got {shown(group)}")
     return record
 
 

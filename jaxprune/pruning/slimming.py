@@ -12,7 +12,7 @@ from jaxprune.pruning.planning import KeptIndices, Plan, check_plan, index_array
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.layer_sizes import stored_sizes
 from jaxprune.structure.layouts import gather
-from jaxprune.structure.model_state import FlatState, Path, merge_model, take_apart
+from jaxprune.structure.model_state import FlatState, Path, merge_model, put_beside, take_apart
 from jaxprune.structure.verification import Attributes, find_misfit, slim_graph
 from jaxprune.types import Array
 
@@ -33,7 +33,8 @@ def slim(model: nnx.Module, plan: Plan, *, attributes: Attributes | None = None)
         `{"blocks.0.attention.head_dim": 16}`.
 
     Returns:
-      A new model.
+      A new model, whose arrays are on the same devices. They are split as before where the new sizes divide evenly, and
+      replicated elsewhere.
 
     Raises:
       ValueError: if the plan was made for another network, or if code of the model still relies on an old size; the
@@ -55,7 +56,7 @@ def slim(model: nnx.Module, plan: Plan, *, attributes: Attributes | None = None)
         if misfit is None:
             # NumPy cuts, and device_put moves: jnp.asarray would compile a program, and keep it, for each new shape.
             arrays = slim_state(structure, jax.device_get(parts.flat), plan.kept)
-            return merge_model(graphdef, jax.device_put(arrays), parts.rest)
+            return merge_model(graphdef, put_beside(arrays, parts.flat), parts.rest)
         problem = misfit.reason
         required = stored_sizes(model, {plan.widths[name]: len(channels) for name, channels in kept.items()})
     missing = {path: size for path, size in required.items() if path not in attributes}

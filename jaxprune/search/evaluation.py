@@ -417,5 +417,6 @@ def _cause(error: Exception) -> str:
 
 
 def _trial(candidate: Candidate, task: TaskInfo, base: int, repeat: int) -> Trial:
+    assert candidate.behaviour is not None
     digest = candidate.digests[task.name][base]
-    return Trial(task.name, SEARCH_POOL, base, repeat, digest, candidate.expression)
+    return Trial(task.name, SEARCH_POOL, base, repeat, digest, candidate.expression, candidate.behaviour.kept)

@@ -7,6 +7,7 @@ each). The search knows nothing else about networks, so it can be tested in mill
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -127,6 +128,33 @@ def pack_kept(is_kept: Sequence[np.ndarray]) -> str:
     return np.packbits(np.concatenate(bits)).tobytes().hex()
 
 
+def unpack_kept(kept: str, widths: Sequence[int]) -> list[np.ndarray]:
+    """Returns the vectors that `pack_kept` packed.
+
+    Args:
+      kept: a text of `pack_kept`.
+      widths: the length of each vector.
+
+    Returns:
+      One boolean vector per width.
+
+    Raises:
+      ValueError: if the text does not have as many bits as the widths need.
+
+    Example:
+      >>> [vector.tolist() for vector in unpack_kept("8d", [4, 4])]
+      [[True, False, False, False], [True, True, False, True]]
+    """
+    ends = np.cumsum([0, *widths])
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(kept), np.uint8)).astype(bool)
+    if len(bits) != -(-ends[-1] // 8) * 8:
+        raise ValueError(
+            f"packed plans for {ends[-1]} channels need {-(-ends[-1] // 8)} bytes, got {len(bits) // 8}. "
+            "Take them from a behaviour of the same problem."
+        )
+    return [bits[first:last] for first, last in itertools.pairwise(ends)]
+
+
 def plan_distance(kept: str, other: str) -> float:
     """Computes the share of kept channels that two packed plans do not have in common.
 
@@ -153,7 +181,8 @@ class Trial:
     """One fine-tuning to run: a function on one base of one task, with the random keys of one repeat.
 
     The repeat selects data order and augmentation. All trials with the same task, pool, base and repeat share them,
-    so that differences between functions are paired.
+    so that differences between functions are paired. `kept` holds the function's plans as its `Behaviour` does; where
+    it is empty, a problem plans with the function again.
     """
 
     task: str
@@ -162,6 +191,7 @@ class Trial:
     repeat: int
     digest: str
     function: Expression = field(compare=False)
+    kept: str = field(default="", compare=False)
 
     @property
     def key(self) -> TrialKey:
@@ -224,6 +254,15 @@ class BatchProblem(Protocol):
 
     def run_many(self, trials: Sequence[Trial]) -> Iterable[Outcome]:
         """Yields the outcomes that `run` would return, in the order of `trials`, each as soon as it is known."""
+        ...
+
+
+@runtime_checkable
+class StructuredProblem(Protocol):
+    """A problem that knows before any training which operands its networks have."""
+
+    def absence(self, function: Expression) -> str:
+        """Says which operands a function reads that some network lacks; "" if they all have them."""
         ...
 
 

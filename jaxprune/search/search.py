@@ -41,6 +41,7 @@ from jaxprune.search.state import (
     Individual,
     SearchState,
     ending,
+    guesses_without_operands,
     lost_guesses,
 )
 from jaxprune.search.task_problem import TaskProblem
@@ -264,6 +265,8 @@ def evolve_problem(
         run.event("resumed" if state.generation else "started", f"generation {state.generation}")
         notify(callbacks, "on_start", state)
         loop = _Loop(run, run.journal, interrupts, callbacks, config.time_limit_seconds)
+        for text, absence in guesses_without_operands(state).items() if state.generation == 0 else ():
+            run.notice(f"The guess {text} is left out: {absence}")
         try:
             state, stopped = loop.until_stopped(state)
         except InfrastructureError as error:
@@ -429,7 +432,7 @@ class _Loop:
             batch = self._propose(limited)
         if not batch.proposals:
             raise SearchStopped("exhausted" if batch.tally.proposed else "evaluations")
-        self._tell_lost_guesses(batch)
+        self._tell_lost_guesses(state, batch)
         if state.generation == 0:
             for name, facts in state.banks.items():
                 self.journal.write({"kind": "bank", "task": name, **dataclasses.asdict(facts)})
@@ -474,10 +477,11 @@ class _Loop:
                 report_failure(action, failures, error, self.run.notice)
             gc.collect()  # frees device buffers that the traceback held
 
-    def _tell_lost_guesses(self, batch: ProposalBatch) -> None:
-        """Tells the user which of the given formulas cannot be scored, and why."""
+    def _tell_lost_guesses(self, state: SearchState, batch: ProposalBatch) -> None:
+        """Tells the user which others of the given formulas cannot be scored, and why."""
         for guess in lost_guesses([proposal.candidate for proposal in batch.proposals]):
-            self.run.notice(f"The guess {guess.text} is left out, because it is invalid: {guess.reason}.")
+            if guess.text not in guesses_without_operands(state):  # which were told before the training
+                self.run.notice(f"The guess {guess.text} is left out, because it is invalid: {guess.reason}.")
 
     def _save(self, record: Record) -> None:
         """Writes a record to the journal and reports fine-tunings."""

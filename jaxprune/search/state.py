@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Literal
 
 from jaxprune.language.parsing import parse
 from jaxprune.search.fitness import Fitness, TaskScale, fitness_of, mean_of, predicted_fitness
-from jaxprune.search.problem import BankFacts, Behaviour, Problem, TaskInfo, TrialKey, plan_distance
+from jaxprune.search.problem import (
+    BankFacts,
+    Behaviour,
+    Problem,
+    StructuredProblem,
+    TaskInfo,
+    TrialKey,
+    plan_distance,
+)
 from jaxprune.search.settings import EvolveConfig
 
 if TYPE_CHECKING:
@@ -382,6 +390,22 @@ def ancestry(state: SearchState, candidate_id: int) -> tuple[Candidate, ...]:
             family.add(current)
             waiting.extend(state.candidates[current].parents)
     return tuple(state.candidates[id_] for id_ in sorted(family))
+
+
+def guesses_without_operands(state: SearchState) -> dict[str, str]:
+    """Finds the given formulas that read an operand which a network lacks, without any training.
+
+    Args:
+      state: of a search.
+
+    Returns:
+      Text of the guess -> what it lacks.
+    """
+    problem = state.problem
+    if not isinstance(problem, StructuredProblem):
+        return {}
+    absences = {text: problem.absence(parse(text)) for text in state.guesses}
+    return {text: absence for text, absence in absences.items() if absence}
 
 
 def lost_guesses(candidates: Iterable[Candidate]) -> list[Candidate]:

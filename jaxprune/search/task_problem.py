@@ -14,7 +14,7 @@ from jaxprune.language.canonical import canonical_form
 from jaxprune.language.expression import Expression
 from jaxprune.language.vocabulary import DEFAULT_VOCABULARY, OPERANDS, Vocabulary
 from jaxprune.observation.observed import Observed
-from jaxprune.search.problem import SEARCH_POOL, Behaviour, Outcome, TaskInfo, Trial, pack_kept
+from jaxprune.search.problem import SEARCH_POOL, Behaviour, Outcome, TaskInfo, Trial, pack_kept, unpack_kept
 from jaxprune.tasks.base_networks import Base, BasePool, Entry, FirstRoundPlan, Pool
 from jaxprune.tasks.task_identity import Identity
 from jaxprune.tasks.task_programs import TaskPrograms
@@ -52,7 +52,6 @@ class TaskProblem:
     ) -> None:
         check_unique(tasks)
         self.seed, self.folder, self.on_base, self.on_message = seed, folder, on_base, on_message
-        self._plans: dict[tuple[str, int, str], Kept] = {}  # (task, base, digest) -> plan
         self.programs = {task.name: TaskPrograms(task, strategy=strategy) for task in tasks}
         fingerprints = {name: f"{programs.fingerprint}-{seed}" for name, programs in self.programs.items()}
         self.tasks = tuple(
@@ -70,6 +69,11 @@ class TaskProblem:
     def is_known_as(self, task: str, fingerprint: str) -> bool:
         """Tells whether a fingerprint, with any seed, is that of a task, also by the rule of earlier versions."""
         return self.programs[task].is_known_as(fingerprint.rpartition("-")[0])
+
+    def absence(self, function: Expression) -> str:
+        """Says which operands a function reads that the network of some task lacks; trains nothing."""
+        reasons = {name: programs.absence(function) for name, programs in self.programs.items()}
+        return next((f"on task {name}, {reason}" for name, reason in reasons.items() if reason), "")
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -89,13 +93,6 @@ class TaskProblem:
           One behaviour per function; `Invalid` if the function is invalid on any base.
         """
         by_task = {name: pool.plans(functions) for name, pool in self.pools.items()}
-        for name, plans in by_task.items():
-            self._plans |= {
-                (name, base, _digest(function, plan, self.programs[name])): plan.kept
-                for function, by_base in zip(functions, plans, strict=True)
-                for base, plan in enumerate(by_base)
-                if isinstance(plan, FirstRoundPlan)
-            }
         return [
             _behaviour(function, {name: plans[i] for name, plans in by_task.items()}, self.programs)
             for i, function in enumerate(functions)
@@ -153,9 +150,23 @@ class TaskProblem:
     def _entry(self, trial: Trial) -> Entry:
         if trial.pool != SEARCH_POOL:
             raise ValueError(f"a search's trials are on the pool {SEARCH_POOL!r}, got {trial.pool!r}.")
-        # After a resume the plan may be missing, because another process made it; then the pool plans again.
-        kept = self._plans.get((trial.task, trial.base, trial.digest))
+        kept = self._kept(trial) if trial.kept else None
         return Entry(trial.base, trial.repeat, trial.function, kept)
+
+    def _kept(self, trial: Trial) -> Kept:
+        """The first plan of a trial, from its packed plans on all bases."""
+        layout = [
+            (name, base, group)
+            for name, pool in self.pools.items()
+            for base in range(pool.num_bases)
+            for group in self.programs[name].rounds[0].counts
+        ]
+        widths = [self.programs[name].structure.widths[group] for name, _, group in layout]
+        return tuple(
+            (group, tuple(np.flatnonzero(is_kept).tolist()))
+            for (name, base, group), is_kept in zip(layout, unpack_kept(trial.kept, widths), strict=True)
+            if (name, base) == (trial.task, trial.base)
+        )
 
 
 def available_operands(observed: Observed) -> frozenset[str]:

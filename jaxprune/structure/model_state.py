@@ -180,6 +180,39 @@ def merge_model(
     return nnx.merge(graphdef, *state)
 
 
+def put_beside(host: Mapping[Path, Array], originals: Mapping[Path, Array]) -> FlatState:
+    """Moves arrays to the devices of the arrays that they replace, without compiling anything.
+
+    Args:
+      host: path -> NumPy array, of the shape of its original or a smaller one.
+      originals: path -> array of the network.
+
+    Returns:
+      Path -> JAX array, placed as its original. Where an axis is split over devices and its new size cannot be split
+      as evenly, the array is replicated over these devices.
+
+    Example:
+      >>> put_beside({("w",): np.ones(2)}, {("w",): jnp.ones(3)})
+      {('w',): Array([1., 1.], dtype=float32)}
+    """
+    return {
+        path: jax.device_put(array, _place_of(originals[path], array.shape)) for path, array in host.items()
+    }
+
+
+def _place_of(original: Array, shape: tuple[int, ...]) -> jax.sharding.Sharding | None:
+    """Returns where an array of that shape goes; None stands for wherever JAX puts new arrays, as the original is."""
+    if not isinstance(original, jax.Array) or not original.committed:
+        return None
+    place = original.sharding
+    if isinstance(place, jax.sharding.NamedSharding):
+        try:
+            place.shard_shape(shape)
+        except ValueError:
+            return place.update(spec=jax.sharding.PartitionSpec())
+    return place
+
+
 def merge_to_run(
     graphdef: nnx.GraphDef[nnx.Module],
     flat: Mapping[Path, Array],

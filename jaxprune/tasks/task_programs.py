@@ -15,11 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxprune.language.expression import Expression
 from jaxprune.observation.observer import Observer, make_observer
 from jaxprune.observation.sample import balanced_sample
 from jaxprune.pruning.masking import channel_masks, check_maskable
 from jaxprune.pruning.planning import make_plan
 from jaxprune.pruning.slimming import slim, slim_state
+from jaxprune.scoring.metrics import Metric, PruningFunction
+from jaxprune.scoring.status import explain_absent
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState
 from jaxprune.structure.tracing import trace_structure
@@ -112,6 +115,23 @@ class TaskPrograms:
     def is_known_as(self, fingerprint: str) -> bool:
         """Tells whether a fingerprint is the task's, or the one that an earlier version of jaxprune gave it."""
         return fingerprint == self.fingerprint or fingerprint in self.earlier_fingerprints
+
+    def absence(self, f: PruningFunction) -> str:
+        """Says which operands a function reads that the network has nowhere, whatever its weights are.
+
+        Args:
+          f: a pruning function.
+
+        Returns:
+          A sentence, or "" if it has all, as far as the structure shows.
+        """
+        names = f.operands if isinstance(f, Expression | Metric) else frozenset()
+        absent: dict[str, tuple[str, ...]] = {}
+        for path, site in self.structure.sites.items():
+            sources = {"gamma": site.gamma, "beta": site.beta, "WO": site.consumer}
+            if lacking := tuple(name for name in sources if name in names and sources[name] is None):
+                absent[path] = lacking
+        return explain_absent(f, absent) if absent else ""
 
     @property
     def is_vmapped(self) -> bool:

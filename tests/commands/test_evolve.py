@@ -77,6 +77,15 @@ def test_quiet_shows_no_table(toy, tmp_path, capsys):
     assert "gen " not in capsys.readouterr().out
 
 
+def test_quiet_shows_messages_as_plain_sentences(toy, tmp_path, capsys, recwarn):
+    guesses = [f"--guess=mean(X)*{number}" for number in range(2, 12)]  # the toy finds some of them invalid
+    assert evolve(tmp_path / "run", "--quiet", *guesses) == 0
+    told = capsys.readouterr().err
+    assert "is left out, because it is invalid: a toy reason." in told
+    assert all(line.startswith("The guess mean(X)*") for line in told.splitlines())
+    assert "Warning" not in told and not [w for w in recwarn if "guess" in str(w.message)]
+
+
 def test_resume_needs_no_other_flags_and_may_go_further(toy, tmp_path):
     assert evolve(tmp_path / "a", "--seed", "3") == 0
     resume = ["evolve", "--run-dir", str(tmp_path / "a"), "--resume", "--no-report", "--generations", "4"]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+from tiny_task import tiny_programs
 
 from jaxprune.cli import main
 from jaxprune.commands.prune import prune_base
 from jaxprune.language.library import library
+from jaxprune.pruning.budgets import budget_counts
 from jaxprune.pruning.planning import Plan
 from jaxprune.tasks.base_networks import BasePool
 from jaxprune.tasks.task_programs import TaskPrograms
@@ -71,7 +74,10 @@ def test_the_same_prune_twice_is_the_same(bases_dir):
     ("arguments", "message"),
     [
         (["--base", "-1"], "--base needs a number from 0, got -1."),
-        (["--metric", "bn_scale"], "pruning needs finite scores that differ, got none from abs(gamma)"),
+        (
+            ["--metric", "bn_scale"],
+            "abs(gamma) needs operand gamma, which producer first.kernel does not have",
+        ),
         (["--metric", "N/(NX - NX)"], "not finite in group first.kernel, channel 0"),
         (["--metric", "N + 1"], "constant in every group"),
         (["--kept-fraction", "0"], "kept_fraction must be in (0, 1], got 0.0"),
@@ -90,6 +96,40 @@ def test_what_cannot_be_pruned_is_explained(arguments, message, prune, tmp_path,
     assert prune(*arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--metric", "bn_scale"],
+        ["--kept-counts", "0"],
+        ["--kept-counts", "9"],
+        ["--kept-counts", "third.kernel=2"],
+        ["--kept-counts", "few"],
+        ["--kept-counts", "2", "--ignore", "first.kernel"],
+        ["--ignore", "conv9*"],
+        ["--ignore", "*", "--kept-fraction", "0.5"],
+        ["--macs-fraction", "0.0001"],
+        ["--params-fraction", "0.0001", "--scope", "global"],
+    ],
+)
+def test_what_the_structure_shows_is_said_before_training(arguments, prune, monkeypatch, capsys):
+    monkeypatch.setattr(BasePool, "bases", property(lambda pool: pytest.fail("trained")))
+    assert prune(*arguments) == 2
+    assert "jaxprune prune: error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scope", ["group", "global"])
+@pytest.mark.parametrize("multiple_of", [1, 3, 4])
+def test_both_scopes_end_at_the_same_smallest_network(scope, multiple_of):
+    structure = tiny_programs().structure
+    scores = {name: np.arange(width, dtype=float) for name, width in structure.widths.items()}
+    smallest = {name: min(width, multiple_of) for name, width in structure.widths.items()}
+    share = structure.count_macs(smallest) / structure.count_macs()
+    options = {"scores": scores, "scope": scope, "multiple_of": multiple_of}
+    assert budget_counts(structure, macs_fraction=share * (1 + 1e-9), **options) == smallest
+    with pytest.raises(ValueError, match="cannot be met"):
+        budget_counts(structure, macs_fraction=share * 0.999, **options)
 
 
 def test_an_out_that_cannot_be_written_is_named(prune, tmp_path, capsys):

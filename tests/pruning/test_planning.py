@@ -212,7 +212,7 @@ def test_a_plan_for_another_network_is_refused():
 
 def test_kept_indices_alone_are_no_plan():
     with pytest.raises(TypeError, match=r"needs a Plan, got dict\. Make one with plan\(\)"):
-        slim(plain(), plan_plain(kept_fraction=0.5).kept)
+        slim(plain(), dict(plan_plain(kept_fraction=0.5).kept))
 
 
 @pytest.mark.parametrize(

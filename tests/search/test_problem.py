@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxprune.search.problem import Behaviour, Outcome, TaskInfo, pack_kept, plan_distance
+from jaxprune.search.problem import Behaviour, Outcome, TaskInfo, pack_kept, plan_distance, unpack_kept
 from jaxprune.search.settings import EvolveConfig
 
 
@@ -22,6 +22,11 @@ def test_plan_distance_is_the_share_not_in_common() -> None:
     assert plan_distance("", other) == 1.0
     assert pack_kept([]) == ""
     assert plan_distance("00", "00") == 0.0
+
+
+def test_packed_plans_of_another_problem_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"for 9 channels need 2 bytes, got 1.*of the same problem"):
+        unpack_kept("8d", [4, 5])
 
 
 @pytest.mark.parametrize("accuracy", [float("nan"), -1.0, 100.5])

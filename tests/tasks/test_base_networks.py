@@ -299,6 +299,18 @@ def test_running_many_trials_equals_running_each(problem: TaskProblem) -> None:
     ]
 
 
+@pytest.mark.parametrize("task", ["tiny", "other"])
+def test_a_trial_carries_the_plan_of_its_base(problem: TaskProblem, task: str) -> None:
+    f = library["fdr"]
+    (behaviour,) = problem.behaviours([f])
+    assert isinstance(behaviour, Behaviour)
+    for base, plan in enumerate(problem.pools[task].plans([f])[0]):
+        digest = behaviour.digests[task][base]
+        entry = problem._entry(Trial(task, "search", base, 0, digest, f, behaviour.kept))
+        assert isinstance(plan, FirstRoundPlan) and entry.kept == plan.kept
+        assert kept_digest(plan.kept) == digest
+
+
 def test_a_search_cannot_ask_for_final_bases(problem: TaskProblem) -> None:
     with pytest.raises(ValueError, match="a search's trials are on the pool 'search', got 'final'"):
         problem.run(Trial("tiny", "final", 0, 0, "x", library["l1"]))
