@@ -213,6 +213,8 @@ def _reading(name: str, hint: object) -> dict[str, Any]:
     kinds = get_args(hint) or (hint,)
     if all(isinstance(kind, str) for kind in kinds):
         return {"choices": kinds}
+    if hint is bool:
+        return {"action": "store_true"}
     if name == "time_limit_seconds":
         return {"type": _duration, "metavar": "TIME"}
     if type(None) in kinds:

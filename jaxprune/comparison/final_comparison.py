@@ -17,8 +17,9 @@ from jaxprune.comparison.results import Comparison
 from jaxprune.files import RunDirectoryError, sealed, to_text, write_atomically
 from jaxprune.language.expression import Expression
 from jaxprune.language.library import library, own_seeds
+from jaxprune.search.callbacks import notify
 from jaxprune.search.run_files import FORMAT, REMEDIES, read_run_file
-from jaxprune.search.search import evolve_problem, notify
+from jaxprune.search.search import evolve_problem
 from jaxprune.search.state import Individual, SearchState, origin_name, start_formulas
 from jaxprune.search.task_problem import TaskProblem
 from jaxprune.tasks.base_networks import Base

@@ -74,9 +74,9 @@ def pareto_figure(state: SearchState, *, max_labels: int = 10) -> Figure:
     front, individuals = [state.individual(id_) for id_ in state.archive], state.ranked()
     labelled = front[-max_labels:]
     complexity = np.array([individual.candidate.complexity for individual in individuals])
-    lower = np.array([individual.fitness.lower for individual in individuals])
+    lower = np.array([individual.value for individual in individuals])
     x = np.array([individual.candidate.complexity for individual in front])
-    y = np.array([individual.fitness.lower for individual in front])
+    y = np.array([individual.value for individual in front])
     height = 0.19 * len(labelled) + 0.25
     with new_figure(8, 4.3 + height) as figure:
         axes, below = figure.subplots(2, 1, height_ratios=[4.3, height])
@@ -90,7 +90,7 @@ def pareto_figure(state: SearchState, *, max_labels: int = 10) -> Figure:
         axes.set_ylim(low - 0.1 * span, low + 1.14 * span)
         axes.set_xlim(0, right)
         axes.set_xlabel("complexity (weighted number of nodes)")
-        axes.set_ylabel(fitness_label(state, "mean − SE"))
+        axes.set_ylabel(fitness_label(state, "mean" if state.has_landscapes else "mean − SE"))
         axes.set_title("Fitness and complexity")
         axes.grid()
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1.0), ncols=3, columnspacing=1.2, handlelength=1.6)
@@ -98,7 +98,7 @@ def pareto_figure(state: SearchState, *, max_labels: int = 10) -> Figure:
         for number, individual in enumerate(labelled, start=1):
             candidate, fitness, is_best = individual.candidate, individual.fitness, individual is front[-1]
             axes.annotate(
-                str(number), (candidate.complexity, fitness.lower), xytext=(-4, 6), textcoords="offset points",
+                str(number), (candidate.complexity, individual.value), xytext=(-4, 6), textcoords="offset points",
                 ha="right", fontsize=9, fontweight="bold", color=WINNER if is_best else color,
             )  # fmt: skip
             value = f"{fitness.mean:+.2f} ± {fitness.se:.2f}"
@@ -117,9 +117,9 @@ def fitness_label(state: SearchState, statistic: str = "mean") -> str:
       state: says which fitness was searched for.
       statistic: what of the fitness the axis shows.
     """
-    if state.config.fitness == "paired":
+    if state.config.joint == "paired":
         return f"fitness, {statistic}: difference to l2\n(standard deviations of the library)"
-    return f"fitness, {statistic}: {state.config.fitness}\nmean of accuracies (%)"
+    return f"fitness, {statistic}: {state.config.joint}\nmean of accuracies (%)"
 
 
 def _draw_candidates(

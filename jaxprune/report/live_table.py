@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from jaxprune.search.search import Callback
+from jaxprune.search.callbacks import Callback
 from jaxprune.search.state import GenerationSummary, SearchState
 from jaxprune.text import duration, shortened
 
@@ -112,13 +112,13 @@ class LiveTable(Callback):
         if self._rows and self.is_live:  # of an earlier search, when this is the random search beside it
             self.console.print(self._table(self._rows))
         self._rows = list(state.summaries)
-        is_paired, num_generations = state.config.fitness == "paired", state.config.generations
+        is_paired, num_generations = state.config.joint == "paired", state.config.generations
         self._unit = " sd" if is_paired else " %"
         tasks = ", ".join(f"{task.name} ({_count(task.bases, 'base')})" for task in state.tasks)
         meaning = (
             "difference to l2 in standard deviations of the library (sd)"
             if is_paired
-            else f"{state.config.fitness} mean of accuracies (%)"
+            else f"{state.config.joint} mean of accuracies (%)"
         )
         self.on_message(
             f"Searching on {tasks}; fitness: {meaning}, mean +- standard error over bases (n, all tasks)."

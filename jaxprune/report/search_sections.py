@@ -122,10 +122,10 @@ def _cost_rows(run: Run) -> list[list[str]]:
 
 def _fitness(state: SearchState) -> str:
     """Returns what the fitness is, with its unit."""
-    if state.config.fitness == "paired":
+    if state.config.joint == "paired":
         spreads = ", ".join(f"{scale.spread:.2f} on {name}" for name, scale in state.scales.items())
         return (
             "weighted mean over tasks of the paired difference to l2, in standard deviations of the library functions "
             f"(in points: {spreads})"
         )
-    return f"weighted {state.config.fitness} mean over tasks of validation accuracies in percent"
+    return f"weighted {state.config.joint} mean over tasks of validation accuracies in percent"

@@ -19,10 +19,11 @@ from jaxprune.figures.style import new_figure, save_figure
 from jaxprune.files import write_atomically
 from jaxprune.report.result_sections import Run, optimism_section, results_section, verdict_section
 from jaxprune.report.search_sections import behaviour_section, formula_section, search_section
+from jaxprune.search.callbacks import notify_or_warn
 from jaxprune.search.problem import Problem
 from jaxprune.search.run_directory import RunDirectory, load_run
 from jaxprune.search.run_files import read_events
-from jaxprune.search.search import SearchResult, notify_or_warn
+from jaxprune.search.search import SearchResult
 from jaxprune.search.state import Individual, SearchState
 from jaxprune.search.task_problem import TaskProblem
 

@@ -1,8 +1,9 @@
 """Evaluates proposals: decides which fine-tunings a generation runs and in which order, and retries failed ones.
 
 Every candidate is tried on one base per task, the better third of them on all bases, and elites on one further base or
-repeat per task. On a landscape candidates are only recorded, and the leaders are tried at the end, by `verify`. Wherever a candidate is tried, l2 is tried first with the same keys. A fine-tuning whose plan is
-already known on that base with those keys is never run again.
+repeat per task. On a landscape candidates are only recorded, and the leaders are tried at the end, by `verify`.
+Wherever a candidate is tried, l2 is tried first with the same keys. A fine-tuning whose plan is already known on that
+base with those keys is never run again.
 """
 
 from __future__ import annotations
@@ -29,14 +30,8 @@ from jaxprune.search.problem import (
     Trial,
     TrialKey,
 )
-from jaxprune.search.state import (
-    REFERENCE_ID,
-    Candidate,
-    Individual,
-    SearchState,
-    apart,
-    is_start_formula,
-)
+from jaxprune.search.selection import apart
+from jaxprune.search.state import REFERENCE_ID, Candidate, Individual, SearchState, is_start_formula
 
 FIRST_BASES = 24
 """Bases of each task on which all leaders are verified, at most."""
@@ -250,11 +245,7 @@ class _Evaluation:
         candidates = dict.fromkeys(individual.candidate.id for individual in individuals)
         self._run_stage(
             "verify",
-            [
-                (self.state.candidates[id_], condition)
-                for condition in conditions
-                for id_ in candidates
-            ],
+            [(self.state.candidates[id_], condition) for condition in conditions for id_ in candidates],
         )
 
     def _better(self, candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -23,7 +23,8 @@ from jaxprune.language.variation import VariationSettings, vary
 from jaxprune.language.vocabulary import PAPER_VOCABULARY, Vocabulary
 from jaxprune.search.evaluation import Proposal, max_fine_tunings, stop_if_asked
 from jaxprune.search.problem import Behaviour, plan_distance
-from jaxprune.search.state import REFERENCE_ID, Candidate, SearchState, Tally, one_per_behaviour
+from jaxprune.search.selection import one_per_behaviour
+from jaxprune.search.state import REFERENCE_ID, Candidate, SearchState, Tally
 from jaxprune.search.surrogate import most_promising
 from jaxprune.types import Invalid
 
@@ -176,9 +177,7 @@ def _next_generation(state: SearchState, should_stop: Callable[[], str | None]) 
                 valid.append((draft, behaviour))
         if len(valid) >= num_slots:
             break
-    picked = (
-        valid[:num_slots] if state.has_landscapes else _pick(valid, state, num_slots, should_stop)
-    )
+    picked = valid[:num_slots] if state.has_landscapes else _pick(valid, state, num_slots, should_stop)
     new = _new_proposals(state, len(state.candidates), picked)
     again = [Proposal(elite, again=True) for elite in elites]
     return ProposalBatch((*new, *again) if new else (), Tally(proposed, duplicates, invalid, len(valid)))

@@ -37,9 +37,10 @@ from jaxprune.search.resumption import (
     version_notice,
 )
 from jaxprune.search.run_files import FORMAT, log_event, read_run_file, repair_events, state_of
+from jaxprune.search.selection import one_per_behaviour
 from jaxprune.search.serialization import individual_to_json, state_to_json
 from jaxprune.search.settings import STOPS
-from jaxprune.search.state import Individual, SearchState, one_per_behaviour
+from jaxprune.search.state import Individual, SearchState
 
 HALL_OF_FAME_SIZE = 20
 """Number of candidates in hall_of_fame.csv."""

@@ -5,48 +5,30 @@ One generation by hand is `tell(state, evaluate(state, ask(state)))`, from the s
 
 from __future__ import annotations
 
-import dataclasses
-import gc
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from jaxprune.language.expression import Expression
 from jaxprune.language.parsing import parse
-from jaxprune.search.evaluation import (
-    FAILURES,
-    Record,
-    SearchStopped,
-    TrialRecord,
-    evaluate,
-    report_failure,
-    stop_if_asked,
-    verify,
-)
+from jaxprune.search.callbacks import notify, notify_or_warn
 from jaxprune.search.foreign_files import refuse_foreign_files
-from jaxprune.search.interrupts import Interrupts, SearchInterrupted, look_for_interrupts
-from jaxprune.search.journal import Journal
-from jaxprune.search.problem import BankFacts, InfrastructureError, LandscapeProblem, Problem
-from jaxprune.search.proposals import ProposalBatch, propose
+from jaxprune.search.generations import Generations
+from jaxprune.search.interrupts import Interrupts
+from jaxprune.search.problem import InfrastructureError, LandscapeProblem, Problem
 from jaxprune.search.run_directory import RunDirectory
-from jaxprune.search.serialization import candidate_to_json
 from jaxprune.search.settings import EvolveConfig
 from jaxprune.search.state import (
-    Candidate,
-    GenerationSummary,
     Individual,
     SearchState,
     ending,
     guesses_without_operands,
-    lost_guesses,
 )
 from jaxprune.search.task_problem import TaskProblem
-from jaxprune.search.update import tell, tell_verified
-from jaxprune.tasks.base_networks import Base, warn
+from jaxprune.tasks.base_networks import Base
 from jaxprune.tasks.tasks import Task
 from jaxprune.training.trainer import Strategy
 
@@ -54,34 +36,13 @@ if TYPE_CHECKING:
     import pandas
 
 
-T = TypeVar("T")
-
-BLIND = 0.2
-"""Below this correlation a landscape cannot tell plans apart."""
-
-
-class Callback:
-    """Receives the progress of a search. Every method does nothing; override those of interest."""
-
-    def on_start(self, state: SearchState) -> None:
-        """Called once, with the initial state or the one that a resumed run goes on from."""
-
-    def on_evaluation(self, record: TrialRecord) -> None:
-        """Called after every fine-tuning, cached ones included."""
-
-    def on_generation(self, summary: GenerationSummary) -> None:
-        """Called after every generation, when its checkpoint is on the disk."""
-
-    def on_message(self, message: str) -> None:
-        """Called with messages for the user: repairs, retries, why the search ended."""
-
-
 @dataclass(frozen=True)
 class SearchResult:
     """The result of a search.
 
     Args:
-      best: the leader by mean minus standard error, with its expression and fitness.
+      best: the leader with its expression and fitness: by mean minus standard error; on a landscape by the mean of what
+        was predicted and what verification measured, minus the cost of its complexity.
       archive: the Pareto front of fitness and complexity, simplest first.
       journal: path of the journal; its folder is the run directory.
       state: the state after the last complete generation.
@@ -196,7 +157,7 @@ def make_problem(
 
     Args:
       tasks: the tasks that a function must be good at.
-      config: the settings of the search; only the seed is used.
+      config: the settings of the search; the seed is used, and a landscape leaves out the tasks' extra bases.
       run_dir: the run directory.
       callbacks: their methods, if any, are called: `on_base(task_name, base)` for each base network that is ready,
         `on_message` for each stored one that is damaged.
@@ -211,6 +172,8 @@ def make_problem(
     def on_base(task: str, base: Base) -> None:
         notify(callbacks, "on_base", task, base)
 
+    if config.fitness == "landscape":  # where every function is judged on all bases
+        tasks = [task.replace(extra_bases=0) for task in tasks]
     return TaskProblem(
         tasks,
         config.seed,
@@ -264,7 +227,7 @@ def evolve_problem(
         assert run.journal is not None
         run.event("resumed" if state.generation else "started", f"generation {state.generation}")
         notify(callbacks, "on_start", state)
-        loop = _Loop(run, run.journal, interrupts, callbacks, config.time_limit_seconds)
+        loop = Generations(run, run.journal, interrupts, callbacks, config.time_limit_seconds)
         for text, absence in guesses_without_operands(state).items() if state.generation == 0 else ():
             run.notice(f"The guess {text} is left out: {absence}")
         try:
@@ -305,7 +268,7 @@ def init_search(
     if config.fitness == "landscape" and not isinstance(problem, LandscapeProblem):
         raise ValueError(
             "fitness 'landscape' needs a problem with fit_landscapes (see LandscapeProblem), got "
-            f"{type(problem).__name__}. Use EvolveConfig(fitness=\"finetune\")."
+            f'{type(problem).__name__}. Use EvolveConfig(fitness="finetune").'
         )
     formulas = [guess if isinstance(guess, Expression) else parse(guess) for guess in guesses]
     arrays = [str(formula) for formula in formulas if formula.type != ()]
@@ -315,201 +278,3 @@ def init_search(
             "Reduce it, as in sum(...)."
         )
     return SearchState(config, tasks, problem, tuple(str(formula) for formula in formulas))
-
-
-def notify(callbacks: Sequence[object], method: str, *arguments: object) -> bool:
-    """Calls a method of every callback that has it, unless the run was asked to stop.
-
-    Args:
-      callbacks: any objects.
-      method: the name of the method.
-      arguments: its arguments.
-
-    Returns:
-      Whether any callback has the method.
-
-    Raises:
-      KeyboardInterrupt: if a signal came while work was done that may be dropped (see `look_for_interrupts`).
-    """
-    look_for_interrupts()
-    methods = [getattr(callback, method) for callback in callbacks if hasattr(callback, method)]
-    for call in methods:
-        call(*arguments)
-    return bool(methods)
-
-
-def notify_or_warn(callbacks: Sequence[object], message: str) -> None:
-    """Tells a message to the callbacks by `on_message`, or shows it as a warning if none has that method.
-
-    Args:
-      callbacks: any objects.
-      message: the message.
-
-    Raises:
-      KeyboardInterrupt: as `notify`.
-    """
-    if not notify(callbacks, "on_message", message):
-        warn(message)
-
-
-class _Loop:
-    """Asks, evaluates, tells and saves a checkpoint, generation by generation."""
-
-    def __init__(
-        self,
-        run: RunDirectory,
-        journal: Journal,
-        interrupts: Interrupts,
-        callbacks: Sequence[object],
-        time_limit_seconds: float | None,
-    ) -> None:
-        self.run, self.journal, self.interrupts, self.callbacks = run, journal, interrupts, callbacks
-        self.deadline = None if time_limit_seconds is None else time.monotonic() + time_limit_seconds
-
-    def until_stopped(self, state: SearchState) -> tuple[SearchState, str]:
-        """Runs generations until a stop; returns the last complete state and the reason."""
-        stopped = "generations"
-        try:
-            if state.has_landscapes:
-                state = self._with_landscapes(state)
-            while state.generation <= state.config.generations and stopped == "generations":
-                try:
-                    state = self._generation(state)
-                except SearchStopped as stop:
-                    self._raise_if_interrupted(state)
-                    stopped = str(stop)
-            if state.has_landscapes and state.verified_at != state.generation:
-                state = self._verified(state)
-        except (KeyboardInterrupt, SearchStopped):
-            self._raise_if_interrupted(state)
-            raise
-        return state, stopped
-
-    def _with_landscapes(self, state: SearchState) -> SearchState:
-        """Measures what is missing in the banks of plans, and refuses tasks that cannot tell plans apart."""
-        problem = state.problem
-        assert isinstance(problem, LandscapeProblem)
-
-        def fit() -> Mapping[str, BankFacts]:
-            return problem.fit_landscapes(state.config.plans, partial(notify, self.callbacks, "on_status"))
-
-        with self.interrupts.at_once():  # every plan that is fine-tuned is on the disk
-            banks = self._retried(fit, "training base networks or measuring banks of plans")
-        blind = {name: facts for name, facts in banks.items() if not facts.correlation >= BLIND}
-        if blind and not state.config.force:
-            raise ValueError(
-                f"a landscape needs tasks on which it predicts plans it was not fitted to, with a correlation of {BLIND} "
-                f"or more, got {', '.join(f'{facts.correlation:.2f} on {name}' for name, facts in blind.items())}. There "
-                "is little to search for: use a harsher schedule, more bases or plans, or other data (jaxprune calibrate "
-                "shows more). force=True (--force) goes on all the same."
-            )
-        return dataclasses.replace(state, banks=banks)
-
-    def _verified(self, state: SearchState) -> SearchState:
-        """Fine-tunes the leaders, and writes the outcome to the journal."""
-        started = time.monotonic()
-        notify(self.callbacks, "on_message", "Verifying the leaders by fine-tuning.")
-        records = verify(
-            state,
-            on_record=self._save,
-            on_retry=self.run.notice,
-            should_stop=lambda: "interrupted" if self._reason_to_stop(state) == "interrupted" else None,
-            recorded=self.journal.recorded_outcomes(),
-        )
-        after = tell_verified(state, records)
-        best, seconds = after.ranked()[0], time.monotonic() - started
-        line = {"generation": after.generation - 1, "best_id": best.candidate.id, "best_mean": best.fitness.mean}
-        self.journal.write({"kind": "verification", **line, "seconds": seconds})
-        self.run.checkpoint(after)
-        return after
-
-    def _generation(self, state: SearchState) -> SearchState:
-        """Runs one generation, writes it to the journal and saves it."""
-        started = time.monotonic()
-        stop_if_asked(lambda: self._reason_to_stop(state))
-        limited = self._limited_as_recorded(state)
-        with self.interrupts.at_once():  # nothing is lost, because proposals follow from the state
-            batch = self._propose(limited)
-        if not batch.proposals:
-            raise SearchStopped("exhausted" if batch.tally.proposed else "evaluations")
-        self._tell_lost_guesses(state, batch)
-        if state.generation == 0:
-            for name, facts in state.banks.items():
-                self.journal.write({"kind": "bank", "task": name, **dataclasses.asdict(facts)})
-        records = evaluate(
-            state,
-            batch.proposals,
-            on_record=self._save,
-            on_retry=self.run.notice,
-            should_stop=lambda: self._reason_to_stop(state),
-            recorded=self.journal.recorded_outcomes(),
-        )
-        after = tell(state, records, tally=batch.tally, seconds=time.monotonic() - started)
-        summary = after.summaries[-1]
-        limit = limited.config.max_evaluations
-        self.journal.write({"kind": "generation", **dataclasses.asdict(summary), "max_evaluations": limit})
-        self.run.checkpoint(after)
-        notify(self.callbacks, "on_generation", summary)
-        return after
-
-    def _limited_as_recorded(self, state: SearchState) -> SearchState:
-        """The state with the limit on fine-tunings that the next generation had, if the journal holds it already."""
-        line = self.journal.next_generation() or {}
-        if line.get("generation") != state.generation or "max_evaluations" not in line:
-            return state
-        return dataclasses.replace(
-            state, config=state.config.replace(max_evaluations=line["max_evaluations"])
-        )
-
-    def _propose(self, state: SearchState) -> ProposalBatch:
-        """Calls `propose`, which scores and trains base networks."""
-        action = f"training base networks or scoring for generation {state.generation}"
-        return self._retried(lambda: propose(state, lambda: self._reason_to_stop(state)), action)
-
-    def _retried(self, act: Callable[[], T], action: str) -> T:
-        """Does something, and tries again after an infrastructure error."""
-        failures = 0
-        while True:
-            try:
-                return act()
-            except FAILURES as error:
-                failures += 1
-                report_failure(action, failures, error, self.run.notice)
-            gc.collect()  # frees device buffers that the traceback held
-
-    def _tell_lost_guesses(self, state: SearchState, batch: ProposalBatch) -> None:
-        """Tells the user which others of the given formulas cannot be scored, and why."""
-        for guess in lost_guesses([proposal.candidate for proposal in batch.proposals]):
-            if guess.text not in guesses_without_operands(state):  # which were told before the training
-                self.run.notice(f"The guess {guess.text} is left out, because it is invalid: {guess.reason}.")
-
-    def _save(self, record: Record) -> None:
-        """Writes a record to the journal and reports fine-tunings."""
-        if isinstance(record, Candidate):
-            self.journal.write({"kind": "candidate", **candidate_to_json(record)})
-            return
-        if not record.is_cached:
-            plain = dataclasses.asdict(record)
-            del plain["is_cached"]
-            self.journal.write({"kind": "trial", **plain})
-        notify(self.callbacks, "on_evaluation", record)
-
-    def _reason_to_stop(self, state: SearchState) -> str | None:
-        if self.interrupts.hung_up:
-            self.interrupts.hung_up = False
-            self.run.event("hung up", "the terminal was closed; the run goes on")
-        if self.interrupts.received is not None:
-            return "interrupted"
-        is_late = self.deadline is not None and time.monotonic() >= self.deadline
-        return "time" if is_late and state.generation > 0 else None
-
-    def _raise_if_interrupted(self, state: SearchState) -> None:
-        number = self.interrupts.received
-        if number is None:
-            return
-        message = (
-            f"stopped by signal {number} after {state.generation} complete generation(s) and {state.evaluations} "
-            f"fine-tunings in them. Everything is saved in {self.run.path}; go on with resume=True (--resume)."
-        )
-        self.run.event("interrupted", message)
-        raise SearchInterrupted(message, number)

@@ -31,7 +31,7 @@ class EvolveConfig:
       leaders: number of leading functions that are verified by fine-tuning, >= 1 (landscape only).
       force: search also on tasks whose landscapes can hardly tell plans apart (landscape only).
       parsimony: what a unit of complexity costs, in units of the fitness, >= 0 (landscape only).
-      proposals_per_slot: number of expressions scored and planned for each one that is fine-tuned, >= 1 (finetune only).
+      proposals_per_slot: number of expressions scored for each one that is fine-tuned, >= 1 (finetune only).
       promote_fraction: share of a generation, best first, that is tried on all bases, in [0, 1] (finetune only).
       elites: number of leading candidates that are tried on one further base or repeat per task and generation, >= 0
         (finetune only).
@@ -92,7 +92,9 @@ class EvolveConfig:
     guided_fraction: float = 0.5
 
     def __post_init__(self) -> None:
-        minima = {"population": 2, "plans": 10} | dict.fromkeys(("generations", "elites", "seed", "parsimony"), 0)
+        minima = {"population": 2, "plans": 10} | dict.fromkeys(
+            ("generations", "elites", "seed", "parsimony"), 0
+        )
         ones = ("leaders", "proposals_per_slot", "max_size", "max_depth", "tournament", "max_age")
         minima |= dict.fromkeys(ones, 1)
         problems = [

@@ -6,7 +6,7 @@ plain data and back; this module reads and writes no files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -20,7 +20,6 @@ from jaxprune.search.problem import (
     StructuredProblem,
     TaskInfo,
     TrialKey,
-    plan_distance,
 )
 from jaxprune.search.settings import EvolveConfig
 
@@ -93,6 +92,11 @@ class Individual:
     def expression(self) -> Expression:
         """The candidate's expression."""
         return self.candidate.expression
+
+    @property
+    def order(self) -> tuple[bool, float, int, int]:
+        """What sorts individuals, best first: verified ones, then by value minus cost; of equals the simpler, older."""
+        return (not self.is_verified, self.cost - self.value, self.candidate.complexity, self.candidate.id)
 
     def __str__(self) -> str:
         return f"{self.candidate.text}   {self.fitness.mean:+.3f} +- {self.fitness.se:.3f}"
@@ -205,14 +209,12 @@ class SearchState:
     def fitnesses(self) -> dict[int, Fitness]:
         """Candidate id -> fitness, of every candidate that was judged on all tasks.
 
-        On a landscape it is what is predicted; of candidates that were verified, the mean of that and what was measured.
+        On a landscape it is what is predicted; for verified candidates, the mean of that and what was measured.
         """
         if not self.scales:
             return {}
         if self.has_landscapes:
-            halves = {
-                id_: mean_of(self.predicted[id_], measured) for id_, measured in self.verified.items()
-            }
+            halves = {id_: mean_of(self.predicted[id_], measured) for id_, measured in self.verified.items()}
             return {**self.predicted, **halves}
         return self.measured(self.candidates)
 
@@ -280,7 +282,7 @@ class SearchState:
     def ranked_by_prediction(self) -> tuple[Individual, ...]:
         """Ranks all candidates by what landscapes predict, as `ranked` did before any was verified."""
         individuals = [self._individual(id_, self.predicted) for id_ in self.predicted]
-        return tuple(sorted(individuals, key=_rank_by_value))
+        return tuple(sorted(individuals, key=lambda individual: individual.order[1:]))
 
     def ranked(self, ids: Iterable[int] | None = None) -> tuple[Individual, ...]:
         """Ranks individuals by their value minus the cost of their complexity; verified ones come first.
@@ -294,75 +296,9 @@ class SearchState:
           The individuals, best first.
         """
         chosen = self.fitnesses if ids is None else [id_ for id_ in ids if id_ in self.fitnesses]
-        return tuple(sorted((self.individual(id_) for id_ in chosen), key=_rank))
-
-
-def one_per_behaviour(individuals: Sequence[Individual]) -> tuple[Individual, ...]:
-    """Keeps the first of the individuals with equal behaviour, which is the best of them if they are ranked."""
-    first: dict[str, Individual] = {}
-    for individual in individuals:
-        assert individual.candidate.behaviour is not None
-        first.setdefault(individual.candidate.behaviour.digest, individual)
-    return tuple(first.values())
-
-
-def survivors(state: SearchState) -> tuple[int, ...]:
-    """Selects the candidates that may become parents: the best of the young ones, one per behaviour.
-
-    A candidate retires when it was not fine-tuned in `max_age` generations, so that a lucky result has to be
-    confirmed. On a landscape they are the best whose plans are `apart`.
-
-    Returns:
-      At most `population` candidate ids, best first.
-    """
-    if state.has_landscapes:
         return tuple(
-            individual.candidate.id for individual in apart(state.ranked_by_prediction(), state.config)
+            sorted((self.individual(id_) for id_ in chosen), key=lambda individual: individual.order)
         )
-    oldest = state.generation - 1 - state.config.max_age
-    young = [individual for individual in state.ranked() if individual.candidate.last_evaluated >= oldest]
-    return tuple(
-        individual.candidate.id for individual in one_per_behaviour(young)[: state.config.population]
-    )
-
-
-def apart(ranked: Sequence[Individual], config: EvolveConfig, count: int | None = None) -> list[Individual]:
-    """Selects the first individuals whose plans differ from those selected before.
-
-    Args:
-      ranked: individuals, best first.
-      config: says by which share of kept channels plans must differ, `min_plan_distance`.
-      count: how many to select; by default the population's size.
-
-    Returns:
-      At most `count` of them, in their order.
-    """
-    selected: list[Individual] = []
-    plans: list[str] = []
-    for individual in ranked:
-        if len(selected) == (config.population if count is None else count):
-            break
-        assert individual.candidate.behaviour is not None
-        kept = individual.candidate.behaviour.kept
-        if all(plan_distance(kept, plan) >= config.min_plan_distance for plan in plans):
-            selected.append(individual)
-            plans.append(kept)
-    return selected
-
-
-def pareto_front(individuals: Iterable[Individual]) -> tuple[Individual, ...]:
-    """Selects the individuals that no other beats in both value and complexity.
-
-    Returns:
-      The front, simplest first, so that each is better than all before it; of equals only the older one is there.
-    """
-    front: list[Individual] = []
-    for individual in sorted(
-        individuals, key=lambda individual: (individual.candidate.complexity, _rank(individual))
-    ):
-        if not front or individual.value > front[-1].value:
-            front.append(individual)
-    return tuple(front)
 
 
 def ancestry(state: SearchState, candidate_id: int) -> tuple[Candidate, ...]:
@@ -459,11 +395,3 @@ def is_start_formula(individual: Individual) -> bool:
 def origin_name(individual: Individual) -> str:
     """Returns the name of a library function or own seed; for other candidates their origin."""
     return individual.candidate.origin.split(":")[-1]
-
-
-def _rank(individual: Individual) -> tuple[bool, float, int, int]:
-    return (not individual.is_verified, *_rank_by_value(individual))
-
-
-def _rank_by_value(individual: Individual) -> tuple[float, int, int]:
-    return (individual.cost - individual.value, individual.candidate.complexity, individual.candidate.id)

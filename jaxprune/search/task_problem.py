@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -12,9 +12,22 @@ import numpy as np
 
 from jaxprune.language.canonical import canonical_form
 from jaxprune.language.expression import Expression
+from jaxprune.language.library import library
 from jaxprune.language.vocabulary import DEFAULT_VOCABULARY, OPERANDS, Vocabulary
 from jaxprune.observation.observed import Observed
-from jaxprune.search.problem import SEARCH_POOL, Behaviour, Outcome, TaskInfo, Trial, pack_kept, unpack_kept
+from jaxprune.search.bank import measure_bank, reference_scores
+from jaxprune.search.landscape import Landscape, channel_features, fit_landscape, held_out_correlation
+from jaxprune.search.problem import (
+    SEARCH_POOL,
+    BankFacts,
+    Behaviour,
+    Outcome,
+    Prediction,
+    TaskInfo,
+    Trial,
+    pack_kept,
+    unpack_kept,
+)
 from jaxprune.tasks.base_networks import Base, BasePool, Entry, FirstRoundPlan, Pool
 from jaxprune.tasks.task_identity import Identity
 from jaxprune.tasks.task_programs import TaskPrograms
@@ -60,6 +73,9 @@ class TaskProblem:
         )
         counts = {task.name: task.bases + task.extra_bases for task in tasks}
         self.pools = {name: self._pool(name, "search", count) for name, count in counts.items()}
+        self._landscapes: dict[str, Landscape] = {}
+        self._banks: dict[str, BankFacts] = {}
+        self._l2_predictions: dict[str, np.ndarray] = {}
 
     @property
     def identities(self) -> dict[str, Identity]:
@@ -83,8 +99,46 @@ class TaskProblem:
         everything = replace(DEFAULT_VOCABULARY, operands=(*DEFAULT_VOCABULARY.operands, *registered))
         return everything.restrict(frozenset.intersection(*available))
 
+    def fit_landscapes(
+        self, num_plans: int, on_status: Callable[[str], None] = lambda message: None
+    ) -> dict[str, BankFacts]:
+        """Measures what is missing in the banks of all tasks and fits their landscapes, see `LandscapeProblem`.
+
+        Args:
+          num_plans: number of plans for each base network.
+          on_status: called with what is going on.
+
+        Raises:
+          ValueError: for a task of several rounds, or too few plans.
+          RunDirectoryError: if a bank cannot be read or written.
+        """
+        for name, pool in self.pools.items():
+            if name in self._banks and self._banks[name].plans == num_plans * pool.num_bases:
+                continue
+
+            def on_plan(done: int, total: int, name: str = name) -> None:
+                on_status(f"bank of {name}: {done} of {total} plans fine-tuned")
+
+            bank = measure_bank(pool, num_plans, on_plan=on_plan)
+            features = channel_features(reference_scores(pool))
+            inputs = (bank.is_kept, bank.accuracies, features, bank.widths, bank.counts)
+            self._landscapes[name] = landscape = fit_landscape(*inputs)
+            (l2,) = pool.plans([library["l2"]])
+            valid = [plan for plan in l2 if isinstance(plan, FirstRoundPlan)]
+            if len(valid) < len(l2):
+                reason = next(str(plan) for plan in l2 if isinstance(plan, Invalid))
+                raise ValueError(
+                    f"every difference is to l2, so task {name!r} needs a network that l2 can score; it is {reason}."
+                )
+            self._l2_predictions[name] = landscape.predict(_kept_bits(valid, bank.widths))
+            content = np.packbits(bank.is_kept).tobytes() + bank.accuracies.tobytes()
+            self._banks[name] = BankFacts(
+                bank.accuracies.size, held_out_correlation(*inputs), hashlib.sha256(content).hexdigest()[:16]
+            )
+        return dict(self._banks)
+
     def behaviours(self, functions: Sequence[Expression]) -> list[Behaviour | Invalid]:
-        """Plans with every function on every search base.
+        """Plans with every function on every search base; predicts their accuracies if landscapes are fitted.
 
         Args:
           functions: the functions.
@@ -94,7 +148,7 @@ class TaskProblem:
         """
         by_task = {name: pool.plans(functions) for name, pool in self.pools.items()}
         return [
-            _behaviour(function, {name: plans[i] for name, plans in by_task.items()}, self.programs)
+            self._behaviour(function, {name: plans[i] for name, plans in by_task.items()})
             for i, function in enumerate(functions)
         ]
 
@@ -147,6 +201,32 @@ class TaskProblem:
             again="go on with resume=True (--resume)",
         )
 
+    def _behaviour(
+        self, function: Expression, plans: dict[str, list[FirstRoundPlan | Invalid]]
+    ) -> Behaviour | Invalid:
+        """Joins the plans of one function, task name -> one per base, into its behaviour."""
+        digests: dict[str, tuple[str, ...]] = {}
+        predicted: dict[str, Prediction] = {}
+        is_kept: list[np.ndarray] = []
+        fallbacks = ties = 0
+        for name, by_base in plans.items():
+            programs = self.programs[name]
+            valid = [plan for plan in by_base if isinstance(plan, FirstRoundPlan)]
+            for base, plan in enumerate(by_base):
+                if isinstance(plan, Invalid):
+                    return Invalid(f"task {name}, base {base}: {plan.reason}")
+            digests[name] = tuple(_digest(function, plan, programs) for plan in valid)
+            fallbacks += sum(len(plan.ranking.fallback_groups) for plan in valid)
+            ties += sum(plan.ranking.num_ties for plan in valid)
+            widths = {group: programs.structure.widths[group] for group in programs.rounds[0].counts}
+            bits = _kept_bits(valid, widths)
+            is_kept.append(bits)
+            if name in self._landscapes:
+                predicted[name] = _prediction(
+                    self._landscapes[name].predict(bits), self._l2_predictions[name]
+                )
+        return Behaviour(digests, fallbacks, ties, pack_kept(is_kept), predicted)
+
     def _entry(self, trial: Trial) -> Entry:
         if trial.pool != SEARCH_POOL:
             raise ValueError(f"a search's trials are on the pool {SEARCH_POOL!r}, got {trial.pool!r}.")
@@ -192,24 +272,23 @@ def kept_digest(kept: Kept) -> str:
     return hashlib.sha256(repr(kept).encode()).hexdigest()[:12]
 
 
-def _behaviour(
-    function: Expression, plans: dict[str, list[FirstRoundPlan | Invalid]], programs: dict[str, TaskPrograms]
-) -> Behaviour | Invalid:
-    """Joins the plans of one function, task name -> one per base, into its behaviour."""
-    digests: dict[str, tuple[str, ...]] = {}
-    is_kept: list[np.ndarray] = []
-    fallbacks = ties = 0
-    for name, by_base in plans.items():
-        widths = programs[name].structure.widths
-        digests[name] = ()
-        for base, plan in enumerate(by_base):
-            if isinstance(plan, Invalid):
-                return Invalid(f"task {name}, base {base}: {plan.reason}")
-            digests[name] += (_digest(function, plan, programs[name]),)
-            fallbacks += len(plan.ranking.fallback_groups)
-            ties += plan.ranking.num_ties
-            is_kept += [np.isin(np.arange(widths[group]), channels) for group, channels in plan.kept]
-    return Behaviour(digests, fallbacks, ties, pack_kept(is_kept))
+def _prediction(accuracies: np.ndarray, of_l2: np.ndarray) -> Prediction:
+    """Sums up [B] predicted accuracies beside those of l2."""
+    differences = accuracies - of_l2
+    num_bases = len(differences)
+    se = float(np.std(differences, ddof=1)) / num_bases**0.5 if num_bases > 1 else 0.0
+    return Prediction(float(np.mean(differences)), se, float(np.mean(accuracies)))
+
+
+def _kept_bits(plans: Sequence[FirstRoundPlan], widths: Mapping[str, int]) -> np.ndarray:
+    """Returns [B, sum C] which channels the plans of one function keep on each base."""
+    is_kept = np.zeros((len(plans), sum(widths.values())), bool)
+    for base, plan in enumerate(plans):
+        kept, start = dict(plan.kept), 0
+        for group, width in widths.items():
+            is_kept[base, start + np.asarray(kept[group], int)] = True
+            start += width
+    return is_kept
 
 
 def _digest(function: Expression, plan: FirstRoundPlan, programs: TaskPrograms) -> str:

@@ -8,16 +8,8 @@ from collections.abc import Mapping, Sequence
 from jaxprune.search.evaluation import Record, TrialRecord
 from jaxprune.search.fitness import TaskScale, predicted_scale, task_scale
 from jaxprune.search.problem import Behaviour
-from jaxprune.search.state import (
-    REFERENCE_ID,
-    Candidate,
-    GenerationSummary,
-    SearchState,
-    Tally,
-    one_per_behaviour,
-    pareto_front,
-    survivors,
-)
+from jaxprune.search.selection import one_per_behaviour, pareto_front, survivors
+from jaxprune.search.state import REFERENCE_ID, Candidate, GenerationSummary, SearchState, Tally
 
 
 def tell(

@@ -17,8 +17,9 @@ from jaxprune.language.library import library
 from jaxprune.report.result_sections import Run, verdict_section
 from jaxprune.report.search_sections import search_section
 from jaxprune.report.writing import render_report
+from jaxprune.search.callbacks import Callback
 from jaxprune.search.problem import Behaviour
-from jaxprune.search.search import Callback, SearchResult, evolve_problem
+from jaxprune.search.search import SearchResult, evolve_problem
 from jaxprune.search.settings import EvolveConfig
 from jaxprune.search.state import SearchState, ending
 from jaxprune.types import Invalid

@@ -15,11 +15,12 @@ from test_proposals import after
 from toy_problem import SMALL, ToyProblem
 
 from jaxprune.language.expression import Expression
+from jaxprune.search.callbacks import notify
 from jaxprune.search.evaluation import SearchStopped, evaluate
 from jaxprune.search.interrupts import Interrupts, SearchInterrupted
 from jaxprune.search.problem import Behaviour, Outcome, Trial
 from jaxprune.search.proposals import ask
-from jaxprune.search.search import evolve_problem, init_search, notify
+from jaxprune.search.search import evolve_problem, init_search
 from jaxprune.training.trainer import map_in_order
 from jaxprune.types import Invalid
 

@@ -21,11 +21,12 @@ from jaxprune import files
 from jaxprune.files import RunDirectoryError
 from jaxprune.language.expression import Expression
 from jaxprune.language.library import library
+from jaxprune.search.callbacks import Callback
 from jaxprune.search.evaluation import TrialRecord
 from jaxprune.search.interrupts import SearchInterrupted
 from jaxprune.search.journal import read_journal, without_times
 from jaxprune.search.problem import Behaviour, InfrastructureError, Outcome, TaskInfo, Trial
-from jaxprune.search.search import Callback, SearchResult, evolve_problem
+from jaxprune.search.search import SearchResult, evolve_problem
 from jaxprune.search.state import GenerationSummary, SearchState
 from jaxprune.types import Invalid
 

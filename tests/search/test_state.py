@@ -12,16 +12,9 @@ from toy_problem import SMALL, ToyProblem
 from jaxprune.search.fitness import Fitness
 from jaxprune.search.problem import Behaviour
 from jaxprune.search.search import init_search
+from jaxprune.search.selection import one_per_behaviour, pareto_front, survivors
 from jaxprune.search.serialization import state_from_json, state_to_json
-from jaxprune.search.state import (
-    Candidate,
-    Individual,
-    SearchState,
-    ancestry,
-    one_per_behaviour,
-    pareto_front,
-    survivors,
-)
+from jaxprune.search.state import Candidate, Individual, SearchState, ancestry
 
 
 def individual(id_: int, lower: float, complexity: int, plan: str = "") -> Individual:

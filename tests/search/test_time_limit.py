@@ -11,10 +11,11 @@ from toy_problem import SMALL, ToyProblem
 
 from jaxprune.language.expression import Expression
 from jaxprune.search import proposals, search
+from jaxprune.search.callbacks import Callback
 from jaxprune.search.evaluation import SearchStopped
 from jaxprune.search.problem import Behaviour
 from jaxprune.search.proposals import propose
-from jaxprune.search.search import Callback, evolve_problem, init_search
+from jaxprune.search.search import evolve_problem, init_search
 from jaxprune.search.state import SearchState
 from jaxprune.types import Invalid
 
