@@ -18,7 +18,7 @@ from flax import nnx
 from jaxprune.observation.checks import check_labels, check_real, to_class_ids
 from jaxprune.observation.loss_gradients import Loss, SampledImages, make_gradients, make_squared_gradients
 from jaxprune.observation.moments import Moments, add_examples, sample_moments, zero_moments
-from jaxprune.observation.observed import GradientSource, Observed
+from jaxprune.observation.observed import LazyValues, Observed
 from jaxprune.observation.operands import Operands
 from jaxprune.observation.sample import balanced_sample, batch_indices, flat_positions, pool_positions
 from jaxprune.structure.groups import Structure
@@ -130,8 +130,8 @@ def make_observer(
         return Observed(
             observe_operands(network),
             groups,
-            GradientSource(partial(gradients, network)),
-            GradientSource(partial(squared_gradients, network)),
+            LazyValues(partial(gradients, network)),
+            LazyValues(partial(squared_gradients, network)),
         )
 
     return observer
