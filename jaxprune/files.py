@@ -12,12 +12,14 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 CHECK = "check"
 """The key of the checksum in the JSON objects that `sealed` returns."""
+
+_Content = TypeVar("_Content")
 
 _RESUME = "go on with resume=True (--resume)"
 
@@ -213,6 +215,71 @@ def read_json(
     if not isinstance(data, dict):
         raise RunDirectoryError(f"{path} needs to hold a JSON object, got a {type(data).__name__}. {remedy}")
     return data
+
+
+def append_whole(descriptor: int, line: bytes, path: Path) -> None:
+    """Appends a whole line to an open file and waits until it is on the disk; if that fails, appends nothing.
+
+    Args:
+      descriptor: the file, opened for appending.
+      line: the line with its newline.
+      path: the file's name, for messages.
+
+    Raises:
+      RunDirectoryError: if the line cannot be written, or the file was deleted.
+    """
+    status = os.fstat(descriptor)
+    with explained(f"append to {path}"):
+        if status.st_nlink == 0:  # otherwise the line would go to a file that nobody can open
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        try:
+            written = os.write(descriptor, line)
+            if written < len(line):
+                raise OSError(errno.ENOSPC, "the line was cut short")
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, status.st_size)
+            raise
+
+
+def repair_lines(
+    path: Path, read: Callable[[bytes], _Content | None], beside: Path
+) -> tuple[list[_Content], int]:
+    r"""Reads a file of independent lines; moves damaged ones to another file, and ends the last line.
+
+    Args:
+      path: the file; it need not exist.
+      read: returns what a line holds; None if the line is damaged.
+      beside: the file that damaged lines are appended to.
+
+    Returns:
+      What the other lines hold, and the number of damaged lines.
+
+    Raises:
+      RunDirectoryError: if a file cannot be read or written.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "numbers.txt"
+      >>> path.write_text("1\nx\n2\n")
+      6
+      >>> read = lambda line: int(line) if line.isdigit() else None
+      >>> repair_lines(path, read, path.with_name("damaged.txt")), path.read_text()
+      (([1, 2], 1), '1\n2\n')
+    """
+    if not path.exists():
+        return [], 0
+    with explained(f"repair {path}"):
+        content = path.read_bytes()
+    found = [(line, read(line)) for line in content.splitlines()]
+    damaged = [line for line, held in found if held is None]
+    if damaged:
+        with explained(f"write {beside}"), beside.open("ab") as file:
+            file.write(b"".join(line + b"\n" for line in damaged))
+    if damaged or (content and not content.endswith(b"\n")):
+        whole = b"".join(line + b"\n" for line, held in found if held is not None)
+        write_atomically(path, whole.decode("utf-8"))
+    return [held for _, held in found if held is not None], len(damaged)
 
 
 @contextlib.contextmanager
