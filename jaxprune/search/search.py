@@ -28,7 +28,6 @@ from jaxprune.search.evaluation import (
 )
 from jaxprune.search.foreign_files import refuse_foreign_files
 from jaxprune.search.interrupts import Interrupts, SearchInterrupted, look_for_interrupts
-from jaxprune.search.journal import Journal
 from jaxprune.search.problem import InfrastructureError, Problem
 from jaxprune.search.proposals import ProposalBatch, propose
 from jaxprune.search.run_directory import RunDirectory
@@ -232,9 +231,8 @@ def evolve_problem(
 
     Args:
       problem: what to search on.
-      config: how to search, and when to stop. The time limit counts from this call and is checked between two
-        fine-tunings and while proposing. A generation that it cuts short is not part of the result, but a resumed run
-        goes on from there.
+      config: how to search, and when to stop. The time limit counts from this call. A generation that it cuts short is
+        not part of the result, but a resumed run goes on from there.
       run_dir: where journal, state and archive are written; created if missing.
       callbacks: objects with any of the methods of `Callback`.
       resume: go on with the run in `run_dir`; without a run there, start it.
@@ -254,10 +252,9 @@ def evolve_problem(
     refuse_foreign_files(Path(run_dir))
     with RunDirectory(Path(run_dir), partial(notify_or_warn, callbacks)) as run, Interrupts() as interrupts:
         state = run.open_run(start, settings or {}, resume)
-        assert run.journal is not None
         run.event("resumed" if state.generation else "started", f"generation {state.generation}")
         notify(callbacks, "on_start", state)
-        loop = _Loop(run, run.journal, interrupts, callbacks, config.time_limit_seconds)
+        loop = _Loop(run, interrupts, callbacks, config.time_limit_seconds)
         for text, absence in guesses_without_operands(state).items() if state.generation == 0 else ():
             run.notice(f"The guess {text} is left out: {absence}")
         try:
@@ -272,7 +269,7 @@ def evolve_problem(
         if early := ending(state, stopped):
             notify(callbacks, "on_message", early)
         archive = tuple(state.individual(id_) for id_ in state.archive)
-        return SearchResult(state.ranked()[0], archive, run.journal.path, state, stopped)
+        return SearchResult(state.ranked()[0], archive, loop.journal.path, state, stopped)
 
 
 def init_search(
@@ -346,34 +343,34 @@ class _Loop:
     def __init__(
         self,
         run: RunDirectory,
-        journal: Journal,
         interrupts: Interrupts,
         callbacks: Sequence[object],
         time_limit_seconds: float | None,
     ) -> None:
-        self.run, self.journal, self.interrupts, self.callbacks = run, journal, interrupts, callbacks
+        assert run.journal is not None, "open_run comes first"
+        self.run, self.journal, self.interrupts, self.callbacks = run, run.journal, interrupts, callbacks
         self.deadline = None if time_limit_seconds is None else time.monotonic() + time_limit_seconds
 
     def until_stopped(self, state: SearchState) -> tuple[SearchState, str]:
         """Runs generations until a stop; returns the last complete state and the reason."""
         while state.generation <= state.config.generations:
             try:
-                after = self._generation(state)
+                state = self._generation(state)
             except SearchStopped as stop:
                 self._raise_if_interrupted(state)
                 return state, str(stop)
             except KeyboardInterrupt:
                 self._raise_if_interrupted(state)
                 raise
-            state = after
         return state, "generations"
 
     def _generation(self, state: SearchState) -> SearchState:
         """Runs one generation, writes it to the journal and saves it."""
         started = time.monotonic()
-        stop_if_asked(lambda: self._reason_to_stop(state))
+        reason_to_stop = partial(self._reason_to_stop, state)
+        stop_if_asked(reason_to_stop)
         limited = self._limited_as_recorded(state)
-        with self.interrupts.at_once():  # nothing is lost, because proposals follow from the state
+        with self.interrupts.at_once(partial(stop_if_asked, reason_to_stop)):  # lost proposals come again
             batch = self._propose(limited)
         if not batch.proposals:
             raise SearchStopped("exhausted" if batch.tally.proposed else "evaluations")
@@ -383,7 +380,7 @@ class _Loop:
             batch.proposals,
             on_record=self._save,
             on_retry=self.run.notice,
-            should_stop=lambda: self._reason_to_stop(state),
+            should_stop=reason_to_stop,
             recorded=self.journal.recorded_outcomes(),
         )
         after = tell(state, records, tally=batch.tally, seconds=time.monotonic() - started)
@@ -399,9 +396,8 @@ class _Loop:
         line = self.journal.next_generation() or {}
         if line.get("generation") != state.generation or "max_evaluations" not in line:
             return state
-        return dataclasses.replace(
-            state, config=state.config.replace(max_evaluations=line["max_evaluations"])
-        )
+        config = state.config.replace(max_evaluations=line["max_evaluations"])
+        return dataclasses.replace(state, config=config)
 
     def _propose(self, state: SearchState) -> ProposalBatch:
         """Calls `propose`, which scores and trains base networks; tries again after an infrastructure error."""
@@ -442,8 +438,7 @@ class _Loop:
         return "time" if is_late and state.generation > 0 else None
 
     def _raise_if_interrupted(self, state: SearchState) -> None:
-        number = self.interrupts.received
-        if number is None:
+        if (number := self.interrupts.received) is None:
             return
         message = (
             f"stopped by signal {number} after {state.generation} complete generation(s) and {state.evaluations} "
