@@ -11,6 +11,7 @@ from typing import Generic, TypeVar, cast
 import jax
 import jax.numpy as jnp
 
+from jaxprune.observation.covariances import Covariance
 from jaxprune.observation.gradients import Gradients
 from jaxprune.observation.operands import Operands
 from jaxprune.types import stack_pytrees
@@ -35,6 +36,8 @@ class Observed(Mapping[str, Operands]):
     """Computes `GW` and `GX` when a function reads them; not part of the pytree, so mapping over it drops it."""
     squared_gradient_source: LazyValues[jax.Array] | None = None
     """Computes `GW2` likewise, [C, F] for each producer."""
+    covariance_source: LazyValues[Covariance] | None = None
+    """Computes the covariances of what enters each consumer, when they are asked for."""
     _cache: dict[Hashable, object] = field(default_factory=dict, init=False, repr=False)
     """What `cached` made; neither part of the pytree nor of copies."""
 
@@ -80,16 +83,19 @@ class Observed(Mapping[str, Operands]):
 
     def __reduce__(self) -> tuple[type[Observed], tuple[object, ...]]:
         """Leaves the cache out of copies and pickles."""
-        return Observed, (self.operands, self.groups, self.gradient_source, self.squared_gradient_source)
+        sources = (self.gradient_source, self.squared_gradient_source, self.covariance_source)
+        return Observed, (self.operands, self.groups, *sources)
 
     def member(self, index: int) -> Observed:
         """Returns one stacked member."""
         gradients, squares = self.gradient_source, self.squared_gradient_source
+        covariances = self.covariance_source
         return Observed(
             {path: operands.member(index) for path, operands in self.operands.items()},
             self.groups,
             None if gradients is None else gradients.member(index),
             None if squares is None else squares.member(index),
+            None if covariances is None else covariances.member(index),
         )
 
     def with_gradients(self) -> Observed:
@@ -129,6 +135,25 @@ class Observed(Mapping[str, Operands]):
             "squared_weight_gradient=",
         )
 
+    def covariances(self) -> Mapping[str, Covariance]:
+        """Returns mean and covariance of the activations that enter each consumer, over all images and positions.
+
+        The first call computes them, with a pass over all images. `slim(..., compensate=observed)` calls this.
+
+        Returns:
+          "group -> kernel" -> covariance, for every layer that reads channels of a group with a kernel of its own.
+
+        Raises:
+          ValueError: for stacked members, or if these operands do not come straight from `observe`.
+        """
+        if self.is_stacked or self.covariance_source is None:
+            got = "stacked members" if self.is_stacked else "operands that do not know their network"
+            raise ValueError(
+                f"covariances needs what observe returned for one network, got {got}. "
+                "Take one with .member(i), or call observe again."
+            )
+        return self.covariance_source()
+
     def _filled(
         self,
         method: str,
@@ -164,6 +189,7 @@ class Observed(Mapping[str, Operands]):
         """
         gradients = _all_or_none([member.gradient_source for member in members])
         squares = _all_or_none([member.squared_gradient_source for member in members])
+        covariances = _all_or_none([member.covariance_source for member in members])
         if gradients and any(member.has_gradients for member in members):
             members = [member.with_gradients() for member in members]
         if squares and any(member.has_squared_gradients for member in members):
@@ -172,6 +198,7 @@ class Observed(Mapping[str, Operands]):
             stack_pytrees(members, "Observed.stack"),
             gradient_source=LazyValues.stack(gradients) if gradients else None,
             squared_gradient_source=LazyValues.stack(squares) if squares else None,
+            covariance_source=LazyValues.stack(covariances) if covariances else None,
         )
 
     def tree_flatten(self) -> tuple[tuple[Operands, ...], _ObservedStatic]:
