@@ -75,12 +75,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         _flush_help()
         return 0
+    from jaxprune.search.interrupts import ctrl_c_once_more
+
     try:
         if sys.stdout is None and parsed.command != "evolve":
             raise ValueError(
                 "the result needs a standard output, got a closed one. Say > FILE, or > /dev/null."
             )
-        status = int(parsed.run(parsed))
+        with ctrl_c_once_more():
+            status = int(parsed.run(parsed))
         with printing():
             if sys.stdout is not None:
                 sys.stdout.flush()

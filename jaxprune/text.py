@@ -115,19 +115,22 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 
-def with_error(mean: float | None, se: float | None, *, signed: bool = False) -> str:
-    """Formats a mean and its standard error with one decimal.
+def with_error(mean: float | None, se: float | None, *, signed: bool = False, decimals: int = 1) -> str:
+    """Formats a mean and its standard error.
 
     Args:
       mean: the mean; "" is returned if it is None.
       se: its standard error; None leaves it out.
       signed: whether a positive mean gets a plus sign.
+      decimals: number of decimals of both.
 
     Example:
       >>> with_error(1.234, 0.5, signed=True), with_error(80.0, None), with_error(None, None)
       ('+1.2 ± 0.5', '80.0', '')
+      >>> with_error(0.196, 0.07, decimals=2)
+      '0.20 ± 0.07'
     """
     if mean is None:
         return ""
-    text = f"{mean:+.1f}" if signed else f"{mean:.1f}"
-    return text if se is None else f"{text} ± {se:.1f}"
+    text = f"{mean:{'+' if signed else ''}.{decimals}f}"
+    return text if se is None else f"{text} ± {se:.{decimals}f}"

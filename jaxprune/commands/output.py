@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxprune.files import atomic_file, check_writable, is_disk_full
+from jaxprune.search.interrupts import look_for_interrupts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,10 +72,15 @@ def say(text: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """Prints a line about progress to the standard error, so that results can be piped; lost if nobody reads it."""
+    """Prints a line about progress to the standard error, so that results can be piped; lost if nobody reads it.
+
+    Raises:
+      KeyboardInterrupt: if Ctrl-C was pressed before, and Python dropped its exception.
+    """
     with contextlib.suppress(OSError):
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
+    look_for_interrupts()
 
 
 def add_overwrite_option(parser: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxprune.scoring.rank_correlation import rank_correlations
 from jaxprune.types import Array
 
 
@@ -147,11 +148,8 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
         raise ValueError(
             f"rank_correlation needs two sequences of one length >= 2, got {len(first)} and {len(second)}."
         )
-    from scipy.stats import rankdata  # importing it takes most of a second
-
-    a, b = (ranks - ranks.mean() for ranks in (rankdata(first), rankdata(second)))
-    scale = math.sqrt(float(a @ a) * float(b @ b))
-    return float(a @ b) / scale if scale > 0 else 0.0  # spearmanr would give -1 + 1e-16 for opposite orders
+    correlation = float(rank_correlations(np.array([first, second]))[0, 1])
+    return 0.0 if math.isnan(correlation) else correlation
 
 
 def _squares(deviations: np.ndarray) -> float:

@@ -90,6 +90,24 @@ def task_verdict(
     return Verdict(mean, se, n, judged(mean, se, n - 1))
 
 
+def welch_degrees(variances: Sequence[float], counts: Sequence[int]) -> float:
+    """Returns the degrees of freedom of the standard error of a sum of independent means, as Welch-Satterthwaite.
+
+    Means over few bases have uncertain standard errors, and so has their sum.
+
+    Args:
+      variances: squared standard error of each term of the sum.
+      counts: number of bases behind each.
+
+    Example:
+      >>> welch_degrees([0.25, 0.25], [8, 8]), welch_degrees([1.0, 0.0], [8, 8])
+      (14.0, 7.0)
+    """
+    total = sum(variances)
+    spread = sum(variance**2 / max(count - 1, 1) for variance, count in zip(variances, counts, strict=True))
+    return total**2 / spread if spread > 0 else float(max(sum(counts) - len(counts), 1))
+
+
 def overall_verdict(
     verdicts: Mapping[str, Verdict | None], tasks: Sequence[TaskInfo], scales: Mapping[str, TaskScale]
 ) -> Verdict | None:
@@ -112,7 +130,7 @@ def overall_verdict(
       (0.25, 13)
     """
     total = sum(task.weight for task in tasks)
-    mean, variance, n, welch = 0.0, 0.0, 0, 0.0
+    mean, variances, counts = 0.0, [], []
     has_se = True
     for task in tasks:
         verdict = verdicts.get(task.name)
@@ -121,11 +139,7 @@ def overall_verdict(
         share = task.weight / total / scales[task.name].spread
         mean += share * verdict.mean
         has_se = has_se and verdict.se is not None
-        task_variance = (share * (verdict.se or 0.0)) ** 2
-        variance += task_variance
-        welch += task_variance**2 / max(verdict.n - 1, 1)
-        n += verdict.n
-    se = math.sqrt(variance) if has_se else None
-    # Welch-Satterthwaite: a sum of means over few bases each has few degrees of freedom itself.
-    degrees = variance**2 / welch if welch > 0 else float(max(n - len(tasks), 1))
-    return Verdict(mean, se, n, judged(mean, se, degrees))
+        variances.append((share * (verdict.se or 0.0)) ** 2)
+        counts.append(verdict.n)
+    se = math.sqrt(sum(variances)) if has_se else None
+    return Verdict(mean, se, sum(counts), judged(mean, se, welch_degrees(variances, counts)))

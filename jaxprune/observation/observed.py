@@ -11,6 +11,7 @@ from typing import Generic, TypeVar, cast
 import jax
 import jax.numpy as jnp
 
+from jaxprune.observation.covariances import Covariance
 from jaxprune.observation.gradients import Gradients
 from jaxprune.observation.operands import Operands
 from jaxprune.types import stack_pytrees
@@ -31,10 +32,12 @@ class Observed(Mapping[str, Operands]):
     """Producer path -> operands, in program order."""
     groups: dict[str, tuple[str, ...]]
     """Group name -> paths of its producers."""
-    gradient_source: GradientSource[Gradients] | None = None
+    gradient_source: LazyValues[Gradients] | None = None
     """Computes `GW` and `GX` when a function reads them; not part of the pytree, so mapping over it drops it."""
-    squared_gradient_source: GradientSource[jax.Array] | None = None
+    squared_gradient_source: LazyValues[jax.Array] | None = None
     """Computes `GW2` likewise, [C, F] for each producer."""
+    covariance_source: LazyValues[Covariance] | None = None
+    """Computes the covariances of what enters each consumer, when they are asked for."""
     _cache: dict[Hashable, object] = field(default_factory=dict, init=False, repr=False)
     """What `cached` made; neither part of the pytree nor of copies."""
 
@@ -80,16 +83,19 @@ class Observed(Mapping[str, Operands]):
 
     def __reduce__(self) -> tuple[type[Observed], tuple[object, ...]]:
         """Leaves the cache out of copies and pickles."""
-        return Observed, (self.operands, self.groups, self.gradient_source, self.squared_gradient_source)
+        sources = (self.gradient_source, self.squared_gradient_source, self.covariance_source)
+        return Observed, (self.operands, self.groups, *sources)
 
     def member(self, index: int) -> Observed:
         """Returns one stacked member."""
         gradients, squares = self.gradient_source, self.squared_gradient_source
+        covariances = self.covariance_source
         return Observed(
             {path: operands.member(index) for path, operands in self.operands.items()},
             self.groups,
             None if gradients is None else gradients.member(index),
             None if squares is None else squares.member(index),
+            None if covariances is None else covariances.member(index),
         )
 
     def with_gradients(self) -> Observed:
@@ -129,10 +135,29 @@ class Observed(Mapping[str, Operands]):
             "squared_weight_gradient=",
         )
 
+    def covariances(self) -> Mapping[str, Covariance]:
+        """Returns mean and covariance of the activations that enter each consumer, over all images and positions.
+
+        The first call computes them, with a pass over all images. `slim(..., compensate=observed)` calls this.
+
+        Returns:
+          "group -> kernel" -> covariance, for every layer that reads channels of a group with a kernel of its own.
+
+        Raises:
+          ValueError: for stacked members, or if these operands do not come straight from `observe`.
+        """
+        if self.is_stacked or self.covariance_source is None:
+            got = "stacked members" if self.is_stacked else "operands that do not know their network"
+            raise ValueError(
+                f"covariances needs what observe returned for one network, got {got}. "
+                "Take one with .member(i), or call observe again."
+            )
+        return self.covariance_source()
+
     def _filled(
         self,
         method: str,
-        source: GradientSource[_Value] | None,
+        source: LazyValues[_Value] | None,
         fill: Callable[[Operands, _Value], Operands],
         arguments: str,
     ) -> Observed:
@@ -164,14 +189,16 @@ class Observed(Mapping[str, Operands]):
         """
         gradients = _all_or_none([member.gradient_source for member in members])
         squares = _all_or_none([member.squared_gradient_source for member in members])
+        covariances = _all_or_none([member.covariance_source for member in members])
         if gradients and any(member.has_gradients for member in members):
             members = [member.with_gradients() for member in members]
         if squares and any(member.has_squared_gradients for member in members):
             members = [member.with_squared_gradients() for member in members]
         return dataclasses.replace(
             stack_pytrees(members, "Observed.stack"),
-            gradient_source=GradientSource.stack(gradients) if gradients else None,
-            squared_gradient_source=GradientSource.stack(squares) if squares else None,
+            gradient_source=LazyValues.stack(gradients) if gradients else None,
+            squared_gradient_source=LazyValues.stack(squares) if squares else None,
+            covariance_source=LazyValues.stack(covariances) if covariances else None,
         )
 
     def tree_flatten(self) -> tuple[tuple[Operands, ...], _ObservedStatic]:
@@ -185,41 +212,41 @@ class Observed(Mapping[str, Operands]):
         return cls(dict(zip(paths, children, strict=True)), dict(groups))
 
 
-class GradientSource(Generic[_Value]):
-    """One kind of gradients of all producers of a network, computed at the first call and cached.
+class LazyValues(Generic[_Value]):
+    """Values of a network by name, such as the gradients at all producers, computed at the first call and cached.
 
     Several threads may call it; it is computed once.
 
     Args:
-      compute: returns a record or array for each producer path; it is dropped after the first call, with what it holds.
+      compute: returns a record or array for each name; it is dropped after the first call, with what it holds.
       members: the sources of the stacked members, if `compute` stacks what these give.
 
     Example:
-      >>> source = GradientSource(lambda: {"conv.kernel": Gradients(weights=jnp.ones((2, 3)))})
-      >>> GradientSource.stack([source, source])()["conv.kernel"].weights.shape
+      >>> source = LazyValues(lambda: {"conv.kernel": Gradients(weights=jnp.ones((2, 3)))})
+      >>> LazyValues.stack([source, source])()["conv.kernel"].weights.shape
       (2, 2, 3)
     """
 
     def __init__(
         self,
         compute: Callable[[], Mapping[str, _Value]],
-        members: Sequence[GradientSource[_Value]] | None = None,
+        members: Sequence[LazyValues[_Value]] | None = None,
     ) -> None:
         self._compute: Callable[[], Mapping[str, _Value]] | None = compute
         self._members = members
-        self._gradients: Mapping[str, _Value] | None = None
+        self._values: Mapping[str, _Value] | None = None
         self._lock = RLock()
 
     def __call__(self) -> Mapping[str, _Value]:
-        """Returns producer path -> gradients."""
+        """Returns name -> value."""
         with self._lock:
-            if self._gradients is None:
-                assert self._compute is not None  # it is dropped only once the gradients are there
-                self._gradients, self._compute, self._members = self._compute(), None, None
-            return self._gradients
+            if self._values is None:
+                assert self._compute is not None  # it is dropped only once the values are there
+                self._values, self._compute, self._members = self._compute(), None, None
+            return self._values
 
-    def member(self, index: int) -> GradientSource[_Value]:
-        """Returns the source of one stacked member, which does not compute the gradients of the others."""
+    def member(self, index: int) -> LazyValues[_Value]:
+        """Returns the source of one stacked member, which does not compute the values of the others."""
 
         def compute() -> Mapping[str, _Value]:
             with self._lock:
@@ -229,10 +256,10 @@ class GradientSource(Generic[_Value]):
                     path: jax.tree.map(lambda leaf: leaf[index], stacked) for path, stacked in self().items()
                 }
 
-        return GradientSource(compute)
+        return LazyValues(compute)
 
     @staticmethod
-    def stack(members: Sequence[GradientSource[_Value]]) -> GradientSource[_Value]:
+    def stack(members: Sequence[LazyValues[_Value]]) -> LazyValues[_Value]:
         """Returns the source of stacked members, which are computed one after another."""
 
         def compute() -> Mapping[str, _Value]:
@@ -242,10 +269,10 @@ class GradientSource(Generic[_Value]):
                 for path in by_member[0]
             }
 
-        return GradientSource(compute, members)
+        return LazyValues(compute, members)
 
 
-def _all_or_none(sources: Sequence[GradientSource[_Value] | None]) -> list[GradientSource[_Value]]:
+def _all_or_none(sources: Sequence[LazyValues[_Value] | None]) -> list[LazyValues[_Value]]:
     """Returns the sources, or an empty list if one is missing."""
     present = [source for source in sources if source is not None]
     return present if len(present) == len(sources) else []

@@ -16,9 +16,10 @@ import numpy as np
 from flax import nnx
 
 from jaxprune.observation.checks import check_labels, check_real, to_class_ids
+from jaxprune.observation.covariances import make_covariances
 from jaxprune.observation.loss_gradients import Loss, SampledImages, make_gradients, make_squared_gradients
 from jaxprune.observation.moments import Moments, add_examples, sample_moments, zero_moments
-from jaxprune.observation.observed import GradientSource, Observed
+from jaxprune.observation.observed import LazyValues, Observed
 from jaxprune.observation.operands import Operands
 from jaxprune.observation.sample import balanced_sample, batch_indices, flat_positions, pool_positions
 from jaxprune.structure.groups import Structure
@@ -54,7 +55,8 @@ def observe(
 
     Gradients of the loss (`GW`, `GX`) take a backward pass over all images, mean squared gradients (`GW2`) one for each
     image alone. They are computed only when a function that is scored reads them, or by `.with_gradients()` and
-    `.with_squared_gradients()`. They are those of the weights at the time of this call, which stay in memory for them.
+    `.with_squared_gradients()`, and covariances only by `slim(..., compensate=observed)` or `.covariances()`. They are
+    those of the weights at the time of this call, which stay in memory for them.
 
     Args:
       model: NNX network; it is not changed.
@@ -118,6 +120,10 @@ def make_observer(
     trace_one, sites = partial(trace_program, graphdef, flat, rest), structure.sites
     squared_gradients = make_squared_gradients(trace_one, sites, pixels, classes, loss)
     groups = {name: group.producers for name, group in structure.groups.items()}
+    all_images = [(batch, is_real) for batch, _, is_real in batches] or [
+        (sample.images, np.ones(len(rows), bool))
+    ]
+    covariances = make_covariances(structure if batches else at_sample, all_images)
 
     def observer(arrays: Mapping[Path, Array]) -> Observed:
         digest = fingerprint(arrays)
@@ -130,8 +136,9 @@ def make_observer(
         return Observed(
             observe_operands(network),
             groups,
-            GradientSource(partial(gradients, network)),
-            GradientSource(partial(squared_gradients, network)),
+            LazyValues(partial(gradients, network)),
+            LazyValues(partial(squared_gradients, network)),
+            LazyValues(partial(covariances, network)),
         )
 
     return observer

@@ -297,7 +297,7 @@ class Operands:
         """
         if not self.is_stacked:
             raise ValueError("member(i) needs stacked operands, got one member. Use them as they are.")
-        return jax.tree.map(lambda leaf: leaf[index], self)
+        return _take_member(self, index)
 
     def members(self) -> list[Operands]:
         """Returns the stacked members one by one, or the only one.
@@ -325,6 +325,12 @@ class Operands:
           (2, 4, 1, 4)
         """
         return stack_pytrees(members, "Operands.stack")
+
+
+@jax.jit
+def _take_member(stacked: Operands, index: int) -> Operands:
+    """Returns one member of stacked operands, by one program for all arrays."""
+    return jax.tree.map(lambda leaf: leaf[index], stacked)
 
 
 jax.tree_util.register_dataclass(

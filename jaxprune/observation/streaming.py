@@ -7,6 +7,7 @@ moments have room for a power of two of classes, so a whole stream runs one prog
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import cast
 
 import chex
@@ -202,14 +203,8 @@ class _Stream:
     def _with_room(self) -> Moments:
         """Returns the moments with room for all known classes."""
         room = len(self._index_of) if self._is_fixed else 1 << (len(self._index_of) - 1).bit_length()
-        count, pivot, *rest = self._moments
-        added = room - len(count)
-        if added <= 0:
-            return self._moments
-        count, *rest = (
-            jnp.pad(array, [(0, added)] + [(0, 0)] * (array.ndim - 1)) for array in (count, *rest)
-        )
-        return Moments(count, pivot, *rest)
+        added = room - len(self._moments.count)
+        return _pad_classes(self._moments, added) if added > 0 else self._moments
 
     def _gradients(self, samples: np.ndarray | None) -> Gradients | None:
         weight_gradient = self._weights.get("weight_gradient")
@@ -231,6 +226,14 @@ def _add(
     rows, real = flat_positions(jnp.asarray(features)), jnp.asarray(is_real)
     effects = None if gradient is None else sum_effects(rows, flat_positions(jnp.asarray(gradient)), real)
     return add_examples(moments, rows, jnp.asarray(ids), real), effects
+
+
+@partial(jax.jit, static_argnames="added")
+def _pad_classes(moments: Moments, added: int) -> Moments:
+    """Returns the moments with room for further classes."""
+    count, pivot, *rest = moments
+    count, *rest = (jnp.pad(array, [(0, added)] + [(0, 0)] * (array.ndim - 1)) for array in (count, *rest))
+    return Moments(count, pivot, *rest)
 
 
 @jax.jit

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxprune.observation.observed import Observed
+from jaxprune.pruning.compensation import check_compensable, compensated_state
 from jaxprune.pruning.planning import KeptIndices, Plan, check_plan, index_arrays
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.layer_sizes import stored_sizes
@@ -17,7 +19,13 @@ from jaxprune.structure.verification import Attributes, find_misfit, slim_graph
 from jaxprune.types import Array
 
 
-def slim(model: nnx.Module, plan: Plan, *, attributes: Attributes | None = None) -> nnx.Module:
+def slim(
+    model: nnx.Module,
+    plan: Plan,
+    *,
+    attributes: Attributes | None = None,
+    compensate: Observed | None = None,
+) -> nnx.Module:
     """Returns a smaller model without the pruned channels.
 
     It computes what the masked model computes, except where activations are normalised across pruned channels: there it
@@ -26,11 +34,15 @@ def slim(model: nnx.Module, plan: Plan, *, attributes: Attributes | None = None)
     Flax's own layers store are adjusted. The new model is traced on shapes alone, to check that every operation
     combines the same channels as before.
 
+    With `compensate`, the layers that read pruned channels are corrected first: by least squares, the channels that
+    stay take over what can be predicted of the others (`jaxprune/pruning/compensation.py` has the formulas).
+
     Args:
       model: the network that the plan was made for; it is not changed.
       plan: which channels to keep.
       attributes: new values for whole numbers that classes of your own store, by dotted path, such as
         `{"blocks.0.attention.head_dim": 16}`.
+      compensate: what `observe` returned for this model; None cuts without a correction.
 
     Returns:
       A new model, whose arrays are on the same devices. They are split as before where the new sizes divide evenly, and
@@ -38,10 +50,13 @@ def slim(model: nnx.Module, plan: Plan, *, attributes: Attributes | None = None)
 
     Raises:
       ValueError: if the plan was made for another network, or if code of the model still relies on an old size; the
-        message names the attributes that hold an old size, with the values they need.
+        message names the attributes that hold an old size, with the values they need. With `compensate`, also if
+        something other than dense layers and convolutions reads pruned channels; the message names groups and readers.
     """
     parts = take_apart(model)
     structure = check_plan(parts, plan)
+    if compensate is not None:
+        check_compensable(structure, plan.kept_counts)
     attributes = attributes or {}
     kept = {
         name: np.asarray(channels, np.int32)
@@ -55,7 +70,10 @@ def slim(model: nnx.Module, plan: Plan, *, attributes: Attributes | None = None)
         misfit = find_misfit(parts, structure, kept, attributes, graph=graphdef)
         if misfit is None:
             # NumPy cuts, and device_put moves: jnp.asarray would compile a program, and keep it, for each new shape.
-            arrays = slim_state(structure, jax.device_get(parts.flat), plan.kept)
+            flat = jax.device_get(parts.flat)
+            if compensate is not None:
+                flat = compensated_state(structure, flat, kept, compensate.covariances())
+            arrays = slim_state(structure, flat, plan.kept)
             return merge_model(graphdef, put_beside(arrays, parts.flat), parts.rest)
         problem = misfit.reason
         required = stored_sizes(model, {plan.widths[name]: len(channels) for name, channels in kept.items()})

@@ -119,14 +119,14 @@ def explain_missing(names: tuple[str, ...]) -> str:
     return sentence + (hint if {"GW", "GX"} & set(names) else squared if "GW2" in names else "")
 
 
-def view_of(f: Expression, operands: Operands) -> View:
+def view_of(f: Expression, *, sample_is_full: bool) -> View:
     """Returns where a function reads activations: all examples, or the sample if it needs sample matrices.
 
     Args:
       f: the function.
-      operands: of the layer.
+      sample_is_full: whether the sample of every layer in question holds all examples.
     """
-    return "sample" if needs_samples(f) and not operands.sample_is_full else "full"
+    return "sample" if needs_samples(f) and not sample_is_full else "full"
 
 
 @lru_cache(maxsize=MAX_COMPILED)
@@ -145,7 +145,7 @@ def _compile(f: Expression) -> CompiledFunction:
 
 def _evaluate(f: Expression, operands: Operands) -> jax.Array:
     """Returns [C] or [B, C] scores; values have an axis of classes or channels only where these differ."""
-    members, view = operands.members(), view_of(f, operands)
+    members, view = operands.members(), view_of(f, sample_is_full=operands.sample_is_full)
     graph, rows = Graph(), class_rows(operands.class_counts)
     graph.add(f, view)
     moments = moment_values(jnp, members, view)

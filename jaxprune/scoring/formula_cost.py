@@ -79,7 +79,8 @@ def layer_costs(
     computable |= {"GW2"} if observed.squared_gradient_source is not None else set()
     costs = []
     for path, operands in observed.items():
-        cost = estimate_cost(f, axis_sizes(operands, view_of(f, operands)), operands.dtype.itemsize)
+        view = view_of(f, sample_is_full=operands.sample_is_full)
+        cost = estimate_cost(f, axis_sizes(operands, view), operands.dtype.itemsize)
         absent = missing_operands(f.operands - computable, operands)
         refusal = explain_missing(absent) if absent else explain_refusal(cost, budget_bytes, max_flops) or ""
         costs.append(LayerCost(path, operands.num_channels, cost.bytes_per_channel, cost.flops, refusal))

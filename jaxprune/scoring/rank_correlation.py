@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 from jaxprune.scoring.ranking import Scored, is_constant
 
@@ -64,6 +63,8 @@ def rank_correlations(scores: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
       >>> rank_correlations(np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])).tolist()
       [[1.0, -1.0], [-1.0, 1.0]]
     """
+    from scipy.stats import rankdata  # importing it takes most of a second
+
     table = np.asarray(scores, np.float64)
     ranks = rankdata(table, axis=1)
     ranks[[is_constant(row) for row in table]] = np.nan

@@ -18,8 +18,8 @@ from jaxprune.language.expression import Expression
 from jaxprune.language.operators import OPERATORS
 from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.observation.operands import Operands
-from jaxprune.scoring.analysis import View, evaluated_nodes, needs_samples
-from jaxprune.scoring.compiled import check_operands, check_scalar, explain_missing, missing_operands
+from jaxprune.scoring.analysis import View, evaluated_nodes
+from jaxprune.scoring.compiled import check_operands, check_scalar, explain_missing, missing_operands, view_of
 from jaxprune.scoring.device_evaluator import DeviceEvaluator
 from jaxprune.scoring.formula_cost import (
     BUDGET_BYTES,
@@ -236,7 +236,7 @@ class Scorer:
 
     def _view(self, f: Expression) -> View:
         """Returns the sample if the function needs it and any layer has more than its sample."""
-        return "sample" if needs_samples(f) and not self._is_full else "full"
+        return view_of(f, sample_is_full=self._is_full)
 
     def warm_up(self, functions: Sequence[Expression]) -> int:
         """Compiles the programs that these functions would call, several at a time; on a CPU there are none.

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 from jaxprune.search.callbacks import notify
@@ -19,7 +20,6 @@ from jaxprune.search.evaluation import (
     verify,
 )
 from jaxprune.search.interrupts import Interrupts, SearchInterrupted
-from jaxprune.search.journal import Journal
 from jaxprune.search.problem import BankFacts, LandscapeProblem
 from jaxprune.search.proposals import ProposalBatch, propose
 from jaxprune.search.run_directory import RunDirectory
@@ -39,12 +39,12 @@ class Generations:
     def __init__(
         self,
         run: RunDirectory,
-        journal: Journal,
         interrupts: Interrupts,
         callbacks: Sequence[object],
         time_limit_seconds: float | None,
     ) -> None:
-        self.run, self.journal, self.interrupts, self.callbacks = run, journal, interrupts, callbacks
+        assert run.journal is not None, "open_run comes first"
+        self.run, self.journal, self.interrupts, self.callbacks = run, run.journal, interrupts, callbacks
         self.deadline = None if time_limit_seconds is None else time.monotonic() + time_limit_seconds
 
     def until_stopped(self, state: SearchState) -> tuple[SearchState, str]:
@@ -114,9 +114,10 @@ class Generations:
     def _generation(self, state: SearchState) -> SearchState:
         """Runs one generation, writes it to the journal and saves it."""
         started = time.monotonic()
-        stop_if_asked(lambda: self._reason_to_stop(state))
+        reason_to_stop = partial(self._reason_to_stop, state)
+        stop_if_asked(reason_to_stop)
         limited = self._limited_as_recorded(state)
-        with self.interrupts.at_once():  # nothing is lost, because proposals follow from the state
+        with self.interrupts.at_once(partial(stop_if_asked, reason_to_stop)):  # lost proposals come again
             batch = self._propose(limited)
         if not batch.proposals:
             raise SearchStopped("exhausted" if batch.tally.proposed else "evaluations")
@@ -129,7 +130,7 @@ class Generations:
             batch.proposals,
             on_record=self._save,
             on_retry=self.run.notice,
-            should_stop=lambda: self._reason_to_stop(state),
+            should_stop=reason_to_stop,
             recorded=self.journal.recorded_outcomes(),
         )
         after = tell(state, records, tally=batch.tally, seconds=time.monotonic() - started)
@@ -145,9 +146,8 @@ class Generations:
         line = self.journal.next_generation() or {}
         if line.get("generation") != state.generation or "max_evaluations" not in line:
             return state
-        return dataclasses.replace(
-            state, config=state.config.replace(max_evaluations=line["max_evaluations"])
-        )
+        config = state.config.replace(max_evaluations=line["max_evaluations"])
+        return dataclasses.replace(state, config=config)
 
     def _propose(self, state: SearchState) -> ProposalBatch:
         """Calls `propose`, which scores and trains base networks."""
@@ -192,8 +192,7 @@ class Generations:
         return "time" if is_late and state.generation > 0 else None
 
     def _raise_if_interrupted(self, state: SearchState) -> None:
-        number = self.interrupts.received
-        if number is None:
+        if (number := self.interrupts.received) is None:
             return
         message = (
             f"stopped by signal {number} after {state.generation} complete generation(s) and {state.evaluations} "

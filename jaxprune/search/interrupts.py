@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -38,19 +38,27 @@ class Interrupts:
 
     The signal of a terminal that is closed is only noted in `hung_up`, because a run can go on without one.
     Outside the main thread, where Python allows no signal handlers, it does nothing.
+
+    Args:
+      numbers: the signals; others act as usual.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *numbers: int) -> None:
+        self.numbers = numbers or (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         self.received: int | None = None
         self.hung_up = False
         self._is_immediate = False
+        self._stop: Callable[[], None] = _go_on
         self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in set(self.numbers) - {signal.SIGHUP}:
                 self._previous_handlers[number] = signal.signal(number, self._note)
-            if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # otherwise somebody chose, such as nohup
+            is_usual = (
+                signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+            )  # otherwise somebody chose, such as nohup
+            if signal.SIGHUP in self.numbers and is_usual:
                 self._previous_handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._note_hang_up)
             _contexts.append(self)
         return self
@@ -61,26 +69,34 @@ class Interrupts:
             _contexts.remove(self)
 
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
+    def at_once(self, stop: Callable[[], None] | None = None) -> Iterator[None]:
         """Marks work that may be dropped at any point: inside it, a signal raises `KeyboardInterrupt` immediately.
+
+        Args:
+          stop: raises an exception if the work is to end for another reason; called by `look_for_interrupts`.
 
         Raises:
           KeyboardInterrupt: after a signal, also one that came before.
         """
-        self._is_immediate = True
+        self._is_immediate, self._stop = True, stop or _go_on
         try:
-            self.look_again()
+            self._raise_if_received()
             yield
-            self.look_again()
+            self._raise_if_received()
         finally:
-            self._is_immediate = False
+            self._is_immediate, self._stop = False, _go_on
 
     def look_again(self) -> None:
-        """Raises a `KeyboardInterrupt` if a signal came and work is done that may be dropped.
+        """Raises an exception if work is done that may be dropped, and it is to end.
 
         Raises:
           KeyboardInterrupt: inside `at_once`, if a signal came.
         """
+        self._raise_if_received()
+        self._stop()
+
+    def _raise_if_received(self) -> None:
+        """Raises a `KeyboardInterrupt` inside `at_once` if a signal came."""
         if self._is_immediate and self.received is not None:
             raise KeyboardInterrupt
 
@@ -102,18 +118,38 @@ class Interrupts:
                 signal.signal(number, self._previous_handlers.pop(number))
 
 
+def _go_on() -> None:
+    """Does nothing, where there is no other reason to stop."""
+
+
+@contextlib.contextmanager
+def ctrl_c_once_more() -> Iterator[None]:
+    """Lets Ctrl-C act as in any Python program, and once more at the next report of progress if Python dropped it.
+
+    Where Ctrl-C is ignored, or somebody else handles it, it does nothing.
+
+    Raises:
+      KeyboardInterrupt: after Ctrl-C.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    with Interrupts(signal.SIGINT) as interrupts, interrupts.at_once():
+        yield
+
+
 _contexts: list[Interrupts] = []
 """The contexts that the main thread is in."""
 
 
 def look_for_interrupts() -> None:
-    """Raises the `KeyboardInterrupt` of a signal that came during work that may be dropped, if Python dropped it.
+    """Ends work that may be dropped: after a signal whose `KeyboardInterrupt` Python dropped, or after the time limit.
 
-    `notify` calls it, after each base network that is trained and at each other report of progress. It does nothing if
-    no signal came, outside `Interrupts.at_once`, and in threads other than the main one.
+    `notify` and the `note` of commands call it, after each base network that is trained and at each other report of
+    progress. It does nothing outside `Interrupts.at_once`, and in threads other than the main one.
 
     Raises:
-      KeyboardInterrupt: if a signal came inside `Interrupts.at_once`.
+      KeyboardInterrupt: if a signal came inside `Interrupts.at_once`; or what the `stop` of `at_once` raises.
     """
     if threading.current_thread() is threading.main_thread():
         for interrupts in _contexts:

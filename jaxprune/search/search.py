@@ -202,9 +202,8 @@ def evolve_problem(
 
     Args:
       problem: what to search on.
-      config: how to search, and when to stop. The time limit counts from this call and is checked between two
-        fine-tunings and while proposing. A generation that it cuts short is not part of the result, but a resumed run
-        goes on from there.
+      config: how to search, and when to stop. The time limit counts from this call. A generation that it cuts short is
+        not part of the result, but a resumed run goes on from there.
       run_dir: where journal, state and archive are written; created if missing.
       callbacks: objects with any of the methods of `Callback`.
       resume: go on with the run in `run_dir`; without a run there, start it.
@@ -224,10 +223,9 @@ def evolve_problem(
     refuse_foreign_files(Path(run_dir))
     with RunDirectory(Path(run_dir), partial(notify_or_warn, callbacks)) as run, Interrupts() as interrupts:
         state = run.open_run(start, settings or {}, resume)
-        assert run.journal is not None
         run.event("resumed" if state.generation else "started", f"generation {state.generation}")
         notify(callbacks, "on_start", state)
-        loop = Generations(run, run.journal, interrupts, callbacks, config.time_limit_seconds)
+        loop = Generations(run, interrupts, callbacks, config.time_limit_seconds)
         for text, absence in guesses_without_operands(state).items() if state.generation == 0 else ():
             run.notice(f"The guess {text} is left out: {absence}")
         try:
@@ -242,7 +240,7 @@ def evolve_problem(
         if early := ending(state, stopped):
             notify(callbacks, "on_message", early)
         archive = tuple(state.individual(id_) for id_ in state.archive)
-        return SearchResult(state.ranked()[0], archive, run.journal.path, state, stopped)
+        return SearchResult(state.ranked()[0], archive, loop.journal.path, state, stopped)
 
 
 def init_search(

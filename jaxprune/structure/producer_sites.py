@@ -94,14 +94,14 @@ def _find_site(
     read = _before_reshapes(families, family, read)
     batch_marker = trace.labels.fixed_marker(BATCH)
     batch_axes = [axis for axis, marker in enumerate(read.value.fixed) if marker == batch_marker]
-    value_channels = _indices_in_value(families, family, read.value)
-    kernel_channels = _indices_in_array(families, family, use.kernel, sorted(use.axes))
+    value_channels = indices_in_value(families, family, read.value)
+    kernel_channels = indices_in_array(families, family, use.kernel, sorted(use.axes))
     if len(batch_axes) != 1 or value_channels is None or kernel_channels is None:
         return f"activations of {dotted(use.kernel)} have no plain batch and channel axes"
     gamma, beta = _find_norm(families, family, use_number, read)
     consumer_channels = None
     if read.kernel is not None:
-        consumer_channels = _indices_in_array(families, family, read.kernel, sorted(read.kernel_axes))
+        consumer_channels = indices_in_array(families, family, read.kernel, sorted(read.kernel_axes))
     return ProducerSite(
         group=name,
         kernel=use.kernel,
@@ -120,18 +120,24 @@ def _find_site(
 def _before_reshapes(families: ChannelFamilies, family: int, read: ChannelRead) -> ChannelRead:
     """Goes back over reshapes of the activations as long as that leaves fewer indices to each channel."""
     trace = families.trace
-    indices = _indices_in_value(families, family, read.value)
+    indices = indices_in_value(families, family, read.value)
     while indices is not None and indices.positions.shape[1] > 1 and read.value_number in trace.reshaped:
         number = trace.reshaped[read.value_number]
-        earlier = _indices_in_value(families, family, trace.values[number])
+        earlier = indices_in_value(families, family, trace.values[number])
         if earlier is None or earlier.positions.shape[1] >= indices.positions.shape[1]:
             break
         read, indices = read._replace(value_number=number, value=trace.values[number]), earlier
     return read
 
 
-def _indices_in_value(families: ChannelFamilies, family: int, value: LabelledValue) -> ChannelIndices | None:
-    """Returns where a family sits in a value; None where it sits in no field, in several, or unevenly."""
+def indices_in_value(families: ChannelFamilies, family: int, value: LabelledValue) -> ChannelIndices | None:
+    """Returns where a family sits in a value; None where it sits in no field, in several, or unevenly.
+
+    Args:
+      families: families of the network.
+      family: number of the family.
+      value: the value.
+    """
     result: ChannelIndices | None = None
     for field in value.fields:
         family_at, channel_at = families.locate(families.trace.labels.find(field.labels))
@@ -145,10 +151,17 @@ def _indices_in_value(families: ChannelFamilies, family: int, value: LabelledVal
     return result
 
 
-def _indices_in_array(
+def indices_in_array(
     families: ChannelFamilies, family: int, path: Path, axes: Sequence[int]
 ) -> ChannelIndices | None:
-    """Returns where a family sits on some axes of an array; None where it sits on no axis, on several, or unevenly."""
+    """Returns where a family sits on some axes of an array; None where it sits on no axis, on several, or unevenly.
+
+    Args:
+      families: families of the network.
+      family: number of the family.
+      path: path of the array.
+      axes: axes of the array.
+    """
     result: ChannelIndices | None = None
     for axis in axes:
         for channels in families.on_axis(path, axis).get(family, []):
@@ -198,7 +211,7 @@ def _find_norm(
     def with_indices(path: Path | None) -> tuple[Path, ChannelIndices] | None:
         if path is None:
             return None
-        indices = _indices_in_array(families, family, path, range(len(families.roots[path])))
+        indices = indices_in_array(families, family, path, range(len(families.roots[path])))
         return None if indices is None else (path, indices)
 
     return with_indices(gamma), with_indices(beta)
@@ -218,7 +231,7 @@ def channels_last(value: jax.Array, site: ProducerSite) -> jax.Array:
     num_loops = len(site.loop_lengths)
     moved = jnp.moveaxis(value, site.batch_axis + num_loops, 0)
     axes = [axis + num_loops + (axis < site.batch_axis) for axis in site.value_channels.axes]
-    activations = _with_channels_last(moved, axes, site.value_channels.positions)
+    activations = with_channels_last(moved, axes, site.value_channels.positions)
     return activations.astype(jnp.promote_types(activations.dtype, jnp.float32))
 
 
@@ -232,11 +245,11 @@ def channel_columns(array: Array, indices: ChannelIndices) -> jax.Array:
     Returns:
       [F, C], of the array's dtype.
     """
-    matrix = _with_channels_last(jnp.asarray(array), list(indices.axes), indices.positions)
+    matrix = with_channels_last(jnp.asarray(array), list(indices.axes), indices.positions)
     return matrix.reshape(math.prod(matrix.shape[:-1]), matrix.shape[-1])
 
 
-def _with_channels_last(array: jax.Array, axes: list[int], positions: np.ndarray) -> jax.Array:
+def with_channels_last(array: jax.Array, axes: list[int], positions: np.ndarray) -> jax.Array:
     """Moves channels to the last axis; where each has several positions, these stay at the first of the axes.
 
     Args:

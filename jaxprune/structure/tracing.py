@@ -38,7 +38,7 @@ def trace_structure(model: nnx.Module, example: Array | jax.ShapeDtypeStruct) ->
 
     Args:
       model: NNX module called as `model(images)`; it is not changed. Its arrays may be abstract
-        (`nnx.eval_shape(lambda: Net(nnx.Rngs(0)))`).
+        (`jaxprune.nets.without_weights(Net)`).
       example: images as the network takes them, batch axis first (values and batch size do not matter), or their
         shape and dtype.
 

@@ -8,7 +8,7 @@ import pytest
 from jaxprune.language.library import own_seeds
 from jaxprune.language.parsing import parse
 from jaxprune.observation.gradients import Gradients
-from jaxprune.observation.observed import GradientSource, Observed
+from jaxprune.observation.observed import LazyValues, Observed
 from jaxprune.observation.operands import Operands
 from jaxprune.scoring.compiled import compile
 from jaxprune.scoring.populations import score_population, score_with_status
@@ -207,7 +207,7 @@ class TestSource:
             calls.append(1)
             return {"conv1.kernel": make(len(calls)).gradients}
 
-        return GradientSource(compute), calls
+        return LazyValues(compute), calls
 
     def test_a_ranking_asks_once_and_only_if_a_function_reads_them(self):
         source, calls = self.counted()
@@ -259,7 +259,7 @@ class TestSource:
                 raise found
             return found
 
-        source = GradientSource(compute)
+        source = LazyValues(compute)
         with pytest.raises(ValueError, match="no memory"):
             source()
         assert source()["conv1.kernel"].weights.shape == (2, 3)

@@ -14,6 +14,8 @@ import pytest
 from test_proposals import after
 from toy_problem import SMALL, ToyProblem
 
+from jaxprune.cli import main
+from jaxprune.commands.output import note
 from jaxprune.language.expression import Expression
 from jaxprune.search.callbacks import notify
 from jaxprune.search.evaluation import SearchStopped, evaluate
@@ -141,3 +143,35 @@ def test_no_thread_trains_on_after_a_search_has_stopped() -> None:
         evaluate(state, ask(state), should_stop=lambda: next(calls, "enough"))
     assert threading.active_count() == threads, caught  # while the traceback still holds all frames
     assert problem.num_calls <= num_before + 3 + 4  # type: ignore[attr-defined]  # those begun, of dozens
+
+
+@pytest.mark.parametrize("lose", WAYS)
+def test_every_command_finds_a_lost_ctrl_c_at_its_next_line_of_progress(
+    lose: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(arguments: object) -> int:
+        lose(signal.SIGINT)
+        note("base network 0")
+        return pytest.fail("it went on")
+
+    monkeypatch.setattr("jaxprune.commands.list.run_list", run)
+    assert main(["list", "tasks"]) == 130
+    assert capsys.readouterr().err == "base network 0\nstopped.\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_command_leaves_other_handlers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+
+    def run(arguments: object) -> int:
+        seen.extend(map(signal.getsignal, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)))
+        return 0
+
+    before = [signal.SIG_IGN, signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)]
+    monkeypatch.setattr("jaxprune.commands.list.run_list", run)
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert main(["list", "tasks"]) == 0
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert seen == before

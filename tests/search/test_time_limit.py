@@ -11,7 +11,7 @@ from toy_problem import SMALL, ToyProblem
 
 from jaxprune.language.expression import Expression
 from jaxprune.search import proposals, search
-from jaxprune.search.callbacks import Callback
+from jaxprune.search.callbacks import Callback, notify
 from jaxprune.search.evaluation import SearchStopped
 from jaxprune.search.problem import Behaviour
 from jaxprune.search.proposals import propose
@@ -66,6 +66,33 @@ def test_a_time_limit_ends_proposing_between_two_parts_of_it(
     result = evolve_problem(problem, config, tmp_path)
     assert result.stopped == "time" and result.state.generation == 1
     assert problem.sizes[start_calls:] == [30, 30]  # of 120 that were drawn
+
+
+class TrainsBases(ToyProblem):
+    """Trains four base networks when it scores, a second each, and reports each as the tasks do."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock, self.num_bases = clock, 0
+
+    def behaviours(self, functions: Sequence[Expression]) -> list[Behaviour | Invalid]:
+        for _ in range(4):
+            self.clock.now += 1.0
+            self.num_bases += 1
+            notify([], "on_base")
+        return super().behaviours(functions)
+
+
+def test_a_time_limit_ends_the_training_of_base_networks_after_generation_0(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(search, "time", clock)
+    config = SMALL.replace(generations=1, time_limit_seconds=2.5)
+    problem = TrainsBases(clock)
+    evolve_problem(ToyProblem(), config.replace(generations=0), tmp_path)
+    result = evolve_problem(problem, config, tmp_path, resume=True)
+    assert result.stopped == "time" and result.state.generation == 1 and problem.num_bases == 3
 
 
 @pytest.mark.parametrize("num_questions", [0, 1, 5, 23, 24, 25, 30])

@@ -241,7 +241,7 @@ SOWING = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:'Module.sow:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
 @pytest.mark.parametrize("num_runs", [0, 2])
 @pytest.mark.parametrize("make", SOWING.values(), ids=SOWING)
 def test_what_a_network_sowed_before_is_passed_on_and_training_drops_more(make, num_runs):
