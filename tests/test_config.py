@@ -43,7 +43,7 @@ def test_preset_paper_runs_on_other_tasks():
 def test_a_toml_file_is_a_layer(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text(
-        'preset = "quick"\ntask = ["digits", "fashion"]\ntime = "20m"\nevaluations = 300\nguess = "mean(X)"\n'
+        'preset = "quick"\ntask = ["digits", "fashion"]\ntime = "20m"\nfitness = "finetune"\nevaluations = 300\nguess = "mean(X)"\n'
         "kept-fraction = 0.25\n[bases]\ndigits = 6\n"
     )
     config = RunConfig.of(read_config(path))
@@ -90,12 +90,15 @@ def test_task_options_change_tasks():
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ({"preset": "quik"}, r"a preset needs to be one of quick, paper, got 'quik'. Did you mean 'quick'\?"),
+        (
+            {"preset": "quik"},
+            r"a preset needs to be one of quick, thorough, paper, got 'quik'. Did you mean 'quick'\?",
+        ),
         ({"generatoins": 3}, "needs to be a setting of a run, got 'generatoins'. Did you mean 'generations'"),
         ({"task": "digits", "tasks": ["fashion"]}, "Give 'tasks' only once, got it again as 'tasks'"),
         ({"population": "many"}, "population needs a whole number, got 'many'"),
         ({"population": 1, "elites": -1}, r"needs population >= 2 \(got 1\); elites >= 0 \(got -1\)"),
-        ({"fitness": "best"}, "fitness one of paired, geometric, arithmetic"),
+        ({"fitness": "best"}, "fitness one of landscape, finetune"),
         ({"controls": "all"}, "controls needs to be one of standard, full, got 'all'"),
         ({"batching": "fast"}, "batching needs to be one of auto, scan, loop, vmap, got 'fast'"),
         ({"tasks": 3}, "tasks needs to be a text or a list of texts, got 3"),

@@ -171,7 +171,7 @@ def test_a_run_does_not_start_over_files_of_others(name, tmp_path, capsys):
     assert main(["evolve", "--run-dir", str(tmp_path)]) == 2
     assert f"a run replaces {tmp_path / name}, and {tmp_path} holds no run" in capsys.readouterr().err
     with pytest.raises(ValueError, match=f"a run replaces {tmp_path / name}"):
-        evolve_problem(ToyProblem(), EvolveConfig(generations=0), tmp_path)
+        evolve_problem(ToyProblem(), EvolveConfig(generations=0, fitness="finetune"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "thesis"
 
 

@@ -89,7 +89,7 @@ def test_a_resumed_run_shows_the_generations_behind_it():
 
 @pytest.mark.parametrize("kind", ["geometric", "arithmetic"])
 def test_means_of_accuracies_are_in_percent(kind):
-    state = SimpleNamespace(**{**vars(STATE), "config": EvolveConfig(fitness=kind)})
+    state = SimpleNamespace(**{**vars(STATE), "config": EvolveConfig(joint=kind)})
     text = written(lambda table: (table.on_start(state), table.on_generation(FIRST)))
     assert f"{kind} mean of accuracies (%)" in text and "+0.00 +- 0.00 %" in text
 

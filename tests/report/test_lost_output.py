@@ -88,7 +88,17 @@ def test_a_lost_pipe_of_the_command_is_on_record(
     monkeypatch.setattr(
         "jaxprune.search.search.make_problem", lambda tasks, config, run_dir, **_: ToyProblem()
     )
-    arguments = ["evolve", "--generations", "1", "--population", "4", "--no-report", "--run-dir"]
+    arguments = [
+        "evolve",
+        "--fitness",
+        "finetune",
+        "--generations",
+        "1",
+        "--population",
+        "4",
+        "--no-report",
+        "--run-dir",
+    ]
     assert main([*arguments, str(tmp_path / "whole")]) == 0
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", lost := closed_pipe())

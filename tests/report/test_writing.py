@@ -334,7 +334,7 @@ def tiny_task(name):
 def test_a_report_is_written_at_the_end_of_a_real_search(tmp_path, controls):
     from jaxprune.search.search import evolve_problem, make_problem
 
-    config = EvolveConfig(generations=1, population=3, proposals_per_slot=3)
+    config = EvolveConfig(generations=1, population=3, fitness="finetune", proposals_per_slot=3)
     problem = make_problem([tiny_task("tiny")], config, tmp_path)
     result = evolve_problem(problem, config, tmp_path)
     messages = []

@@ -20,7 +20,6 @@ from jaxprune.report.writing import render_report
 from jaxprune.search.callbacks import Callback
 from jaxprune.search.problem import Behaviour
 from jaxprune.search.search import SearchResult, evolve_problem
-from jaxprune.search.settings import EvolveConfig
 from jaxprune.search.state import SearchState, ending
 from jaxprune.types import Invalid
 
@@ -93,7 +92,7 @@ def test_a_complete_search_says_nothing_about_its_end(tmp_path: Path, generation
 
 @pytest.mark.parametrize("stopped", ["", "generations", "anything"])
 def test_an_unknown_reason_is_not_made_up(stopped: str) -> None:
-    state = dataclasses.replace(searched().state, config=EvolveConfig(generations=9))
+    state = dataclasses.replace(searched().state, config=SMALL.replace(generations=9))
     assert ending(state, stopped) == (
         "The search is not complete: of 9 generations after the start formulas, 3 are complete."
     )
@@ -127,7 +126,7 @@ def test_the_verdict_never_says_that_nothing_better_was_found_before_anything_wa
 @pytest.mark.parametrize("best_start", ["winner", "l2", "mean_shift"])
 @pytest.mark.parametrize("stopped", ["time", "evaluations", "exhausted", ""])
 def test_the_verdict_of_every_search_that_ended_early_says_so(best_start: str, stopped: str) -> None:
-    state = dataclasses.replace(searched().state, config=EvolveConfig(generations=9))
+    state = dataclasses.replace(searched().state, config=SMALL.replace(generations=9))
     first_line = verdict_section(run_of(state, stopped, best_start=best_start)).splitlines()[0]
     assert first_line.endswith(ending(state, stopped)) and "3 are complete." in first_line
     whole = verdict_section(run_of(searched().state, "generations", best_start=best_start)).splitlines()[0]

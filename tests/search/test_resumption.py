@@ -99,7 +99,7 @@ def opened(folder: Path, *tasks: Task, seed: int = 0) -> tuple[dict[str, Any], l
     messages: list[str] = []
     problem = TaskProblem(tasks, seed=seed)
     with RunDirectory(folder, messages.append) as run:
-        run.open_run(init_search(problem, EvolveConfig(seed=seed)), {}, resume=True)
+        run.open_run(init_search(problem, EvolveConfig(seed=seed, fitness="finetune")), {}, resume=True)
     return json.loads((folder / "config.json").read_text()), messages
 
 
@@ -204,7 +204,7 @@ def test_a_refused_resume_says_what_changed_and_how_to_go_on(
         opened(run, tiny_task().replace(**changes))
     assert str(refused.value) == (
         f"{run} holds a run with other settings: {words}. Resume it with the settings it was started with (only "
-        "generations, max_evaluations, time_limit_seconds may change), or start in another directory."
+        "generations, max_evaluations, time_limit_seconds, force may change), or start in another directory."
     )
 
 

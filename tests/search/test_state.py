@@ -20,7 +20,7 @@ from jaxprune.search.state import Candidate, Individual, SearchState, ancestry
 def individual(id_: int, lower: float, complexity: int, plan: str = "") -> Individual:
     behaviour = Behaviour({"t": (plan or str(id_),)})
     candidate = Candidate(id_, f"f{id_}", complexity, "random", (), 0, behaviour=behaviour)
-    return Individual(candidate, Fitness(lower + 1.0, 1.0, {}))
+    return Individual(candidate, Fitness(lower + 1.0, 1.0, {}), lower)
 
 
 @pytest.fixture(scope="module")

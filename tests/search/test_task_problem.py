@@ -75,7 +75,7 @@ def test_a_guess_that_reads_what_a_network_lacks_is_told_before_training(
     with pytest.raises(KeyboardInterrupt):
         evolve_problem(
             problem,
-            EvolveConfig(generations=0),
+            EvolveConfig(generations=0, fitness="finetune"),
             tmp_path,
             callbacks=[SimpleNamespace(on_message=told.append)],
             guesses=guesses,

@@ -10,7 +10,7 @@ from test_proposals import after
 from toy_problem import SMALL, ToyProblem
 
 from jaxprune.language.expression import Expression
-from jaxprune.search import proposals, search
+from jaxprune.search import generations, proposals
 from jaxprune.search.callbacks import Callback, notify
 from jaxprune.search.evaluation import SearchStopped
 from jaxprune.search.problem import Behaviour
@@ -58,7 +58,7 @@ def test_a_time_limit_ends_proposing_between_two_parts_of_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(search, "time", clock)
+    monkeypatch.setattr(generations, "time", clock)
     monkeypatch.setattr(proposals, "SCORED_AT_ONCE", 30)
     problem = SlowToScore(clock)
     start_calls = -(-(len(propose(init_search(ToyProblem(), SMALL)).proposals)) // 30)
@@ -87,7 +87,7 @@ def test_a_time_limit_ends_the_training_of_base_networks_after_generation_0(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(search, "time", clock)
+    monkeypatch.setattr(generations, "time", clock)
     config = SMALL.replace(generations=1, time_limit_seconds=2.5)
     problem = TrainsBases(clock)
     evolve_problem(ToyProblem(), config.replace(generations=0), tmp_path)

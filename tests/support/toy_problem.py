@@ -20,7 +20,7 @@ TASKS = (
     TaskInfo("digits", bases=3, extra_bases=1, fingerprint="a"),
     TaskInfo("fashion", weight=0.5, bases=2),
 )
-SMALL = EvolveConfig(generations=4, population=6, proposals_per_slot=4, elites=1, seed=1)
+SMALL = EvolveConfig(generations=4, population=6, fitness="finetune", proposals_per_slot=4, elites=1, seed=1)
 
 
 def noise(*meaning: object) -> float:
