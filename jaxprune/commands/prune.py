@@ -64,6 +64,7 @@ class Pruned:
       accuracy: on validation images before, in percent.
       pruned_accuracy: after pruning, in percent.
       finetuned_accuracy: after fine-tuning, in percent.
+      is_compensated: whether the kept channels took over what could be predicted of the others.
     """
 
     formula: str
@@ -76,6 +77,7 @@ class Pruned:
     accuracy: float
     pruned_accuracy: float
     finetuned_accuracy: float
+    is_compensated: bool = False
 
     @property
     def facts(self) -> dict[str, object]:
@@ -125,6 +127,11 @@ def add_prune(parser: argparse.ArgumentParser) -> None:
         default="inner",
         help="what loses channels where two groups share every index: the places within heads (inner), whole heads "
         "(outer), or both (default: inner)",
+    )
+    parser.add_argument(
+        "--compensate",
+        action="store_true",
+        help="before fine-tuning, let the kept channels take over what least squares predicts of the others",
     )
     parser.add_argument(
         "--out",
@@ -191,6 +198,7 @@ def check_before_training(pool: BasePool, f: PruningFunction, **options: Unpack[
     Args:
       pool: the base networks, none of which is trained.
       f: scores the channels.
+      compensate: whether the kept channels take over what can be predicted of the others, see `jp.slim`.
       **options: keywords of `jp.plan`.
 
     Raises:
@@ -204,20 +212,29 @@ def check_before_training(pool: BasePool, f: PruningFunction, **options: Unpack[
     budget_counts(pool.programs.structure, **(options | PlanOptions(scope="group")))
 
 
-def prune_base(pool: BasePool, base: int, f: PruningFunction, **options: Unpack[PlanOptions]) -> Pruned:
+def prune_base(
+    pool: BasePool,
+    base: int,
+    f: PruningFunction,
+    *,
+    compensate: bool = False,
+    **options: Unpack[PlanOptions],
+) -> Pruned:
     """Scores, prunes and fine-tunes one base network of a task, in one round.
 
     Args:
       pool: the base networks.
       base: which one.
       f: scores the channels.
+      compensate: whether the kept channels take over what can be predicted of the others, see `jp.slim`.
       **options: keywords of `jp.plan`.
 
     Returns:
       The plan, the fine-tuned weights, and sizes and accuracies before and after.
 
     Raises:
-      ValueError: for a function without finite scores on the network, or a budget that does not fit.
+      ValueError: for a function without finite scores on the network, a budget that does not fit, or a network that
+        cannot be compensated.
     """
     import jax
 
@@ -232,7 +249,8 @@ def prune_base(pool: BasePool, base: int, f: PruningFunction, **options: Unpack[
     from jaxprune.training.trainer import Job, Trainer
 
     programs, trained = pool.programs, pool.bases[base]
-    ranking = rank_population([f], pool.observed(base))[0]
+    observed = pool.observed(base)
+    ranking = rank_population([f], observed)[0]
     if not isinstance(ranking, Ranking):
         raise ValueError(f"pruning needs finite scores that differ, got none from {name_of(f)}: {ranking}.")
     graphdef, _, rest = split_model(programs.model)
@@ -240,7 +258,7 @@ def prune_base(pool: BasePool, base: int, f: PruningFunction, **options: Unpack[
     images, recipe = programs.data.x, programs.recipe()
     example = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
     kept = plan(model, ranking.scores, example, **options)
-    slim_model = slim(model, kept)
+    slim_model = slim(model, kept, compensate=observed if compensate else None)
     network, weights = split_network(slim_model)
     trainer = Trainer(slim_model, recipe, programs.data, programs.validation, strategy=programs.strategy)
     key = derive(pool.key, "prune", base)
@@ -258,6 +276,7 @@ def prune_base(pool: BasePool, base: int, f: PruningFunction, **options: Unpack[
         accuracy=trained.accuracy,
         pruned_accuracy=100.0 * num_correct / programs.validation.x.shape[0],
         finetuned_accuracy=float(finetuned.accuracies[-1]),
+        is_compensated=compensate,
     )
 
 

@@ -62,6 +62,26 @@ def test_how_much_is_kept_can_be_said_in_several_ways(arguments, count, prune, t
     assert Plan.load(tmp_path / "out" / "plan.json").kept_counts == {"first.kernel": count}
 
 
+def test_compensation_is_recorded_and_changes_what_is_left(prune, tmp_path):
+    facts = []
+    for more in ([], ["--compensate", "--overwrite"]):
+        assert prune("--kept-fraction", "0.25", *more) == 0
+        facts.append(json.loads((tmp_path / "out" / "result.json").read_text()))
+    assert [one["is_compensated"] for one in facts] == [False, True]
+    assert facts[0]["kept_counts"] == facts[1]["kept_counts"]
+    assert facts[1]["pruned_accuracy"] >= facts[0]["pruned_accuracy"]
+
+
+def test_a_recipe_that_compensates_does_so_in_prune_too(bases_dir, prune, monkeypatch, tmp_path):
+    import cli_tasks
+
+    small = cli_tasks.small()
+    task = small.replace(recipe=small.recipes[0].replace(compensate=True))
+    monkeypatch.setattr(cli_tasks, "small", lambda: task)
+    assert prune() == 0
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["is_compensated"] is True
+
+
 def test_the_same_prune_twice_is_the_same(bases_dir):
     import cli_tasks
 
