@@ -160,8 +160,9 @@ def run_prune(arguments: argparse.Namespace) -> int:
     f = find_function(arguments.metric)
     pool, base = base_pool(arguments, without=_OF_SEARCHES), arguments.base or 0
     options = _plan_options(arguments, pool)
-    check_before_training(pool, f, **options)
-    pruned = prune_base(pool, base, f, **options)
+    is_compensated = arguments.compensate or pool.programs.recipe().compensate
+    check_before_training(pool, f, compensate=is_compensated, **options)
+    pruned = prune_base(pool, base, f, compensate=is_compensated, **options)
     try:
         write_file(arguments.out / "plan.json", pruned.plan.save)
         write_text(arguments.out / "result.json", json.dumps(pruned.facts, indent=1) + "\n")
@@ -192,24 +193,30 @@ def _print_pruned(pruned: Pruned, network: str) -> None:
     say(columns(rows))
 
 
-def check_before_training(pool: BasePool, f: PruningFunction, **options: Unpack[PlanOptions]) -> None:
+def check_before_training(
+    pool: BasePool, f: PruningFunction, *, compensate: bool = False, **options: Unpack[PlanOptions]
+) -> None:
     """Checks on shapes alone that the network has what the function reads, and groups that the options fit.
 
     Args:
       pool: the base networks, none of which is trained.
       f: scores the channels.
-      compensate: whether the kept channels take over what can be predicted of the others, see `jp.slim`.
+      compensate: as for `prune_base`.
       **options: keywords of `jp.plan`.
 
     Raises:
-      ValueError: for an operand that the network lacks, or a budget or group that does not fit it.
+      ValueError: for an operand that the network lacks, a budget or group that does not fit it, or pruned groups that
+        cannot be compensated.
     """
     from jaxprune.pruning.budgets import budget_counts
+    from jaxprune.pruning.compensation import check_compensable
 
     if absence := pool.programs.absence(f):
         raise ValueError(absence)
     # The smallest network, which decides whether a budget can be met, is the same for both scopes.
-    budget_counts(pool.programs.structure, **(options | PlanOptions(scope="group")))
+    counts = budget_counts(pool.programs.structure, **(options | PlanOptions(scope="group")))
+    if compensate and options.get("scope") != "global":  # scores decide which groups a global ranking prunes
+        check_compensable(pool.programs.structure, counts)
 
 
 def prune_base(
