@@ -64,6 +64,7 @@ class Pruned:
       accuracy: on validation images before, in percent.
       pruned_accuracy: after pruning, in percent.
       finetuned_accuracy: after fine-tuning, in percent.
+      is_compensated: whether the kept channels took over what could be predicted of the others.
     """
 
     formula: str
@@ -76,6 +77,7 @@ class Pruned:
     accuracy: float
     pruned_accuracy: float
     finetuned_accuracy: float
+    is_compensated: bool = False
 
     @property
     def facts(self) -> dict[str, object]:
@@ -127,6 +129,11 @@ def add_prune(parser: argparse.ArgumentParser) -> None:
         "(outer), or both (default: inner)",
     )
     parser.add_argument(
+        "--compensate",
+        action="store_true",
+        help="before fine-tuning, let the kept channels take over what least squares predicts of the others",
+    )
+    parser.add_argument(
         "--out",
         type=Path,
         default=Path("runs/prune"),
@@ -153,8 +160,9 @@ def run_prune(arguments: argparse.Namespace) -> int:
     f = find_function(arguments.metric)
     pool, base = base_pool(arguments, without=_OF_SEARCHES), arguments.base or 0
     options = _plan_options(arguments, pool)
-    check_before_training(pool, f, **options)
-    pruned = prune_base(pool, base, f, **options)
+    is_compensated = arguments.compensate or pool.programs.recipe().compensate
+    check_before_training(pool, f, compensate=is_compensated, **options)
+    pruned = prune_base(pool, base, f, compensate=is_compensated, **options)
     try:
         write_file(arguments.out / "plan.json", pruned.plan.save)
         write_text(arguments.out / "result.json", json.dumps(pruned.facts, indent=1) + "\n")
@@ -185,39 +193,55 @@ def _print_pruned(pruned: Pruned, network: str) -> None:
     say(columns(rows))
 
 
-def check_before_training(pool: BasePool, f: PruningFunction, **options: Unpack[PlanOptions]) -> None:
+def check_before_training(
+    pool: BasePool, f: PruningFunction, *, compensate: bool = False, **options: Unpack[PlanOptions]
+) -> None:
     """Checks on shapes alone that the network has what the function reads, and groups that the options fit.
 
     Args:
       pool: the base networks, none of which is trained.
       f: scores the channels.
+      compensate: as for `prune_base`.
       **options: keywords of `jp.plan`.
 
     Raises:
-      ValueError: for an operand that the network lacks, or a budget or group that does not fit it.
+      ValueError: for an operand that the network lacks, a budget or group that does not fit it, or pruned groups that
+        cannot be compensated.
     """
     from jaxprune.pruning.budgets import budget_counts
+    from jaxprune.pruning.compensation import check_compensable
 
     if absence := pool.programs.absence(f):
         raise ValueError(absence)
     # The smallest network, which decides whether a budget can be met, is the same for both scopes.
-    budget_counts(pool.programs.structure, **(options | PlanOptions(scope="group")))
+    counts = budget_counts(pool.programs.structure, **(options | PlanOptions(scope="group")))
+    if compensate and options.get("scope") != "global":  # scores decide which groups a global ranking prunes
+        check_compensable(pool.programs.structure, counts)
 
 
-def prune_base(pool: BasePool, base: int, f: PruningFunction, **options: Unpack[PlanOptions]) -> Pruned:
+def prune_base(
+    pool: BasePool,
+    base: int,
+    f: PruningFunction,
+    *,
+    compensate: bool = False,
+    **options: Unpack[PlanOptions],
+) -> Pruned:
     """Scores, prunes and fine-tunes one base network of a task, in one round.
 
     Args:
       pool: the base networks.
       base: which one.
       f: scores the channels.
+      compensate: whether the kept channels take over what can be predicted of the others, see `jp.slim`.
       **options: keywords of `jp.plan`.
 
     Returns:
       The plan, the fine-tuned weights, and sizes and accuracies before and after.
 
     Raises:
-      ValueError: for a function without finite scores on the network, or a budget that does not fit.
+      ValueError: for a function without finite scores on the network, a budget that does not fit, or a network that
+        cannot be compensated.
     """
     import jax
 
@@ -232,7 +256,8 @@ def prune_base(pool: BasePool, base: int, f: PruningFunction, **options: Unpack[
     from jaxprune.training.trainer import Job, Trainer
 
     programs, trained = pool.programs, pool.bases[base]
-    ranking = rank_population([f], pool.observed(base))[0]
+    observed = pool.observed(base)
+    ranking = rank_population([f], observed)[0]
     if not isinstance(ranking, Ranking):
         raise ValueError(f"pruning needs finite scores that differ, got none from {name_of(f)}: {ranking}.")
     graphdef, _, rest = split_model(programs.model)
@@ -240,7 +265,7 @@ def prune_base(pool: BasePool, base: int, f: PruningFunction, **options: Unpack[
     images, recipe = programs.data.x, programs.recipe()
     example = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
     kept = plan(model, ranking.scores, example, **options)
-    slim_model = slim(model, kept)
+    slim_model = slim(model, kept, compensate=observed if compensate else None)
     network, weights = split_network(slim_model)
     trainer = Trainer(slim_model, recipe, programs.data, programs.validation, strategy=programs.strategy)
     key = derive(pool.key, "prune", base)
@@ -258,6 +283,7 @@ def prune_base(pool: BasePool, base: int, f: PruningFunction, **options: Unpack[
         accuracy=trained.accuracy,
         pruned_accuracy=100.0 * num_correct / programs.validation.x.shape[0],
         finetuned_accuracy=float(finetuned.accuracies[-1]),
+        is_compensated=compensate,
     )
 
 

@@ -50,7 +50,7 @@ def canonical_form(f: Expression) -> Expression:
     return f.fold(_rewrite)
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 12)  # more nodes than a population has; each stays in memory
 def shared_form(node: Expression) -> Expression:
     """Returns the representative of formulas that compute the same values, one that is cheap to compute.
 

@@ -63,6 +63,7 @@ class Grammar:
         self._productions = all_productions(vocabulary, style)
         self._alternatives = _by_child_types(self._productions)
         self._choices: dict[tuple[Goal, int, int, str, Stage], Choices] = {}
+        self._by_productions: dict[tuple[int, ...], Choices] = {}  # most limits leave the same productions
         self._table: dict[Goal, list[int]] = {goal: [_UNREACHABLE] for goal in self._productions}
         self._fill_table()
         # From this size on, every production that fits the depth fits the size too.
@@ -158,9 +159,9 @@ class Grammar:
                 for production, least in zip(productions, sizes, strict=True)
                 if least == min(sizes)
             ]
-        return Choices(
-            tuple(fitting), tuple(itertools.accumulate(production.weight for production in fitting))
-        )
+        weights = itertools.accumulate(production.weight for production in fitting)
+        identity = tuple(map(id, fitting))
+        return self._by_productions.setdefault(identity, Choices(tuple(fitting), tuple(weights)))
 
     def _fill_table(self) -> None:
         """Adds rows for greater and greater depths until nothing changes."""

@@ -1,6 +1,7 @@
 """What a formula needs, found from its tree alone: whole samples or moments, classes, channels, and what it can share.
 
-Everything here is a function of an expression and of what operands and operators are, computed once and cached.
+Everything here is a function of an expression and of what operands and operators are. Results for the last expressions
+are cached; a bound on their number keeps a search of many generations from growing.
 
 Much of what a formula computes for each class depends on the class only through which rows it selects. `abs(P - mX)` is
 `abs(X - mX)` on the rows of class k, so the means of all classes follow from one pass over its *class-independent form*
@@ -28,6 +29,10 @@ STATISTICS = ("mean", "var", "std", "sum", "count", "mean_samples")
 CLASS_SIZES = frozenset({"N", "NQ", "NX"})
 """Operands that come with the moments."""
 _CHANNEL_FREE = CLASS_SIZES | {"W"}
+_LAST_NODES = 1 << 12
+"""Expressions whose analysis is kept: more than a call has, but few, because each stays in memory."""
+_LAST_FUNCTIONS = 1 << 10
+"""The same for whole functions, each of which keeps all of its nodes in memory."""
 
 # Arguments by operator where a non-finite value can become finite: x / inf, exp(-inf), an entry that is cut off.
 _SWALLOWS: Mapping[str, tuple[int, ...]] = {
@@ -60,7 +65,7 @@ class SetAnswer(NamedTuple):
     is_pair: bool
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=_LAST_NODES)
 def moment_answer(node: Expression) -> str | None:
     """Returns the name of the moment that is this node's value, such as `var(Q)`, or None if no moment is.
 
@@ -76,7 +81,7 @@ def moment_answer(node: Expression) -> str | None:
     return None
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=_LAST_NODES)
 def needs_samples(f: Expression) -> bool:
     """Whether the function reads whole sample matrices, and therefore reads everything from the sample.
 
@@ -92,7 +97,7 @@ def needs_samples(f: Expression) -> bool:
     return any(needs_samples(child) for child in f.children)
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=_LAST_NODES)
 def reads_activations(f: Expression) -> bool:
     """Whether the value depends on the view: whether it reads class sizes, or anything by example or position."""
     return any(
@@ -101,7 +106,7 @@ def reads_activations(f: Expression) -> bool:
     )
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=_LAST_NODES)
 def dependence_of(f: Expression) -> Dependence:
     """Returns whether the value differs between classes and between channels.
 
@@ -116,7 +121,7 @@ def dependence_of(f: Expression) -> Dependence:
     )
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=_LAST_FUNCTIONS)
 def evaluated_nodes(f: Expression) -> tuple[Expression, ...]:
     """Returns the nodes that are computed, children first; the arguments of a node that is a moment are not."""
     nodes: dict[Expression, None] = {}
@@ -131,7 +136,7 @@ def evaluated_nodes(f: Expression) -> tuple[Expression, ...]:
     return tuple(nodes)
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=_LAST_NODES)
 def swallowed_children(node: Expression) -> tuple[int, ...]:
     """Returns the arguments whose non-finite entries may vanish from the result, so that they must be checked.
 
@@ -146,7 +151,7 @@ def swallowed_children(node: Expression) -> tuple[int, ...]:
     return tuple(i for i in candidates if i < len(node.children) and not node.children[i].is_literal)
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=_LAST_NODES)
 def class_independent_form(node: Expression) -> Expression | None:
     """Returns the value on all rows from which this one selects rows, or None if classes differ in other ways too.
 
@@ -180,7 +185,7 @@ def class_independent_form(node: Expression) -> Expression | None:
     return apply(node.operator, *forms, params=node.params)
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=_LAST_NODES)
 def set_answer(node: Expression) -> SetAnswer | None:
     """Returns how a reduction over the rows of classes follows from its argument's class-independent form, or None.
 

@@ -36,6 +36,10 @@ class Computation(Protocol):
         """Axes of the result; for statistics those of the value that they describe."""
 
 
+CACHED_VALUES = 1024
+"""Values that are kept between calls: those of some generations. On a small network the formulas, which are keys, take
+more memory than the values, so that a limit on bytes alone is no limit."""
+
 Value = Any
 """An array [M, K or 1, C or 1, *axes], or a mapping of them for a node of kind `statistics`."""
 
@@ -84,22 +88,23 @@ def compute_node(
 
 
 class ValueCache:
-    """Values of nodes by what they compute; the least recently used are dropped when they take too many bytes.
+    """Values of nodes by what they compute; the least recently used are dropped when they are too many or too large.
 
     Args:
       max_bytes: of all values together.
+      max_entries: number of keys.
 
     Example:
       >>> import numpy as np
-      >>> cache = ValueCache(max_bytes=100)
+      >>> cache = ValueCache(max_bytes=100, max_entries=2)
       >>> cache.add("a", [np.ones(8)]), cache.add("b", [np.ones(8)])
       (None, None)
       >>> cache.get("a") is None, cache.get("b") is None
       (True, False)
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes, self._bytes = max_bytes, 0
+    def __init__(self, max_bytes: int, max_entries: int) -> None:
+        self._max_bytes, self._max_entries, self._bytes = max_bytes, max_entries, 0
         self._values: OrderedDict[Hashable, Sequence[Array]] = OrderedDict()
 
     def get(self, key: Hashable) -> Sequence[Array] | None:
@@ -120,6 +125,6 @@ class ValueCache:
             return
         self._values[key] = values
         self._bytes += sum(value.nbytes for value in values)
-        while self._bytes > self._max_bytes and self._values:
+        while self._values and (self._bytes > self._max_bytes or len(self._values) > self._max_entries):
             _, dropped = self._values.popitem(last=False)
             self._bytes -= sum(value.nbytes for value in dropped)

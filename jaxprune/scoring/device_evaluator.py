@@ -18,7 +18,7 @@ from jaxprune.language.axes import slice_bounds, slice_range
 from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.observation.operands import Operands
 from jaxprune.scoring.analysis import CLASS_SIZES, View
-from jaxprune.scoring.compute import Value, ValueCache
+from jaxprune.scoring.compute import CACHED_VALUES, Value, ValueCache
 from jaxprune.scoring.device_dispatch import SCALAR, Dispatcher, Job, Launch, Task
 from jaxprune.scoring.device_programs import STACK_SIZES, Inputs, Spec, is_traced, masked_axes, programs_for
 from jaxprune.scoring.graph import Graph, Node
@@ -58,7 +58,7 @@ class DeviceEvaluator:
             # a scalar that no block has filled yet
             self.zeros = jax.device_put(np.zeros((self.num_classes, self.network_channels), self.dtype))
         self.budget_bytes = budget_bytes
-        self.cache = ValueCache(budget_bytes // 4)
+        self.cache = ValueCache(budget_bytes // 4, CACHED_VALUES * self.num_networks)
         self._leaves: dict[tuple[object, int], Value] = {}
         self._moments: dict[tuple[View, int], Mapping[str, Value]] = {}
         self._ranges: dict[tuple[str, View, bool], Ranges] = {}

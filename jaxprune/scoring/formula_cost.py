@@ -104,7 +104,7 @@ def estimate_cost(f: Expression, sizes: Mapping[str, int], itemsize: int) -> For
     return _estimate(f, tuple(sizes.items()), itemsize)
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=1 << 11)  # each keeps its function in memory
 def _estimate(f: Expression, size_items: tuple[tuple[str, int], ...], itemsize: int) -> FormulaCost:
     sizes = dict(size_items)
     max_bytes, largest, flops = itemsize, f, 0.0

@@ -19,7 +19,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from jaxprune.observation.operands import Operands
-from jaxprune.scoring.compute import Value, ValueCache, compute_node
+from jaxprune.scoring.compute import CACHED_VALUES, Value, ValueCache, compute_node
 from jaxprune.scoring.graph import (
     Graph,
     Node,
@@ -64,7 +64,7 @@ class NumpyEvaluator:
         self._layers, self._budget_bytes = tuple(layers), budget_bytes
         max_entries = max(1, budget_bytes // (32 * self.dtype.itemsize))
         self._block_entries = min(block_entries or BLOCK_ENTRIES, max_entries)
-        self._cache = ValueCache(budget_bytes // 4)
+        self._cache = ValueCache(budget_bytes // 4, CACHED_VALUES)
 
     def evaluate(self, graph: Graph, wanted: Sequence[int]) -> np.ndarray:
         """Computes scalars for all channels.

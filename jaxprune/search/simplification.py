@@ -198,9 +198,8 @@ def _without_a_part(node: Expression) -> Iterator[tuple[str, Expression]]:
     """The ways to take something away at this node: what is removed, and what remains of the node."""
     for index, child in enumerate(node.children):
         if node.operator in _ARITHMETIC:
-            if not continues_chain(
-                child.operator, node.operator
-            ):  # the members of a chain are dropped one by one
+            # The members of a chain are dropped one by one, further down.
+            if not continues_chain(child.operator, node.operator):
                 yield str(child), _without_operand(node, index)
         elif child.type == node.type:
             yield f"{node.operator} of {child}", child

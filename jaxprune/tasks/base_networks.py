@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -24,6 +24,7 @@ from flax import nnx
 from jaxprune.files import check_writable, explained
 from jaxprune.keys import derive, generator
 from jaxprune.language.library import library
+from jaxprune.observation.covariances import Covariance
 from jaxprune.observation.observed import Observed
 from jaxprune.pruning.planning import select
 from jaxprune.scoring.metrics import PruningFunction, name_of
@@ -276,9 +277,19 @@ class BasePool:
             return tuple((name, tuple(range(count))) for name, count in counts.items())
         return select(ranking.scores, counts)
 
+    def _covariances(self, base: int, weights: FlatState, round_index: int) -> Mapping[str, Covariance]:
+        """Covariances of what enters the consumers, before a round of a network of some base."""
+        if round_index:
+            return self.programs.observer(round_index)(weights).covariances()
+        stack, index = self._stacks[base // self._stack_size], base % self._stack_size
+        return stack.cached(("covariances", index), lambda: stack.member(index).covariances())
+
     def _round_job(self, entry: Entry, weights: FlatState, kept: Kept, round_index: int) -> Job:
         """The fine-tuning of one entry in one round."""
         key = derive(self.key, "finetune", entry.base, entry.repeat, round_index)
+        if self.programs.recipe().compensate:
+            covariances = self._covariances(entry.base, weights, round_index)
+            weights = self.programs.compensate(round_index, weights, kept, covariances)
         if self.task.finetune == "masked":
             return self._job(key, weights, self.programs.recipe(), self.programs.masks(round_index, kept))
         return self._job(key, self.programs.prune(round_index, weights, kept), self.programs.recipe())

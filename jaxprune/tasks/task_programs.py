@@ -6,7 +6,7 @@ fine-tuning, whatever the search proposes. Every program is made once and compil
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -16,8 +16,10 @@ import numpy as np
 from flax import nnx
 
 from jaxprune.language.expression import Expression
+from jaxprune.observation.covariances import Covariance
 from jaxprune.observation.observer import Observer, make_observer
 from jaxprune.observation.sample import balanced_sample
+from jaxprune.pruning.compensation import check_compensable, compensated_state
 from jaxprune.pruning.masking import channel_masks, check_maskable
 from jaxprune.pruning.planning import make_plan
 from jaxprune.pruning.slimming import slim, slim_state
@@ -90,6 +92,8 @@ class TaskPrograms:
         for counts in task.schedule.counts(widths):
             if task.finetune == "masked":
                 check_maskable(structure, counts)
+            if self.recipe().compensate:
+                check_compensable(structure, counts)
             self.rounds.append(Round(model, structure, counts))
             model = self.rounds[-1].slim_model
             structure = trace_structure(model, example)
@@ -192,6 +196,22 @@ class TaskPrograms:
           Path -> array, at the shapes after the round.
         """
         return self.rounds[round_index].prune(weights, _as_arrays(kept))
+
+    def compensate(
+        self, round_index: int, weights: FlatState, kept: Kept, covariances: Mapping[str, Covariance]
+    ) -> FlatState:
+        """Corrects full weights for the channels that a round is about to remove, see `slim`.
+
+        Args:
+          round_index: number of the round, 0 for the first.
+          weights: path -> array, at the shapes before the round.
+          kept: channels to keep.
+          covariances: of a network with these weights.
+
+        Returns:
+          Path -> array, at the shapes before the round.
+        """
+        return compensated_state(self.rounds[round_index].structure, weights, _as_arrays(kept), covariances)
 
     def masks(self, round_index: int, kept: Kept) -> FlatState:
         """Makes the masks that hold pruned channels of a round at zero.

@@ -183,8 +183,9 @@ class Task:
             )
         recipe = find_recipe(self.recipe)
         set_field(self, "recipe", recipe)
-        base = recipe.replace(epochs=8 * recipe.epochs) if self.base_recipe is None else self.base_recipe
-        set_field(self, "base_recipe", find_recipe(base))
+        default = recipe.replace(epochs=8 * recipe.epochs, compensate=False)
+        base = find_recipe(default if self.base_recipe is None else self.base_recipe)
+        set_field(self, "base_recipe", base)
         smallest = {
             "bases": 1, "extra_bases": 0, "final_bases": 1, "calibration": 2, "num_samples": 2, "max_positions": 1,
         }  # fmt: skip
@@ -197,6 +198,10 @@ class Task:
             problems.append(f"weight above 0 (got {self.weight})")
         if self.finetune not in ("slim", "masked"):
             problems.append(f'finetune "slim" or "masked" (got {self.finetune!r})')
+        if base.compensate:
+            problems.append(
+                "base_recipe without compensate (got compensate=True), as nothing is pruned before"
+            )
         if problems:
             raise ValueError(f"task {self.name!r} needs {'; '.join(problems)}.")
         standardised = np.issubdtype(np.asarray(self.train[0]).dtype, np.integer)
@@ -224,10 +229,8 @@ class Task:
         """All settings that are plain data, for `config.json` and fingerprints."""
         skipped = {"model", "train", "validation", "test", "num_classes"}
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skipped}
-        return {
-            name: dataclasses.asdict(value) if isinstance(value, Schedule | Recipe) else value
-            for name, value in values.items()
-        }
+        schedule, recipes = dataclasses.asdict(self.schedule), (recipe.settings for recipe in self.recipes)
+        return {**values, "schedule": schedule, **dict(zip(("recipe", "base_recipe"), recipes, strict=True))}
 
     def replace(self, **changes: object) -> Task:
         """Returns a copy with some fields changed, checked again.

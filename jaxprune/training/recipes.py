@@ -37,6 +37,8 @@ class Recipe:
       milestones: fractions of the whole run in (0, 1), increasing; read by "steps".
       drop_factor: factor on the learning rate at each milestone, in (0, 1); read by "steps".
       augment: "none", or "crop_flip": random shifts by up to an eighth of the side and left-right flips.
+      compensate: whether, before a pruned network is fine-tuned, its layers are corrected for the removed channels by
+        least squares, as `slim(..., compensate=observed)` does. Only for recipes that fine-tune.
 
     Raises:
       ValueError: if settings are out of their range; names all of them.
@@ -59,6 +61,7 @@ class Recipe:
     milestones: tuple[float, ...] = ()
     drop_factor: float = 0.1
     augment: Augmentation = "none"
+    compensate: bool = False
 
     def __post_init__(self) -> None:
         # A recipe read back from JSON has a list here, which would not hash.
@@ -90,6 +93,12 @@ class Recipe:
             )
         copy: Callable[..., Recipe] = dataclasses.replace
         return copy(self, **changes)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """All settings by name, for records and fingerprints; `compensate` only if it is set, as it came later."""
+        values = dataclasses.asdict(self)
+        return values if self.compensate else {k: v for k, v in values.items() if k != "compensate"}
 
     def num_steps(self, num_examples: int) -> int:
         """Returns the number of steps of a whole run over `num_examples` training examples.
@@ -190,6 +199,7 @@ class Recipe:
             ),
             (not self.milestones or rising, f"milestones increasing in (0, 1), got {self.milestones}"),
             (0 < self.drop_factor < 1, f"drop_factor in (0, 1), got {self.drop_factor}"),
+            (isinstance(self.compensate, bool), f"compensate True or False, got {self.compensate!r}"),
         ]
 
 

@@ -62,6 +62,26 @@ def test_how_much_is_kept_can_be_said_in_several_ways(arguments, count, prune, t
     assert Plan.load(tmp_path / "out" / "plan.json").kept_counts == {"first.kernel": count}
 
 
+def test_compensation_is_recorded(prune, tmp_path):
+    facts = []
+    for more in ([], ["--compensate", "--overwrite"]):
+        assert prune("--kept-fraction", "0.25", *more) == 0
+        facts.append(json.loads((tmp_path / "out" / "result.json").read_text()))
+    assert [one["is_compensated"] for one in facts] == [False, True]
+    assert facts[0]["kept_counts"] == facts[1]["kept_counts"]
+    assert facts[0]["accuracy"] == facts[1]["accuracy"]
+
+
+def test_a_recipe_that_compensates_does_so_in_prune_too(bases_dir, prune, monkeypatch, tmp_path):
+    import cli_tasks
+
+    small = cli_tasks.small()
+    task = small.replace(recipe=small.recipes[0].replace(compensate=True))
+    monkeypatch.setattr(cli_tasks, "small", lambda: task)
+    assert prune() == 0
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["is_compensated"] is True
+
+
 def test_the_same_prune_twice_is_the_same(bases_dir):
     import cli_tasks
 
@@ -117,6 +137,22 @@ def test_what_the_structure_shows_is_said_before_training(arguments, prune, monk
     monkeypatch.setattr(BasePool, "bases", property(lambda pool: pytest.fail("trained")))
     assert prune(*arguments) == 2
     assert "jaxprune prune: error: " in capsys.readouterr().err
+
+
+def test_what_cannot_be_compensated_is_said_before_training(prune, monkeypatch, capsys):
+    import cli_tasks
+    from flax import nnx
+
+    class Normalised(cli_tasks.SmallNet):
+        def __call__(self, x):
+            x = nnx.relu(self.first(x))
+            return self.second(x / x.sum(-1, keepdims=True))
+
+    task = cli_tasks.small().replace(model=Normalised)
+    monkeypatch.setattr(cli_tasks, "small", lambda: task)
+    monkeypatch.setattr(BasePool, "bases", property(lambda pool: pytest.fail("trained")))
+    assert prune("--compensate") == 2
+    assert "group first.kernel is read by a value of all channels together" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("scope", ["group", "global"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,6 +73,15 @@ def test_invalid_rows_come_last_at_equal_mean_ranks():
     comparison = compared({"t": {"l1": (80.0,), "l2": (70.0,), "last": (60.0,)}}, [("t", "new")])
     table = ranks(comparison, ["new", "last"], ("l1", "l2"))
     assert [(row.name, row.mean_rank) for row in table.rows] == [("last", 3.0), ("new", 3.0)]
+
+
+def test_test_accuracies_are_used_when_asked_for():
+    measurements = tuple(
+        dataclasses.replace(one, test=0.0 if one.name == "new" else one.test) for one in TWO.measurements
+    )
+    comparison = dataclasses.replace(TWO, measurements=measurements)
+    assert only(ranks(comparison, ["new"], KNOWN)).ranks == (1.0, 3.0)
+    assert only(ranks(comparison, ["new"], KNOWN, measure="test")).ranks == (4.0, 4.0)
 
 
 def test_only_the_named_tasks_count():

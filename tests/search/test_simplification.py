@@ -81,6 +81,13 @@ def test_only_the_behaviour_decides_and_not_the_order_of_the_scores():
     assert simplified("sqrt(sum(square(WI)))", behaviours) == "sqrt(sum(WI))"
 
 
+def test_a_numerator_that_changes_nothing_becomes_one():
+    def behaviours(formulas):
+        return [str(f).endswith("/sum(abs(WI))") for f in formulas]
+
+    assert simplified("square(mean(X))/sum(abs(WI))", behaviours) == "1/sum(abs(WI))"
+
+
 def test_of_several_equal_forms_the_smallest_is_returned():
     assert (
         simplified("sum(square(mP - mX)) + sum(WI)", lambda formulas: ["same"] * len(formulas)) == "sum(WI)"
@@ -94,8 +101,11 @@ def test_forms_are_tried_together_and_once():
         calls.append(list(formulas))
         return orders(formulas)
 
-    simplify(parse("2*sqrt(sum(square(WI)) + 0.5)"), behaviours)
+    f = parse("sqrt(sum(square(WI)) + 0.5)*2")
+    simplify(f, behaviours)
     tried = [form for call in calls for form in call]
+    assert calls[0] == [f]
+    assert all(form.complexity < f.complexity for form in tried[1:])
     assert len(tried) == len(set(tried))
     assert len(calls) <= 5
     assert all(calls)
@@ -166,7 +176,7 @@ def test_the_class_is_taken_from_an_operand_everywhere_at_once():
 def test_what_would_be_zero_or_equal_for_all_channels_is_left_out():
     assert rests("sum(square(mP - mX))").keys() == {"square of mP - mX", "mP", "mX"}
     assert rests("sum(WI)*N") == {"N": "sum(WI)", "N (NX instead)": "NX*sum(WI)"}
-    assert rests("sum(WI)") == {}
+    assert rests("sum(WI)") == rests("0 - sum(WI)") == {}
 
 
 @pytest.mark.parametrize("f", [*FORMULAS.values()], ids=[*FORMULAS])
@@ -206,6 +216,10 @@ def test_each_round_changes_one_number():
 
 def test_a_number_may_move_far_in_several_rounds():
     assert str(tune_constants(parse("std(X) + 0.05*N"), near(0.8), threshold=0.1)) == "std(X) + 0.8*N"
+
+
+def test_numbers_are_rounded_to_three_digits():
+    assert str(tune_constants(parse("std(X) + 0.125"), near(0.03), threshold=0.1)) == "std(X) + 0.0312"
 
 
 def test_a_small_improvement_is_not_taken():

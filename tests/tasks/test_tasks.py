@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 from flax import nnx
@@ -86,14 +84,20 @@ def test_a_task_checks_its_arrays_once_and_reads_their_classes() -> None:
 
 
 def test_a_task_without_a_base_recipe_trains_bases_eight_times_as_long() -> None:
-    task = make_task(recipe=RECIPES["adam_short"].replace(epochs=2))
+    task = make_task(recipe=RECIPES["adam_short"].replace(epochs=2, compensate=True))
     assert task.base_recipe.epochs == 16  # type: ignore[union-attr]
+    assert not task.base_recipe.compensate  # type: ignore[union-attr]
 
 
 def test_settings_are_plain_data() -> None:
     settings = make_task().settings
     assert settings["bases"] == 4
-    assert settings["recipe"] == asdict(RECIPES["adam_short"])
+    assert settings["recipe"] == RECIPES["adam_short"].settings
+    assert "compensate" not in settings["recipe"]  # so that fingerprints are those of earlier versions
+    assert (
+        make_task(recipe=RECIPES["adam_short"].replace(compensate=True)).settings["recipe"]["compensate"]
+        is True
+    )
     assert settings["schedule"]["kept_fraction"] == 0.375  # type: ignore[index]
 
 
@@ -105,6 +109,10 @@ def test_settings_are_plain_data() -> None:
         ({"bases": 0, "final_bases": 0}, r"bases >= 1 \(got 0\); final_bases >= 1 \(got 0\)"),
         ({"weight": float("nan")}, "weight above 0"),
         ({"finetune": "sliced"}, 'finetune "slim" or "masked"'),
+        (
+            {"base_recipe": RECIPES["adam_short"].replace(compensate=True)},
+            r"base_recipe without compensate \(got compensate=True\)",
+        ),
         ({"train": (np.zeros((5, 4, 4, 1)), np.arange(4))}, "one label for each of 5 examples"),
         ({"train": (np.zeros((5, 4, 4, 1)), np.zeros(5, int))}, "at least two classes"),
         ({"train": (np.full((4, 4, 4, 1), np.nan), np.arange(4))}, "finite images"),

@@ -126,6 +126,7 @@ class TestSettings:
             ({"schedule": "steps"}, "milestones for schedule='steps'.* got none"),
             ({"milestones": (0.8, 0.4)}, r"milestones increasing in \(0, 1\), got \(0.8, 0.4\)"),
             ({"milestones": (0.5, 1.0)}, r"milestones increasing in \(0, 1\), got \(0.5, 1.0\)"),
+            ({"compensate": 1}, "compensate True or False, got 1"),
             ({"drop_factor": 1.0}, r"drop_factor in \(0, 1\), got 1.0"),
         ],
     )
@@ -150,6 +151,7 @@ class TestSettings:
             again = Recipe(**json.loads(json.dumps(dataclasses.asdict(recipe))))
             assert again == recipe
             assert hash(again) == hash(recipe)
+            assert Recipe(**json.loads(json.dumps(recipe.settings))) == recipe
 
 
 class TestFindRecipe:
