@@ -196,13 +196,13 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         for preset in (
             Preset(
                 "quick",
-                ("digits", "digits-deep", "digits-dw"),
+                ("digits", "digits-deep"),
                 EvolveConfig(),
                 "2,000 functions on three small tasks, about ten minutes on two CPU cores",
             ),
             Preset(
                 "thorough",
-                ("digits", "digits-deep", "digits-dw"),
+                ("digits", "digits-deep"),
                 EvolveConfig(generations=31),
                 "2,500 functions on 64 networks a task, about half an hour",
                 {"bases": 64},
