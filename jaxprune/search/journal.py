@@ -10,7 +10,6 @@ are recognised instead of written again, so that the file ends up as if nothing 
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 from collections import deque
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxprune.files import CHECK, RunDirectoryError, checksum, explained, parse_json, to_text
+from jaxprune.files import CHECK, RunDirectoryError, append_whole, checksum, explained, parse_json, to_text
 from jaxprune.search.problem import Outcome, TrialKey
 
 TIMES = ("seconds", "eta_seconds")
@@ -114,7 +113,7 @@ class Journal:
                 return False
             self._discard_pending()
         check = checksum(without_times(plain), self.check)
-        self._append(to_text({**plain, CHECK: check}).encode() + b"\n")
+        append_whole(self._descriptor, to_text({**plain, CHECK: check}).encode() + b"\n", self.path)
         self.num_lines += 1
         self.check = check
         return True
@@ -136,7 +135,7 @@ class Journal:
         lines = list(_checked_lines(self.path, io.BytesIO(whole)))
         _refuse_other_checkpoint(self.path, lines, num_checkpointed, check)
         if lacks_newline:
-            self._append(b"\n")
+            append_whole(self._descriptor, b"\n", self.path)
         elif rest:
             self._drop(rest, len(lines) + 1)
         return lines
@@ -155,21 +154,6 @@ class Journal:
             f"the last line of {self.path.name} was incomplete ({len(rest)} bytes of an interrupted "
             "write) and was dropped; what it held is run again"
         )
-
-    def _append(self, line: bytes) -> None:
-        """Appends a whole line or, if that fails, nothing."""
-        status = os.fstat(self._descriptor)
-        with explained(f"append to {self.path}"):
-            if status.st_nlink == 0:  # otherwise the line would go to a file that nobody can open
-                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-            try:
-                written = os.write(self._descriptor, line)
-                if written < len(line):
-                    raise OSError(errno.ENOSPC, "the line was cut short")
-                os.fsync(self._descriptor)
-            except OSError:
-                os.ftruncate(self._descriptor, status.st_size)
-                raise
 
     def _discard_pending(self) -> None:
         """Moves the pending lines to another file, because the generation did not repeat as they say."""

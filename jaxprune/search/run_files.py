@@ -12,9 +12,9 @@ from jaxprune.files import (
     explained,
     parse_json,
     read_json,
+    repair_lines,
     to_text,
     unsealed,
-    write_atomically,
 )
 from jaxprune.search.problem import Problem
 from jaxprune.search.serialization import state_from_json
@@ -143,19 +143,7 @@ def repair_events(folder: Path) -> int:
       RunDirectoryError: if a file cannot be read or written.
     """
     path, beside = folder / "events.jsonl", folder / "events.discarded.jsonl"
-    if not path.exists():
-        return 0
-    with explained(f"repair {path}"):
-        content = path.read_bytes()
-        lines = content.splitlines()
-        damaged = [line for line in lines if _event_in(line) is None]
-        whole = [line for line in lines if _event_in(line) is not None]
-    if damaged:
-        with explained(f"write {beside}"), beside.open("ab") as file:
-            file.write(b"".join(line + b"\n" for line in damaged))
-    if damaged or (content and not content.endswith(b"\n")):
-        write_atomically(path, b"".join(line + b"\n" for line in whole).decode("utf-8"))
-    return len(damaged)
+    return repair_lines(path, _event_in, beside)[1]
 
 
 def _event_in(line: bytes) -> dict[str, str] | None:
