@@ -5,7 +5,7 @@ from jaxprune.nets.cost import count_macs, count_parameters
 from jaxprune.nets.factories import NETWORKS, find_network, without_weights
 from jaxprune.nets.mobilenet import MOBILENET_V2_WIDTHS, MobileNetV2
 from jaxprune.nets.resnets import CifarResNet, ImageNetResNet, PreActResNet
-from jaxprune.nets.small_nets import LeNet5, PlainConvNet, SmallConvNet
+from jaxprune.nets.small_nets import DepthwiseNet, LeNet5, PlainConvNet, SmallConvNet
 from jaxprune.nets.vgg import VGG16, VGG16_WIDTHS, VGG19, VGG19_WIDTHS
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "VGG19",
     "VGG19_WIDTHS",
     "CifarResNet",
+    "DepthwiseNet",
     "ImageNetResNet",
     "LeNet5",
     "MobileNetV2",

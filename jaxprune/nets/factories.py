@@ -19,7 +19,7 @@ from flax import nnx
 
 from jaxprune.nets.mobilenet import MobileNetV2
 from jaxprune.nets.resnets import CifarResNet, ImageNetResNet, PreActResNet
-from jaxprune.nets.small_nets import LeNet5, PlainConvNet, SmallConvNet
+from jaxprune.nets.small_nets import DepthwiseNet, LeNet5, PlainConvNet, SmallConvNet
 from jaxprune.nets.vgg import VGG16, VGG19
 from jaxprune.text import closest
 
@@ -27,6 +27,7 @@ NETWORKS: Mapping[str, Callable[..., nnx.Module]] = MappingProxyType(
     {
         "plain_conv_net": PlainConvNet,
         "small_conv_net": SmallConvNet,
+        "depthwise_net": DepthwiseNet,
         "lenet5": LeNet5,
         "vgg16": VGG16,
         "vgg19": VGG19,

@@ -1,4 +1,4 @@
-"""Small convolutional networks for small images: a plain one, LeNet-5, and a deeper one with batch normalisation."""
+"""Small networks for small images: a plain one, LeNet-5, and two with batch norm, deeper or depthwise."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from jaxprune.nets.blocks import (
     flatten,
     max_pool,
 )
+from jaxprune.nets.resnets import ConvNorm
 
 
 class _TwoConvNet(nnx.Module):
@@ -175,3 +176,57 @@ class SmallConvNet(nnx.Module):
         x = max_pool(jax.nn.relu(self.norm4(self.conv4(x))))
         x = jax.nn.relu(self.dense(flatten(x)))
         return self.output(x)
+
+
+class DepthwiseNet(nnx.Module):
+    """Images [N, H, W, C] to logits: 3x3 convolution, three times depthwise 3x3 and 1x1 convolution, output.
+
+    Batch norm and ReLU follow each convolution, and pooling (2x2 maximum) the first and the third 1x1 convolution.
+    Groups are named `stem.conv.kernel` and `pointwise1.conv.kernel` to `pointwise3.conv.kernel`.
+
+    Args:
+      rngs: random streams for the parameters.
+      widths: channels of the stem and of pointwise1 to pointwise3, each >= 1.
+      num_classes: number of logits, >= 2.
+      image_shape: (H, W, C) of one image, at least 4x4.
+
+    Raises:
+      ValueError: if a width, the number of widths, the image shape or the number of classes does not fit, or if
+        the network is called on a batch of another shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> nnx.eval_shape(lambda: DepthwiseNet(nnx.Rngs(0), widths=(8, 16, 16, 32))(jnp.zeros((2, 8, 8, 1)))).shape
+      (2, 10)
+    """
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        *,
+        widths: Sequence[int] = (16, 32, 32, 64),
+        num_classes: int = 10,
+        image_shape: Sequence[int] = (8, 8, 1),
+    ) -> None:
+        layers = ("stem", "pointwise1", "pointwise2", "pointwise3")
+        stem, first, second, third = check_widths("DepthwiseNet", widths, layers)
+        self.image_shape = check_sizes("DepthwiseNet", image_shape, num_classes, smallest=4)
+        height, width, channels = self.image_shape
+        self.stem = ConvNorm(channels, stem, 3, rngs)
+        self.depthwise1 = ConvNorm(stem, stem, 3, rngs, groups=stem)
+        self.pointwise1 = ConvNorm(stem, first, 1, rngs)
+        self.depthwise2 = ConvNorm(first, first, 3, rngs, groups=first)
+        self.pointwise2 = ConvNorm(first, second, 1, rngs)
+        self.depthwise3 = ConvNorm(second, second, 3, rngs, groups=second)
+        self.pointwise3 = ConvNorm(second, third, 1, rngs)
+        self.output = nnx.Linear((height // 4) * (width // 4) * third, num_classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns [N, num_classes] logits of images [N, H, W, C]."""
+        check_input("DepthwiseNet", x, self.image_shape)
+        relu = jax.nn.relu
+        x = relu(self.stem(x))
+        x = max_pool(relu(self.pointwise1(relu(self.depthwise1(x)))))
+        x = relu(self.pointwise2(relu(self.depthwise2(x))))
+        x = max_pool(relu(self.pointwise3(relu(self.depthwise3(x)))))
+        return self.output(flatten(x))

@@ -4,7 +4,7 @@ Networks with equal kept counts have equal shapes, so all candidates and base ne
 program. A strategy says how members are batched, which only matters for speed:
 
 - "scan": one compiled loop over the steps of one member, members distributed over threads (`map_in_order`);
-  fastest on a CPU when every convolution runs as patches and one matrix product.
+  fastest on a CPU when every convolution runs as shifted views (`convolve_by_patches`).
 - "loop": a Python loop around one jitted step that reuses its input's memory; for networks whose convolutions must
   stay the library's, which a CPU runs 5 to 8 times slower inside a compiled loop.
 - "vmap": chunks of a fixed size, the last one padded, under `jax.vmap`; for accelerators.

@@ -1,4 +1,4 @@
-"""Pooling and convolution by patches against the library."""
+"""Pooling, and convolution by shifted views, against the library."""
 
 from __future__ import annotations
 
@@ -60,19 +60,51 @@ class TestConvolveByPatches:
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
+    @pytest.mark.parametrize("channels", [1, 5])
     @pytest.mark.parametrize(
-        "options", [{"rhs_dilation": (2, 2)}, {"lhs_dilation": (2, 1)}, {"feature_group_count": 2}]
+        ("kernel_shape", "padding"),
+        [((3, 3), "SAME"), ((5, 2), "VALID"), ((1, 1), "SAME"), ((3, 2), ((0, 1), (2, 0)))],
     )
-    def test_what_it_does_not_cover_goes_to_the_library(self, options, key):
+    def test_depthwise_convolutions_and_their_gradients_equal_the_libraries(
+        self, kernel_shape, padding, channels, key
+    ):
+        images = jax.random.normal(key, (2, 7, 8, channels))
+        kernel = jax.random.normal(jax.random.fold_in(key, 1), (*kernel_shape, 1, channels))
+        options = {"dimension_numbers": AXES, "feature_group_count": channels}
+
+        def result(convolve):
+            def loss(x, w):
+                y = convolve(x, w, (1, 1), padding, **options)
+                return jnp.sum(jnp.sin(y)), y
+
+            gradients, y = jax.grad(loss, argnums=(0, 1), has_aux=True)(images, kernel)
+            return y, *gradients
+
+        assert "conv_general_dilated" not in str(jax.make_jaxpr(lambda: result(convolve_by_patches))())
+        for one, other in zip(result(convolve_by_patches), result(lax.conv_general_dilated), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("options", "strides", "num_filters"),
+        [
+            ({"rhs_dilation": (2, 2)}, (1, 1), 6),
+            ({"lhs_dilation": (2, 1)}, (1, 1), 6),
+            ({"feature_group_count": 2}, (1, 1), 6),
+            ({"feature_group_count": 4}, (1, 1), 8),
+            ({"feature_group_count": 4}, (2, 1), 4),
+            ({"feature_group_count": 4, "rhs_dilation": (2, 1)}, (1, 1), 4),
+        ],
+    )
+    def test_what_it_does_not_cover_goes_to_the_library(self, options, strides, num_filters, key):
         c_in = 4 // options.get("feature_group_count", 1)
         images = jax.random.normal(key, (2, 8, 8, 4))
-        kernel = jax.random.normal(key, (3, 3, c_in, 6))
+        kernel = jax.random.normal(key, (3, 3, c_in, num_filters))
         options = {
             **options,
             "dimension_numbers": lax.conv_dimension_numbers(images.shape, kernel.shape, AXES),
         }
-        expected = lax.conv_general_dilated(images, kernel, (1, 1), ((1, 1), (1, 1)), **options)
-        found = convolve_by_patches(images, kernel, (1, 1), ((1, 1), (1, 1)), **options)
+        expected = lax.conv_general_dilated(images, kernel, strides, ((1, 1), (1, 1)), **options)
+        found = convolve_by_patches(images, kernel, strides, ((1, 1), (1, 1)), **options)
         np.testing.assert_array_equal(found, expected)
 
 

@@ -16,6 +16,7 @@ from jaxprune.nets import (
     NETWORKS,
     VGG16,
     VGG16_WIDTHS,
+    DepthwiseNet,
     LeNet5,
     PlainConvNet,
     SmallConvNet,
@@ -26,6 +27,7 @@ from jaxprune.nets.cost import parameter_sizes
 NARROW = {
     "plain_conv_net": (3, 4, 5),
     "small_conv_net": (3, 4, 5, 6, 7),
+    "depthwise_net": (3, 4, 5, 6),
     "lenet5": (3, 4, 5),
     "vgg16": (3,) * 13 + (4,),
     "resnet56": (3, 4, 7),
@@ -37,8 +39,8 @@ NARROW = {
 """One network of each kind, with widths to test it at. What differs in depth only is in `test_published_sizes`."""
 
 SMALLEST = {
-    "plain_conv_net": 4, "small_conv_net": 4, "lenet5": 16, "vgg16": 32, "resnet56": 4, "resnet164": 4,
-    "resnet18": 32, "resnet50": 32, "mobilenet_v2": 8,
+    "plain_conv_net": 4, "small_conv_net": 4, "depthwise_net": 4, "lenet5": 16, "vgg16": 32, "resnet56": 4,
+    "resnet164": 4, "resnet18": 32, "resnet50": 32, "mobilenet_v2": 8,
 }  # fmt: skip
 
 SHALLOW = {
@@ -52,6 +54,7 @@ SHALLOW = {
 OPTIMISED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
 
 FIRST_AND_LAST = {
+    "depthwise_net": ("stem", "pointwise3"),
     "resnet56": ("stage1", "stage3"),
     "resnet164": ("stage1", "stage3"),
     "resnet18": ("stem", "stage4"),
@@ -121,6 +124,18 @@ class TestByHand:
         assert [sizes[f"conv{i}.kernel"] for i in (1, 2, 3, 4)] == [144, 2_304, 4_608, 9_216]
         assert [sizes[f"norm{i}.scale"] for i in (1, 2, 3, 4)] == [16, 16, 32, 32]
         assert sizes["dense.kernel"] == 2 * 2 * 32 * 64
+
+    def test_depthwise_net_has_nine_weights_per_channel_in_depthwise_kernels(self):
+        sizes = parameter_sizes(nnx.eval_shape(lambda: DepthwiseNet(nnx.Rngs(0))))
+        kernels = {path: size for path, size in sizes.items() if path.endswith("kernel")}
+        assert kernels == {
+            "stem.conv.kernel": 9 * 16,
+            "depthwise1.conv.kernel": 9 * 16, "pointwise1.conv.kernel": 16 * 32,
+            "depthwise2.conv.kernel": 9 * 32, "pointwise2.conv.kernel": 32 * 32,
+            "depthwise3.conv.kernel": 9 * 32, "pointwise3.conv.kernel": 32 * 64,
+            "output.kernel": 2 * 2 * 64 * 10,
+        }  # fmt: skip
+        assert [sizes[f"depthwise{i}.norm.scale"] for i in (1, 2, 3)] == [16, 32, 32]
 
     def test_vgg16_has_13_convolutions_and_one_dense_layer_of_512(self):
         sizes = parameter_sizes(nnx.eval_shape(lambda: VGG16(nnx.Rngs(0))))

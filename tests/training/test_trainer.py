@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
-from jaxprune.nets import PlainConvNet
+from jaxprune.nets import DepthwiseNet, PlainConvNet
 from jaxprune.training.checkpoint import load_network, save_network
 from jaxprune.training.loop import Examples, batch_order, split_network
 from jaxprune.training.recipes import Recipe
@@ -66,6 +66,8 @@ def test_strategies_train_the_same_networks(strategy: Strategy, examples: Exampl
 
 def test_auto_scans_patches_and_loops_over_library_convolutions(examples: Examples) -> None:
     assert make_trainer(examples, "auto").chosen == "scan"
+    depthwise = DepthwiseNet(nnx.Rngs(0), widths=(2, 3, 3, 4), num_classes=3, image_shape=(4, 4, 1))
+    assert Trainer(depthwise, RECIPE, examples, examples).chosen == "scan"
     assert Trainer(Grouped(nnx.Rngs(0)), RECIPE, examples, examples).chosen == "loop"
 
 

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from jaxprune.nets import VGG16, VGG19, CifarResNet, ImageNetResNet, LeNet5, MobileNetV2, PreActResNet
+from jaxprune.nets import (
+    VGG16,
+    VGG19,
+    CifarResNet,
+    DepthwiseNet,
+    ImageNetResNet,
+    LeNet5,
+    MobileNetV2,
+    PreActResNet,
+)
 
 from .entry import Entry
 from .layers import images
@@ -111,5 +120,14 @@ ENTRIES = (
         images(224),
         3_504_872,
         "inverted residuals around depthwise convolutions",
+    ),
+    Entry(
+        "depthwise_net",
+        lambda rngs: DepthwiseNet(rngs, widths=(8, 10, 12, 16)),
+        lambda rngs: DepthwiseNet(rngs),
+        images(8, 1),
+        images(8, 1),
+        None,
+        "depthwise and 1x1 convolutions, no shortcuts",
     ),
 )
