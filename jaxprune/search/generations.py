@@ -19,13 +19,14 @@ from jaxprune.search.evaluation import (
     stop_if_asked,
     verify,
 )
+from jaxprune.search.finishing import simplified_winner, tuned_leaders, without_finish
 from jaxprune.search.interrupts import Interrupts, SearchInterrupted
 from jaxprune.search.problem import BankFacts, LandscapeProblem
 from jaxprune.search.proposals import ProposalBatch, propose
 from jaxprune.search.run_directory import RunDirectory
 from jaxprune.search.serialization import candidate_to_json
 from jaxprune.search.state import Candidate, SearchState, guesses_without_operands, lost_guesses
-from jaxprune.search.update import tell, tell_verified
+from jaxprune.search.update import archive_of, tell, tell_verified
 
 T = TypeVar("T")
 
@@ -55,7 +56,7 @@ class Generations:
                 state = self._with_landscapes(state)
             while state.generation <= state.config.generations and stopped == "generations":
                 try:
-                    state = self._generation(state)
+                    state = self._generation(without_finish(state) if state.verified_at else state)
                 except SearchStopped as stop:
                     self._raise_if_interrupted(state)
                     stopped = str(stop)
@@ -93,14 +94,22 @@ class Generations:
         """Fine-tunes the leaders, and writes the outcome to the journal."""
         started = time.monotonic()
         notify(self.callbacks, "on_message", "Verifying the leaders by fine-tuning.")
+        tuned = tuned_leaders(state)
+        for candidate in tuned:
+            self._save(candidate)
+        finished = dataclasses.replace(state, candidates=(*state.candidates, *tuned))
         records = verify(
-            state,
+            finished,
             on_record=self._save,
             on_retry=self.run.notice,
             should_stop=lambda: "interrupted" if self._reason_to_stop(state) == "interrupted" else None,
             recorded=self.journal.recorded_outcomes(),
         )
-        after = tell_verified(state, records)
+        after = tell_verified(finished, records)
+        for candidate in (simpler := simplified_winner(after)):
+            self._save(candidate)
+        after = dataclasses.replace(after, candidates=(*after.candidates, *simpler))
+        after = dataclasses.replace(after, archive=archive_of(after))
         best, seconds = after.ranked()[0], time.monotonic() - started
         line = {
             "generation": after.generation - 1,

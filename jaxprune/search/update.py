@@ -52,7 +52,7 @@ def tell(
     )
     if not state.scales:
         after = dataclasses.replace(after, scales=_scales(after))
-    after = dataclasses.replace(after, population=survivors(after), archive=_archive(after))
+    after = dataclasses.replace(after, population=survivors(after), archive=archive_of(after))
     summary = _summary(after, new, trials, tally or Tally(), seconds)
     return dataclasses.replace(after, summaries=(*state.summaries, summary))
 
@@ -74,7 +74,7 @@ def tell_verified(state: SearchState, records: Sequence[Record]) -> SearchState:
         evaluations=state.evaluations + sum(not trial.is_cached for trial in trials),
         verified_at=state.generation,
     )
-    return dataclasses.replace(after, archive=_archive(after))
+    return dataclasses.replace(after, archive=archive_of(after))
 
 
 def estimate_seconds_left(seconds: Sequence[float], generations_left: int) -> float | None:
@@ -95,8 +95,8 @@ def estimate_seconds_left(seconds: Sequence[float], generations_left: int) -> fl
     return generations_left * sum(recent) / len(recent) if recent else None
 
 
-def _archive(state: SearchState) -> tuple[int, ...]:
-    """Returns the Pareto front, one candidate per behaviour; of verified ones if there are any."""
+def archive_of(state: SearchState) -> tuple[int, ...]:
+    """Returns the ids of the Pareto front, one candidate per behaviour; of verified ones if there are any."""
     ranked = one_per_behaviour(state.ranked())
     verified = [individual for individual in ranked if individual.is_verified]
     return tuple(individual.candidate.id for individual in pareto_front(verified or ranked))
