@@ -173,7 +173,7 @@ def make_tasks(
 
     Example:
       >>> [task.bases for task in make_tasks(["digits", "fashion"], {"bases": {"digits": 3}})]
-      [3, 2]
+      [3, 6]
     """
     from jaxprune.nets.factories import look_in_working_directory
     from jaxprune.tasks.named_tasks import find_task

@@ -44,15 +44,15 @@ def test_a_toml_file_is_a_layer(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text(
         'preset = "quick"\ntask = ["digits", "fashion"]\ntime = "20m"\nfitness = "finetune"\nevaluations = 300\nguess = "mean(X)"\n'
-        "kept-fraction = 0.25\n[bases]\ndigits = 6\n"
+        "kept-fraction = 0.25\n[bases]\ndigits = 5\n"
     )
     config = RunConfig.of(read_config(path))
     assert config.tasks == ("digits", "fashion")
     assert (config.search.time_limit_seconds, config.search.max_evaluations) == (1200.0, 300)
     assert config.guesses == ("mean(X)",)
-    assert config.task_options == {"bases": {"digits": 6}, "kept_fraction": 0.25}
+    assert config.task_options == {"bases": {"digits": 5}, "kept_fraction": 0.25}
     tasks = config.make_tasks()
-    assert [task.bases for task in tasks] == [6, 2]
+    assert [task.bases for task in tasks] == [5, 6]
     assert [task.schedule.kept_fraction for task in tasks] == [0.25, 0.25]
 
 

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxprune.nets import PlainConvNet
 from jaxprune.search.settings import PRESETS, PresetUnavailableError, find_preset
 from jaxprune.tasks.named_tasks import TASKS, find_task
+from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.tasks.tasks import Schedule, Task, check_unique
 from jaxprune.training.recipes import RECIPES
 
@@ -142,9 +143,30 @@ def test_named_tasks_exist_with_guarded_test_images(name: str) -> None:
     assert task.test is not None
 
 
+COUNTS = {
+    "digits": (16, 0, 32),
+    "digits-deep": (16, 0, 32),
+    "digits-dw": (16, 0, 32),
+    "digits-res": (6, 0, 8),
+    "fashion": (6, 0, 8),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_named_tasks_keep_three_eighths_or_so_of_each_group(name: str) -> None:
+    task = find_task(name)
+    assert (task.bases, task.extra_bases, task.final_bases) == COUNTS[name]
+    programs = TaskPrograms(task)
+    widths, (counts,) = programs.structure.widths, task.schedule.counts(programs.structure.widths)
+    smallest = 0.2 if name == "fashion" else 0.375
+    assert all(smallest <= counts[group] / width <= 0.4 for group, width in widths.items())
+    assert programs.trainer(0).chosen == "scan"
+
+
 def test_unknown_tasks_name_the_closest() -> None:
     with pytest.raises(
-        ValueError, match=r"one of digits, digits-deep, fashion, or module:factory, got 'fashon'"
+        ValueError,
+        match=r"one of digits, digits-deep, digits-dw, digits-res, fashion, or module:factory, got 'fashon'",
     ):
         find_task("fashon")
     with pytest.raises(ValueError, match="needs a module on the Python path with a function 'f'"):
