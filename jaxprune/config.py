@@ -110,7 +110,8 @@ class RunConfig:
         preset_name, tasks = str(given.pop("preset", "quick")), _texts(given.pop("tasks", ()), "tasks")
         preset = find_preset(preset_name, tasks=tasks)
         guesses = _texts(given.pop("guesses", ()), "guesses")
-        options = task_options({name: given.pop(name) for name in TASK_OPTIONS if name in given})
+        own_options = {name: given.pop(name) for name in TASK_OPTIONS if name in given}
+        options = task_options({**preset.task_options, **own_options})
         controls = cast(Controls, given.pop("controls", "standard"))
         batching = cast(Batching, given.pop("batching", "auto"))
         if "time_limit_seconds" in given:

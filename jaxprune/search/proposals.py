@@ -186,8 +186,10 @@ def _next_generation(state: SearchState, should_stop: Callable[[], str | None]) 
 def _vocabulary(state: SearchState) -> Vocabulary:
     """Returns the problem's vocabulary, or what it has in common with the paper's; no matrices on a landscape."""
     available = state.problem.vocabulary
-    if state.config.vocabulary == "paper":
-        return PAPER_VOCABULARY.restrict(available.operands)
+    if state.config.vocabulary != "default":
+        paper = PAPER_VOCABULARY.operands
+        names = paper if state.config.vocabulary == "paper" else (*paper, "WO")
+        available = replace(PAPER_VOCABULARY, operands=names).restrict(available.operands)
     return _without_matrices(available) if state.has_landscapes else available
 
 

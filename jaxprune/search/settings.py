@@ -42,7 +42,8 @@ class EvolveConfig:
         `jaxprune evolve` comes after the search and is not limited, nor is the verification of leaders).
       seed: determines every random choice, in [0, 2**31).
       max_size, max_depth: limits of every new expression.
-      vocabulary: "default" has everything that the tasks offer; "paper" only what the paper's functions read.
+      vocabulary: "default" has everything that the tasks offer; "paper" only what the paper's functions read;
+        "paper+WO" the consuming weights as well.
       strategy: "evolution"; or "random", the control of equal budget, which proposes random expressions and never
         variations.
       seeds: generation 0 is the library and our own seeds ("all"), or the paper's seven metrics ("paper").
@@ -82,7 +83,7 @@ class EvolveConfig:
     seed: int = 0
     max_size: int = 40
     max_depth: int = 8
-    vocabulary: Literal["default", "paper"] = "default"
+    vocabulary: Literal["default", "paper", "paper+WO"] = "default"
     strategy: Literal["evolution", "random"] = "evolution"
     seeds: Literal["all", "paper"] = "all"
     variation: Literal["default", "paper"] = "default"
@@ -196,13 +197,13 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         for preset in (
             Preset(
                 "quick",
-                ("digits", "digits-deep"),
+                ("digits", "digits-deep", "digits-dw"),
                 EvolveConfig(),
                 "2,000 functions on three small tasks, about ten minutes on two CPU cores",
             ),
             Preset(
                 "thorough",
-                ("digits", "digits-deep"),
+                ("digits", "digits-deep", "digits-dw"),
                 EvolveConfig(generations=31),
                 "2,500 functions on 64 networks a task, about half an hour",
                 {"bases": 64},
