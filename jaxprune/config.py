@@ -35,6 +35,10 @@ TASK_OPTIONS: Mapping[str, tuple[type, str]] = {
     "base_recipe": (str, "name of the recipe that trains base networks"),
     "epochs": (int, "epochs of fine-tuning"),
     "base_epochs": (int, "epochs of training a base network"),
+    "compensate": (
+        bool,
+        "whether kept channels take over what least squares predicts of the removed ones (yes or no)",
+    ),
     "finetune": (str, "slim (physically smaller networks) or masked (full shapes held at zero)"),
 }
 """Settings of tasks that a run can change: name -> (type, help). A value may hold for all tasks or be given by task."""
@@ -377,6 +381,8 @@ def _task_value(name: str, value: object) -> TaskValue:
     """Converts a value to the type of an option in `TASK_OPTIONS`."""
     kind = TASK_OPTIONS[name][0]
     try:
+        if kind is bool:
+            return {"yes": True, "no": False, True: True, False: False}[value]  # type: ignore[index]
         if isinstance(value, bool) or (kind is str and not isinstance(value, str)):
             raise ValueError
         if kind is int and abs(float(value)) >= 2**31:  # type: ignore[arg-type]
@@ -384,8 +390,9 @@ def _task_value(name: str, value: object) -> TaskValue:
         converted: TaskValue = kind(value)
         if kind is int and not isinstance(value, str) and converted != value:
             raise ValueError
-    except (TypeError, ValueError, OverflowError):
-        wanted = {int: "a whole number below 2**31", float: "a number", str: "a name"}[kind]
+    except (TypeError, ValueError, OverflowError, KeyError):
+        words = {int: "a whole number below 2**31", float: "a number", str: "a name", bool: "yes or no"}
+        wanted = words[kind]
         raise ValueError(
             f"{name} needs {wanted}, or one for each task as in task=value, got {value!r}."
         ) from None
@@ -397,7 +404,7 @@ def _changed(task: Task, changes: Mapping[str, TaskValue]) -> Task:
     from jaxprune.tasks.tasks import Schedule
     from jaxprune.training.recipes import Recipe
 
-    of_parts = ("kept_fraction", "rounds", "epochs", "base_epochs")
+    of_parts = ("kept_fraction", "rounds", "epochs", "base_epochs", "compensate")
     fields: dict[str, object] = {name: value for name, value in changes.items() if name not in of_parts}
     if "kept_fraction" in changes or "rounds" in changes:
         fraction = changes.get("kept_fraction", task.schedule.kept_fraction)
@@ -412,4 +419,6 @@ def _changed(task: Task, changes: Mapping[str, TaskValue]) -> Task:
         recipe = getattr(task, name)
         if option in changes and isinstance(recipe, Recipe):
             task = task.replace(**{name: recipe.replace(epochs=changes[option])})
+    if "compensate" in changes and isinstance(task.recipe, Recipe):
+        task = task.replace(recipe=task.recipe.replace(compensate=changes["compensate"]))
     return task

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxprune.commands.output import check_folder, note, on_base
 from jaxprune.config import TASK_OPTIONS, make_tasks, task_options
@@ -131,8 +131,9 @@ def add_task_options(parser: argparse.ArgumentParser, without: Collection[str] =
     )
     for name, (kind, about) in TASK_OPTIONS.items():
         if name not in without:
-            metavar = {int: "N", float: "X", str: "NAME"}[kind]
-            group.add_argument(flag(name), default=argparse.SUPPRESS, metavar=metavar, help=about)
+            metavar = {int: "N", float: "X", str: "NAME", bool: "yes|no"}[kind]
+            alone: dict[str, Any] = {"nargs": "?", "const": "yes"} if kind is bool else {}
+            group.add_argument(flag(name), default=argparse.SUPPRESS, metavar=metavar, help=about, **alone)
 
 
 def flag(name: str) -> str:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 BUDGETS = ("kept_fraction", "macs_fraction", "params_fraction", "kept_counts")
 """Options that say how much is kept: one of them, or none for what the task's own schedule keeps."""
 
-_OF_SEARCHES = ("kept_fraction", "rounds", "finetune")
+_OF_SEARCHES = ("kept_fraction", "rounds", "finetune", "compensate")
 """Options that say how a search prunes on a task; here, `--kept-fraction` is a budget instead."""
 
 
