@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args, get_type_hints
 
-from jaxprune.search.settings import EvolveConfig
+from jaxprune.search.settings import EvolveConfig, Preset, find_preset
 from jaxprune.text import closest
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ TASK_OPTIONS: Mapping[str, tuple[type, str]] = {
 }
 """Settings of tasks that a run can change: name -> (type, help). A value may hold for all tasks or be given by task."""
 
+OF_SEARCHES = ("bases", "extra_bases", "weight")
+"""Those of `TASK_OPTIONS` that only a search reads."""
+
 SHORT_NAMES: Mapping[str, str] = {
     "task": "tasks",
     "guess": "guesses",
@@ -59,10 +62,11 @@ class RunConfig:
     Args:
       preset: name of the preset that gives all settings not made otherwise.
       tasks: names of tasks or `module:factory`; empty for the preset's tasks.
+      unseen: names of tasks that are not searched on, for the report: how far the winner carries.
       task_options: option of `TASK_OPTIONS` -> a value for all tasks, or task name -> value.
       search: settings of the search.
       guesses: formulas that join generation 0.
-      controls: rows of the final comparison: "standard", or "full" with the whole library and a random search.
+      controls: rows of the final comparison: "standard", or "full" with every known function and an oracle.
       batching: how members of one program are batched; "auto" chooses by backend and network.
 
     Raises:
@@ -71,7 +75,7 @@ class RunConfig:
     Example:
       >>> config = RunConfig.of({"preset": "quick", "population": 8, "time": "20m"})
       >>> config.search.population, config.search.time_limit_seconds, config.search.generations
-      (8, 1200.0, 10)
+      (8, 1200.0, 25)
       >>> RunConfig.from_json(config.to_json()) == config
       True
       >>> RunConfig.of({"generatoins": 3})
@@ -86,6 +90,7 @@ class RunConfig:
     guesses: tuple[str, ...] = ()
     controls: Controls = "standard"
     batching: Batching = "auto"
+    unseen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, choices in (("controls", get_args(Controls)), ("batching", get_args(Batching))):
@@ -100,14 +105,12 @@ class RunConfig:
 
         Args:
           layers: each option name -> value, as flags or a TOML file give them: fields of `EvolveConfig` and of
-            `TASK_OPTIONS`, `preset`, `task` or `tasks`, `guess` or `guesses`, `controls`, `batching`, `time`
-            ("20m"), `evaluations`.
+            `TASK_OPTIONS`, `preset`, `task` or `tasks`, `unseen` ("none" for none), `guess` or `guesses`, `controls`,
+            `batching`, `time` ("20m"), `evaluations`. A preset's unseen tasks are those that are not searched on.
 
         Raises:
           ValueError: as the class says.
         """
-        from jaxprune.search.settings import find_preset
-
         given: dict[str, object] = {}
         for layer in layers:
             given = {**_with_full_names(layer), **given}
@@ -116,6 +119,7 @@ class RunConfig:
         guesses = _texts(given.pop("guesses", ()), "guesses")
         own_options = {name: given.pop(name) for name in TASK_OPTIONS if name in given}
         options = task_options({**preset.task_options, **own_options})
+        unseen = _unseen(given.pop("unseen", None), preset)
         controls = cast(Controls, given.pop("controls", "standard"))
         batching = cast(Batching, given.pop("batching", "auto"))
         if "time_limit_seconds" in given:
@@ -124,7 +128,7 @@ class RunConfig:
             search = preset.config.replace(**given)
         except TypeError as error:
             raise ValueError(str(error)) from error
-        return RunConfig(preset_name, preset.tasks, options, search, guesses, controls, batching)
+        return RunConfig(preset_name, preset.tasks, options, search, guesses, controls, batching, unseen)
 
     def settings(self) -> dict[str, object]:
         """Returns the settings in `config.json` other than guesses and the settings of the search."""
@@ -137,6 +141,7 @@ class RunConfig:
             },
             "controls": self.controls,
             "batching": self.batching,
+            **({"unseen": list(self.unseen)} if self.unseen else {}),  # runs of earlier versions have none
         }
 
     def to_json(self) -> str:
@@ -156,11 +161,22 @@ class RunConfig:
         Raises:
           ValueError: for an unknown task, or changes that do not fit it.
         """
-        return make_tasks(self.tasks, self.task_options)
+        return make_tasks(self.tasks, self.task_options, unseen=self.unseen)[: len(self.tasks)]
+
+    def make_unseen(self) -> list[Task]:
+        """Makes the tasks for the report alone, with the changes in `task_options`.
+
+        Raises:
+          ValueError: as `make_tasks`.
+        """
+        return make_tasks(self.tasks, self.task_options, unseen=self.unseen)[len(self.tasks) :]
 
 
 def make_tasks(
-    names: Iterable[str], options: Mapping[str, TaskValue | Mapping[str, TaskValue]] | None = None
+    names: Iterable[str],
+    options: Mapping[str, TaskValue | Mapping[str, TaskValue]] | None = None,
+    *,
+    unseen: Iterable[str] = (),
 ) -> list[Task]:
     """Makes tasks by name, with some of `TASK_OPTIONS` changed.
 
@@ -169,9 +185,10 @@ def make_tasks(
     Args:
       names: names of tasks, or `module:factory`.
       options: option -> a value for all tasks, or task name -> value.
+      unseen: names of tasks that are only reported on. What `OF_SEARCHES` names holds there only if given by task.
 
     Returns:
-      The tasks, in the order of the names.
+      The tasks, in the order of the names, then the unseen ones.
 
     Raises:
       ValueError: for an unknown task, two of one name, or changes that do not fit.
@@ -184,7 +201,8 @@ def make_tasks(
     from jaxprune.tasks.named_tasks import find_task
     from jaxprune.tasks.tasks import check_unique
 
-    names, options = list(names), options or {}
+    searched, options = list(names), options or {}
+    names = [*searched, *unseen]
     if any(":" in name for name in names):
         look_in_working_directory()
     tasks = [find_task(name) for name in names]
@@ -198,10 +216,11 @@ def make_tasks(
                 f"{closest(unknown[0], known)}"
             )
     changed_tasks = []
-    for name, task in zip(names, tasks, strict=True):
+    for number, (name, task) in enumerate(zip(names, tasks, strict=True)):
         changes = {
             option: _value_of(option, value, name, task.name) if isinstance(value, Mapping) else value
             for option, value in options.items()
+            if number < len(searched) or option not in OF_SEARCHES or isinstance(value, Mapping)
         }
         changed_tasks.append(_changed(task, {name: v for name, v in changes.items() if v is not None}))
     return changed_tasks
@@ -362,7 +381,7 @@ def _flat_layer(document: Mapping[str, object]) -> dict[str, object]:
     )  # a run started from Python has its tasks here, and no names of factories
     if isinstance(tasks, Mapping) and tasks:
         layer["tasks"] = list(tasks)
-    layer |= settings
+    layer |= {"unseen": "none", **settings}
     options = layer.pop("task_options", {})
     if not isinstance(options, Mapping):
         raise ValueError(f"task_options of a run need options by name, got {options!r}.")
@@ -377,12 +396,26 @@ def _texts(value: object, name: str) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def _unseen(given: object, preset: Preset) -> tuple[str, ...]:
+    """Returns the tasks to report on: those given, or those of the preset that are not searched on."""
+    if given is None:
+        return tuple(name for name in preset.unseen if name not in preset.tasks)
+    names = _texts(given, "unseen")
+    searched = [name for name in names if name in preset.tasks]
+    if searched:
+        raise ValueError(
+            f"unseen needs tasks that are not searched on, got {', '.join(searched)}. Leave them out, or say "
+            '"none" (--unseen none).'
+        )
+    return () if names == ("none",) else names
+
+
 def _task_value(name: str, value: object) -> TaskValue:
     """Converts a value to the type of an option in `TASK_OPTIONS`."""
     kind = TASK_OPTIONS[name][0]
     try:
         if kind is bool:
-            return {"yes": True, "no": False, True: True, False: False}[value]  # type: ignore[index]
+            return {"yes": True, "no": False, True: True, False: False}[value]
         if isinstance(value, bool) or (kind is str and not isinstance(value, str)):
             raise ValueError
         if kind is int and abs(float(value)) >= 2**31:  # type: ignore[arg-type]

@@ -43,7 +43,8 @@ def test_preset_paper_runs_on_other_tasks():
 def test_a_toml_file_is_a_layer(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text(
-        'preset = "quick"\ntask = ["digits", "fashion"]\ntime = "20m"\nfitness = "finetune"\nevaluations = 300\nguess = "mean(X)"\n'
+        'preset = "quick"\ntask = ["digits", "fashion"]\ntime = "20m"\nfitness = "finetune"\n'
+        'evaluations = 300\nguess = "mean(X)"\n'
         "kept-fraction = 0.25\n[bases]\ndigits = 5\n"
     )
     config = RunConfig.of(read_config(path))
@@ -175,3 +176,33 @@ def test_a_missing_file_is_named(tmp_path):
 def test_times_that_are_none_are_refused(text):
     with pytest.raises(ValueError, match="a time needs to look like"):
         parse_seconds(text)
+
+
+def test_unseen_tasks_are_those_of_the_preset_that_are_not_searched_on():
+    assert RunConfig.of({}).unseen == PRESETS["quick"].unseen == ("fashion", "digits-res")
+    assert RunConfig.of({"task": ["digits", "fashion"]}).unseen == ("digits-res",)
+    assert RunConfig.of({"unseen": "none"}).unseen == ()
+    assert RunConfig.of({"preset": "paper", "task": "digits"}).unseen == ()
+    with pytest.raises(ValueError, match=r"unseen needs tasks that are not searched on, got digits\. Leave"):
+        RunConfig.of({"task": "digits", "unseen": ["digits", "fashion"]})
+
+
+def test_unseen_tasks_come_back_from_the_config_of_a_run(tmp_path):
+    for unseen in ("fashion", "none"):
+        config = RunConfig.of({"task": "digits", "unseen": unseen})
+        (tmp_path / "config.json").write_text(config.to_json())
+        assert RunConfig.of(read_config(tmp_path)) == config
+
+
+def test_options_of_a_search_do_not_hold_for_unseen_tasks_unless_named():
+    config = RunConfig.of({"task": "digits", "unseen": "fashion", "bases": 3, "final_bases": 2})
+    (digits,), (fashion,) = config.make_tasks(), config.make_unseen()
+    assert (digits.bases, digits.final_bases) == (3, 2)
+    assert (fashion.name, fashion.bases, fashion.final_bases) == ("fashion", 6, 2)
+    named = RunConfig.of({"task": "digits", "unseen": "fashion", "bases": {"fashion": 4}})
+    assert named.make_unseen()[0].bases == 4 and named.make_tasks()[0].bases == 16
+
+
+def test_a_preset_may_set_options_of_tasks():
+    assert RunConfig.of({"preset": "thorough"}).task_options == {"bases": 64}
+    assert RunConfig.of({"preset": "thorough", "bases": 8}).task_options == {"bases": 8}

@@ -32,26 +32,12 @@ _SHORT_FLAGS = {"max_evaluations": "--evaluations", "time_limit_seconds": "--tim
 
 def add_evolve(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `jaxprune evolve`: those of the run and one for each setting of the search."""
-    quick = PRESETS["quick"]
     parser.epilog = (
         "A flag wins over --config, and --config over the preset; defaults are those of the preset quick.\n"
         "Ctrl-C saves everything and says how to go on; a second one stops at once."
     )
     run = parser.add_argument_group("run")
-    run.add_argument(
-        "--preset",
-        default=argparse.SUPPRESS,
-        metavar="NAME",
-        help=f"{' or '.join(PRESETS)} (default: quick: {quick.about})",
-    )
-    run.add_argument(
-        "--task",
-        dest="tasks",
-        action="append",
-        default=argparse.SUPPRESS,
-        metavar="NAME",
-        help=f"{', '.join(TASKS)}, or module:factory of your own; may be repeated (default: {', '.join(quick.tasks)})",
-    )
+    _add_names(run)
     run.add_argument(
         "--config",
         type=Path,
@@ -76,8 +62,7 @@ def add_evolve(parser: argparse.ArgumentParser) -> None:
         "--controls",
         choices=get_args(Controls),
         default=argparse.SUPPRESS,
-        help="rows of the final comparison; full adds the whole library and a random search of equal budget "
-        "(default: standard)",
+        help="rows of the final comparison; full adds every known function and an oracle (default: standard)",
     )
     run.add_argument(
         "--batching",
@@ -190,6 +175,33 @@ def default_run_dir(config: RunConfig) -> Path:
     is_preset = config.tasks == PRESETS[config.preset].tasks
     name = config.preset if is_preset else "-".join(task.replace(":", ".") for task in config.tasks)
     return Path("runs") / f"{name}-seed{config.search.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _add_names(run: argparse._ArgumentGroup) -> None:
+    """Adds the options that name the preset and the tasks."""
+    quick = PRESETS["quick"]
+    run.add_argument(
+        "--preset",
+        default=argparse.SUPPRESS,
+        metavar="NAME",
+        help=f"{' or '.join(PRESETS)} (default: quick: {quick.about})",
+    )
+    run.add_argument(
+        "--task",
+        dest="tasks",
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="NAME",
+        help=f"{', '.join(TASKS)}, or module:factory of your own; may be repeated (default: {', '.join(quick.tasks)})",
+    )
+    run.add_argument(
+        "--unseen",
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="NAME",
+        help="a task that is not searched on, for the report; may be repeated, and none is for none "
+        f"(default: those of {', '.join(quick.unseen)} that are not searched on)",
+    )
 
 
 def _add_search_options(parser: argparse.ArgumentParser) -> None:

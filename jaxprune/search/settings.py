@@ -161,8 +161,7 @@ class EvolveConfig:
           True
         """
         hints = get_type_hints(EvolveConfig)
-        if plain.get("fitness") in _EARLIER_FITNESS:
-            plain = {**plain, "fitness": "finetune", "joint": plain["fitness"]}
+        plain = in_todays_words(plain)
         unknown = sorted(set(plain) - set(hints))
         if unknown:
             raise ValueError(
@@ -172,8 +171,22 @@ class EvolveConfig:
         return EvolveConfig(**{name: _checked(name, value, hints[name]) for name, value in plain.items()})
 
 
-_EARLIER_FITNESS = ("paired", "geometric", "arithmetic")
-"""What earlier versions called the fitness: each function was fine-tuned, and these are ways to combine tasks."""
+def in_todays_words(plain: Mapping[str, object]) -> dict[str, object]:
+    """Returns settings of any version by their names of today.
+
+    Versions before landscapes fine-tuned every function, and called the way to combine tasks the fitness.
+
+    Args:
+      plain: setting name -> value.
+
+    Example:
+      >>> in_todays_words({"fitness": "geometric", "seed": 3})["joint"]
+      'geometric'
+    """
+    if plain.get("fitness") not in get_args(get_type_hints(EvolveConfig)["joint"]):
+        return dict(plain)
+    new = {name: getattr(EvolveConfig, name) for name in ("plans", "leaders", "parsimony", "force")}
+    return {**new, **plain, "fitness": "finetune", "joint": plain["fitness"]}
 
 
 class PresetUnavailableError(ValueError):
@@ -182,14 +195,18 @@ class PresetUnavailableError(ValueError):
 
 @dataclass(frozen=True)
 class Preset:
-    """The names of tasks, the settings of a search on them, and settings of all tasks."""
+    """The names of tasks, the settings of a search on them, settings of all tasks, and tasks to report on."""
 
     name: str
     tasks: tuple[str, ...]
     config: EvolveConfig
     about: str
     task_options: Mapping[str, int] = field(default_factory=dict)
+    unseen: tuple[str, ...] = ()
 
+
+_UNSEEN = ("fashion", "digits-res")
+"""Tasks that no preset searches on: another network and other images, and another network."""
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
@@ -200,6 +217,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 ("digits", "digits-deep", "digits-dw"),
                 EvolveConfig(),
                 "2,000 functions on three small tasks, about ten minutes on two CPU cores",
+                unseen=_UNSEEN,
             ),
             Preset(
                 "thorough",
@@ -207,6 +225,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 EvolveConfig(generations=31),
                 "2,500 functions on 64 networks a task, about half an hour",
                 {"bases": 64},
+                _UNSEEN,
             ),
             Preset(
                 "paper",
