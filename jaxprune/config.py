@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args, get_type_hints
 
 from jaxprune.search.settings import EvolveConfig, Preset, find_preset
-from jaxprune.text import closest
+from jaxprune.text import closest, parse_seconds
 
 if TYPE_CHECKING:
     from jaxprune.tasks.tasks import Task
@@ -302,33 +302,6 @@ def read_config(path: str | Path) -> dict[str, object]:
         # Otherwise a setting of a newer version would be reported as unknown.
         data = checked_content(data, path, REMEDIES["config.json"])
     return _flat_layer(data) if is_json and "config" in data else data
-
-
-def parse_seconds(value: object) -> float | None:
-    """Reads a time as people write it, in seconds; "none" is no limit.
-
-    Args:
-      value: a number of seconds, or a text like those below.
-
-    Raises:
-      ValueError: for anything else, or a time that is not above 0.
-
-    Example:
-      >>> [parse_seconds(text) for text in ("90", "90s", "20m", "1h30m", "none")]
-      [90.0, 90.0, 1200.0, 5400.0, None]
-    """
-    if value is None or value == "none":
-        return None
-    text = str(value).strip().lower()
-    match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text)
-    try:
-        hours, minutes, seconds = (float(part or 0) for part in (match.groups() if match else ()))
-        total = hours * 3600 + minutes * 60 + seconds
-    except ValueError:
-        total = 0.0
-    if not total > 0:
-        raise ValueError(f'a time needs to look like "90s", "20m" or "1h30m", and be above 0, got {value!r}.')
-    return total
 
 
 def setting_help() -> dict[str, str]:

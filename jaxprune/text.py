@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -134,3 +135,30 @@ def with_error(mean: float | None, se: float | None, *, signed: bool = False, de
         return ""
     text = f"{mean:{'+' if signed else ''}.{decimals}f}"
     return text if se is None else f"{text} ± {se:.{decimals}f}"
+
+
+def parse_seconds(value: object) -> float | None:
+    """Reads a time as people write it, in seconds; "none" is no limit.
+
+    Args:
+      value: a number of seconds, or a text like those below.
+
+    Raises:
+      ValueError: for anything else, or a time that is not above 0.
+
+    Example:
+      >>> [parse_seconds(text) for text in ("90", "90s", "20m", "1h30m", "none")]
+      [90.0, 90.0, 1200.0, 5400.0, None]
+    """
+    if value is None or value == "none":
+        return None
+    text = str(value).strip().lower()
+    match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text)
+    try:
+        hours, minutes, seconds = (float(part or 0) for part in (match.groups() if match else ()))
+        total = hours * 3600 + minutes * 60 + seconds
+    except ValueError:
+        total = 0.0
+    if not total > 0:
+        raise ValueError(f'a time needs to look like "90s", "20m" or "1h30m", and be above 0, got {value!r}.')
+    return total

@@ -9,12 +9,12 @@ import pytest
 from jaxprune.config import (
     RunConfig,
     make_tasks,
-    parse_seconds,
     read_config,
     setting_help,
     task_options,
 )
 from jaxprune.search.settings import PRESETS, EvolveConfig, PresetUnavailableError
+from jaxprune.text import parse_seconds
 
 
 def test_nothing_said_is_the_quick_preset():

@@ -18,13 +18,13 @@ from jaxprune.config import (
     Batching,
     Controls,
     RunConfig,
-    parse_seconds,
     read_config,
     setting_help,
 )
 from jaxprune.files import RunDirectoryError
 from jaxprune.search.settings import PRESETS, EvolveConfig
 from jaxprune.tasks.named_tasks import TASKS
+from jaxprune.text import parse_seconds
 
 _SHORT_FLAGS = {"max_evaluations": "--evaluations", "time_limit_seconds": "--time"}
 """Settings that have a shorter flag as well."""
