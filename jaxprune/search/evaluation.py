@@ -128,7 +128,7 @@ def evaluate(
       on_record: called with every record as soon as it is known, in their order.
       on_retry: called with a message before a fine-tuning is tried again.
       should_stop: called before every fine-tuning; returns a reason to stop, or None to go on.
-      recorded: outcomes of an interrupted run of this generation, which are used instead of running them again.
+      recorded: outcomes that the journal holds already, which are used instead of running them again.
 
     Returns:
       The new candidates, then one record per candidate and fine-tuning. Their order depends on nothing but `state` and

@@ -79,9 +79,12 @@ def simplified_winner(state: SearchState) -> tuple[Candidate, ...]:
 
 
 def without_finish(state: SearchState) -> SearchState:
-    """Returns a state without the candidates that were added at the end; results that they share with others stay."""
+    """Returns a state as it was before its leaders were verified, but for its archive, which `tell` makes anew.
+
+    The journal still holds what was measured, so that nothing is fine-tuned again.
+    """
     candidates = tuple(c for c in state.candidates if c.origin not in (TUNED, SIMPLIFIED))
-    return dataclasses.replace(state, candidates=candidates, verified_at=None)
+    return dataclasses.replace(state, candidates=candidates, results={}, evaluations=0, verified_at=None)
 
 
 def _candidate(

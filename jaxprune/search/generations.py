@@ -86,7 +86,7 @@ class Generations:
                 "a landscape needs tasks on which it predicts plans it was not fitted to, with a correlation of "
                 f"{BLIND} or more, got {', '.join(f'{blind[name].correlation:.2f} on {name}' for name in blind)}. "
                 "There is little to search for: use a harsher schedule, more bases or plans, or other data (jaxprune "
-                "calibrate shows more). force=True (--force) goes on all the same."
+                "calibrate shows more). force=True with resume=True (--force --resume) goes on all the same."
             )
         return dataclasses.replace(state, banks=banks)
 
@@ -94,7 +94,8 @@ class Generations:
         """Fine-tunes the leaders, and writes the outcome to the journal."""
         started = time.monotonic()
         notify(self.callbacks, "on_message", "Verifying the leaders by fine-tuning.")
-        tuned = tuned_leaders(state)
+        with self.interrupts.at_once():
+            tuned = self._retried(lambda: tuned_leaders(state), "scoring for the verification")
         for candidate in tuned:
             self._save(candidate)
         finished = dataclasses.replace(state, candidates=(*state.candidates, *tuned))
@@ -106,7 +107,9 @@ class Generations:
             recorded=self.journal.recorded_outcomes(),
         )
         after = tell_verified(finished, records)
-        for candidate in (simpler := simplified_winner(after)):
+        with self.interrupts.at_once():
+            simpler = self._retried(lambda: simplified_winner(after), "scoring for the verification")
+        for candidate in simpler:
             self._save(candidate)
         after = dataclasses.replace(after, candidates=(*after.candidates, *simpler))
         after = dataclasses.replace(after, archive=archive_of(after))

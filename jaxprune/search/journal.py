@@ -82,12 +82,12 @@ class Journal:
             (line["task"], line["pool"], line["base"], line["repeat"], line["digest"]): Outcome(
                 line["accuracy"], line.get("seconds", 0.0)
             )
-            for line, _ in self._pending
+            for line, _ in lines
             if line["kind"] == "trial"
         }
 
     def recorded_outcomes(self) -> dict[TrialKey, Outcome]:
-        """Returns the outcomes of the fine-tunings that the interrupted run finished after its last checkpoint."""
+        """Returns the outcomes of all fine-tunings in the journal when it was opened, also after the checkpoint."""
         return self._recorded
 
     def next_generation(self) -> dict[str, Any] | None:

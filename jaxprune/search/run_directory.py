@@ -39,7 +39,7 @@ from jaxprune.search.resumption import (
 from jaxprune.search.run_files import FORMAT, log_event, read_run_file, repair_events, state_of
 from jaxprune.search.selection import one_per_behaviour
 from jaxprune.search.serialization import individual_to_json, state_to_json
-from jaxprune.search.settings import STOPS
+from jaxprune.search.settings import STOPS, in_todays_words
 from jaxprune.search.state import Individual, SearchState
 
 HALL_OF_FAME_SIZE = 20
@@ -177,7 +177,7 @@ class RunDirectory:
                     f"{self.path} already holds a run. Go on with it by resume=True (--resume), or choose "
                     "another directory for a new one."
                 )
-            return existing
+            return existing | {"config": in_todays_words(existing["config"])}
         if (self.path / "journal.jsonl").exists() or (self.path / "state.json").exists():
             raise RunDirectoryError(
                 f"{self.path} needs a config.json beside its journal and state, got none. Restore it, or start in "
@@ -254,7 +254,7 @@ def _measured(state: SearchState) -> dict[str, Any]:
 def _refuse_other_config(saved: Mapping[str, Any], document: Mapping[str, Any], folder: Path) -> None:
     """Raises an error if config.json, as far as it is not a limit, is not that of the saved state."""
     tasks = {task["name"]: task for task in saved["tasks"]}
-    parts = {"config": saved["config"], "tasks": tasks, "guesses": saved["guesses"]}
+    parts = {"config": in_todays_words(saved["config"]), "tasks": tasks, "guesses": saved["guesses"]}
     changes = [
         f"{name.removeprefix('config.')} is {there!r} there and {here!r} here"
         for name, here, there in differences(parts, {part: document[part] for part in parts})

@@ -201,9 +201,9 @@ class _Finder:
         if path is None or not isinstance(number, int):
             return None
         followed = self._trace.values[number].source_axes
-        is_along = all(bool(axes) == (index == axis) for index, axes in enumerate(followed))
         length = self._program.shapes[self._program.parameters[path]]
-        return path if is_along and length == (shape[axis],) else None
+        is_along = all(bool(axes) == (index == axis) for index, axes in enumerate(followed))
+        return path if length == (shape[axis],) and (is_along or length == (1,)) else None
 
     def _find_reductions(self) -> dict[int, list[str]]:
         """Family -> sums, largest values and the like over its channels, in words with their lines."""

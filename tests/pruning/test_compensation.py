@@ -131,6 +131,15 @@ class TestAgainstNumPy:
             smaller.fc2.kernel[...], kernel[kept] + weights @ kernel[removed], rtol=1e-4, atol=1e-5
         )
 
+    def test_a_single_output_has_a_bias_too(self):
+        layers = {"fc1": linear(64, 8), "fc2": linear(8, 1, 1)}
+        net = Net(layers, lambda n, x: n.fc2(nnx.sigmoid(n.fc1(flat(x)))))
+        smaller = slim(net, plan_of(net, fc1=[0, 3, 4]), compensate=observe(net, IMAGES, LABELS))
+        rows = np.asarray(nnx.sigmoid(net.fc1(flat(jnp.asarray(IMAGES)))), np.float64)
+        removed, _, constant = regression(rows, [0, 3, 4])
+        expected = constant @ np.asarray(net.fc2.kernel[...], np.float64)[removed]
+        np.testing.assert_allclose(smaller.fc2.bias[...], expected, rtol=1e-4, atol=1e-6)
+
     def test_all_consumers_of_a_residual_stream_are_corrected(self):
         net = residual()
         kept = [0, 2]
