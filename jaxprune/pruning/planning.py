@@ -263,11 +263,25 @@ def select(scores: Mapping[str, Array], counts: Mapping[str, int]) -> Kept:
       >>> select({"conv": np.array([3.0, 1.0, 1.0, 2.0])}, {"conv": 3})
       (('conv', (0, 2, 3)),)
     """
-    kept = []
-    for name, count in counts.items():
-        rising = np.argsort(np.asarray(scores[name]), kind="stable") if name in scores else np.arange(count)
-        kept.append((name, tuple(np.sort(rising[len(rising) - count :]).tolist())))
-    return tuple(kept)
+    return tuple(
+        (name, tuple(np.flatnonzero(highest(np.asarray(scores[name]), count)).tolist()))
+        if name in scores
+        else (name, tuple(range(count)))
+        for name, count in counts.items()
+    )
+
+
+def highest(scores: np.ndarray, count: int) -> np.ndarray:
+    """Returns [..., C] which of [..., C] finite scores are the `count` highest; of equal ones the higher indices.
+
+    Example:
+      >>> highest(np.array([3.0, 1.0, 1.0, 2.0]), 3).tolist()
+      [True, False, True, True]
+    """
+    rising = np.argsort(scores, axis=-1, kind="stable")
+    is_kept = np.zeros(np.shape(scores), bool)
+    np.put_along_axis(is_kept, rising[..., scores.shape[-1] - count :], True, axis=-1)
+    return is_kept
 
 
 def check_plan(parts: Parts, plan: Plan) -> Structure:

@@ -50,6 +50,28 @@ class Ranking:
 
 
 @dataclass(frozen=True, eq=False)
+class StackedRanking:
+    """Scores of all channels of B stacked networks by one function; the lowest are pruned first."""
+
+    scores: Mapping[str, np.ndarray]
+    """Group name -> [B, C] float64 scores, finite for members without a problem."""
+    is_fallback: Mapping[str, np.ndarray]
+    """Group name -> [B] whether the scores were all equal, so that those of `l2` stand there instead."""
+    num_ties: np.ndarray
+    """[B] channels of the other groups that share their score with a channel of lower index."""
+    problems: Mapping[int, Invalid]
+    """Member -> why the function is invalid on it."""
+
+    def member(self, member: int) -> Ranking | Invalid:
+        """Returns the ranking of one member."""
+        if member in self.problems:
+            return self.problems[member]
+        fallbacks = tuple(group for group, is_fallback in self.is_fallback.items() if is_fallback[member])
+        scores = {group: by_member[member] for group, by_member in self.scores.items()}
+        return Ranking(scores, fallbacks, int(self.num_ties[member]))
+
+
+@dataclass(frozen=True, eq=False)
 class Scored:
     """The scores of one function on all channels of a network, unchanged, and what became of the function."""
 
@@ -141,21 +163,41 @@ def rank_population(
       >>> print(rank_population([parse("N / (NX - NX)")], observed)[0])
       invalid: not finite in group dense.kernel, channel 0: N/(NX - NX)
     """
+    stacked = rank_stack(functions, operands, aggregation=aggregation)
+    if operands.is_stacked:
+        return [[each.member(member) for member in range(operands.num_members)] for each in stacked]
+    return [each.member(0) for each in stacked]
+
+
+def rank_stack(
+    functions: Sequence[PruningFunction], operands: Observed, *, aggregation: Aggregation = "relative"
+) -> list[StackedRanking]:
+    """Ranks the channels of all stacked networks by many functions at once, as `rank_population` does.
+
+    Args:
+      functions: P pruning functions, as `score` takes them.
+      operands: what `observe` returns, or several of these stacked.
+      aggregation: see `Aggregation`.
+
+    Returns:
+      One result per function, with B = 1 for a single network.
+
+    Raises:
+      TypeError: if a function is no pruning function.
+      ValueError: if a function does not give [C] numbers, or the aggregation is unknown.
+    """
     functions = [expression_or_callable(f) for f in functions]
     unique = list(dict.fromkeys([*functions, library["l2"]]))
     scored = score_producers(unique, operands)
-    problems = problems_of(unique, scored)
+    problems: dict[int, dict[int, Invalid]] = {row: {} for row in range(len(unique))}
+    for (row, member), problem in problems_of(unique, scored).items():
+        problems[row][member] = problem
     fallback = _group_scores(scored, unique.index(library["l2"]), aggregation)
-    ranked: dict[PruningFunction, list[Ranking | Invalid]] = {}
-    for row, f in enumerate(unique):
-        scores = _group_scores(scored, row, aggregation)
-        ranked[f] = [
-            problems.get((row, member)) or _rank(scores, fallback, member)
-            for member in range(operands.num_members)
-        ]
-    if operands.is_stacked:
-        return [ranked[f] for f in functions]
-    return [ranked[f][0] for f in functions]
+    ranked = {
+        f: _ranked(_group_scores(scored, row, aggregation), fallback, problems[row])
+        for row, f in enumerate(unique)
+    }
+    return [ranked[f] for f in functions]
 
 
 def score_functions(
@@ -241,8 +283,14 @@ def is_constant(scores: np.ndarray) -> bool:
       >>> is_constant(np.array([0.1, 0.1 + 1e-9])), is_constant(np.array([0.1, 0.11]))
       (True, False)
     """
-    spread = float(scores.max() - scores.min())
-    return spread <= _CONSTANT_ULPS * float(np.finfo(np.float32).eps) * float(np.abs(scores).max())
+    return bool(_are_constant(scores))
+
+
+def _are_constant(scores: np.ndarray) -> np.ndarray:
+    """Returns [...] whether [..., C] finite scores differ by no more than rounding."""
+    spread = scores.max(axis=-1) - scores.min(axis=-1)
+    largest: np.ndarray = np.abs(scores).max(axis=-1)
+    return spread <= _CONSTANT_ULPS * float(np.finfo(np.float32).eps) * largest
 
 
 def _relative(scores: np.ndarray) -> np.ndarray:
@@ -290,18 +338,18 @@ def _with_status(
     return Scored(scores, "ok", "", constant)
 
 
-def _rank(
-    scores: Mapping[str, np.ndarray], fallback: Mapping[str, np.ndarray], member: int
-) -> Ranking | Invalid:
-    """Returns the ranking of one member from finite scores."""
-    chosen, constant, num_ties = {}, [], 0
-    for group, by_member in scores.items():
-        chosen[group] = by_member[member]
-        if is_constant(chosen[group]):
-            constant.append(group)
-            chosen[group] = fallback[group][member]
-        else:
-            num_ties += chosen[group].size - np.unique(chosen[group]).size
-    if len(constant) == len(scores):
-        return Invalid("constant in every group")
-    return Ranking(chosen, tuple(constant), num_ties)
+def _ranked(
+    scores: Mapping[str, np.ndarray], fallback: Mapping[str, np.ndarray], problems: dict[int, Invalid]
+) -> StackedRanking:
+    """Returns the ranking of all members; where a group's scores are equal, those of the fallback count."""
+    chosen, is_constant = {}, {}
+    num_ties: np.ndarray | int = 0
+    with np.errstate(invalid="ignore"):  # members with a problem may have scores that are not finite
+        for group, by_member in scores.items():
+            is_constant[group] = _are_constant(by_member)
+            chosen[group] = np.where(is_constant[group][:, None], fallback[group], by_member)
+            ties = np.count_nonzero(np.diff(np.sort(by_member, axis=-1), axis=-1) == 0, axis=-1)
+            num_ties = num_ties + np.where(is_constant[group], 0, ties)
+    everywhere = np.all(list(is_constant.values()), axis=0)
+    constant = {int(member): Invalid("constant in every group") for member in np.flatnonzero(everywhere)}
+    return StackedRanking(chosen, is_constant, np.asarray(num_ties), {**constant, **problems})

@@ -102,7 +102,8 @@ def problems_of(
         reasons = {path: reason for path, own in scored.by_producer.items() if (reason := own.reasons[row])}
         first = next(iter(reasons.values()), "")
         where = shorten_paths([path for path, reason in reasons.items() if reason == first])
-        for member in range(scored.observed.num_members):
+        is_sound = np.all([own.is_sound[row].all(axis=-1) for own in scored.by_producer.values()], axis=0)
+        for member in range(scored.observed.num_members) if reasons else np.flatnonzero(~is_sound).tolist():
             if reasons:
                 problems[row, member] = Invalid(f"{first} ({where})")
                 continue

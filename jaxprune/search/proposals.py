@@ -21,6 +21,7 @@ from jaxprune.language.parsing import parse
 from jaxprune.language.sampling import Limits, random_expression
 from jaxprune.language.variation import VariationSettings, vary
 from jaxprune.language.vocabulary import PAPER_VOCABULARY, Vocabulary
+from jaxprune.scoring.analysis import needs_samples
 from jaxprune.search.evaluation import Proposal, max_fine_tunings, stop_if_asked
 from jaxprune.search.problem import Behaviour, plan_distance
 from jaxprune.search.selection import one_per_behaviour
@@ -218,7 +219,11 @@ def _num_slots(state: SearchState, num_elites: int) -> int:
 
 
 def _drafts(state: SearchState, numbers: range) -> Iterator[_Draft]:
-    """Yields expressions in canonical form. The key of each follows from its number, not from those before it."""
+    """Yields expressions in canonical form. The key of each follows from its number, not from those before it.
+
+    On a landscape, those that read whole samples are left out: they take most of the time, and no winner was among
+    them. What moments say is enough.
+    """
     config, vocabulary = state.config, _vocabulary(state)
     limits = Limits(max_size=config.max_size, max_depth=config.max_depth)
     settings = VariationSettings(preset=config.variation)
@@ -240,7 +245,9 @@ def _drafts(state: SearchState, numbers: range) -> Iterator[_Draft]:
             elif origin != "random":
                 parents = couple[:1]
         canonical = canonical_form(child)
-        yield _Draft(canonical if limits.allow(canonical) else child, origin, parents)
+        draft = _Draft(canonical if limits.allow(canonical) else child, origin, parents)
+        if not (state.has_landscapes and needs_samples(draft.expression)):
+            yield draft
 
 
 def _tournaments(key: jax.Array, ranked: Sequence[int], size: int) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -28,7 +28,7 @@ from jaxprune.search.problem import (
     pack_kept,
     unpack_kept,
 )
-from jaxprune.tasks.base_networks import Base, BasePool, Entry, FirstRoundPlan, Pool
+from jaxprune.tasks.base_networks import Base, BasePool, Entry, FirstRoundPlan, Pool, StackedPlan
 from jaxprune.tasks.task_identity import Identity
 from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.tasks.tasks import Task, check_unique
@@ -123,14 +123,12 @@ class TaskProblem:
             features = channel_features(reference_scores(pool))
             inputs = (bank.is_kept, bank.accuracies, features, bank.widths, bank.counts)
             self._landscapes[name] = landscape = fit_landscape(*inputs)
-            (l2,) = pool.plans([library["l2"]])
-            valid = [plan for plan in l2 if isinstance(plan, FirstRoundPlan)]
-            if len(valid) < len(l2):
-                reason = next(str(plan) for plan in l2 if isinstance(plan, Invalid))
+            (l2,) = pool.stacked_plans([library["l2"]])
+            if isinstance(l2, Invalid):
                 raise ValueError(
-                    f"every difference is to l2, so task {name!r} needs a network that l2 can score; it is {reason}."
+                    f"every difference is to l2, so task {name!r} needs a network that l2 can score; it is {l2}."
                 )
-            self._l2_predictions[name] = landscape.predict(_kept_bits(valid, bank.widths))
+            self._l2_predictions[name] = landscape.predict(l2.is_kept)
             content = np.packbits(bank.is_kept).tobytes() + bank.accuracies.tobytes()
             self._banks[name] = BankFacts(
                 bank.accuracies.size, held_out_correlation(*inputs), hashlib.sha256(content).hexdigest()[:16]
@@ -146,9 +144,15 @@ class TaskProblem:
         Returns:
           One behaviour per function; `Invalid` if the function is invalid on any base.
         """
+        if self._landscapes:
+            stacked = {name: pool.stacked_plans(functions) for name, pool in self.pools.items()}
+            return [
+                self._predicted_behaviour({name: plans[i] for name, plans in stacked.items()})
+                for i in range(len(functions))
+            ]
         by_task = {name: pool.plans(functions) for name, pool in self.pools.items()}
         return [
-            self._behaviour(function, {name: plans[i] for name, plans in by_task.items()})
+            _behaviour(function, {name: plans[i] for name, plans in by_task.items()}, self.programs)
             for i, function in enumerate(functions)
         ]
 
@@ -201,30 +205,21 @@ class TaskProblem:
             again="go on with resume=True (--resume)",
         )
 
-    def _behaviour(
-        self, function: Expression, plans: dict[str, list[FirstRoundPlan | Invalid]]
-    ) -> Behaviour | Invalid:
-        """Joins the plans of one function, task name -> one per base, into its behaviour."""
+    def _predicted_behaviour(self, plans: dict[str, StackedPlan | Invalid]) -> Behaviour | Invalid:
+        """Joins the plans of one function on all tasks into its behaviour, with what landscapes predict."""
         digests: dict[str, tuple[str, ...]] = {}
         predicted: dict[str, Prediction] = {}
         is_kept: list[np.ndarray] = []
         fallbacks = ties = 0
-        for name, by_base in plans.items():
-            programs = self.programs[name]
-            valid = [plan for plan in by_base if isinstance(plan, FirstRoundPlan)]
-            for base, plan in enumerate(by_base):
-                if isinstance(plan, Invalid):
-                    return Invalid(f"task {name}, base {base}: {plan.reason}")
-            digests[name] = tuple(_digest(function, plan, programs) for plan in valid)
-            fallbacks += sum(len(plan.ranking.fallback_groups) for plan in valid)
-            ties += sum(plan.ranking.num_ties for plan in valid)
-            widths = {group: programs.structure.widths[group] for group in programs.rounds[0].counts}
-            bits = _kept_bits(valid, widths)
-            is_kept.append(bits)
-            if name in self._landscapes:
-                predicted[name] = _prediction(
-                    self._landscapes[name].predict(bits), self._l2_predictions[name]
-                )
+        for name, plan in plans.items():
+            if isinstance(plan, Invalid):
+                return Invalid(f"task {name}, {plan.reason}")
+            digests[name] = tuple(bits.tobytes().hex() for bits in np.packbits(plan.is_kept, axis=1))
+            predicted[name] = _prediction(
+                self._landscapes[name].predict(plan.is_kept), self._l2_predictions[name]
+            )
+            is_kept.append(plan.is_kept)
+            fallbacks, ties = fallbacks + plan.num_fallbacks, ties + plan.num_ties
         return Behaviour(digests, fallbacks, ties, pack_kept(is_kept), predicted)
 
     def _entry(self, trial: Trial) -> Entry:
@@ -280,15 +275,24 @@ def _prediction(accuracies: np.ndarray, of_l2: np.ndarray) -> Prediction:
     return Prediction(float(np.mean(differences)), se, float(np.mean(accuracies)))
 
 
-def _kept_bits(plans: Sequence[FirstRoundPlan], widths: Mapping[str, int]) -> np.ndarray:
-    """Returns [B, sum C] which channels the plans of one function keep on each base."""
-    is_kept = np.zeros((len(plans), sum(widths.values())), bool)
-    for base, plan in enumerate(plans):
-        kept, start = dict(plan.kept), 0
-        for group, width in widths.items():
-            is_kept[base, start + np.asarray(kept[group], int)] = True
-            start += width
-    return is_kept
+def _behaviour(
+    function: Expression, plans: dict[str, list[FirstRoundPlan | Invalid]], programs: dict[str, TaskPrograms]
+) -> Behaviour | Invalid:
+    """Joins the plans of one function, task name -> one per base, into its behaviour."""
+    digests: dict[str, tuple[str, ...]] = {}
+    is_kept: list[np.ndarray] = []
+    fallbacks = ties = 0
+    for name, by_base in plans.items():
+        widths = programs[name].structure.widths
+        digests[name] = ()
+        for base, plan in enumerate(by_base):
+            if isinstance(plan, Invalid):
+                return Invalid(f"task {name}, base {base}: {plan.reason}")
+            digests[name] += (_digest(function, plan, programs[name]),)
+            fallbacks += len(plan.ranking.fallback_groups)
+            ties += plan.ranking.num_ties
+            is_kept += [np.isin(np.arange(widths[group]), channels) for group, channels in plan.kept]
+    return Behaviour(digests, fallbacks, ties, pack_kept(is_kept))
 
 
 def _digest(function: Expression, plan: FirstRoundPlan, programs: TaskPrograms) -> str:

@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import count
 from math import prod, sqrt
 from pathlib import Path as FilePath
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -26,9 +26,9 @@ from jaxprune.keys import derive, generator
 from jaxprune.language.library import library
 from jaxprune.observation.covariances import Covariance
 from jaxprune.observation.observed import Observed
-from jaxprune.pruning.planning import select
+from jaxprune.pruning.planning import highest, select
 from jaxprune.scoring.metrics import PruningFunction, name_of
-from jaxprune.scoring.ranking import Ranking, rank_population
+from jaxprune.scoring.ranking import Ranking, rank_population, rank_stack
 from jaxprune.structure.model_state import FlatState
 from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.training.checkpoint import DamagedNetworkError, load_network, save_network
@@ -55,6 +55,17 @@ class FirstRoundPlan:
 
     kept: Kept
     ranking: Ranking
+
+
+class StackedPlan(NamedTuple):
+    """The channels that a function keeps in the first round on all base networks."""
+
+    is_kept: np.ndarray
+    """[B, sum C], groups in the order of the schedule."""
+    num_fallbacks: int
+    """Groups, over all bases, whose scores were all equal, so that l2 ordered them."""
+    num_ties: int
+    """Neighbouring equal scores, over all bases, that were ordered by channel index."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +176,39 @@ class BasePool:
                     for ranking in rankings
                 ]
         return [function_plans[: self.num_bases] for function_plans in plans]
+
+    def stacked_plans(self, functions: Sequence[PruningFunction]) -> list[StackedPlan | Invalid]:
+        """Plans the first round of every function on all base networks at once, as `plans` does one by one.
+
+        Args:
+          functions: the pruning functions.
+
+        Returns:
+          For each function its plans, or why it is invalid on the first base where it is.
+        """
+        counts = self.programs.rounds[0].counts
+        by_stack = [rank_stack(functions, stack) for stack in self._stacks] if functions else []
+        plans: list[StackedPlan | Invalid] = []
+        for rankings in zip(*by_stack, strict=True):
+            problems = {
+                stack * self._stack_size + member: problem
+                for stack, ranking in enumerate(rankings)
+                for member, problem in ranking.problems.items()
+            }
+            first = min((base for base in problems if base < self.num_bases), default=None)
+            if first is not None:
+                plans.append(Invalid(f"base {first}: {problems[first].reason}"))
+                continue
+            is_kept = np.block(
+                [
+                    [highest(ranking.scores[name], count) for name, count in counts.items()]
+                    for ranking in rankings
+                ]
+            )
+            fallbacks = sum(int(each.sum()) for ranking in rankings for each in ranking.is_fallback.values())
+            ties = sum(int(ranking.num_ties.sum()) for ranking in rankings)
+            plans.append(StackedPlan(is_kept[: self.num_bases], fallbacks, ties))
+        return plans
 
     def random_kept(self, base: int, draw: int, round_index: int = 0) -> Kept:
         """Draws which channels to keep uniformly at random.
