@@ -144,4 +144,5 @@ def _print_metrics(rows: Rows) -> None:
         say(f"  {row['name']!s:{width}}  {row['formula']}")
         for text in (row["about"], f"{cost}; {row['source']}"):
             if text:
-                say(textwrap.fill(str(text), 116, initial_indent=indent, subsequent_indent=indent))
+                lines = textwrap.wrap(str(text), 116 - len(indent), break_on_hyphens=False)
+                say(textwrap.indent("\n".join(lines), indent))

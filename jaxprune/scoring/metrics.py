@@ -309,6 +309,16 @@ _METRICS = (
         if name.startswith("evolved")
     ),
     _formula("inspired_1", "Written by hand after evolved functions."),
+    _formula(
+        "evolved_gradient_shift",
+        "How far class means lie from the overall mean, times the spreads of the gradients of the producing weights and"
+        " of the consuming weights. Found by our evolution.",
+    ),
+    _formula(
+        "evolved_taylor_shift",
+        "How far class means lie from the overall mean, times the root of a product of the first-order change of the"
+        " loss, the spread of its gradients and the magnitude of the consuming weights. Found by our evolution.",
+    ),
 )
 
 metrics: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _METRICS})

@@ -103,6 +103,8 @@ class EvolveConfig:
             for name, minimum in minima.items()
             if getattr(self, name) < minimum
         ]
+        if not self.parsimony < math.inf:
+            problems.append(f"a finite parsimony (got {self.parsimony})")
         if self.seed >= 2**31:
             problems.append(f"seed < 2**31 (got {self.seed})")
         problems += [

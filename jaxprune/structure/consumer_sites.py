@@ -140,11 +140,12 @@ class _Finder:
         channels = indices_in_array(self._families, family, read.kernel, sorted(read.kernel_axes))
         batch_marker = self._trace.labels.fixed_marker(BATCH)
         batch_axes = [axis for axis, marker in enumerate(read.value.fixed) if marker == batch_marker]
+        batch_size = self._program.shapes[self._program.example][0]
         if (
             channels is None
             or value_channels is None
             or len(value_channels.axes) != 1
-            or len(batch_axes) != 1
+            or [read.value.shape[axis] for axis in batch_axes] != [batch_size]
             or not np.array_equal(channels.positions, value_channels.positions)
         ):
             return f"{kernel}, whose input has no plain batch and channel axes"

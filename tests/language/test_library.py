@@ -43,4 +43,5 @@ def test_every_operands_latex_typesets():
 
 def test_own_seeds_are_named_as_ours_but_for_taylor():
     assert {name for name in own_seeds if not sources[name].startswith("ours")} == {"taylor"}
+    assert sources["evolved_gradient_shift"].startswith("ours, evolved")
     assert str(own_seeds["taylor"]) == "square(inner(GW, WI))" and sources["taylor"].startswith("Molchanov")

@@ -335,6 +335,16 @@ class TestRefusals:
         message = self.refused(Net(layers, forward), fc1=[0, 1])
         assert "fc2.kernel, which is not read just once, and as it is stored" in message
 
+    def test_a_loop(self):
+        layers = {"fc1": linear(64, 8), "again": linear(8, 8, 1), "head": linear(8, 3, 2)}
+
+        def forward(n, x):
+            kernel = n.again.kernel[...]
+            x = jax.lax.fori_loop(0, 3, lambda _, y: nnx.tanh(y @ kernel), n.fc1(flat(x)))
+            return n.head(x)
+
+        assert "again.kernel, in a loop or a branch" in self.refused(Net(layers, forward), fc1=[0, 1])
+
     def test_a_kernel_that_is_computed(self):
         layers = {"fc1": linear(64, 8), "fc2": linear(8, 3, 1)}
         net = Net(layers, lambda n, x: jnp.matmul(nnx.relu(n.fc1(flat(x))), jnp.square(n.fc2.kernel[...])))

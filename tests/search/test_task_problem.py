@@ -1,4 +1,4 @@
-"""On an accelerator the outcomes of several tasks come chunk by chunk, in order, as soon as each is trained."""
+"""Tasks as a problem: outcomes come chunk by chunk, in order, on an accelerator; landscapes predict them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_bank import FakePool, accuracy
 from tiny_task import tiny_task
 
 from jaxprune.language.library import library
-from jaxprune.search.problem import Trial
+from jaxprune.search.problem import Behaviour, Trial
 from jaxprune.search.search import evolve_problem
 from jaxprune.search.settings import EvolveConfig
 from jaxprune.search.task_problem import TaskProblem
-from jaxprune.tasks.base_networks import BasePool, Entry
+from jaxprune.tasks.base_networks import BasePool, Entry, FirstRoundPlan
+from jaxprune.types import Invalid
 
 CHUNK = 4
 
@@ -85,3 +87,73 @@ def test_a_guess_that_reads_what_a_network_lacks_is_told_before_training(
         "The guess gamma*mean(X) is left out: on task tiny, gamma*mean(X) needs operand gamma, which producers "
         "conv1.kernel, conv2.kernel, dense.kernel do not have: no learned normalisation scale follows it."
     )
+
+
+class TestLandscapes:
+    """With pools whose accuracies are made up."""
+
+    def problem(self, **pools: FakePool) -> TaskProblem:
+        problem = object.__new__(TaskProblem)
+        for pool in pools.values():
+            pool.programs.structure = pool.programs.rounds[0].structure
+        problem.pools = pools  # type: ignore[assignment]
+        problem.programs = {name: pool.programs for name, pool in pools.items()}  # type: ignore[misc]
+        problem._landscapes, problem._banks, problem._l2_predictions = {}, {}, {}
+        return problem
+
+    def test_evolution_and_its_random_control_share_one_bank(self) -> None:
+        problem = self.problem(a=FakePool(), b=FakePool(num_bases=2))
+        first = problem.fit_landscapes(12)
+        num_run = [len(pool.finetuned) for pool in problem.pools.values()]  # type: ignore[attr-defined]
+        assert problem.fit_landscapes(12) == first
+        assert [len(pool.finetuned) for pool in problem.pools.values()] == num_run  # type: ignore[attr-defined]
+        assert {name: facts.plans for name, facts in first.items()} == {"a": 36, "b": 24}
+        more = problem.fit_landscapes(15)
+        assert more["a"].plans == 45 and more["a"].digest != first["a"].digest
+        again = self.problem(a=FakePool(), b=FakePool(num_bases=2)).fit_landscapes(15)
+        assert more == again
+
+    def test_progress_names_the_task(self) -> None:
+        told: list[str] = []
+        self.problem(a=FakePool(), b=FakePool(num_bases=2)).fit_landscapes(10, told.append)
+        assert told[0] == "bank of a: 1 of 30 plans fine-tuned"
+        assert told[-1] == "bank of b: 20 of 20 plans fine-tuned"
+
+    def test_predictions_are_of_the_plans_and_differences_are_to_l2(self) -> None:
+        pools = {"a": FakePool(), "b": FakePool(num_bases=2)}
+        problem = self.problem(**pools)
+        assert not problem.behaviours([library["l2"]])[0].predicted  # type: ignore[union-attr]
+        problem.fit_landscapes(60)
+        l2, other = problem.behaviours([library["l2"], library["l1"]])
+        assert isinstance(l2, Behaviour) and isinstance(other, Behaviour)
+        for name, pool in pools.items():
+            assert (l2.predicted[name].difference, l2.predicted[name].se) == (0.0, 0.0)
+            plans = [plan for row in pool.plans([library["l2"], library["l1"]]) for plan in row]
+            kept = [plan.kept for plan in plans if isinstance(plan, FirstRoundPlan)]
+            truth = np.array([accuracy(i % pool.num_bases, plan) for i, plan in enumerate(kept)])
+            of_l2, of_other = truth.reshape(2, -1)
+            assert other.predicted[name].difference == pytest.approx(np.mean(of_other - of_l2), abs=0.4)
+            assert other.predicted[name].accuracy == pytest.approx(np.mean(of_other), abs=0.4)
+            assert other.predicted[name].accuracy - l2.predicted[name].accuracy == pytest.approx(
+                other.predicted[name].difference
+            )
+            assert other.predicted[name].se > 0
+
+    def test_a_function_that_fails_on_one_base_is_invalid_everywhere(self) -> None:
+        problem = self.problem(a=FakePool(), b=FakePool(invalid=[(1, 2)]))
+        problem.fit_landscapes(10)
+        l2, other = problem.behaviours([library["l2"], library["l1"]])
+        assert isinstance(l2, Behaviour) and other == Invalid("task b, base 2: a toy reason")
+
+    def test_l2_needs_to_be_valid_on_all_bases(self) -> None:
+        problem = self.problem(a=FakePool(), b=FakePool(invalid=[(0, 1)]))
+        with pytest.raises(
+            ValueError, match=r"to l2, so task 'b' needs a network that l2 can score; it is .*a toy"
+        ):
+            problem.fit_landscapes(10)
+
+    def test_tasks_of_several_rounds_and_too_few_plans_are_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"got 2 of task 'toy'.* Use fitness=\"finetune\"\."):
+            self.problem(a=FakePool(), b=FakePool(num_rounds=2)).fit_landscapes(10)
+        with pytest.raises(ValueError, match=r"at least 8 plans .* got 7 on 3"):
+            self.problem(a=FakePool()).fit_landscapes(7)

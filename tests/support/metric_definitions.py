@@ -122,6 +122,16 @@ def inspired_1(t):
     return p / (q + 0.2) + q / (p + 0.2) + distances / (p + q + 0.2)
 
 
+def class_shift(channel):
+    return np.mean([sum((m - x) ** 2 for m, x in zip(t.mP, t.mX, strict=True)) for t in classes_of(channel)])
+
+
+def evolved_taylor_shift(channel):
+    taylor = abs(sum(w * g for w, g in zip(channel.w, channel.gw, strict=True)))
+    outgoing = sum(abs(entry) for entry in channel.out)
+    return math.sqrt(math.sqrt(taylor) * channel.gw.std() * outgoing) * class_shift(channel)
+
+
 def root_mean_square(channel):
     return math.sqrt(np.mean(channel.X**2))
 
@@ -169,6 +179,8 @@ DEFINITIONS = {
         )
     ),
     "inspired_1": by_class(inspired_1),
+    "evolved_gradient_shift": lambda c: c.gw.std() * c.out.std() * class_shift(c),
+    "evolved_taylor_shift": evolved_taylor_shift,
 }
 """Name -> function from a channel to its score; `random` has none."""
 

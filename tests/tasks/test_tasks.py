@@ -183,12 +183,12 @@ def test_the_paper_preset_says_what_is_missing_and_takes_other_tasks() -> None:
     with pytest.raises(PresetUnavailableError, match="--task digits --task fashion"):
         find_preset("paper")
     config = find_preset("paper", tasks=["digits"]).config
-    assert (config.vocabulary, config.variation, config.seeds, config.fitness) == (
-        "paper", "paper", "paper", "geometric",
+    assert (config.vocabulary, config.variation, config.seeds, config.fitness, config.joint) == (
+        "paper", "paper", "paper", "finetune", "geometric",
     )  # fmt: skip
     assert (config.population, config.generations, config.elites, config.tournament) == (40, 10, 6, 3)
     # every child is tried on everything, and none is preferred by what its plan lets expect
     assert (config.promote_fraction, config.guided_fraction, config.min_plan_distance) == (1.0, 0.0, 0.0)
-    with pytest.raises(ValueError, match=r"one of quick, paper, got 'quik'. Did you mean 'quick'"):
+    with pytest.raises(ValueError, match=r"one of quick, thorough, paper, got 'quik'. Did you mean 'quick'"):
         find_preset("quik")
     assert set(PRESETS["quick"].tasks) <= set(TASKS)
