@@ -93,7 +93,7 @@ class Generations:
     def _verified(self, state: SearchState) -> SearchState:
         """Fine-tunes the leaders, and writes the outcome to the journal."""
         started = time.monotonic()
-        notify(self.callbacks, "on_message", "Verifying the leaders by fine-tuning.")
+        notify(self.callbacks, "on_status", "verifying the leaders by fine-tuning")
         with self.interrupts.at_once():
             tuned = self._retried(lambda: tuned_leaders(state), "scoring for the verification")
         for candidate in tuned:

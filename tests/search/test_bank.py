@@ -220,7 +220,9 @@ class TestBank:
             assert np.isnan(array).sum() == array.shape[2]
 
     def test_tasks_of_several_rounds_are_refused(self) -> None:
-        with pytest.raises(ValueError, match=r"got 2 of task 'toy'.* Use fitness=\"finetune\"."):
+        with pytest.raises(
+            ValueError, match=r"got 2 of task 'toy'.* Use fitness=\"finetune\" \(--fitness finetune\)\."
+        ):
             measure_bank(FakePool(num_rounds=2), 5)
 
     def test_a_base_that_no_function_can_rank_is_refused(self) -> None:

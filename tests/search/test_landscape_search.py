@@ -12,12 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from earlier_runs import as_earlier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_search import Recorder, contents
 from toy_problem import LANDSCAPE, SMALL, TASKS, ToyBatchProblem, ToyLandscapeProblem, ToyProblem
 
-from jaxprune.files import CHECK, RunDirectoryError, sealed
+from jaxprune.files import RunDirectoryError
 from jaxprune.language.expression import Expression
 from jaxprune.language.library import library
 from jaxprune.search.evaluation import FINALISTS, FIRST_BASES, START_FORMULAS
@@ -394,8 +395,8 @@ class Failing(ToyLandscapeProblem):
         self.left = {"fitting": fitting, "finishing": finishing}
         self.is_finishing = False
 
-    def on_message(self, message: str) -> None:
-        self.is_finishing |= message.startswith("Verifying")
+    def on_status(self, message: str) -> None:
+        self.is_finishing |= message.startswith("verifying")
 
     def fail(self, place: str) -> None:
         self.left[place] -= 1
@@ -632,20 +633,6 @@ def test_fitness_in_percent_of_accuracy(tmp_path: Path, joint: str) -> None:
     expected = (reference["digits"] * 2 + reference["fashion"]) / 3
     assert l2.fitness.mean == pytest.approx(expected, abs=0.5) and l2.is_verified
     assert result.best.is_verified and result.best.value - result.best.cost >= l2.value - l2.cost
-
-
-def as_earlier(run_dir: Path, joint: str) -> None:
-    """Makes the files of a run those of the version before landscapes, which called `joint` the fitness."""
-    for name in ("config.json", "state.json"):
-        plain = json.loads((run_dir / name).read_text())
-        del plain[CHECK]
-        holder = plain if name == "config.json" else plain["state"]
-        for setting in ("joint", "plans", "leaders", "parsimony", "force"):
-            del holder["config"][setting]
-        holder["config"]["fitness"] = joint
-        for field in ("banks", "verified_at") if name == "state.json" else ():
-            del plain["state"][field]
-        (run_dir / name).write_text(json.dumps(sealed(plain)))
 
 
 class TestEarlierRuns:

@@ -27,6 +27,7 @@ from jaxprune.search.settings import EvolveConfig
 from jaxprune.types import Invalid
 
 NUM_CHANNELS = 16
+TOY_CORRELATION = 0.6
 TASKS = (
     TaskInfo("digits", bases=3, extra_bases=1, fingerprint="a"),
     TaskInfo("fashion", weight=0.5, bases=2),
@@ -115,7 +116,9 @@ class ToyLandscapeProblem(ToyProblem):
         for task in self.tasks:
             on_status(f"bank of {task.name}: 1 of {num_plans} plans fine-tuned")
         return {
-            task.name: BankFacts(num_plans * task.bases, self.correlations.get(task.name, 0.6), "d0")
+            task.name: BankFacts(
+                num_plans * task.bases, self.correlations.get(task.name, TOY_CORRELATION), "d0"
+            )
             for task in self.tasks
         }
 
