@@ -15,6 +15,7 @@ from jaxprune.language.expression import Expression
 from jaxprune.language.library import library
 from jaxprune.language.vocabulary import DEFAULT_VOCABULARY, OPERANDS, Vocabulary
 from jaxprune.observation.observed import Observed
+from jaxprune.scoring.metrics import PruningFunction, name_of
 from jaxprune.search.bank import measure_bank, reference_scores
 from jaxprune.search.landscape import Landscape, channel_features, fit_landscape, held_out_correlation
 from jaxprune.search.problem import (
@@ -137,7 +138,7 @@ class TaskProblem:
             )
         return dict(self._banks)
 
-    def behaviours(self, functions: Sequence[Expression]) -> list[Behaviour | Invalid]:
+    def behaviours(self, functions: Sequence[PruningFunction]) -> list[Behaviour | Invalid]:
         """Plans with every function on every search base; predicts their accuracies if landscapes are fitted.
 
         Args:
@@ -150,6 +151,27 @@ class TaskProblem:
         return [
             self._behaviour(function, {name: plans[i] for name, plans in by_task.items()})
             for i, function in enumerate(functions)
+        ]
+
+    def predict(self, functions: Sequence[PruningFunction]) -> list[Mapping[str, Prediction] | Invalid]:
+        """Predicts what any pruning functions reach on the search bases, metrics without a formula among them.
+
+        Args:
+          functions: the functions.
+
+        Returns:
+          Per function task name -> prediction; `Invalid` if the function is invalid on any base.
+
+        Raises:
+          ValueError: if `fit_landscapes` was not called before.
+        """
+        if len(self._landscapes) < len(self.pools):
+            raise ValueError(
+                "predict needs landscapes of all tasks, got none yet. Call fit_landscapes before."
+            )
+        return [
+            behaviour if isinstance(behaviour, Invalid) else behaviour.predicted
+            for behaviour in self.behaviours(functions)
         ]
 
     def run(self, trial: Trial) -> Outcome:
@@ -202,7 +224,7 @@ class TaskProblem:
         )
 
     def _behaviour(
-        self, function: Expression, plans: dict[str, list[FirstRoundPlan | Invalid]]
+        self, function: PruningFunction, plans: dict[str, list[FirstRoundPlan | Invalid]]
     ) -> Behaviour | Invalid:
         """Joins the plans of one function, task name -> one per base, into its behaviour."""
         digests: dict[str, tuple[str, ...]] = {}
@@ -291,7 +313,8 @@ def _kept_bits(plans: Sequence[FirstRoundPlan], widths: Mapping[str, int]) -> np
     return is_kept
 
 
-def _digest(function: Expression, plan: FirstRoundPlan, programs: TaskPrograms) -> str:
+def _digest(function: PruningFunction, plan: FirstRoundPlan, programs: TaskPrograms) -> str:
     """Returns the digest of a plan; with several rounds, that of the function too, which makes the later plans."""
-    later: Kept = ((str(canonical_form(function)), ()),) if len(programs.rounds) > 1 else ()
+    form = canonical_form(function) if isinstance(function, Expression) else function
+    later: Kept = ((name_of(form), ()),) if len(programs.rounds) > 1 else ()
     return kept_digest(plan.kept + later)
