@@ -88,6 +88,12 @@ class Generations:
                 "There is little to search for: use a harsher schedule, more bases or plans, or other data (jaxprune "
                 "calibrate shows more). force=True with resume=True (--force --resume) goes on all the same."
             )
+        changed = [name for name, facts in state.banks.items() if facts.digest != banks[name].digest]
+        if changed:
+            self.run.notice(
+                f"The bank of plans of {', '.join(changed)} is another than before (measured again elsewhere?). "
+                "New functions are judged by it, those found before by the earlier one."
+            )
         return dataclasses.replace(state, banks=banks)
 
     def _verified(self, state: SearchState) -> SearchState:

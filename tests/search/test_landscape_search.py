@@ -624,6 +624,21 @@ def test_a_guess_that_is_invalid_is_recorded_and_never_verified(tmp_path: Path) 
     assert not any("P" in result.state.candidates[id_].expression.operands for id_ in tried)
 
 
+def test_another_bank_is_told(whole: tuple[SearchResult, Path], tmp_path: Path) -> None:
+    shutil.copytree(whole[1], tmp_path / "run")
+    for digest, is_told in (("d0", False), ("d1", True)):
+        problem, recorder = ToyLandscapeProblem(), Recorder()
+        problem.bank_digest = digest
+        evolve_problem(problem, LANDSCAPE, tmp_path / "run", resume=True, callbacks=[recorder])
+        told = "The bank of plans of digits, fashion is another than before"
+        assert any(message.startswith(told) for message in recorder.messages) == is_told
+
+
+def test_one_task_with_one_base(tmp_path: Path) -> None:
+    result = evolve_problem(ToyLandscapeProblem([TaskInfo("only")]), TINY, tmp_path)
+    assert result.best.is_verified and num_bases(result, result.best.candidate) == {"only": 1}
+
+
 @pytest.mark.parametrize("joint", ["geometric", "arithmetic"])
 def test_fitness_in_percent_of_accuracy(tmp_path: Path, joint: str) -> None:
     config = LANDSCAPE.replace(generations=1, joint=joint)

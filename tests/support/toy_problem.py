@@ -108,6 +108,7 @@ class ToyLandscapeProblem(ToyProblem):
         super().__init__(tasks, delay_seconds, fail_at)
         self.correlations = dict(zip([task.name for task in self.tasks], correlations, strict=False))
         self.num_plans: list[int] = []
+        self.bank_digest = "d0"
 
     def fit_landscapes(
         self, num_plans: int, on_status: Callable[[str], None] = lambda message: None
@@ -117,7 +118,7 @@ class ToyLandscapeProblem(ToyProblem):
             on_status(f"bank of {task.name}: 1 of {num_plans} plans fine-tuned")
         return {
             task.name: BankFacts(
-                num_plans * task.bases, self.correlations.get(task.name, TOY_CORRELATION), "d0"
+                num_plans * task.bases, self.correlations.get(task.name, TOY_CORRELATION), self.bank_digest
             )
             for task in self.tasks
         }
