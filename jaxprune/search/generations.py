@@ -88,6 +88,9 @@ class Generations:
                 "There is little to search for: use a harsher schedule, more bases or plans, or other data (jaxprune "
                 "calibrate shows more). force=True with resume=True (--force --resume) goes on all the same."
             )
+        for name, facts in banks.items():
+            message = f"Bank of {name}: {facts.plans} plans; correlation with plans held out {facts.correlation:.2f}."
+            notify(self.callbacks, "on_message", message)
         changed = [name for name, facts in state.banks.items() if facts.digest != banks[name].digest]
         if changed:
             self.run.notice(
@@ -127,6 +130,9 @@ class Generations:
         }
         self.journal.write({"kind": "verification", **line, "seconds": seconds})
         self.run.checkpoint(after)
+        count, spent = len(after.verified), after.evaluations - state.evaluations
+        message = f"Verified by {spent} fine-tunings: {count} functions on all search bases."
+        notify(self.callbacks, "on_message", message)
         return after
 
     def _generation(self, state: SearchState) -> SearchState:
