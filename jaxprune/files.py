@@ -13,6 +13,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -365,3 +366,11 @@ def _advice(error: OSError, again: str, place: str) -> str:
     if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
         return f"its file system does not offer that ({error.strerror}). Choose a {place} on a local disk."
     return f"{error.strerror or error}. When the cause is gone, {again} from what is there."
+
+
+def put_aside(path: Path) -> Path:
+    """Renames a file or folder to the first free name with "damaged" behind its own, and returns the new path."""
+    names = (f"{path.name}.damaged{number or ''}" for number in count())
+    aside = next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name)))
+    path.rename(aside)
+    return aside

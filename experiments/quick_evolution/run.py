@@ -13,7 +13,7 @@ import numpy as np
 from config import ARGUMENTS, SEEDS
 
 from jaxprune.cli import main as jaxprune
-from jaxprune.comparison.final_comparison import RANDOM_SEARCH, WINNER, Finals, load_finals
+from jaxprune.comparison.finals import RANDOM_SEARCH, WINNER, Finals, load_finals
 
 RESULTS = Path(__file__).parent / "results"
 OTHERS = {

@@ -9,7 +9,7 @@ import signal
 import time
 from importlib import util
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from jaxprune.commands.network_options import add_task_options, flag
 from jaxprune.commands.output import note
@@ -24,6 +24,9 @@ from jaxprune.config import (
 from jaxprune.files import RunDirectoryError
 from jaxprune.search.settings import PRESETS, EvolveConfig
 from jaxprune.tasks.named_tasks import TASKS
+
+if TYPE_CHECKING:
+    from jaxprune.tasks.tasks import Task
 from jaxprune.text import parse_seconds
 
 _SHORT_FLAGS = {"max_evaluations": "--evaluations", "time_limit_seconds": "--time"}
@@ -98,6 +101,7 @@ def run_evolve(arguments: argparse.Namespace) -> int:
     run_dir = arguments.run_dir or default_run_dir(config)
     resume = f"Go on with: jaxprune evolve --run-dir {shlex.quote(str(run_dir))} --resume"
     tasks = config.make_tasks()
+    unseen = [] if arguments.no_report else _unseen(config)
 
     def on_lost(message: str) -> None:
         with contextlib.suppress(OSError, RunDirectoryError):
@@ -130,7 +134,9 @@ def run_evolve(arguments: argparse.Namespace) -> int:
         interrupts = Interrupts()
         try:
             with interrupts, interrupts.at_once():
-                path = write_report(run_dir, problem, result, controls=config.controls, callbacks=callbacks)
+                path = write_report(
+                    run_dir, problem, result, unseen=unseen, controls=config.controls, callbacks=callbacks
+                )
         except KeyboardInterrupt as stop:
             # the random search of full controls stops by a SearchInterrupted of its own
             number = stop.signal_number if isinstance(stop, SearchInterrupted) else interrupts.received
@@ -138,6 +144,16 @@ def run_evolve(arguments: argparse.Namespace) -> int:
             raise SearchInterrupted(message, number or signal.SIGINT) from stop
     table.on_message(f"Report: {path}")
     return 0
+
+
+def _unseen(config: RunConfig) -> list[Task]:
+    """Makes the tasks that are only reported on, and says before anything is trained what is wrong with one."""
+    from jaxprune.tasks.task_programs import TaskPrograms
+
+    tasks = config.make_unseen()
+    for task in tasks:
+        TaskPrograms(task)
+    return tasks
 
 
 class _Messages:

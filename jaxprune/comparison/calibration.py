@@ -13,6 +13,7 @@ from itertools import combinations
 import numpy as np
 
 from jaxprune.comparison.functions import named_functions
+from jaxprune.comparison.landscape_quality import LandscapeQuality, check_plans, measure_landscape_quality
 from jaxprune.comparison.measurements import FORMAT, REFERENCE
 from jaxprune.comparison.oracle import Climb, Start, climb, oracle_entry
 from jaxprune.comparison.protocol import (
@@ -48,11 +49,13 @@ class Calibration:
       comparison: all measurements: functions, random plans, "scratch" and, if asked for, "oracle".
       climbs: how the oracle's plans were found, one per base.
       search_bases: number of bases that a search on the task uses.
+      landscape: how well a landscape, the default fitness of `evolve`, predicts on the task; None if not measured.
     """
 
     comparison: Comparison
     climbs: tuple[Climb, ...]
     search_bases: int
+    landscape: LandscapeQuality | None = None
 
     @property
     def task(self) -> str:
@@ -81,6 +84,15 @@ class Calibration:
                 )
         return tuple(first.values())
 
+    @property
+    def accuracies(self) -> np.ndarray:
+        """[functions, bases, repeats] accuracies of the functions."""
+        table = np.zeros((len(self.functions), self.bases, self.repeats))
+        for i, name in enumerate(self.functions):
+            for measurement in self.comparison.of(name, self.task):
+                table[i, measurement.base, measurement.repeat] = measurement.validation
+        return table
+
     @cached_property
     def means(self) -> dict[str, float]:
         """Row name -> mean accuracy over bases, for every row."""
@@ -94,11 +106,7 @@ class Calibration:
         """The variance components, or None with fewer than two bases or functions."""
         if self.bases < 2 or len(self.functions) < 2:
             return None
-        table = np.zeros((len(self.functions), self.bases, self.repeats))
-        for i, name in enumerate(self.functions):
-            for measurement in self.comparison.of(name, self.task):
-                table[i, measurement.base, measurement.repeat] = measurement.validation
-        return variance_components(table)
+        return variance_components(self.accuracies)
 
     @property
     def reliability(self) -> float | None:
@@ -170,7 +178,7 @@ class Calibration:
             warnings.append(
                 "the oracle is no better than random plans: there is nothing to find, or the climb was too short."
             )
-        return tuple(warnings)
+        return (*warnings, *(self.landscape.warnings if self.landscape else ()))
 
     def to_markdown(self) -> str:
         """Returns Markdown: warnings, signal and noise, accuracies with the share of the gap, and the climbs."""
@@ -221,6 +229,7 @@ class Calibration:
             "comparison": json.loads(self.comparison.to_json()),
             "climbs": [dataclasses.asdict(climb) for climb in self.climbs],
             "search_bases": self.search_bases,
+            "landscape": None if self.landscape is None else dataclasses.asdict(self.landscape),
             "derived": derived,
         }
         return json.dumps(plain, indent=1, allow_nan=False)
@@ -240,7 +249,9 @@ class Calibration:
                 trace = tuple((count, accuracy) for count, accuracy in climb["trace"])
                 kept = tuple((name, tuple(channels)) for name, channels in climb["kept"])
                 climbs.append(Climb(**{**climb, "trace": trace, "kept": kept}))
-            return cls(comparison, tuple(climbs), plain["search_bases"])
+            written = plain.get("landscape")  # earlier versions wrote none
+            landscape = None if written is None else LandscapeQuality.from_plain(written)
+            return cls(comparison, tuple(climbs), plain["search_bases"], landscape)
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"needs a calibration as Calibration.to_json writes it, got {text[:60]!r} ({error})."
@@ -254,6 +265,7 @@ def calibrate(
     repeats: int = 2,
     draws: int = 3,
     oracle_evaluations: int = 200,
+    plans: int = 50,
     functions: Sequence[Function] | Mapping[str, Function] | None = None,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
@@ -271,6 +283,8 @@ def calibrate(
       repeats: number of fine-tunings per function and base, >= 1; 2 or more separate the seed from the base.
       draws: number of random plans per base, >= 0.
       oracle_evaluations: number of fine-tunings per base for the oracle's climb; 0 for no oracle.
+      plans: number of plans per base that are fine-tuned for a landscape, >= 10, to see how well it predicts; 0 for no
+        landscape. A search with the same `folder` uses them too.
       functions: what to measure; by default the library and our own seeds. l2 is added.
       seed: determines base networks, data orders, random plans and the climb.
       folder: where trained bases are stored; None trains them anew.
@@ -282,13 +296,14 @@ def calibrate(
       The calibration; `.to_markdown()` shows it.
 
     Raises:
-      ValueError: for numbers out of range or unknown functions.
+      ValueError: for numbers out of range, unknown functions, or a landscape of a task of several rounds of pruning.
     """
     numbers = {"bases": (bases, 1), "repeats": (repeats, 1), "draws": (draws, 0)}
     check_counts("calibrate", **numbers, oracle_evaluations=(oracle_evaluations, 0))
     say = on_message or (lambda message: None)
     rows = named_functions({**library, **own_seeds} if functions is None else functions)
     machinery = programs or TaskPrograms(task)
+    check_plans(machinery, plans)
     pool = BasePool(
         machinery,
         seed,
@@ -308,9 +323,12 @@ def calibrate(
         starts = {base: _best_start(comparison, entries, rows, base) for base in range(bases)}
         climbs = climb(pool, starts, evaluations=oracle_evaluations, repeat=repeats, on_message=say)
         measurements += tuple(measure(pool, _oracle_entries(pool, starts, climbs, repeats)))
-    return Calibration(
+    calibration = Calibration(
         dataclasses.replace(comparison, measurements=measurements), tuple(climbs.values()), task.bases
     )
+    if not plans:
+        return calibration
+    return dataclasses.replace(calibration, landscape=_landscape(calibration, pool, plans, entries, say))
 
 
 def task_rank_correlations(calibrations: Sequence[Calibration]) -> dict[tuple[str, str], float]:
@@ -344,6 +362,24 @@ def _best_start(
     plan = plans[best]
     assert plan is not None
     return Start(best, plan, rows[best])
+
+
+def _landscape(
+    calibration: Calibration,
+    pool: BasePool,
+    plans: int,
+    entries: Sequence[RowEntry],
+    say: Callable[[str], None],
+) -> LandscapeQuality:
+    """Measures how well a landscape predicts the functions of a calibration."""
+    kept = {(entry.name, entry.entry.base): entry.kept for entry in entries if entry.kept is not None}
+
+    def on_plan(done: int, total: int) -> None:
+        if done % 100 == 0 or done == total:
+            say(f"landscape: {done} of {total} plans")
+
+    by_function = [[kept[name, base] for base in range(calibration.bases)] for name in calibration.functions]
+    return measure_landscape_quality(pool, plans, by_function, calibration.accuracies, on_plan)
 
 
 def _oracle_entries(
@@ -381,4 +417,5 @@ def _noise_rows(calibration: Calibration) -> list[list[str]]:
     if calibration.headroom is not None:
         best = calibration.best_function
         rows.append([f"headroom: oracle minus best function ({best})", f"{calibration.headroom:+.1f} points"])
+    rows += [] if calibration.landscape is None else calibration.landscape.rows
     return [*rows, ["seconds a candidate and base", f"{calibration.seconds_per_candidate:.2f}"]]

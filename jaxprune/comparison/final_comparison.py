@@ -1,174 +1,33 @@
-"""The final comparison of a run: the winner against the start formulas, on base networks that the search never saw."""
+"""The final comparison of a run: the winner against known functions, on base networks that the search never saw."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
 
+from jaxprune.comparison.final_controls import random_search, with_oracle
+from jaxprune.comparison.final_rows import Rows, add_best_known, choose_rows
+from jaxprune.comparison.finals import RANDOM_SEARCH, WINNER, Controls, Finals, load_finals
 from jaxprune.comparison.measurements import Measurement
-from jaxprune.comparison.protocol import LayerView, compare, layer_views
+from jaxprune.comparison.protocol import compare_on, layer_views
 from jaxprune.comparison.results import Comparison
-from jaxprune.files import RunDirectoryError, sealed, to_text, write_atomically
-from jaxprune.language.expression import Expression
-from jaxprune.language.library import library, own_seeds
+from jaxprune.comparison.winner_checks import soundness, worth_of_parts
+from jaxprune.files import write_atomically
+from jaxprune.scoring.metrics import PruningFunction
 from jaxprune.search.callbacks import notify
-from jaxprune.search.run_files import FORMAT, REMEDIES, read_run_file
-from jaxprune.search.search import evolve_problem
-from jaxprune.search.state import Individual, SearchState, origin_name, start_formulas
+from jaxprune.search.state import Individual, SearchState
 from jaxprune.search.task_problem import TaskProblem
-from jaxprune.tasks.base_networks import Base
-
-Controls = Literal["standard", "full"]
+from jaxprune.tasks.base_networks import Base, BasePool
+from jaxprune.tasks.task_programs import TaskPrograms
+from jaxprune.tasks.tasks import Task, check_unique
 
 EVALUATIONS = 5
 """Number of points of the accuracy curves, if a fine-tuning has as many steps."""
 
 DRAWS = 3
 """Number of random plans per base."""
-
-WINNER, GUESS, RANDOM_SEARCH = "winner", "best guess", "random search"
-"""Row names that stand for different formulas in different runs."""
-
-
-@dataclass(frozen=True)
-class Finals:
-    """The content of `final.json`: what the final comparison measured, and which functions it compared and why.
-
-    Args:
-      winner_id: id of the winner among the run's candidates.
-      formulas: row name -> formula of every function.
-      roles: row name -> what the row is, if its name does not say it.
-      best_start: row of the library function or own seed that was best on the search bases; "winner" if that is the
-        winner itself.
-      controls: "standard" or "full".
-      comparison: the measurements.
-      views: task -> what functions keep on final base 0, layer by layer.
-      steps: task -> number of optimiser steps of the last round's fine-tuning.
-      seconds: time of the comparison, training of the final bases included.
-      random_search: numbers of the random search of equal budget, or None if it was not run.
-    """
-
-    winner_id: int
-    formulas: Mapping[str, str]
-    roles: Mapping[str, str]
-    best_start: str
-    controls: Controls
-    comparison: Comparison
-    views: Mapping[str, tuple[LayerView, ...]]
-    steps: Mapping[str, int]
-    seconds: float
-    random_search: Mapping[str, Any] | None = None
-
-    @property
-    def figure_rows(self) -> tuple[str, ...]:
-        """The rows for figures with few lines: winner, l2, the best start formula, random plans, scratch."""
-        return tuple(dict.fromkeys((WINNER, "l2", self.best_start, "random", "scratch")))
-
-    def to_json(self) -> str:
-        """Returns JSON text for `from_json`."""
-        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        plain["comparison"] = json.loads(self.comparison.to_json())
-        plain["views"] = {
-            task: [dataclasses.asdict(view) for view in views] for task, views in self.views.items()
-        }
-        return to_text(sealed({"format": FORMAT, **plain}), indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any], path: Path) -> Finals:
-        """Returns what `to_json` wrote, from the content that `read_run_file` returns.
-
-        Args:
-          plain: the content.
-          path: the file, for messages.
-
-        Raises:
-          RunDirectoryError: if the content is no final comparison.
-        """
-        try:
-            values = {field.name: plain[field.name] for field in dataclasses.fields(cls)}
-            values["comparison"] = Comparison.from_json(json.dumps(values["comparison"]))
-            values["views"] = {
-                task: tuple(_view_from_json(view) for view in views)
-                for task, views in values["views"].items()
-            }
-            return cls(**values)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise RunDirectoryError(
-                f"{path} needs a final comparison as write_report stores it, but it is damaged ({error!r}). "
-                f"{REMEDIES[path.name]}"
-            ) from error
-
-
-def load_finals(run_dir: Path) -> Finals | None:
-    """Returns the final comparison that a run directory holds, or None.
-
-    Raises:
-      RunDirectoryError: if it is damaged or of a newer format.
-    """
-    path = run_dir / "final.json"
-    return Finals.from_json(read_run_file(path), path) if path.exists() else None
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The functions that are compared: row name -> function, and row name -> what it is."""
-
-    functions: dict[str, Expression]
-    roles: dict[str, str]
-    best_start: str
-
-
-def choose_rows(state: SearchState, winner: Individual, controls: Controls = "standard") -> Rows:
-    """Chooses the functions of the final comparison by their results on the search bases.
-
-    Args:
-      state: the finished search.
-      winner: its winner.
-      controls: "standard" for l1, l2, the best library function and the best own seed; "full" for all of them.
-
-    Returns:
-      The rows, without random plans and training from scratch, which the comparison adds.
-
-    Raises:
-      ValueError: for other controls.
-    """
-    if controls not in ("standard", "full"):
-        raise ValueError(f'controls needs to be "standard" or "full", got {controls!r}.')
-    start = start_formulas(state)
-    functions = {WINNER: winner.expression, "l2": library["l2"]}
-    if winner.expression is not library["l1"]:
-        functions["l1"] = library["l1"]
-    roles = {WINNER: "winner of the search"}
-    for prefix, role in (("library", "best library function"), ("seed", "best own seed")):
-        best = next(
-            (individual for individual in start if individual.candidate.origin.startswith(f"{prefix}:")), None
-        )
-        if best is not None:
-            name = origin_name(best)
-            if best.expression is winner.expression:
-                roles[WINNER] += f", the {role} {name} itself"
-                continue
-            functions[name] = best.expression
-            roles[name] = f"{role} on the search bases"
-    guess = next(
-        (individual for individual in state.ranked() if individual.candidate.origin == "guess"), None
-    )
-    if guess is not None:
-        functions[GUESS], roles[GUESS] = guess.expression, "best of the given formulas on the search bases"
-    if controls == "full":
-        functions |= {
-            name: f
-            for name, f in {**library, **own_seeds}.items()
-            if name not in functions and f is not winner.expression
-        }
-    best_start = origin_name(start[0]) if start else "l2"
-    return Rows(functions, roles, best_start if best_start in functions else WINNER)
 
 
 def run_finals(
@@ -177,6 +36,7 @@ def run_finals(
     state: SearchState,
     winner: Individual,
     *,
+    unseen: Sequence[Task] = (),
     controls: Controls = "standard",
     callbacks: Sequence[object] = (),
 ) -> Finals:
@@ -187,48 +47,102 @@ def run_finals(
       problem: the problem that was searched on.
       state: the finished search.
       winner: its winner.
-      controls: see `choose_rows`; "full" also runs a random search of equal budget in `run_dir/random-search`.
+      unseen: tasks that were not searched on, which are compared on as well; nothing is chosen by them.
+      controls: see `choose_rows`; "full" also adds an oracle. After a search on landscapes, and with "full", a random
+        search of equal budget runs in `run_dir/random-search`.
       callbacks: notified of progress by `on_message`, `on_status` and `on_base`, if they have these methods.
 
     Returns:
       The final comparison.
+
+    Raises:
+      ValueError: for other controls, or a task that is both searched on and unseen.
     """
     rows = choose_rows(state, winner, controls)
+    machines = _machines(problem, unseen)
     stored = load_finals(run_dir)
-    if stored is not None and _is_current(stored, rows, problem, controls):
+    if stored is not None and _is_current(stored, rows, state, machines, problem, controls):
         message = "The final comparison is stored already; only the report is written again."
         notify(callbacks, "on_message", message)
         return stored
     started = time.monotonic()
-    random_search = None
-    if controls == "full":
-        best, random_search = _random_search(run_dir, problem, state, callbacks)
+    found = None
+    if state.has_landscapes:
+        add_best_known(rows, problem, state)
+    if state.has_landscapes or controls == "full":
+        best, found = random_search(run_dir, problem, state, callbacks)
         rows.functions[RANDOM_SEARCH] = best.expression
         rows.roles[RANDOM_SEARCH] = "best of a random search of equal budget"
-    steps = {name: programs.num_steps for name, programs in problem.programs.items()}
+
+    def on_status(message: str) -> None:
+        notify(callbacks, "on_status", message)
+
+    parts = worth_of_parts(problem, state, winner, on_status) if state.has_landscapes else ()
+    pools = _pools(problem, machines, callbacks)
+    steps = {name: programs.num_steps for name, programs in machines.items()}
+    evaluations = min(EVALUATIONS, *steps.values())
+    comparison = _compare(run_dir, pools, rows, evaluations, callbacks)
+    if controls == "full":
+        searched = [pools[name] for name in problem.programs]
+        comparison = with_oracle(comparison, searched, rows, evaluations, on_status)
     finals = Finals(
         winner_id=winner.candidate.id,
-        formulas={name: str(f) for name, f in rows.functions.items()},
+        formulas=rows.formulas,
         roles=rows.roles,
         best_start=rows.best_start,
         controls=controls,
-        comparison=_compare(run_dir, problem, rows, min(EVALUATIONS, *steps.values()), callbacks),
-        views=_views(problem, rows),
+        comparison=comparison,
+        views={name: tuple(layer_views(pool, _shown(rows), DRAWS)) for name, pool in pools.items()},
         steps=steps,
         seconds=time.monotonic() - started,
-        random_search=random_search,
+        random_search=found,
+        unseen=tuple(task.name for task in unseen),
+        known=rows.known if state.has_landscapes or controls == "full" else (),
+        best_known=rows.best_known,
+        parts=parts,
+        soundness={name: soundness(pool, winner.expression) for name, pool in pools.items()},
+        compensated=tuple(name for name, programs in machines.items() if programs.recipe().compensate),
     )
     write_atomically(run_dir / "final.json", finals.to_json())
     return finals
 
 
+def _machines(problem: TaskProblem, unseen: Sequence[Task]) -> dict[str, TaskPrograms]:
+    """The compiled machinery of all tasks, those that were searched on first."""
+    searched = problem.programs
+    check_unique([*(programs.task for programs in searched.values()), *unseen])
+    strategy = next(iter(searched.values())).strategy
+    return {**searched, **{task.name: TaskPrograms(task, strategy=strategy) for task in unseen}}
+
+
+def _pools(
+    problem: TaskProblem, machines: dict[str, TaskPrograms], callbacks: Sequence[object]
+) -> dict[str, BasePool]:
+    """The final bases of all tasks, stored where the problem stores its own."""
+
+    def on_base(task: str, base: Base) -> None:
+        notify(callbacks, "on_base", task, base)
+
+    return {
+        name: BasePool(
+            programs,
+            problem.seed,
+            "final",
+            programs.task.final_bases,
+            folder=problem.folder,
+            on_base=on_base,
+            on_message=problem.on_message,
+            again="go on with resume=True (--resume)",
+        )
+        for name, programs in machines.items()
+    }
+
+
 def _compare(
-    run_dir: Path, problem: TaskProblem, rows: Rows, evaluations: int, callbacks: Sequence[object]
+    run_dir: Path, pools: dict[str, BasePool], rows: Rows, evaluations: int, callbacks: Sequence[object]
 ) -> Comparison:
     """Compares the rows on the final bases of all tasks, test images included."""
-    tasks = [programs.task for programs in problem.programs.values()]
-    bases = {task.name: task.final_bases for task in tasks}
-    counts = ", ".join(f"{count} for {name}" for name, count in bases.items())
+    counts = ", ".join(f"{pool.num_bases} for {name}" for name, pool in pools.items())
     message = f"Final comparison of {len(rows.functions)} functions on new base networks: {counts}."
     notify(callbacks, "on_message", message)
     numbers = itertools.count(1)
@@ -237,77 +151,45 @@ def _compare(
         status = f"final comparison: {row.name} on {row.task}, {next(numbers)} networks fine-tuned"
         notify(callbacks, "on_status", status)
 
-    def on_base(task: str, base: Base) -> None:
-        notify(callbacks, "on_base", task, base)
-
-    return compare(
+    return compare_on(
+        list(pools.values()),
         rows.functions,
-        tasks,
-        bases,
-        seed=problem.seed,
         draws=DRAWS,
         evaluations=evaluations,
-        folder=problem.folder,
         test_records=run_dir,
         reopen_test=True,  # after an interruption or a resumed search; every opening is on record and in the report
         on_row=on_row,
-        on_base=on_base,
-        on_message=problem.on_message,
-        programs=problem.programs,
     )
 
 
-def _random_search(
-    run_dir: Path, problem: TaskProblem, state: SearchState, callbacks: Sequence[object]
-) -> tuple[Individual, dict[str, Any]]:
-    """Runs a random search with as many fine-tunings as the search had; returns its best candidate and its numbers."""
-    config = state.config.replace(
-        strategy="random",
-        max_evaluations=state.evaluations,
-        generations=20 * max(1, state.config.generations),  # enough, so that the budget ends it
-        time_limit_seconds=None,
-    )
-    result = evolve_problem(
-        problem, config, run_dir / "random-search", callbacks=callbacks, resume=True, guesses=state.guesses
-    )
-    best = result.best
-    return best, {
-        "formula": best.candidate.text,
-        "origin": best.candidate.origin,
-        "mean": best.fitness.mean,
-        "se": best.fitness.se,
-        "evaluations": result.state.evaluations,
-        "candidates": sum(candidate.status == "ok" for candidate in result.state.candidates),
-        "differences": {name: on_task.difference for name, on_task in best.fitness.tasks.items()},
-    }
+def _shown(rows: Rows) -> dict[str, PruningFunction]:
+    """The functions that figures show: the winner, l2, and those with a role."""
+    names = dict.fromkeys((WINNER, "l2", rows.best_start, *rows.roles))
+    return {name: rows.functions[name] for name in names}
 
 
-def _views(problem: TaskProblem, rows: Rows) -> dict[str, tuple[LayerView, ...]]:
-    """Collects what the functions shown in figures keep on final base 0 of every task."""
-    shown = dict.fromkeys((WINNER, "l2", rows.best_start, *rows.roles))
-    functions = {name: rows.functions[name] for name in shown}
-    return {
-        name: tuple(layer_views(problem.final_pool(name, 1), functions, DRAWS)) for name in problem.programs
-    }
-
-
-def _is_current(stored: Finals, rows: Rows, problem: TaskProblem, controls: Controls) -> bool:
+def _is_current(
+    stored: Finals,
+    rows: Rows,
+    state: SearchState,
+    machines: dict[str, TaskPrograms],
+    problem: TaskProblem,
+    controls: Controls,
+) -> bool:
     """Whether a stored comparison has the rows, bases, controls and seed that are needed now."""
-    needed_formulas = {name: str(f) for name, f in rows.functions.items()}
-    formulas = {name: text for name, text in stored.formulas.items() if name != RANDOM_SEARCH}
+    further = {RANDOM_SEARCH, stored.best_known}
+    formulas = {
+        name: text for name, text in stored.formulas.items() if name not in further - rows.functions.keys()
+    }
     bases = {facts.name: len(facts.base_accuracies) for facts in stored.comparison.tasks}
-    needed = {name: programs.task.final_bases for name, programs in problem.programs.items()}
+    needed = {name: programs.task.final_bases for name, programs in machines.items()}
     is_same = (stored.controls, stored.comparison.seed) == (controls, problem.seed) and bases == needed
+    has_budget = not state.has_landscapes or (
+        stored.random_search is not None and stored.random_search["generations"] == state.generation - 1
+    )
     return (
         is_same
-        and formulas == needed_formulas
-        and all(
-            problem.programs[facts.name].is_known_as(facts.fingerprint) for facts in stored.comparison.tasks
-        )
+        and has_budget
+        and formulas == rows.formulas
+        and all(machines[facts.name].is_known_as(facts.fingerprint) for facts in stored.comparison.tasks)
     )
-
-
-def _view_from_json(plain: Mapping[str, Any]) -> LayerView:
-    kept = {name: tuple(index) for name, index in plain["kept"].items()}
-    scores = {name: tuple(values) for name, values in plain["scores"].items()}
-    return LayerView(plain["group"], plain["width"], plain["count"], kept, scores)

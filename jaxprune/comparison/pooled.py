@@ -100,7 +100,7 @@ class StandingTable:
                 f"{standing.row} - {standing.against}",
                 *(_in_points(task.difference) for task in standing.tasks),
                 with_error(standing.mean, standing.se, signed=True, decimals=2) or "invalid",
-                "" if standing.p_value is None else _shown_p(standing.p_value),
+                "" if standing.p_value is None else shown_p(standing.p_value),
             ]
             for standing in self.standings
         ]
@@ -308,5 +308,11 @@ def _in_points(difference: PairedDifference | None) -> str:
     return f"{with_error(difference.mean, difference.se, signed=True, decimals=2)} (n = {difference.n})"
 
 
-def _shown_p(p_value: float) -> str:
+def shown_p(p_value: float) -> str:
+    """Returns a p-value as tables show it.
+
+    Example:
+      >>> shown_p(0.04), shown_p(0.0002)
+      ('0.040', '< 0.001')
+    """
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"

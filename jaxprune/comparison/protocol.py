@@ -97,9 +97,6 @@ def compare(
     # Every task is checked before anything is trained on the first.
     machines = {task.name: (programs or {}).get(task.name) or TaskPrograms(task) for task in given}
     _check_evaluations(machines.values(), evaluations)
-    measurements: list[Measurement] = []
-    refused: list[Refused] = []
-    facts: list[TaskFacts] = []
     pools = [
         BasePool(
             machines[task.name],
@@ -112,16 +109,55 @@ def compare(
         )
         for task in given
     ]
-    for task, base_pool in zip(given, pools, strict=True):
-        entries, invalid = row_entries(
-            base_pool, rows, draws=draws, repeats=repeats, with_scratch=with_scratch
-        )
+    return compare_on(
+        pools,
+        rows,
+        draws=draws,
+        repeats=repeats,
+        evaluations=evaluations,
+        with_scratch=with_scratch,
+        test_records=test_records,
+        reopen_test=reopen_test,
+        on_row=on_row,
+    )
+
+
+def compare_on(
+    pools: Sequence[BasePool],
+    rows: Mapping[str, PruningFunction],
+    *,
+    draws: int = 3,
+    repeats: int = 1,
+    evaluations: int = 1,
+    with_scratch: bool = True,
+    test_records: str | os.PathLike[str] | None = None,
+    reopen_test: bool = False,
+    on_row: OnRow | None = None,
+) -> Comparison:
+    """Compares functions as `compare` does, on the base networks of pools.
+
+    Args:
+      pools: one of each task, all of one seed.
+      rows: row name -> function, l2 among them.
+      draws, repeats, evaluations, with_scratch, test_records, reopen_test, on_row: as for `compare`.
+
+    Returns:
+      The measurements.
+
+    Raises:
+      AlreadyOpenedError: as `compare`.
+    """
+    measurements: list[Measurement] = []
+    refused: list[Refused] = []
+    facts: list[TaskFacts] = []
+    for pool in pools:
+        entries, invalid = row_entries(pool, rows, draws=draws, repeats=repeats, with_scratch=with_scratch)
         # The bases are trained by now, so a crash while training leaves the test images closed.
-        test = None if test_records is None else _open_test(task, FilePath(test_records), reopen_test)
-        measurements += measure(base_pool, entries, evaluations=evaluations, test=test, on_row=on_row)
+        test = None if test_records is None else _open_test(pool.task, FilePath(test_records), reopen_test)
+        measurements += measure(pool, entries, evaluations=evaluations, test=test, on_row=on_row)
         refused += invalid
-        facts.append(task_facts(base_pool))
-    return Comparison(tuple(measurements), tuple(facts), tuple(refused), complexities(rows), seed)
+        facts.append(task_facts(pool))
+    return Comparison(tuple(measurements), tuple(facts), tuple(refused), complexities(rows), pools[0].seed)
 
 
 def complexities(rows: Mapping[str, PruningFunction]) -> dict[str, int]:

@@ -20,6 +20,8 @@ WINNER = looks_of(["winner"])["winner"].color
 def fitness_figure(state: SearchState) -> Figure:
     """Draws fitness over generations: the leader with its standard error, all candidates as dots, and the best seed.
 
+    On a landscape the leader is the one by prediction, and candidates that were verified have a ring.
+
     Args:
       state: a state with one or more complete generations.
 
@@ -40,9 +42,23 @@ def fitness_figure(state: SearchState) -> Figure:
         axes = figure.add_subplot()
         low = _draw_candidates(axes, x, fitness, (means - ses).min(), size=14)
         axes.fill_between(generations, means - ses, means + ses, color=WINNER, alpha=0.18, lw=0, zorder=2)
+        leader = "leader as predicted" if state.has_landscapes else "leader"
         axes.plot(
-            generations, means, "o-", color=WINNER, lw=2, ms=5, label="leader, mean ± SE over bases", zorder=4
+            generations,
+            means,
+            "o-",
+            color=WINNER,
+            lw=2,
+            ms=5,
+            label=f"{leader}, mean ± SE over bases",
+            zorder=4,
         )
+        is_verified = [state.has_landscapes and individual.is_verified for individual in individuals]
+        if any(is_verified):
+            axes.scatter(
+                x[is_verified], fitness[is_verified], s=34, fc="none", ec=DARK, lw=1.2, zorder=5,
+                label="verified by fine-tuning",
+            )  # fmt: skip
         axes.axhline(state.fitnesses[REFERENCE_ID].mean, color="black", ls="--", lw=1.2, label="l2", zorder=3)
         axes.axhline(
             seed.fitness.mean, color=OTHERS[0].color, ls=":", lw=1.8, zorder=3,
@@ -57,7 +73,10 @@ def fitness_figure(state: SearchState) -> Figure:
         axes.set_title("Fitness over generations, on the search bases")
         axes.grid(axis="y")
         below = (0.5, -0.16)
-        axes.legend(loc="upper center", bbox_to_anchor=below, ncols=4, columnspacing=1.4, handlelength=1.8)
+        columns = 2 if any(is_verified) else 4
+        axes.legend(
+            loc="upper center", bbox_to_anchor=below, ncols=columns, columnspacing=1.4, handlelength=1.8
+        )
     return figure
 
 

@@ -143,5 +143,8 @@ sources: Mapping[str, str] = MappingProxyType(
 
 NAMED_FUNCTIONS.update({**dict.fromkeys(own_seeds, "own_seeds"), **dict.fromkeys(library, "library")})
 
+FOUND_BY_US: tuple[str, ...] = ("evolved_gradient_shift", "evolved_taylor_shift")
+"""The seeds that searches of ours have found."""
+
 PAPER_SEEDS: tuple[str, ...] = ("abs_snr", "fdr", "sym_div", "t_stat", "l1", "l2", "geometric_median")
 """The seven metrics that the paper's population starts from."""

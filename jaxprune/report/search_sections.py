@@ -1,50 +1,17 @@
-"""The sections of a report on the winning formula, what it does, and the search, as Markdown text."""
+"""The sections of a report on the search: its fronts and cost, and the landscapes it ran on, as Markdown text."""
 
 from __future__ import annotations
 
 from jaxprune.report.result_sections import Run
-from jaxprune.search.state import SearchState, ancestry, lost_guesses
-from jaxprune.text import duration, markdown_table
+from jaxprune.search.finishing import TUNED
+from jaxprune.search.state import SearchState, lost_guesses
+from jaxprune.text import duration, markdown_table, shortened
 
-MAX_ANCESTORS = 25
+MAX_VERIFIED = 12
+"""Verified functions that a report lists."""
 
-
-def formula_section(run: Run) -> str:
-    """Writes the winning formula: LaTeX, drawn tree, code, and its ancestors."""
-    expression, candidate = run.winner.expression, run.winner.candidate
-    return "\n\n".join(
-        [
-            "## The winning formula",
-            f"$$\n{expression.latex()}\n$$",
-            f"Complexity {candidate.complexity}, {expression.size} nodes, reads "
-            f"{', '.join(sorted(expression.operands))}. Evaluated per class and averaged over classes; the channels "
-            "with the lowest values are pruned.",
-            "![The formula as a tree](figures/tree.png)",
-            "As a self-contained JAX function:",
-            f"```python\n{expression.code('jax').rstrip()}\n```",
-            "### Ancestry",
-            _ancestry_table(run.state, candidate.id),
-        ]
-    )
-
-
-def behaviour_section(run: Run) -> str:
-    """Writes what the winner does: accuracy along the fine-tuning, kept channels, scores."""
-    assert run.finals is not None
-    parts = [
-        "## What it does",
-        "![Accuracy over the fine-tuning](figures/curves.png)",
-        "Lines are means over bases, bands one standard error. The fine-tuning is short on purpose: after a long one "
-        "most functions end up alike, so what a pruning function buys is *early* accuracy.",
-    ]
-    for task in run.finals.views:
-        parts.append(f"![Overlap of kept channels, {task}](figures/overlap-{task}.png)")
-        parts.append(f"![Sorted scores, {task}](figures/scores-{task}.png)")
-    parts.append(
-        "Overlap and scores are those of the first pruning round on final base 0; two random plans share the fraction "
-        "of channels that are kept. Scores are scaled to each function's own range."
-    )
-    return "\n\n".join(parts)
+MAX_FORMULA = 90
+"""Characters of a formula in the list of verified ones."""
 
 
 def search_section(run: Run) -> str:
@@ -66,6 +33,7 @@ def search_section(run: Run) -> str:
             "The Pareto front, on the search bases:",
             markdown_table(["function", "complexity", "fitness ± SE", "bases", "generation"], rows),
             *_lost_guesses(state),
+            *(_landscapes(run) if state.has_landscapes else []),
             "### Cost",
             markdown_table(["", ""], _cost_rows(run)),
             f"Fitness: {_fitness(state)}. Seed {state.config.seed}; all settings are in `config.json`, every "
@@ -74,25 +42,50 @@ def search_section(run: Run) -> str:
     )
 
 
+def _landscapes(run: Run) -> list[str]:
+    """Returns what the banks show, and how far verification agrees with the landscapes."""
+    state = run.state
+    rows = [
+        [name, str(facts.plans), f"{facts.correlation:.2f}", _compensation(run, name)]
+        for name, facts in state.banks.items()
+    ]
+    verified = [individual for individual in state.ranked() if individual.is_verified]
+    leaders = [
+        [
+            f"`{shortened(individual.candidate.text, MAX_FORMULA)}`",
+            individual.candidate.origin,
+            f"{state.predicted[individual.candidate.id].mean:+.2f}",
+            f"{state.verified[individual.candidate.id].mean:+.2f}",
+            f"{individual.value:+.2f} ± {individual.fitness.se:.2f}",
+        ]
+        for individual in verified[:MAX_VERIFIED]
+    ]
+    num_tuned = sum(individual.candidate.origin == TUNED for individual in verified)
+    hidden = f" The first {MAX_VERIFIED} of them:" if len(verified) > MAX_VERIFIED else ""
+    return [
+        "### The landscapes",
+        "A landscape gives every channel of every search base a value, fitted to the bank: plans that were fine-tuned "
+        "once, for all functions. The correlation is that of predicted and measured accuracies of plans that were held "
+        "out, mean over bases.",
+        markdown_table(["task", "plans in the bank", "correlation", "compensation before fine-tuning"], rows),
+        f"The leaders were verified by {state.evaluations} fine-tunings; {len(verified)} functions on all search "
+        f"bases, {num_tuned} of them with tuned constants. The fitness of a verified function is the mean of what was "
+        f"predicted and what was measured.{hidden}",
+        markdown_table(["verified function", "made by", "predicted", "measured", "fitness ± SE"], leaders),
+    ]
+
+
+def _compensation(run: Run, task: str) -> str:
+    """Returns whether the removed channels of a task are compensated, as far as it is known."""
+    if run.finals is None:
+        return ""
+    return "least squares" if task in run.finals.compensated else "none"
+
+
 def _lost_guesses(state: SearchState) -> list[str]:
     """Returns a list of the given formulas that could not be scored, with the reasons; nothing if there are none."""
     lines = [f"- `{guess.text}`: {guess.reason}" for guess in lost_guesses(state.candidates)]
     return ["Given formulas that are invalid, so that they were left out:", "\n".join(lines)] if lines else []
-
-
-def _ancestry_table(state: SearchState, candidate_id: int) -> str:
-    """Returns a table of a candidate and its ancestors, the youngest first."""
-    family = ancestry(state, candidate_id)
-    rows = []
-    for candidate in reversed(family[-MAX_ANCESTORS:]):
-        fitness = state.fitnesses.get(candidate.id)
-        value = "" if fitness is None else f"{fitness.mean:+.2f} ± {fitness.se:.2f}"
-        parents = ", ".join(map(str, candidate.parents))
-        numbers = [str(candidate.id), str(candidate.generation)]
-        rows.append([f"`{candidate.text}`", *numbers, candidate.origin, parents, value])
-    table = markdown_table(["formula", "id", "generation", "made by", "from", "fitness ± SE"], rows)
-    num_hidden = len(family) - len(rows)
-    return table + (f"\n\n{num_hidden} older ancestors are in `state.json`." if num_hidden else "")
 
 
 def _cost_rows(run: Run) -> list[list[str]]:
@@ -108,10 +101,20 @@ def _cost_rows(run: Run) -> list[list[str]]:
         ["generations after the start", f"{len(summaries) - 1} of {state.config.generations}{ended}"],
         ["expressions proposed", f"{proposed}: {duplicates} duplicates, {invalid} invalid"],
         ["candidates evaluated", str(summaries[-1].evaluated_total if summaries else 0)],
-        ["fine-tunings run", f"{state.evaluations}, {reevaluations} of them deliberate re-evaluations"],
-        ["results taken from equal plans", str(cache_hits)],
-        ["time of the search", f"{seconds} (base networks included)"],
     ]
+    if state.has_landscapes:
+        plans = sum(facts.plans for facts in state.banks.values())
+        rows += [
+            ["fine-tunings of the banks", f"{plans}, shared by all searches in this directory"],
+            ["fine-tunings of the verification", f"{state.evaluations} for {len(state.verified)} functions"],
+            ["time of the generations", f"{seconds} (banks and verification not included)"],
+        ]
+    else:
+        rows += [
+            ["fine-tunings run", f"{state.evaluations}, {reevaluations} of them deliberate re-evaluations"],
+            ["results taken from equal plans", str(cache_hits)],
+            ["time of the search", f"{seconds} (base networks included)"],
+        ]
     if run.finals is not None:
         measurements = run.finals.comparison.measurements
         count = len({(m.task, m.base, m.repeat, m.digest or m.name) for m in measurements})

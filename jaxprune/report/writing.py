@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-from jaxprune.comparison.final_comparison import Controls, Finals, load_finals, run_finals
+from jaxprune.comparison.final_comparison import run_finals
+from jaxprune.comparison.finals import Controls, Finals, load_finals
 from jaxprune.datasets.guarded_split import read_openings
 from jaxprune.figures.comparison_figures import curves_figure, ranks_figure
 from jaxprune.figures.formula_tree import tree_figure
@@ -17,8 +18,10 @@ from jaxprune.figures.layer_figures import overlap_figure, scores_figure
 from jaxprune.figures.search_figures import fitness_figure, pareto_figure
 from jaxprune.figures.style import new_figure, save_figure
 from jaxprune.files import write_atomically
+from jaxprune.report.pooled_sections import pooled_section, ranks_section, why_not_pooled
 from jaxprune.report.result_sections import Run, optimism_section, results_section, verdict_section
-from jaxprune.report.search_sections import behaviour_section, formula_section, search_section
+from jaxprune.report.search_sections import search_section
+from jaxprune.report.winner_sections import behaviour_section, formula_section, parts_section
 from jaxprune.search.callbacks import notify_or_warn
 from jaxprune.search.problem import Problem
 from jaxprune.search.run_directory import RunDirectory, load_run
@@ -26,6 +29,7 @@ from jaxprune.search.run_files import read_events
 from jaxprune.search.search import SearchResult
 from jaxprune.search.state import Individual, SearchState
 from jaxprune.search.task_problem import TaskProblem
+from jaxprune.tasks.tasks import Task
 
 _HEAD = "# Run "
 """How every report begins."""
@@ -36,22 +40,26 @@ def write_report(
     problem: TaskProblem,
     result: SearchResult | SearchState,
     *,
+    unseen: Sequence[Task] = (),
     controls: Controls = "standard",
     callbacks: Sequence[object] = (),
 ) -> Path:
     """Compares the winner of a search on base networks that it never saw, and writes the report.
 
     Base networks of the final pool are trained or read back. On each, the winner, l1, l2, the best library function,
-    the best own seed, random plans and training from scratch are fine-tuned. Test images are opened, which is recorded.
-    All results are stored in `final.json`; if they are there already, for equal rows, only the report is written again.
-    No other process may use the run directory in the meantime.
+    the best own seed, random plans and training from scratch are fine-tuned; after a search on landscapes also a dozen
+    known functions, the best known one, and the best of a random search of equal budget, which runs in
+    `run_dir/random-search`. Test images are opened, which is recorded. All results are stored in `final.json`; if they
+    are there already, for equal rows, only the report is written again. No other process may use the run directory in
+    the meantime.
 
     Args:
       run_dir: the run directory.
       problem: what was searched on, as `make_problem` made it.
       result: what the search found.
-      controls: "standard"; or "full" to add every library function and own seed, and the best of a random search of
-        equal budget, which runs in `run_dir/random-search`.
+      unseen: tasks that were not searched on, to report on as well; nothing is chosen by them.
+      controls: "standard"; or "full" to add every known function (after a search that fine-tuned each function, every
+        library function and own seed), the random search in any case, and an oracle.
       callbacks: get progress by `on_message`, `on_status` and `on_base`, where they have these.
 
     Returns:
@@ -59,7 +67,7 @@ def write_report(
 
     Raises:
       ImportError: if matplotlib is missing, before anything is trained.
-      ValueError: for other controls, or if there is a `report.md` that is no report.
+      ValueError: for other controls, a task that is both searched on and unseen, or a `report.md` that is no report.
       RunDirectoryError: if the directory is in use, a file of it is damaged, or something cannot be written.
     """
     with new_figure(1, 1):  # raises early without matplotlib
@@ -70,7 +78,9 @@ def write_report(
     folder = Path(run_dir)
 
     with RunDirectory(folder, partial(notify_or_warn, callbacks)):
-        finals = run_finals(folder, problem, state, winner, controls=controls, callbacks=callbacks)
+        finals = run_finals(
+            folder, problem, state, winner, unseen=unseen, controls=controls, callbacks=callbacks
+        )
         return _write(folder, state, finals)
 
 
@@ -104,9 +114,15 @@ def _write(folder: Path, state: SearchState, finals: Finals | None) -> Path:
     _save_figures(run, folder / "figures")
     sections = [f"{_HEAD}{run.name}", verdict_section(run)]
     if finals is not None:
+        if finals.known:
+            sections.append(pooled_section(finals))
+        if finals.known and not why_not_pooled(finals):
+            sections.append(ranks_section(finals))
         sections += [results_section(run), optimism_section(run)]
     sections.append(formula_section(run))
     if finals is not None:
+        if finals.parts:
+            sections.append(parts_section(run))
         sections.append(behaviour_section(run))
     sections.append(search_section(run))
     path = folder / "report.md"
@@ -142,13 +158,14 @@ def _save_figures(run: Run, folder: Path) -> None:
 def _openings(folder: Path, state: SearchState, finals: Finals | None) -> dict[str, tuple[str, ...]]:
     """Returns when the test images of each task were opened; says so if they were and the record of it is missing."""
     openings = {}
-    for task in state.tasks:
-        path = folder / f"test-{task.name}.json"
+    tasks = [task.name for task in state.tasks] if finals is None else finals.comparison.task_names
+    for task in tasks:
+        path = folder / f"test-{task}.json"
         rows = [] if finals is None else finals.comparison.measurements
         if path.exists():
-            openings[task.name] = read_openings(path)
-        elif any(row.task == task.name and row.test is not None for row in rows):
-            openings[task.name] = (f"an unknown time ({path.name} is missing)",)
+            openings[task] = read_openings(path)
+        elif any(row.task == task and row.test is not None for row in rows):
+            openings[task] = (f"an unknown time ({path.name} is missing)",)
     return openings
 
 

@@ -164,9 +164,11 @@ def rank_population(
       invalid: not finite in group dense.kernel, channel 0: N/(NX - NX)
     """
     stacked = rank_stack(functions, operands, aggregation=aggregation)
+    members = range(operands.num_members)
+    by_member = {id(each): [each.member(member) for member in members] for each in stacked}
     if operands.is_stacked:
-        return [[each.member(member) for member in range(operands.num_members)] for each in stacked]
-    return [each.member(0) for each in stacked]
+        return [by_member[id(each)] for each in stacked]
+    return [by_member[id(each)][0] for each in stacked]
 
 
 def rank_stack(

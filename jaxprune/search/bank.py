@@ -120,12 +120,7 @@ def measure_bank(
       ValueError: if the task has several rounds of pruning, or no known function can rank the channels of a base.
       RunDirectoryError: if the file cannot be read or written; everything measured before is kept.
     """
-    if len(pool.programs.rounds) > 1:
-        raise ValueError(
-            f"a bank of plans is for tasks of one round of pruning, got {len(pool.programs.rounds)} of task "
-            f"{pool.task.name!r}, where a plan of the first round does not determine the result. "
-            'Use fitness="finetune".'
-        )
+    refuse_rounds(pool)
     counts = pool.programs.rounds[0].counts
     widths = {group: pool.programs.rounds[0].structure.widths[group] for group in counts}
     file = None if pool.folder is None else _BankFile(pool, pool.folder)
@@ -146,6 +141,23 @@ def measure_bank(
     accuracies = np.array([results[number].accuracy for number in numbers])
     shape = (pool.num_bases, num_plans)
     return Bank(widths, counts, np.reshape(plans, (*shape, -1)), accuracies.reshape(shape))
+
+
+def refuse_rounds(pool: BasePool) -> None:
+    """Refuses a task of which a bank cannot be measured, before anything is trained.
+
+    Args:
+      pool: the base networks.
+
+    Raises:
+      ValueError: if the task has several rounds of pruning.
+    """
+    if len(pool.programs.rounds) > 1:
+        raise ValueError(
+            f"a bank of plans is for tasks of one round of pruning, got {len(pool.programs.rounds)} of task "
+            f"{pool.task.name!r}, where a plan of the first round does not determine the result. "
+            'Use fitness="finetune" (--fitness finetune).'
+        )
 
 
 def reference_scores(pool: BasePool) -> dict[str, npt.NDArray[np.float64]]:

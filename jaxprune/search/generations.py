@@ -88,12 +88,21 @@ class Generations:
                 "There is little to search for: use a harsher schedule, more bases or plans, or other data (jaxprune "
                 "calibrate shows more). force=True with resume=True (--force --resume) goes on all the same."
             )
+        for name, facts in banks.items():
+            message = f"Bank of {name}: {facts.plans} plans; correlation with plans held out {facts.correlation:.2f}."
+            notify(self.callbacks, "on_message", message)
+        changed = [name for name, facts in state.banks.items() if facts.digest != banks[name].digest]
+        if changed:
+            self.run.notice(
+                f"The bank of plans of {', '.join(changed)} is another than before (measured again elsewhere?). "
+                "New functions are judged by it, those found before by the earlier one."
+            )
         return dataclasses.replace(state, banks=banks)
 
     def _verified(self, state: SearchState) -> SearchState:
         """Fine-tunes the leaders, and writes the outcome to the journal."""
         started = time.monotonic()
-        notify(self.callbacks, "on_message", "Verifying the leaders by fine-tuning.")
+        notify(self.callbacks, "on_status", "verifying the leaders by fine-tuning")
         with self.interrupts.at_once():
             tuned = self._retried(lambda: tuned_leaders(state), "scoring for the verification")
         for candidate in tuned:
@@ -121,6 +130,9 @@ class Generations:
         }
         self.journal.write({"kind": "verification", **line, "seconds": seconds})
         self.run.checkpoint(after)
+        count, spent = len(after.verified), after.evaluations - state.evaluations
+        message = f"Verified by {spent} fine-tunings: {count} functions on all search bases."
+        notify(self.callbacks, "on_message", message)
         return after
 
     def _generation(self, state: SearchState) -> SearchState:

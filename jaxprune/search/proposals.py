@@ -15,7 +15,7 @@ import jax
 from jaxprune.keys import derive, generator
 from jaxprune.language.canonical import canonical_form
 from jaxprune.language.expression import Expression
-from jaxprune.language.library import PAPER_SEEDS, library, own_seeds
+from jaxprune.language.library import FOUND_BY_US, PAPER_SEEDS, library, own_seeds
 from jaxprune.language.operators import OPERATORS
 from jaxprune.language.parsing import parse
 from jaxprune.language.sampling import Limits, random_expression
@@ -103,7 +103,8 @@ def seeds(config_seeds: str, vocabulary: Vocabulary) -> dict[str, Expression]:
     """Returns the formulas that generation 0 starts from.
 
     Args:
-      config_seeds: "all" for the library and our own seeds, "paper" for the paper's seven metrics.
+      config_seeds: "all" for the library and our own seeds, "handmade" for these without what our own searches found,
+        "paper" for the paper's seven metrics.
       vocabulary: formulas that read other operands are left out.
 
     Returns:
@@ -114,7 +115,8 @@ def seeds(config_seeds: str, vocabulary: Vocabulary) -> dict[str, Expression]:
         f"library:{name}": library[name] for name in (PAPER_SEEDS if config_seeds == "paper" else library)
     }
     if config_seeds != "paper":
-        formulas |= {f"seed:{name}": formula for name, formula in own_seeds.items()}
+        found = FOUND_BY_US if config_seeds == "handmade" else ()
+        formulas |= {f"seed:{name}": formula for name, formula in own_seeds.items() if name not in found}
     readable = frozenset(vocabulary.operands)
     return {origin: formula for origin, formula in formulas.items() if formula.operands <= readable}
 

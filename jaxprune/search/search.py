@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxprune.language.expression import Expression
 from jaxprune.language.parsing import parse
+from jaxprune.search.bank import refuse_rounds
 from jaxprune.search.callbacks import notify, notify_or_warn
 from jaxprune.search.foreign_files import refuse_foreign_files
 from jaxprune.search.generations import Generations
@@ -164,8 +165,8 @@ def make_problem(
       strategy: how networks are batched; "auto" chooses by backend and network.
 
     Raises:
-      ValueError: for no tasks, two of one name, or networks that cannot be pruned; for files in `run_dir` that a run
-        would replace and that are of no run.
+      ValueError: for no tasks, two of one name, or networks that cannot be pruned; for several rounds of pruning on a
+        landscape; for files in `run_dir` that a run would replace and that are of no run.
     """
     refuse_foreign_files(Path(run_dir))
 
@@ -174,7 +175,7 @@ def make_problem(
 
     if config.fitness == "landscape":  # where every function is judged on all bases
         tasks = [task.replace(extra_bases=0) for task in tasks]
-    return TaskProblem(
+    problem = TaskProblem(
         tasks,
         config.seed,
         folder=Path(run_dir) / "bases",
@@ -182,6 +183,9 @@ def make_problem(
         on_base=on_base,
         on_message=partial(notify_or_warn, callbacks),
     )
+    for pool in problem.pools.values() if config.fitness == "landscape" else ():
+        refuse_rounds(pool)
+    return problem
 
 
 def evolve_problem(

@@ -46,7 +46,8 @@ class EvolveConfig:
         "paper+WO" the consuming weights as well.
       strategy: "evolution"; or "random", the control of equal budget, which proposes random expressions and never
         variations.
-      seeds: generation 0 is the library and our own seeds ("all"), or the paper's seven metrics ("paper").
+      seeds: generation 0 is the library and our own seeds ("all"), these without what our own searches found ("handmade"), or
+        the paper's seven metrics ("paper").
       variation: "default" is the typed mix of mutations and crossovers; "paper" is the paper's.
       tournament: number of candidates drawn for each parent, of which the best becomes the parent, >= 1.
       max_age: number of generations without re-evaluation after which a candidate is no longer a parent, >= 1
@@ -85,7 +86,7 @@ class EvolveConfig:
     max_depth: int = 8
     vocabulary: Literal["default", "paper", "paper+WO"] = "default"
     strategy: Literal["evolution", "random"] = "evolution"
-    seeds: Literal["all", "paper"] = "all"
+    seeds: Literal["all", "handmade", "paper"] = "all"
     variation: Literal["default", "paper"] = "default"
     tournament: int = 3
     max_age: int = 5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -15,6 +15,7 @@ from jaxprune.language.expression import Expression
 from jaxprune.language.library import library
 from jaxprune.language.vocabulary import DEFAULT_VOCABULARY, OPERANDS, Vocabulary
 from jaxprune.observation.observed import Observed
+from jaxprune.scoring.metrics import PruningFunction, name_of
 from jaxprune.search.bank import measure_bank, reference_scores
 from jaxprune.search.landscape import Landscape, channel_features, fit_landscape, held_out_correlation
 from jaxprune.search.problem import (
@@ -135,7 +136,7 @@ class TaskProblem:
             )
         return dict(self._banks)
 
-    def behaviours(self, functions: Sequence[Expression]) -> list[Behaviour | Invalid]:
+    def behaviours(self, functions: Sequence[PruningFunction]) -> list[Behaviour | Invalid]:
         """Plans with every function on every search base; predicts their accuracies if landscapes are fitted.
 
         Args:
@@ -154,6 +155,27 @@ class TaskProblem:
         return [
             _behaviour(function, {name: plans[i] for name, plans in by_task.items()}, self.programs)
             for i, function in enumerate(functions)
+        ]
+
+    def predict(self, functions: Sequence[PruningFunction]) -> list[Mapping[str, Prediction] | Invalid]:
+        """Predicts what any pruning functions reach on the search bases, metrics without a formula among them.
+
+        Args:
+          functions: the functions.
+
+        Returns:
+          Per function task name -> prediction; `Invalid` if the function is invalid on any base.
+
+        Raises:
+          ValueError: if `fit_landscapes` was not called before.
+        """
+        if len(self._landscapes) < len(self.pools):
+            raise ValueError(
+                "predict needs landscapes of all tasks, got none yet. Call fit_landscapes before."
+            )
+        return [
+            behaviour if isinstance(behaviour, Invalid) else behaviour.predicted
+            for behaviour in self.behaviours(functions)
         ]
 
     def run(self, trial: Trial) -> Outcome:
@@ -276,7 +298,9 @@ def _prediction(accuracies: np.ndarray, of_l2: np.ndarray) -> Prediction:
 
 
 def _behaviour(
-    function: Expression, plans: dict[str, list[FirstRoundPlan | Invalid]], programs: dict[str, TaskPrograms]
+    function: PruningFunction,
+    plans: dict[str, list[FirstRoundPlan | Invalid]],
+    programs: dict[str, TaskPrograms],
 ) -> Behaviour | Invalid:
     """Joins the plans of one function, task name -> one per base, into its behaviour."""
     digests: dict[str, tuple[str, ...]] = {}
@@ -295,7 +319,8 @@ def _behaviour(
     return Behaviour(digests, fallbacks, ties, pack_kept(is_kept))
 
 
-def _digest(function: Expression, plan: FirstRoundPlan, programs: TaskPrograms) -> str:
+def _digest(function: PruningFunction, plan: FirstRoundPlan, programs: TaskPrograms) -> str:
     """Returns the digest of a plan; with several rounds, that of the function too, which makes the later plans."""
-    later: Kept = ((str(canonical_form(function)), ()),) if len(programs.rounds) > 1 else ()
+    form = canonical_form(function) if isinstance(function, Expression) else function
+    later: Kept = ((name_of(form), ()),) if len(programs.rounds) > 1 else ()
     return kept_digest(plan.kept + later)

@@ -72,7 +72,7 @@ class Consumers(NamedTuple):
     """Group -> what reads its channels otherwise, in words, for groups where anything does."""
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=16)
 def find_consumers(structure: Structure) -> Consumers:
     """Finds who reads the channels of each group.
 

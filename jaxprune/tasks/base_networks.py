@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 from math import prod, sqrt
 from pathlib import Path as FilePath
 from typing import Literal, NamedTuple, cast
@@ -21,7 +20,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxprune.files import check_writable, explained
+from jaxprune.files import check_writable, explained, put_aside
 from jaxprune.keys import derive, generator
 from jaxprune.language.library import library
 from jaxprune.observation.covariances import Covariance
@@ -437,14 +436,6 @@ class BasePool:
             return ()
         earlier = (f"{self.task.name}-{old}-{self.seed}" for old in self.programs.earlier_fingerprints)
         return tuple(path for name in earlier if (path := self.folder.parent / name) in others)
-
-
-def put_aside(path: FilePath) -> FilePath:
-    """Renames a file or folder to the first free name with "damaged" behind its own, and returns the new path."""
-    names = (f"{path.name}.damaged{number or ''}" for number in count())
-    aside = next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name)))
-    path.rename(aside)
-    return aside
 
 
 def warn(message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -18,19 +19,23 @@ from jaxprune.commands.evolve import default_run_dir, evolve_config
 from jaxprune.config import RunConfig
 from jaxprune.search.interrupts import SearchInterrupted
 from jaxprune.search.run_directory import RunDirectory
+from jaxprune.search.settings import PRESETS
 
-SMALL = ["--generations", "2", "--population", "4", "--proposals-per-slot", "3", "--no-report"]
+SMALL = "--generations 2 --population 4 --plans 20 --leaders 4 --no-report".split()
+FINETUNE = "--fitness finetune --proposals-per-slot 3".split()
 
 
 @pytest.fixture
 def toy(monkeypatch):
     """Makes searches take milliseconds: every task becomes a made-up one."""
-    from toy_problem import ToyProblem
+    from toy_problem import ToyLandscapeProblem
 
     from jaxprune.search.problem import TaskInfo
 
     def make_problem(tasks, config, run_dir, **_):
-        return ToyProblem([TaskInfo(task.name, bases=task.bases, fingerprint="toy") for task in tasks])
+        return ToyLandscapeProblem(
+            [TaskInfo(task.name, bases=task.bases, fingerprint="toy") for task in tasks]
+        )
 
     monkeypatch.setattr("jaxprune.search.search.make_problem", make_problem)
 
@@ -48,7 +53,8 @@ def lines_without_times(run_dir: Path) -> list[dict]:
 def test_settings_reach_the_search_and_its_config(toy, tmp_path, capsys):
     (tmp_path / "run.toml").write_text("seed = 7\npopulation = 9\n[bases]\ndigits = 2\n")
     more = ["--guess", "mean(X) + N", "--config", str(tmp_path / "run.toml")]
-    assert evolve(tmp_path / "run", *more, *"--time 20m --evaluations 500 --controls full".split()) == 0
+    more += [*FINETUNE, *"--time 20m --evaluations 500 --controls full".split()]
+    assert evolve(tmp_path / "run", *more) == 0
     plain = json.loads((tmp_path / "run" / "config.json").read_text())
     search = plain["config"]
     assert (search["seed"], search["population"], search["time_limit_seconds"]) == (7, 4, 1200.0)
@@ -60,6 +66,7 @@ def test_settings_reach_the_search_and_its_config(toy, tmp_path, capsys):
         "task_options": {"bases": {"digits": 2}},
         "controls": "full",
         "batching": "auto",
+        "unseen": list(PRESETS["quick"].unseen),
     }
     shown = capsys.readouterr().out
     assert "Best function: " in shown and "gen   2/2" in shown
@@ -72,6 +79,38 @@ def test_a_config_of_a_run_makes_the_same_run(toy, tmp_path):
     assert lines_without_times(tmp_path / "a") == lines_without_times(tmp_path / "b")
 
 
+def test_options_of_landscapes_reach_the_search(toy, tmp_path):
+    options = "--fitness landscape --plans 21 --leaders 3 --parsimony 0.5 --joint geometric"
+    assert evolve(tmp_path, *options.split()) == 0
+    search = json.loads((tmp_path / "config.json").read_text())["config"]
+    assert (search["plans"], search["leaders"], search["parsimony"]) == (21, 3, 0.5)
+    assert (search["fitness"], search["joint"], search["force"]) == ("landscape", "geometric", False)
+    (bank,) = (line for line in lines_without_times(tmp_path) if line["kind"] == "bank")
+    assert (bank["task"], bank["plans"]) == ("digits", 21 * 16)
+
+
+def test_tasks_that_cannot_tell_plans_apart_need_force(toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("toy_problem.TOY_CORRELATION", 0.1)
+    assert evolve(tmp_path) == 2
+    shown = capsys.readouterr().err
+    assert "got 0.10 on digits" in shown and "(--force --resume) goes on all the same" in shown
+    assert evolve(tmp_path, "--resume") == 2
+    assert evolve(tmp_path, "--resume", "--force") == 0
+    assert evolve(tmp_path, "--resume") == 0  # with its settings
+
+
+def test_a_run_of_an_earlier_version_goes_on(toy, tmp_path, capsys):
+    from earlier_runs import as_earlier
+
+    assert evolve(tmp_path / "whole", *FINETUNE) == 0
+    assert evolve(tmp_path / "run", *FINETUNE, "--generations", "1") == 0
+    as_earlier(tmp_path / "run", "paired")
+    assert main(["evolve", "--run-dir", str(tmp_path / "run"), "--resume", *SMALL[:2], SMALL[-1]]) == 0
+    assert (tmp_path / "run" / "archive.json").read_text() == (
+        tmp_path / "whole" / "archive.json"
+    ).read_text()
+
+
 def test_quiet_shows_no_table(toy, tmp_path, capsys):
     assert evolve(tmp_path / "run", "--quiet") == 0
     assert "gen " not in capsys.readouterr().out
@@ -82,19 +121,25 @@ def test_quiet_shows_messages_as_plain_sentences(toy, tmp_path, capsys, recwarn)
     assert evolve(tmp_path / "run", "--quiet", *guesses) == 0
     told = capsys.readouterr().err
     assert "is left out, because it is invalid: a toy reason." in told
-    assert all(line.startswith("The guess mean(X)*") for line in told.splitlines())
+    assert all(re.fullmatch(r"[A-Z].*\.", line) for line in told.splitlines())
     assert "Warning" not in told and not [w for w in recwarn if "guess" in str(w.message)]
 
 
-def test_resume_needs_no_other_flags_and_may_go_further(toy, tmp_path):
-    assert evolve(tmp_path / "a", "--seed", "3") == 0
+@pytest.mark.parametrize("fitness", [FINETUNE, []], ids=["finetune", "landscape"])
+def test_resume_needs_no_other_flags_and_may_go_further(toy, tmp_path, fitness):
+    assert evolve(tmp_path / "a", "--seed", "3", *fitness) == 0
     resume = ["evolve", "--run-dir", str(tmp_path / "a"), "--resume", "--no-report", "--generations", "4"]
     assert main(resume) == 0
-    assert evolve(tmp_path / "b", "--seed", "3", "--generations", "4") == 0
+    assert evolve(tmp_path / "b", "--seed", "3", "--generations", "4", *fitness) == 0
     lines = [lines_without_times(tmp_path / name) for name in "ab"]
     for line in (*lines[0], *lines[1]):
         line.pop("num_generations", None)
-    assert lines[0] == lines[1]
+    # on a landscape the first journal has the verification after generation 2 as well
+    kinds = ("candidate", "generation", "trial") if fitness else ("bank", "generation")
+    first, second = ([line for line in part if line["kind"] in kinds] for part in lines)
+    assert first == second
+    for name in ("archive.json", "hall_of_fame.csv"):
+        assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()
 
 
 def test_a_resume_with_changed_settings_names_them(toy, tmp_path, capsys):
@@ -222,7 +267,10 @@ def test_a_missing_matplotlib_is_told_before_the_search(toy, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "quik"], "a preset needs to be one of quick, paper, got 'quik'. Did you mean 'quick'?"),
+        (
+            ["--preset", "quik"],
+            "a preset needs to be one of quick, thorough, paper, got 'quik'. Did you mean 'quick'?",
+        ),
         (["--preset", "paper"], "Its loop runs on other tasks: --preset paper --task digits --task fashion"),
         (["--task", "fashoin"], "Did you mean 'fashion'?"),
         (["--task", "cli_tasks:nothing"], "needs a module on the Python path with a function 'nothing'"),
@@ -235,6 +283,14 @@ def test_a_missing_matplotlib_is_told_before_the_search(toy, tmp_path, monkeypat
         (["--guess", "matmul(WI, mX)"], "matmul needs"),
         (["--guess", "+".join(["N"] * 1001)], "A formula has at most 1000 nodes"),
         (["--population", "1"], "EvolveConfig needs population >= 2 (got 1)."),
+        (["--plans", "9"], "EvolveConfig needs plans >= 10 (got 9)."),
+        (["--leaders", "0"], "EvolveConfig needs leaders >= 1 (got 0)."),
+        (["--parsimony", "nan"], "EvolveConfig needs a finite parsimony (got nan)."),
+        (["--evaluations", "100"], 'EvolveConfig needs fitness "finetune" with max_evaluations (got 100)'),
+        (
+            ["--task", "cli_tasks:small", "--kept-fraction", "0.5", "--rounds", "2"],
+            "a bank of plans is for tasks of one round of pruning, got 2 of task 'small'",
+        ),
         (["--seed", "-1"], "EvolveConfig needs seed >= 0 (got -1)."),
         (["--kept-fraction", "0"], "kept_fraction must be above 0 and at most 1, got 0.0"),
         (["--kept-fraction", "1.5"], "kept_fraction must be above 0 and at most 1, got 1.5"),

@@ -16,7 +16,7 @@ from jaxprune.language.library import library
 from jaxprune.language.parsing import parse
 from jaxprune.scoring.metrics import metrics
 from jaxprune.scoring.ranking import Ranking
-from jaxprune.search.task_problem import _behaviour
+from jaxprune.search.task_problem import _digest
 from jaxprune.tasks.base_networks import BasePool, FirstRoundPlan
 from jaxprune.tasks.tasks import Schedule
 
@@ -199,8 +199,7 @@ def test_with_several_rounds_only_equal_functions_share_a_digest():
     plan = FirstRoundPlan(kept, Ranking({}, (), 0))
 
     def digest(text, rounds):
-        programs = SimpleNamespace(rounds=[None] * rounds, structure=SimpleNamespace(widths={"conv": 4}))
-        return _behaviour(parse(text), {"t": [plan]}, {"t": programs}).digest
+        return _digest(parse(text), plan, SimpleNamespace(rounds=[None] * rounds))
 
     assert digest("mean(X)", 1) == digest("std(X)", 1)
     assert digest("mean(X)", 2) != digest("std(X)", 2)

@@ -18,7 +18,7 @@ from made_up_runs import made_up_finals, searched
 from toy_problem import SMALL, ToyProblem
 
 from jaxprune import files
-from jaxprune.comparison.final_comparison import load_finals
+from jaxprune.comparison.finals import load_finals
 from jaxprune.datasets.guarded_split import AlreadyOpenedError, GuardedSplit, Split, read_openings
 from jaxprune.files import CHECK, RunDirectoryError, atomic_file
 from jaxprune.report import writing

@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 from made_up_runs import LEVELS, compared, layers, made_up_finals, searched
 
-from jaxprune.comparison.final_comparison import choose_rows, load_finals
+from jaxprune.comparison.final_rows import choose_rows
+from jaxprune.comparison.finals import load_finals
 from jaxprune.comparison.verdicts import Verdict, judged, overall_verdict, task_verdict
 from jaxprune.datasets.guarded_split import GuardedSplit, Split
 from jaxprune.files import RunDirectoryError
 from jaxprune.language.library import library, own_seeds
 from jaxprune.report.result_sections import Run, optimism_section, results_section, verdict_section
-from jaxprune.report.search_sections import formula_section, search_section
+from jaxprune.report.search_sections import search_section
+from jaxprune.report.winner_sections import formula_section
 from jaxprune.report.writing import render_report, write_report
 from jaxprune.search.fitness import TaskScale
 from jaxprune.search.problem import TaskInfo

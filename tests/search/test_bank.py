@@ -24,7 +24,7 @@ from jaxprune.scoring.ranking import Ranking
 from jaxprune.search import bank as bank_module
 from jaxprune.search.bank import REFERENCES, Bank, draw_plan, measure_bank, reference_scores
 from jaxprune.search.landscape import channel_features, fit_landscape, held_out_correlation
-from jaxprune.tasks.base_networks import BasePool, Entry, FirstRoundPlan
+from jaxprune.tasks.base_networks import BasePool, Entry, FirstRoundPlan, StackedPlan
 from jaxprune.types import Invalid, Kept
 
 WIDTHS, COUNTS = {"conv": 6, "dense": 9}, {"conv": 2, "dense": 5}
@@ -61,6 +61,18 @@ class FakePool:
 
     def plans(self, functions: Sequence[object]) -> list[list[FirstRoundPlan | Invalid]]:
         return [[self._plan(row, base) for base in range(self.num_bases)] for row in range(len(functions))]
+
+    def stacked_plans(self, functions: Sequence[object]) -> list[StackedPlan | Invalid]:
+        widths, stacked = self.programs.rounds[0].structure.widths, []
+        for by_base in self.plans(functions):
+            invalid = [f"base {b}: {p.reason}" for b, p in enumerate(by_base) if isinstance(p, Invalid)]
+            kept = [dict(plan.kept) for plan in by_base if isinstance(plan, FirstRoundPlan)]
+            bits = [
+                np.concatenate([np.isin(np.arange(width), plan[group]) for group, width in widths.items()])
+                for plan in kept
+            ]
+            stacked.append(Invalid(invalid[0]) if invalid else StackedPlan(np.array(bits), 0, 0))
+        return stacked
 
     def _plan(self, row: int, base: int) -> FirstRoundPlan | Invalid:
         if (row, base) in self.invalid:
@@ -220,7 +232,9 @@ class TestBank:
             assert np.isnan(array).sum() == array.shape[2]
 
     def test_tasks_of_several_rounds_are_refused(self) -> None:
-        with pytest.raises(ValueError, match=r"got 2 of task 'toy'.* Use fitness=\"finetune\"."):
+        with pytest.raises(
+            ValueError, match=r"got 2 of task 'toy'.* Use fitness=\"finetune\" \(--fitness finetune\)\."
+        ):
             measure_bank(FakePool(num_rounds=2), 5)
 
     def test_a_base_that_no_function_can_rank_is_refused(self) -> None:

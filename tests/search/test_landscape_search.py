@@ -12,12 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from earlier_runs import as_earlier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_search import Recorder, contents
 from toy_problem import LANDSCAPE, SMALL, TASKS, ToyBatchProblem, ToyLandscapeProblem, ToyProblem
 
-from jaxprune.files import CHECK, RunDirectoryError, sealed
+from jaxprune.files import RunDirectoryError
 from jaxprune.language.expression import Expression
 from jaxprune.language.library import library
 from jaxprune.search.evaluation import FINALISTS, FIRST_BASES, START_FORMULAS
@@ -394,8 +395,8 @@ class Failing(ToyLandscapeProblem):
         self.left = {"fitting": fitting, "finishing": finishing}
         self.is_finishing = False
 
-    def on_message(self, message: str) -> None:
-        self.is_finishing |= message.startswith("Verifying")
+    def on_status(self, message: str) -> None:
+        self.is_finishing |= message.startswith("verifying")
 
     def fail(self, place: str) -> None:
         self.left[place] -= 1
@@ -623,6 +624,21 @@ def test_a_guess_that_is_invalid_is_recorded_and_never_verified(tmp_path: Path) 
     assert not any("P" in result.state.candidates[id_].expression.operands for id_ in tried)
 
 
+def test_another_bank_is_told(whole: tuple[SearchResult, Path], tmp_path: Path) -> None:
+    shutil.copytree(whole[1], tmp_path / "run")
+    for digest, is_told in (("d0", False), ("d1", True)):
+        problem, recorder = ToyLandscapeProblem(), Recorder()
+        problem.bank_digest = digest
+        evolve_problem(problem, LANDSCAPE, tmp_path / "run", resume=True, callbacks=[recorder])
+        told = "The bank of plans of digits, fashion is another than before"
+        assert any(message.startswith(told) for message in recorder.messages) == is_told
+
+
+def test_one_task_with_one_base(tmp_path: Path) -> None:
+    result = evolve_problem(ToyLandscapeProblem([TaskInfo("only")]), TINY, tmp_path)
+    assert result.best.is_verified and num_bases(result, result.best.candidate) == {"only": 1}
+
+
 @pytest.mark.parametrize("joint", ["geometric", "arithmetic"])
 def test_fitness_in_percent_of_accuracy(tmp_path: Path, joint: str) -> None:
     config = LANDSCAPE.replace(generations=1, joint=joint)
@@ -632,20 +648,6 @@ def test_fitness_in_percent_of_accuracy(tmp_path: Path, joint: str) -> None:
     expected = (reference["digits"] * 2 + reference["fashion"]) / 3
     assert l2.fitness.mean == pytest.approx(expected, abs=0.5) and l2.is_verified
     assert result.best.is_verified and result.best.value - result.best.cost >= l2.value - l2.cost
-
-
-def as_earlier(run_dir: Path, joint: str) -> None:
-    """Makes the files of a run those of the version before landscapes, which called `joint` the fitness."""
-    for name in ("config.json", "state.json"):
-        plain = json.loads((run_dir / name).read_text())
-        del plain[CHECK]
-        holder = plain if name == "config.json" else plain["state"]
-        for setting in ("joint", "plans", "leaders", "parsimony", "force"):
-            del holder["config"][setting]
-        holder["config"]["fitness"] = joint
-        for field in ("banks", "verified_at") if name == "state.json" else ():
-            del plain["state"][field]
-        (run_dir / name).write_text(json.dumps(sealed(plain)))
 
 
 class TestEarlierRuns:

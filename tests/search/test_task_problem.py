@@ -153,7 +153,7 @@ class TestLandscapes:
             problem.fit_landscapes(10)
 
     def test_tasks_of_several_rounds_and_too_few_plans_are_refused(self) -> None:
-        with pytest.raises(ValueError, match=r"got 2 of task 'toy'.* Use fitness=\"finetune\"\."):
+        with pytest.raises(ValueError, match=r"got 2 of task 'toy'.* Use fitness=\"finetune\" \("):
             self.problem(a=FakePool(), b=FakePool(num_rounds=2)).fit_landscapes(10)
         with pytest.raises(ValueError, match=r"at least 8 plans .* got 7 on 3"):
             self.problem(a=FakePool()).fit_landscapes(7)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune.comparison.calibration import Calibration
-from jaxprune.comparison.final_comparison import Finals
+from jaxprune.comparison.finals import Finals
 from jaxprune.comparison.measurements import Measurement, Refused, TaskFacts
 from jaxprune.comparison.protocol import LayerView
 from jaxprune.comparison.results import Comparison

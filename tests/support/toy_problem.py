@@ -27,6 +27,7 @@ from jaxprune.search.settings import EvolveConfig
 from jaxprune.types import Invalid
 
 NUM_CHANNELS = 16
+TOY_CORRELATION = 0.6
 TASKS = (
     TaskInfo("digits", bases=3, extra_bases=1, fingerprint="a"),
     TaskInfo("fashion", weight=0.5, bases=2),
@@ -107,6 +108,7 @@ class ToyLandscapeProblem(ToyProblem):
         super().__init__(tasks, delay_seconds, fail_at)
         self.correlations = dict(zip([task.name for task in self.tasks], correlations, strict=False))
         self.num_plans: list[int] = []
+        self.bank_digest = "d0"
 
     def fit_landscapes(
         self, num_plans: int, on_status: Callable[[str], None] = lambda message: None
@@ -115,7 +117,9 @@ class ToyLandscapeProblem(ToyProblem):
         for task in self.tasks:
             on_status(f"bank of {task.name}: 1 of {num_plans} plans fine-tuned")
         return {
-            task.name: BankFacts(num_plans * task.bases, self.correlations.get(task.name, 0.6), "d0")
+            task.name: BankFacts(
+                num_plans * task.bases, self.correlations.get(task.name, TOY_CORRELATION), self.bank_digest
+            )
             for task in self.tasks
         }
 
