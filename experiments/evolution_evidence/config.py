@@ -17,10 +17,10 @@ SEEDS = (0, 1, 2, 3, 4)
 SEARCHED = ("digits", "digits-deep", "digits-dw")
 
 CELLS = {
+    "evolution, handmade seeds": {"seeds": "handmade"},
+    "random, handmade seeds": {"seeds": "handmade", "strategy": "random"},
     "evolution": {},
     "random": {"strategy": "random"},
-    "evolution, no evolved seeds": {"seeds": "handmade"},
-    "random, no evolved seeds": {"seeds": "handmade", "strategy": "random"},
     "evolution, paper": {"seeds": "paper", "vocabulary": "paper+WO"},
     "random, paper": {"seeds": "paper", "vocabulary": "paper+WO", "strategy": "random"},
 }

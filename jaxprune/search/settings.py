@@ -46,8 +46,8 @@ class EvolveConfig:
         "paper+WO" the consuming weights as well.
       strategy: "evolution"; or "random", the control of equal budget, which proposes random expressions and never
         variations.
-      seeds: generation 0 is the library and our own seeds ("all"), these without what our own searches found ("handmade"), or
-        the paper's seven metrics ("paper").
+      seeds: generation 0 is the library and our own seeds ("all"), these without what our own searches found
+        ("handmade"), or the paper's seven metrics ("paper").
       variation: "default" is the typed mix of mutations and crossovers; "paper" is the paper's.
       tournament: number of candidates drawn for each parent, of which the best becomes the parent, >= 1.
       max_age: number of generations without re-evaluation after which a candidate is no longer a parent, >= 1
