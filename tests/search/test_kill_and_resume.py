@@ -13,16 +13,9 @@ from pathlib import Path
 
 import pytest
 
-COMMAND = (
-    "evolve",
-    "--task",
-    "tiny_task:tiny_task",
-    "--generations",
-    "3",
-    "--population",
-    "4",
-    "--no-report",
-)
+COMMAND = "evolve --task tiny_task:tiny_task --generations 3 --population 4 --no-report".split()
+FINETUNE = "--fitness finetune".split()
+LANDSCAPE = "--plans 12 --leaders 8 --force".split()
 
 
 def start(run_dir: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -41,10 +34,31 @@ def finish(process: subprocess.Popen[str]) -> None:
     assert process.returncode == 0, output
 
 
-def wait_for_lines(process: subprocess.Popen[str], journal: Path, count: int) -> None:
-    """Returns once the run has written so many lines, or has ended."""
-    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= count):
+def wait_for_lines(process: subprocess.Popen[str], path: Path, count: int) -> None:
+    """Returns once the run has written so many lines of a file, or has ended."""
+    while process.poll() is None and not (path.exists() and path.read_bytes().count(b"\n") >= count):
         time.sleep(0.01)
+
+
+def kill_at(run_dir: Path, path: Path, count: int, *arguments: str) -> None:
+    """Goes on with a run, and kills it when a file has so many lines."""
+    process = start(run_dir, "--resume", *arguments)
+    wait_for_lines(process, path, count)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+
+
+def bank_of(run_dir: Path) -> Path:
+    """The file of the bank of a finished run."""
+    (path,) = (run_dir / "bases").glob("*/bank-search.jsonl")
+    return path
+
+
+def assert_same(run_dir: Path, whole: Path) -> None:
+    assert journal_of(run_dir) == journal_of(whole)
+    for name in ("archive.json", "hall_of_fame.csv"):
+        assert (run_dir / name).read_text() == (whole / name).read_text()
 
 
 def journal_of(run_dir: Path) -> list[dict[str, object]]:
@@ -55,25 +69,41 @@ def journal_of(run_dir: Path) -> list[dict[str, object]]:
 
 @pytest.mark.slow
 def test_a_run_killed_five_times_ends_like_one_left_alone(tmp_path: Path) -> None:
-    finish(start(tmp_path / "whole"))
-    num_lines = len(journal_of(tmp_path / "whole"))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(start(whole, *FINETUNE))
+    num_lines = len(journal_of(whole))
     for moment in sorted(random.Random(0).sample(range(1, num_lines - 10), 5)):
-        process = start(tmp_path / "killed", "--resume")
-        wait_for_lines(process, tmp_path / "killed" / "journal.jsonl", moment)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
-    finish(start(tmp_path / "killed", "--resume"))
-    assert journal_of(tmp_path / "killed") == journal_of(tmp_path / "whole")
-    for name in ("archive.json", "hall_of_fame.csv"):
-        assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()
+        kill_at(killed, killed / "journal.jsonl", moment, *FINETUNE)
+    finish(start(killed, "--resume", *FINETUNE))
+    assert_same(killed, whole)
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_run_twice(tmp_path: Path) -> None:
+def test_a_run_killed_in_bank_search_and_verification_ends_like_one_left_alone(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(start(whole, *LANDSCAPE))
+    kinds = [line["kind"] for line in journal_of(whole)]
+    bank = bank_of(whole)
+    verification, num_plans = kinds.index("trial"), bank.read_bytes().count(b"\n")
+    assert num_plans == 24 and kinds.count("trial") > 12
+    for count in (3, 15):
+        kill_at(killed, killed / bank.relative_to(whole), count, *LANDSCAPE)
+    for count in (9, kinds.index("generation") + 3, verification + 4, verification + 9):
+        kill_at(killed, killed / "journal.jsonl", count, *LANDSCAPE)
+    finish(start(killed, "--resume", *LANDSCAPE))
+    assert_same(killed, whole)
+    ours, theirs = (
+        [json.loads(line) for line in file.read_text().splitlines()]
+        for file in (bank, killed / bank.relative_to(whole))
+    )
+    for line in (*ours, *theirs):
+        del line["seconds"], line["check"]
+    assert ours == theirs  # no plan was fine-tuned twice
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fitness", [FINETUNE, LANDSCAPE], ids=["finetune", "landscape"])
+def test_the_same_seed_gives_the_same_run_twice(tmp_path: Path, fitness: list[str]) -> None:
     for name in ("first", "second"):
-        finish(start(tmp_path / name))
-    assert journal_of(tmp_path / "first") == journal_of(tmp_path / "second")
-    assert (tmp_path / "first" / "archive.json").read_text() == (
-        tmp_path / "second" / "archive.json"
-    ).read_text()
+        finish(start(tmp_path / name, *fitness))
+    assert_same(tmp_path / "first", tmp_path / "second")

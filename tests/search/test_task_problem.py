@@ -14,6 +14,7 @@ from test_bank import FakePool, accuracy
 from tiny_task import tiny_task
 
 from jaxprune.language.library import library
+from jaxprune.scoring.metrics import metrics
 from jaxprune.search.problem import Behaviour, Trial
 from jaxprune.search.search import evolve_problem
 from jaxprune.search.settings import EvolveConfig
@@ -139,11 +140,21 @@ class TestLandscapes:
             )
             assert other.predicted[name].se > 0
 
+    def test_metrics_without_a_formula_are_predicted_too(self) -> None:
+        problem = self.problem(a=FakePool(), b=FakePool(num_bases=2))
+        with pytest.raises(ValueError, match="predict needs landscapes of all tasks, got none yet"):
+            problem.predict([library["l2"]])
+        problem.fit_landscapes(10)
+        (behaviour,) = problem.behaviours([library["l2"]])
+        assert isinstance(behaviour, Behaviour)
+        assert problem.predict([metrics["fpgm"]]) == [behaviour.predicted]  # the pool looks at rows only
+
     def test_a_function_that_fails_on_one_base_is_invalid_everywhere(self) -> None:
         problem = self.problem(a=FakePool(), b=FakePool(invalid=[(1, 2)]))
         problem.fit_landscapes(10)
         l2, other = problem.behaviours([library["l2"], library["l1"]])
         assert isinstance(l2, Behaviour) and other == Invalid("task b, base 2: a toy reason")
+        assert problem.predict([library["l2"], library["l1"]])[1] == other
 
     def test_l2_needs_to_be_valid_on_all_bases(self) -> None:
         problem = self.problem(a=FakePool(), b=FakePool(invalid=[(0, 1)]))

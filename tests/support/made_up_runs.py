@@ -14,6 +14,7 @@ from jaxprune.comparison.finals import Finals
 from jaxprune.comparison.measurements import Measurement, Refused, TaskFacts
 from jaxprune.comparison.protocol import LayerView
 from jaxprune.comparison.results import Comparison
+from jaxprune.comparison.winner_checks import Part, Soundness
 from jaxprune.search.search import SearchResult, evolve_problem
 from jaxprune.search.state import SearchState
 
@@ -28,6 +29,14 @@ def searched() -> SearchResult:
 
     config = SMALL.replace(generations=3, population=12, proposals_per_slot=8, seed=8)
     return evolve_problem(ToyProblem(), config, tempfile.mkdtemp())
+
+
+@cache
+def searched_on_landscapes() -> SearchResult:
+    """A short search on landscapes of the tasks digits and fashion."""
+    from toy_problem import LANDSCAPE, ToyLandscapeProblem
+
+    return evolve_problem(ToyLandscapeProblem(), LANDSCAPE, tempfile.mkdtemp())
 
 
 def compared(
@@ -108,6 +117,35 @@ def made_up_finals(state: SearchState, comparison: Comparison | None = None, **c
         "seconds": 12.0,
     }
     return Finals(**fields | changes)
+
+
+POOLED = {
+    "winner": 90.0, "l2": 86.0, "l1": 85.0, "mean_shift": 88.0, "fisher": 87.0, "random search": 88.5,
+    "random": 68.0, "scratch": 36.0,
+}  # fmt: skip
+"""Rows after a search on landscapes."""
+
+
+def pooled_finals(state: SearchState, comparison: Comparison | None = None, **changes: Any) -> Finals:
+    """A final comparison after a search on landscapes of digits and fashion, with the unseen task digits-res."""
+    tasks = {"digits": 4, "fashion": 3, "digits-res": 5}
+    fields: dict[str, Any] = {
+        "comparison": comparison or compared(POOLED, tasks=tasks, spread=0.1),
+        "random_search": {
+            "evaluations": 40, "candidates": 30, "origin": "random", "mean": 1.0, "se": 0.5, "generations": 4,
+        },
+        "formulas": {
+            "winner": state.ranked()[0].candidate.text, "l2": "sqrt(sum(square(WI)))", "l1": "sum(abs(WI))",
+            "mean_shift": "sum(square(mP - mX))", "fisher": "fisher", "random search": "mean(X)*std(X)",
+        },
+        "unseen": ("digits-res",),
+        "known": ("l2", "l1", "mean_shift", "fisher"),
+        "best_known": "fisher",
+        "parts": (Part("std(X)", "mean(X)", -0.5, -0.25, 0.125), Part("mean(X)", "0/0", reason="not finite")),
+        "soundness": {"digits": Soundness(4, 8, 0, 64, 3, 0, 0), "digits-res": Soundness(5, 10, 0, 80, 0, 0, 0)},
+        "compensated": ("digits",),
+    }  # fmt: skip
+    return made_up_finals(state, **fields | changes)
 
 
 def calibrated(oracle: float | None = 92.0, *, bases: int = 3) -> Calibration:
