@@ -62,9 +62,10 @@ def test_transfer_says_what_is_not_there_yet(capsys):
 
 def test_calibrate_writes_tables_and_a_figure(bases_dir, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    more = ["--bases", "2", "--repeats", "1", "--draws", "1", "--oracle", "8"]
+    more = "--bases 4 --repeats 1 --draws 1 --oracle 8 --plans 10".split()
     assert main(["calibrate", *TASK, *more, "--out", str(tmp_path), "--bases-dir", str(bases_dir)]) == 0
-    assert "oracle" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "oracle" in shown and "rank correlation: landscape on half of the 4 bases" in shown
     assert json.loads((tmp_path / "calibration-small.json").read_text())["search_bases"] == 2
     assert (tmp_path / "calibration-small.md").exists()
     assert (tmp_path / "calibration-small.png").read_bytes().startswith(b"\x89PNG")
@@ -98,6 +99,11 @@ def test_without_matplotlib_there_is_a_note_instead_of_a_figure(bases_dir, tmp_p
         (["compare", *TASK, "--kept-fraction", "2"], "kept_fraction must be above 0 and at most 1, got 2.0"),
         (["calibrate", *TASK, "--repeats", "0"], "calibrate needs repeats >= 1 (got 0)."),
         (["calibrate", *TASK, "--oracle", "-1"], "calibrate needs oracle_evaluations >= 0 (got -1)."),
+        (["calibrate", *TASK, "--plans", "9"], "or 0 to leave it out, got 9."),
+        (
+            ["calibrate", *TASK, "--kept-fraction", "0.25", "--rounds", "2"],
+            "needs a task of one round of pruning, got 2 of task 'small'. Leave it out with plans=0 (--plans 0)",
+        ),
         (["transfer", *TASK, "--formula", "l1o"], "Did you mean"),
         (
             ["transfer", *TASK, "--from-run", "nowhere"],
