@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+from types import SimpleNamespace
 
 import pytest
+from made_up_runs import searched_on_landscapes
+from toy_problem import LANDSCAPE, ToyLandscapeProblem
 
 from jaxprune.cli import main
 from jaxprune.commands.comparison_options import functions_named, split_formulas
+from jaxprune.commands.transfer import winner_of
 from jaxprune.language.library import library, own_seeds
+from jaxprune.search.interrupts import SearchInterrupted
+from jaxprune.search.search import evolve_problem
 from jaxprune.text import columns
 
 TASK = ["--task", "cli_tasks:small"]
@@ -52,6 +60,28 @@ def test_transfer_takes_the_winner_of_a_run(bases_dir, tmp_path, monkeypatch, ca
     assert main(["transfer", *TASK, "--from-run", "runs/mine", "--against", "l2", *more]) == 0
     shown = capsys.readouterr().err
     assert "frozen formula: sum(abs(WI))" in shown and "there this is no transfer" in shown
+
+
+def test_the_winner_of_a_run_on_landscapes_is_the_verified_one(capsys):
+    result = searched_on_landscapes()
+    expression, tasks = winner_of(result.journal.parent)
+    assert (expression, tasks) == (result.best.expression, ("digits", "fashion"))
+    assert result.best.candidate.id != result.state.ranked_by_prediction()[0].candidate.id
+    assert not capsys.readouterr().err
+
+
+def test_a_winner_that_was_not_verified_is_said_to_be_predicted(tmp_path, capsys):
+    def stop(record):
+        if record.purpose == "verify":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(SearchInterrupted):
+        evolve_problem(
+            ToyLandscapeProblem(), LANDSCAPE, tmp_path, callbacks=[SimpleNamespace(on_evaluation=stop)]
+        )
+    expression, _ = winner_of(tmp_path)
+    assert expression == searched_on_landscapes().state.ranked_by_prediction()[0].expression
+    assert "note: the run ended before its leaders were verified" in capsys.readouterr().err
 
 
 def test_transfer_says_what_is_not_there_yet(capsys):
