@@ -29,13 +29,21 @@ _KINDS = ("json", "md", "png")
 def add_calibrate(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `jaxprune calibrate`."""
     add_task_option(parser)
-    add_measuring_options(parser, bases=3, repeats=2)
+    add_measuring_options(parser, bases=8, repeats=2)
     parser.add_argument(
         "--oracle",
         type=whole_number,
         default=200,
         metavar="N",
         help="fine-tunings per base network for the hill-climbed oracle plan, 0 for none (default: 200)",
+    )
+    parser.add_argument(
+        "--plans",
+        type=whole_number,
+        default=50,
+        metavar="N",
+        help="fine-tuned plans per base network for the landscape that evolve searches on by default, 0 for none; "
+        "evolve with the same --bases-dir uses them too (default: 50)",
     )
     add_output_options(parser, "runs/calibrate", files="calibration-TASK.json, .md and .png")
 
@@ -47,6 +55,7 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
       ValueError: for tasks or numbers that cannot be calibrated with.
     """
     from jaxprune.comparison.calibration import calibrate, task_rank_correlations
+    from jaxprune.comparison.landscape_quality import check_plans
     from jaxprune.tasks.base_networks import BasePool
     from jaxprune.tasks.task_programs import TaskPrograms
 
@@ -58,7 +67,8 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
     claim([path for paths in files.values() for path in paths], overwrite=arguments.overwrite)
     check_folder(arguments.bases_dir)
     programs = {task.name: TaskPrograms(task) for task in tasks}  # checks all before it trains on the first
-    for machinery in programs.values():  # likewise that missing base networks can be stored
+    for machinery in programs.values():  # likewise that there can be landscapes, and base networks be stored
+        check_plans(machinery, arguments.plans)
         BasePool(machinery, arguments.seed, "search", arguments.bases, folder=arguments.bases_dir)
     for task in tasks:
         calibration = calibrate(
@@ -67,6 +77,7 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
             repeats=arguments.repeats,
             draws=arguments.draws,
             oracle_evaluations=arguments.oracle,
+            plans=arguments.plans,
             seed=arguments.seed,
             folder=arguments.bases_dir,
             on_message=note,

@@ -81,4 +81,9 @@ def winner_of(run_dir: Path) -> tuple[Expression, tuple[str, ...]]:
     from jaxprune.search.run_directory import load_run
 
     state = load_run(run_dir, cast(Problem, None))  # a state that is only read asks its problem nothing
-    return state.ranked()[0].expression, tuple(task.name for task in state.tasks)
+    winner = state.ranked()[0]
+    if not winner.is_verified:
+        note(
+            "note: the run ended before its leaders were verified: the formula is the best by prediction alone."
+        )
+    return winner.expression, tuple(task.name for task in state.tasks)

@@ -261,7 +261,7 @@ class Calibration:
 def calibrate(
     task: Task,
     *,
-    bases: int = 3,
+    bases: int = 8,
     repeats: int = 2,
     draws: int = 3,
     oracle_evaluations: int = 200,
@@ -279,7 +279,8 @@ def calibrate(
 
     Args:
       task: the task.
-      bases: number of base networks, >= 1; variance components need 2 or more, and 3 or more to be trusted.
+      bases: number of base networks, >= 1; variance components need 2 or more, and 3 or more to be trusted; to
+        compare a landscape with fine-tuning takes 4 or more.
       repeats: number of fine-tunings per function and base, >= 1; 2 or more separate the seed from the base.
       draws: number of random plans per base, >= 0.
       oracle_evaluations: number of fine-tunings per base for the oracle's climb; 0 for no oracle.

@@ -115,10 +115,11 @@ class LiveTable(Callback):
         is_paired, num_generations = state.config.joint == "paired", state.config.generations
         self._unit = " sd" if is_paired else " %"
         tasks = ", ".join(f"{task.name} ({_count(task.bases, 'base')})" for task in state.tasks)
+        predicted = "predicted " if state.config.fitness == "landscape" else ""
         meaning = (
-            "difference to l2 in standard deviations of the library (sd)"
+            f"{predicted}difference to l2 in standard deviations of the library (sd)"
             if is_paired
-            else f"{state.config.joint} mean of accuracies (%)"
+            else f"{predicted}{state.config.joint} mean of accuracies (%)"
         )
         self.on_message(
             f"Searching on {tasks}; fitness: {meaning}, mean +- standard error over bases (n, all tasks)."

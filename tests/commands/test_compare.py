@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+from types import SimpleNamespace
 
 import pytest
+from made_up_runs import searched_on_landscapes
+from toy_problem import LANDSCAPE, ToyLandscapeProblem
 
 from jaxprune.cli import main
 from jaxprune.commands.comparison_options import functions_named, split_formulas
+from jaxprune.commands.transfer import winner_of
 from jaxprune.language.library import library, own_seeds
+from jaxprune.search.interrupts import SearchInterrupted
+from jaxprune.search.search import evolve_problem
 from jaxprune.text import columns
 
 TASK = ["--task", "cli_tasks:small"]
@@ -54,6 +62,28 @@ def test_transfer_takes_the_winner_of_a_run(bases_dir, tmp_path, monkeypatch, ca
     assert "frozen formula: sum(abs(WI))" in shown and "there this is no transfer" in shown
 
 
+def test_the_winner_of_a_run_on_landscapes_is_the_verified_one(capsys):
+    result = searched_on_landscapes()
+    expression, tasks = winner_of(result.journal.parent)
+    assert (expression, tasks) == (result.best.expression, ("digits", "fashion"))
+    assert result.best.candidate.id != result.state.ranked_by_prediction()[0].candidate.id
+    assert not capsys.readouterr().err
+
+
+def test_a_winner_that_was_not_verified_is_said_to_be_predicted(tmp_path, capsys):
+    def stop(record):
+        if record.purpose == "verify":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(SearchInterrupted):
+        evolve_problem(
+            ToyLandscapeProblem(), LANDSCAPE, tmp_path, callbacks=[SimpleNamespace(on_evaluation=stop)]
+        )
+    expression, _ = winner_of(tmp_path)
+    assert expression == searched_on_landscapes().state.ranked_by_prediction()[0].expression
+    assert "note: the run ended before its leaders were verified" in capsys.readouterr().err
+
+
 def test_transfer_says_what_is_not_there_yet(capsys):
     with pytest.raises(SystemExit):
         main(["transfer", "--help"])
@@ -62,9 +92,10 @@ def test_transfer_says_what_is_not_there_yet(capsys):
 
 def test_calibrate_writes_tables_and_a_figure(bases_dir, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    more = ["--bases", "2", "--repeats", "1", "--draws", "1", "--oracle", "8"]
+    more = "--bases 4 --repeats 1 --draws 1 --oracle 8 --plans 10".split()
     assert main(["calibrate", *TASK, *more, "--out", str(tmp_path), "--bases-dir", str(bases_dir)]) == 0
-    assert "oracle" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "oracle" in shown and "rank correlation: landscape on half of the 4 bases" in shown
     assert json.loads((tmp_path / "calibration-small.json").read_text())["search_bases"] == 2
     assert (tmp_path / "calibration-small.md").exists()
     assert (tmp_path / "calibration-small.png").read_bytes().startswith(b"\x89PNG")
@@ -98,6 +129,11 @@ def test_without_matplotlib_there_is_a_note_instead_of_a_figure(bases_dir, tmp_p
         (["compare", *TASK, "--kept-fraction", "2"], "kept_fraction must be above 0 and at most 1, got 2.0"),
         (["calibrate", *TASK, "--repeats", "0"], "calibrate needs repeats >= 1 (got 0)."),
         (["calibrate", *TASK, "--oracle", "-1"], "calibrate needs oracle_evaluations >= 0 (got -1)."),
+        (["calibrate", *TASK, "--plans", "9"], "or 0 to leave it out, got 9."),
+        (
+            ["calibrate", *TASK, "--kept-fraction", "0.25", "--rounds", "2"],
+            "needs a task of one round of pruning, got 2 of task 'small'. Leave it out with plans=0 (--plans 0)",
+        ),
         (["transfer", *TASK, "--formula", "l1o"], "Did you mean"),
         (
             ["transfer", *TASK, "--from-run", "nowhere"],

@@ -31,7 +31,7 @@ WRITERS = {
         ["comparison.csv", "comparison.md", "ranks.png"],
     ),
     "calibrate": (
-        ["calibrate", *TASK, *FEW, "--repeats", "1", "--oracle", "0"],
+        ["calibrate", *TASK, *FEW, *"--repeats 1 --oracle 0 --plans 0".split()],
         ["calibration-small.json", "calibration-small.md", "calibration-small.png"],
     ),
 }

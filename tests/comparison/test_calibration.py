@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import pytest
 from tiny_task import tiny_programs, tiny_task
 
 from jaxprune.comparison.calibration import Calibration, calibrate, task_rank_correlations
+from jaxprune.comparison.landscape_quality import HalvesAgreement, LandscapeQuality
 from jaxprune.comparison.measurements import Measurement, Refused, TaskFacts
 from jaxprune.comparison.oracle import Climb
 from jaxprune.comparison.results import Comparison
@@ -36,6 +40,8 @@ def calibration(table, *, task="t", bases=2, repeats=1, search_bases=4, digests=
     refused = (Refused(task, "bn_scale", "abs(gamma)", "base 0: no gamma"),)
     return Calibration(Comparison(tuple(measurements), (facts,), refused), climbs, search_bases)
 
+
+LANDSCAPE = LandscapeQuality(50, 8, 20, 0.68, HalvesAgreement(0.86, 0.78, 0.9, 3.0))
 
 TABLE = {
     "l2": (80.0, 70.0),
@@ -136,6 +142,31 @@ def test_json_round_trip():
     assert Calibration.from_json(calibrated.to_json()) == calibrated
 
 
+def test_a_landscape_joins_the_table_the_warnings_and_the_json():
+    calibrated = dataclasses.replace(calibration(TABLE), landscape=LANDSCAPE)
+    assert Calibration.from_json(calibrated.to_json()) == calibrated
+    assert "| optimism of the landscape about its best quarter | +0.9 points, +0.30 SD of functions |" in (
+        calibrated.to_markdown()
+    )
+    assert calibrated.warnings == ()
+    blind = dataclasses.replace(
+        calibrated, landscape=dataclasses.replace(LANDSCAPE, held_out_correlation=0.1)
+    )
+    assert blind.warnings == blind.landscape.warnings != ()
+
+
+def test_a_landscape_without_halves_survives_json():
+    without = dataclasses.replace(LANDSCAPE, bases=3, halves=None)
+    calibrated = dataclasses.replace(calibration(TABLE), landscape=without)
+    assert Calibration.from_json(calibrated.to_json()) == calibrated
+
+
+def test_json_of_earlier_versions_is_read():
+    plain = json.loads(calibration(TABLE).to_json())
+    del plain["landscape"]
+    assert Calibration.from_json(json.dumps(plain)) == calibration(TABLE)
+
+
 def test_other_json_is_refused():
     with pytest.raises(ValueError, match=r"needs a calibration as Calibration.to_json writes it"):
         Calibration.from_json("{}")
@@ -147,6 +178,7 @@ def test_other_json_is_refused():
         ({"bases": 0}, r"bases >= 1 \(got 0\)"),
         ({"repeats": 0, "draws": -1}, r"repeats >= 1 \(got 0\), draws >= 0 \(got -1\)"),
         ({"oracle_evaluations": -1}, r"oracle_evaluations >= 0 \(got -1\)"),
+        ({"plans": 9}, "plans >= 10 to fit a landscape, or 0 to leave it out, got 9"),
     ],
 )
 def test_numbers_out_of_range_are_refused(settings, message):
@@ -160,6 +192,7 @@ def real(bases_dir):
     settings = {
         "bases": 2,
         "draws": 1,
+        "plans": 10,
         "functions": ["l1", "bn_scale"],
         "programs": tiny_programs(),
         "folder": bases_dir,
@@ -190,6 +223,24 @@ def test_a_real_calibration_survives_json_and_prints(real):
     calibrated, _, _ = real
     assert Calibration.from_json(calibrated.to_json()) == calibrated
     assert "Calibration of tiny" in calibrated.to_markdown()
+
+
+def test_a_real_calibration_tells_how_the_landscape_predicts(real, bases_dir):
+    calibrated, messages, _ = real
+    quality = calibrated.landscape
+    assert (quality.plans, quality.bases, quality.functions, quality.halves) == (10, 2, 2, None)
+    assert -1 <= quality.held_out_correlation <= 1
+    assert "landscape: 20 of 20 plans" in messages
+    (bank,) = bases_dir.glob("tiny-*/bank-search.jsonl")
+    numbers = {(line["base"], line["number"]) for line in map(json.loads, bank.read_text().splitlines())}
+    assert numbers >= {(base, number) for base in range(2) for number in range(10)}
+
+
+def test_without_plans_there_is_no_landscape(real):
+    calibrated, _, settings = real
+    without = calibrate(tiny_task(bases=4), oracle_evaluations=0, **{**settings, "plans": 0})
+    assert without.landscape is None and "landscape" not in without.to_markdown()
+    assert without.components == calibrated.components
 
 
 def test_without_an_oracle_the_other_rows_are_the_same(real):

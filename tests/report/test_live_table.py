@@ -94,6 +94,13 @@ def test_means_of_accuracies_are_in_percent(kind):
     assert f"{kind} mean of accuracies (%)" in text and "+0.00 +- 0.00 %" in text
 
 
+@pytest.mark.parametrize("fitness", ["landscape", "finetune"])
+def test_predicted_fitness_is_called_so(fitness):
+    state = SimpleNamespace(**{**vars(STATE), "config": EvolveConfig(fitness=fitness)})
+    text = written(lambda table: table.on_start(state))
+    assert ("fitness: predicted difference to l2" in text) == (fitness == "landscape")
+
+
 @pytest.mark.parametrize("is_live", [False, True])
 def test_messages_and_base_networks_are_shown(is_live):
     def tell(table):

@@ -364,3 +364,38 @@ def test_a_report_is_written_at_the_end_of_a_real_search(tmp_path, controls):
     assert messages == ["The final comparison is stored already; only the report is written again."]
     assert render_report(tmp_path).read_text() == text
     assert len(layers()) == 2
+
+
+@pytest.mark.parametrize("controls", ["standard", pytest.param("full", marks=pytest.mark.slow)])
+def test_a_report_after_a_search_on_landscapes_has_its_controls_and_unseen_tasks(tmp_path, controls):
+    from jaxprune.search.search import evolve_problem, make_problem
+
+    config = EvolveConfig(generations=1, population=3, plans=10, leaders=2, seeds="paper", force=True)
+    problem = make_problem([tiny_task("tiny")], config, tmp_path)
+    result = evolve_problem(problem, config, tmp_path)
+    unseen = [tiny_task("other")]
+    text = write_report(tmp_path, problem, result, unseen=unseen, controls=controls).read_text()
+    finals = load_finals(tmp_path)
+    assert finals is not None and finals.unseen == ("other",) and finals.searched == ("tiny",)
+    assert {"winner", "random search", "l1", "fisher", finals.best_known} <= set(finals.formulas)
+    assert finals.random_search is not None and finals.random_search["generations"] == 1
+    assert {row.name for row in finals.comparison.measurements if row.task == "other"} >= {
+        "winner",
+        "scratch",
+    }
+    assert set(finals.soundness) == set(finals.views) == {"tiny", "other"}
+    oracles = {row.task for row in finals.comparison.measurements if row.name == "oracle"}
+    assert oracles == ({"tiny"} if controls == "full" else set())
+    for name in ("tiny", "other"):
+        record = json.loads((tmp_path / f"test-{name}.json").read_text())
+        assert len(record["opened"]) == 1 and record["opened"][0] in text
+    for heading in ("What the search added", "What each part is worth", "The landscapes", "Optimism"):
+        assert f"# {heading}" in text
+
+    told = []
+    again = SimpleNamespace(on_message=told.append)
+    write_report(tmp_path, problem, result, unseen=unseen, controls=controls, callbacks=[again])
+    assert told == ["The final comparison is stored already; only the report is written again."]
+    assert render_report(tmp_path).read_text() == text
+    with pytest.raises(ValueError, match="tasks need different names, got tiny, tiny"):
+        write_report(tmp_path, problem, result, unseen=[tiny_task("tiny")], controls=controls)
