@@ -26,7 +26,7 @@ TaskValue = int | float | str
 
 TASK_OPTIONS: Mapping[str, tuple[type, str]] = {
     "bases": (int, "trained networks per task that the search uses"),
-    "extra_bases": (int, "further ones, for the leading candidates only"),
+    "extra_bases": (int, "further ones, for the leading candidates only, with --fitness finetune"),
     "final_bases": (int, "networks trained after the search, for the report"),
     "weight": (float, "weight of a task in the fitness"),
     "kept_fraction": (float, "share of each group's channels left at the end"),
@@ -312,17 +312,13 @@ def setting_help() -> dict[str, str]:
 
     Example:
       >>> setting_help()["max_depth"]
-      'limits of every new expression'
+      'largest depth of a new expression, >= 1'
     """
     hints = get_type_hints(EvolveConfig)
     text = " ".join((EvolveConfig.__doc__ or "").partition("Args:")[2].partition("Raises:")[0].split())
-    parts = re.split(r"((?:\b\w+, )*\b\w+): ", text)
-    sentences = {
-        name: sentence.strip().rstrip(".")
-        for names, sentence in zip(parts[1::2], parts[2::2], strict=False)
-        for name in names.split(", ")
-    }
-    return {name: sentences.get(name, "") for name in hints}
+    parts = re.split(rf"\b({'|'.join(hints)}): ", text)
+    sentences = dict(zip(parts[1::2], parts[2::2], strict=True))
+    return {name: sentences.get(name, "").strip().rstrip(".") for name in hints}
 
 
 def _with_full_names(layer: Mapping[str, object]) -> dict[str, object]:

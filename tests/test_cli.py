@@ -32,7 +32,7 @@ def test_every_setting_of_a_search_is_a_flag_with_its_default(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     flags = [f"--{name.replace('_', '-')}" for name in (*setting_help(), *TASK_OPTIONS)]
     assert not [flag for flag in flags if flag not in shown]
-    assert "(default: 14)" in shown and "--time TIME" in shown
+    assert "(default: 80)" in shown and "(default: landscape)" in shown and "--time TIME" in shown
 
 
 def test_without_a_command_there_is_help(capsys):

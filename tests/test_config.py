@@ -77,8 +77,12 @@ def test_the_config_of_a_run_from_python_names_its_tasks(tmp_path):
     assert (config.tasks, config.search) == (("fashion",), EvolveConfig(seed=2))
 
 
-def test_every_setting_of_a_search_has_help():
-    assert not [name for name, text in setting_help().items() if not text]
+def test_every_setting_of_a_search_has_its_whole_sentence_as_help():
+    sentences = setting_help()
+    assert all(sentences.values())
+    told = "".join(f"{name}: {sentence}." for name, sentence in sentences.items())
+    arguments = EvolveConfig.__doc__.partition("Args:")[2].partition("Raises:")[0]
+    assert told.replace(" ", "") == "".join(arguments.split())
 
 
 def test_task_options_change_tasks():

@@ -21,29 +21,30 @@ class EvolveConfig:
 
     Args:
       generations: number of generations after generation 0 (library, own seeds, guesses), >= 0.
-      population: number of new functions evaluated per generation, and of survivors that may become parents, >= 2.
-      fitness: "landscape" predicts the accuracy of a function's plans from a bank of fine-tuned plans, so that a
-        function costs no fine-tuning, and verifies the leaders by fine-tuning at the end; "finetune" fine-tunes every
-        function.
-      joint: how tasks are combined: "paired" differences to l2, standardised per task; or the paper's "geometric" or
-        "arithmetic" weighted mean of accuracies over tasks.
-      plans: number of plans in the bank for each base network, >= 10 (landscape only).
+      population: number of new functions tried in each generation, and largest number of parents, >= 2.
+      fitness: "landscape" fine-tunes a bank of plans of each base network first, predicts from it what every function
+        reaches, and fine-tunes only the leaders, at the end; "finetune" fine-tunes every function.
+      joint: the way to combine tasks, "paired" for differences to l2 in standard deviations of the library's functions,
+        averaged over tasks; "geometric" (the paper's) or "arithmetic" for a weighted mean of accuracies.
+      plans: number of plans in the bank of each base network, >= 10 (landscape only).
       leaders: number of leading functions that are verified by fine-tuning, >= 1 (landscape only).
+      parsimony: what each unit of complexity takes off the fitness, >= 0 (landscape only).
       force: search also on tasks whose landscapes can hardly tell plans apart (landscape only).
-      parsimony: what a unit of complexity costs, in units of the fitness, >= 0 (landscape only).
       proposals_per_slot: number of expressions scored for each one that is fine-tuned, >= 1 (finetune only).
       promote_fraction: share of a generation, best first, that is tried on all bases, in [0, 1] (finetune only).
       elites: number of leading candidates that are tried on one further base or repeat per task and generation, >= 0
         (finetune only).
       max_evaluations: stop before the number of fine-tunings exceeds this; generation 0 always runs completely
         (finetune only).
-      time_limit_seconds: stop the search after the fine-tuning that is running at this time, or while proposing,
-        counted from the start of this call (generation 0 always runs completely, and the final comparison of
-        `jaxprune evolve` comes after the search and is not limited, nor is the verification of leaders).
+      time_limit_seconds: stop the search at this time, counted from the start of this call, after the fine-tuning that
+        is running then. Not limited are the bank of plans, generation 0, the verification of leaders, and the final
+        comparison of `jaxprune evolve`.
       seed: determines every random choice, in [0, 2**31).
-      max_size, max_depth: limits of every new expression.
-      vocabulary: "default" has everything that the tasks offer; "paper" only what the paper's functions read;
-        "paper+WO" the consuming weights as well.
+      max_size: largest number of nodes of a new expression, >= 1.
+      max_depth: largest depth of a new expression, >= 1.
+      vocabulary: what new expressions read, "default" for everything that the networks of all tasks offer, "paper" for
+        what the paper's functions read, "paper+WO" for this and the consuming weights. With fitness "landscape" no new
+        expression computes with whole samples or matrices.
       strategy: "evolution"; or "random", the control of equal budget, which proposes random expressions and never
         variations.
       seeds: generation 0 is the library and our own seeds ("all"), these without what our own searches found
@@ -52,10 +53,10 @@ class EvolveConfig:
       tournament: number of candidates drawn for each parent, of which the best becomes the parent, >= 1.
       max_age: number of generations without re-evaluation after which a candidate is no longer a parent, >= 1
         (finetune only).
-      min_plan_distance: share of kept channels by which plans must differ: on the landscape, those of parents and of
-        leaders; otherwise proposals that are nearer to a known plan are picked last.
-      guided_fraction: share of a generation that the surrogate picks by expected fitness, in [0, 1]; the others are
-        picked in order of proposal (finetune only). The random control is never guided.
+      min_plan_distance: share of kept channels in which plans must differ, in [0, 1]. With fitness "landscape" this
+        holds for parents and for leaders; with "finetune", proposals that are nearer to a known plan are picked last.
+      guided_fraction: share of a generation that is picked by the fitness that a Gaussian process over plans expects,
+        in [0, 1]; the others are picked in order of proposal, in the random control all (finetune only).
 
     Raises:
       ValueError: if any setting is out of range; the message names all of them.
