@@ -107,3 +107,38 @@ def test_the_same_seed_gives_the_same_run_twice(tmp_path: Path, fitness: list[st
     for name in ("first", "second"):
         finish(start(tmp_path / name, *fitness))
     assert_same(tmp_path / "first", tmp_path / "second")
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
+    """Of a toy search, so that kills come between and inside writes rather than during training."""
+    toy = Path(__file__).parents[1] / "support" / "toy_problem.py"
+    rng = random.Random(0)
+
+    def toy_run(run_dir: Path) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        return subprocess.Popen([sys.executable, str(toy), str(run_dir), "0.002"], env=environment)
+
+    assert toy_run(tmp_path / "whole").wait() == 0
+    num_kills = num_finished = 0
+    while num_kills < 100:
+        run_dir = tmp_path / str(num_finished)
+        before = lines_of(run_dir)
+        process = toy_run(run_dir)
+        while process.poll() is None and lines_of(run_dir) == before:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0.0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        if process.wait() == 0:
+            assert_same(run_dir, tmp_path / "whole")
+            num_finished += 1
+        else:
+            num_kills += 1
+    assert toy_run(tmp_path / str(num_finished)).wait() == 0
+    assert_same(tmp_path / str(num_finished), tmp_path / "whole")
+
+
+def lines_of(run_dir: Path) -> int:
+    """How many lines the journal has."""
+    path = run_dir / "journal.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
