@@ -64,7 +64,7 @@ def judge(
     }
     functions |= {text: jp.parse(text) for text in sorted(texts)}
     for task in judging_tasks(PARTS[part], images):
-        path = RESULTS / f"{part}-{task.name}.json"
+        path = runs / part / f"judged-{task.name}.json"
         if path.exists() and texts <= set(Comparison.from_json(path.read_text()).names(task.name)):
             continue
         print(f"judging {len(functions)} functions on {task.name}", flush=True)
@@ -93,7 +93,11 @@ def main() -> None:
     winners = {str(seed): search(options.part, seed, cells, options.runs) for seed in seeds}
     write_atomically(RESULTS / f"{options.part}-winners.json", json.dumps(winners, indent=1) + "\n")
     judge(options.part, winners, options.images, options.runs)
-    print(write_tables(options.part, RESULTS))
+    print(
+        write_tables(
+            options.part, winners, options.runs / options.part, RESULTS / f"{options.part}-tables.md"
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +16,18 @@ from jaxprune.files import write_atomically
 from jaxprune.scoring.metrics import metrics
 
 
-def write_tables(part: str, results: Path) -> str:
-    """Writes `PART-tables.md` from the results in a folder, and returns its text."""
-    winners = json.loads((results / f"{part}-winners.json").read_text())
-    measured = [
-        Comparison.from_json(path.read_text())
-        for path in sorted(results.glob(f"{part}-*.json"))
-        if path.stem.removeprefix(f"{part}-") not in ("cells", "winners")
-    ]
+def write_tables(
+    part: str, winners: Mapping[str, Mapping[str, Mapping[str, object]]], judged: Path, path: Path
+) -> str:
+    """Writes the tables of the winners, run seed -> cell -> role -> formula, and returns their text.
+
+    Args:
+      part: the part's name.
+      winners: what the searches found.
+      judged: the folder with the measurements of each task.
+      path: the file to write.
+    """
+    measured = [Comparison.from_json(file.read_text()) for file in sorted(judged.glob("judged-*.json"))]
     comparison = dataclasses.replace(
         measured[0],
         measurements=tuple(row for each in measured for row in each.measurements),
@@ -67,7 +70,7 @@ def write_tables(part: str, results: Path) -> str:
         lines += [f"## {split} images: ranks among known functions", ""]
         lines += [ranks(comparison, rows, known, measure=split, tasks=tasks).to_markdown(), ""]
     text = "\n".join(lines)
-    write_atomically(results / f"{part}-tables.md", text + "\n")
+    write_atomically(path, text + "\n")
     return text
 
 

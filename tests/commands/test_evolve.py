@@ -350,7 +350,7 @@ def test_report_of_a_search(toy, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_whole_run_ends_in_a_report_and_resumes_to_it(tmp_path, capsys):
-    arguments = ["--task", "cli_tasks:small", "--run-dir", str(tmp_path), *SMALL[:-1]]
+    arguments = ["--task", "cli_tasks:small", "--unseen", "none", "--run-dir", str(tmp_path), *SMALL[:-1]]
     assert main(["evolve", *arguments]) == 0
     report = (tmp_path / "report.md").read_text()
     assert cli_tasks.small().name in report and (tmp_path / "final.json").exists()

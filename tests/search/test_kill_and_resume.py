@@ -110,6 +110,7 @@ def test_the_same_seed_gives_the_same_run_twice(tmp_path: Path, fitness: list[st
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_hundred_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
     """Of a toy search, so that kills come between and inside writes rather than during training."""
     toy = Path(__file__).parents[1] / "support" / "toy_problem.py"
