@@ -231,7 +231,7 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
             flag(name),
             dest=name,
             default=argparse.SUPPRESS,
-            help=f"{sentences[name]} (default: {shown})".replace("%", "%%"),
+            help=(sentences[name] + ("" if hint is bool else f" (default: {shown})")).replace("%", "%%"),
             **_reading(name, hint),
         )
 
