@@ -233,7 +233,7 @@ def test_what_cannot_be_scored_is_explained(arguments, message, score_base, caps
     [
         ("own_networks:nothing", "needs a module on the Python path with a function 'nothing'"),
         ("no_such_module:make", "needs a module on the Python path with a function 'make': No module named"),
-        ("own_networks:", "a network needs to be one of plain_conv_net, small_conv_net, lenet5, vgg16, vgg19, "),
+        ("own_networks:", "a network needs to be one of plain_conv_net, small_conv_net, depthwise_net, lenet5, "),
         ("own_networks:no_network", "(flax.nnx.Module), got one that gives dict. Let it return the network itself."),
         ("own_networks:not_callable", "got one that gives int"),
         ("own_networks:needs_more", "takes flax.nnx.Rngs or nothing, got one that needs rngs, width. Write a function"),
