@@ -16,7 +16,7 @@ from earlier_runs import as_earlier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_search import Recorder, contents
-from toy_problem import LANDSCAPE, SMALL, TASKS, ToyBatchProblem, ToyLandscapeProblem, ToyProblem
+from toy_problem import LANDSCAPE, SMALL, TASKS, ToyBatchProblem, ToyLandscapeProblem, ToyProblem, noise
 
 from jaxprune.files import RunDirectoryError
 from jaxprune.language.expression import Expression
@@ -182,10 +182,17 @@ class TestVerification:
         for one, other in itertools.combinations(chosen, 2):
             assert distance(one, other) >= state.config.min_plan_distance
 
-    def test_the_best_are_tried_on_all_bases_and_the_others_on_24(
-        self, wide: tuple[SearchResult, Path]
-    ) -> None:
-        result, _ = wide
+    def test_the_best_are_tried_on_all_bases_and_the_others_on_24(self, tmp_path: Path) -> None:
+        class Surprising(ToyLandscapeProblem):
+            """Measures something else than it predicts, so that finalists are neither the predicted nor the start."""
+
+            def run(self, trial: Trial) -> Outcome:
+                return Outcome(
+                    super().run(trial).accuracy / 2 + 25.0 * (1.0 + noise("surprise", trial.digest))
+                )
+
+        config = LANDSCAPE.replace(generations=1, population=20, leaders=12)
+        result = evolve_problem(Surprising(WIDE), config, tmp_path)
         leaders = leaders_of(result)
         assert len(leaders) == 12
         first = {key: value for key, value in result.state.results.items() if key[2] < FIRST_BASES}
@@ -195,15 +202,27 @@ class TestVerification:
             outcome = fitness_of(first, result.state.tasks, result.state.scales, candidate.digests, reference)
             assert outcome is not None
             half = (predicted(result, candidate).mean + outcome.mean) / 2
-            return half - result.state.config.parsimony * candidate.complexity
+            return half - config.parsimony * candidate.complexity
 
-        ranked = sorted(leaders, key=value, reverse=True)
-        start = [c for c in result.state.ranked_by_prediction() if is_start_formula(c)][:START_FORMULAS]
-        everywhere = {c.id for c in ranked[:FINALISTS]} | {individual.candidate.id for individual in start}
-        for candidate in leaders:
-            expected = 30 if candidate.id in everywhere else 24
-            assert num_bases(result, candidate) == {"wide": expected, "narrow": 3}, candidate.id
-        assert num_bases(result, result.state.candidates[0])["wide"] == 30
+        finalists = sorted(leaders, key=value, reverse=True)[:FINALISTS]
+        ranked = [
+            individual for individual in result.state.ranked_by_prediction() if is_start_formula(individual)
+        ]
+        start = [individual.candidate for individual in ranked[:START_FORMULAS]]
+        assert {c.id for c in finalists} != {c.id for c in leaders[:FINALISTS]}
+        assert not {c.digests["wide"][24:] for c in start} <= {c.digests["wide"][24:] for c in finalists}
+        everywhere = (*finalists, *start, result.state.candidates[0])
+        for base in range(30):
+            tried = {key[4] for key in result.state.results if key[:3] == ("wide", "search", base)}
+            chosen = everywhere if base >= 24 else (*everywhere, *leaders)
+            assert tried == {candidate.digests["wide"][base] for candidate in chosen}, base
+
+    def test_start_formulas_are_verified_without_being_leaders(self, tmp_path: Path) -> None:
+        config = LANDSCAPE.replace(generations=1, leaders=1)
+        state = evolve_problem(ToyLandscapeProblem(), config, tmp_path).state
+        start = [individual for individual in state.ranked_by_prediction() if is_start_formula(individual)]
+        for individual in start[:START_FORMULAS]:
+            assert state.individual(individual.candidate.id).is_verified
 
     def test_every_plan_is_fine_tuned_once_and_counted(self, wide: tuple[SearchResult, Path]) -> None:
         result, run_dir = wide
