@@ -207,6 +207,10 @@ def _judgement(result: Standing, role: str) -> str:
         return f"not comparable with {role}, which is invalid on some final base"
     if result.se is None:
         return f"**not distinguishable from** {role} ({_shown(result)} sd; one base of a task cannot tell)"
-    is_clear = result.mean != 0 if result.p_value is None else result.p_value < 0.05
+    if result.p_value is None:
+        return (
+            f"**not distinguishable from** {role} ({_shown(result)} sd; too few bases to tell how they vary)"
+        )
+    is_clear = result.p_value < 0.05
     words = ("better than" if result.mean > 0 else "worse than") if is_clear else "not distinguishable from"
     return f"**{words}** {role} ({_shown(result)} sd)"

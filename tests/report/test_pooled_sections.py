@@ -112,6 +112,12 @@ def test_single_bases_cannot_tell():
     assert "one base of a task cannot tell" in verdict_section(run)
 
 
+def test_differences_that_do_not_vary_over_bases_cannot_tell():
+    run = run_of(compared(POOLED, tasks=dict.fromkeys(TASKS, 2), spread=0.0))
+    text = verdict_section(run)
+    assert text.count("sd; too few bases to tell how they vary)") == 6 and "+" in text
+
+
 def test_equal_known_functions_cannot_be_pooled_and_the_report_says_why():
     equal = {**dict.fromkeys(("l2", "l1", "mean_shift", "fisher"), 86.0)}
     run = run_of(compared({**POOLED, **equal}, tasks=TASKS, spread=0.0))
