@@ -77,8 +77,11 @@ def run_finals(
     def on_status(message: str) -> None:
         notify(callbacks, "on_status", message)
 
+    def on_base(task: str, base: Base) -> None:
+        notify(callbacks, "on_base", task, base)
+
     parts = worth_of_parts(problem, state, winner, on_status) if state.has_landscapes else ()
-    pools = _pools(problem, machines, callbacks)
+    pools = {name: problem.final_pool(programs, on_base) for name, programs in machines.items()}
     steps = {name: programs.num_steps for name, programs in machines.items()}
     evaluations = min(EVALUATIONS, *steps.values())
     comparison = _compare(run_dir, pools, rows, evaluations, callbacks)
@@ -113,29 +116,6 @@ def _machines(problem: TaskProblem, unseen: Sequence[Task]) -> dict[str, TaskPro
     check_unique([*(programs.task for programs in searched.values()), *unseen])
     strategy = next(iter(searched.values())).strategy
     return {**searched, **{task.name: TaskPrograms(task, strategy=strategy) for task in unseen}}
-
-
-def _pools(
-    problem: TaskProblem, machines: dict[str, TaskPrograms], callbacks: Sequence[object]
-) -> dict[str, BasePool]:
-    """The final bases of all tasks, stored where the problem stores its own."""
-
-    def on_base(task: str, base: Base) -> None:
-        notify(callbacks, "on_base", task, base)
-
-    return {
-        name: BasePool(
-            programs,
-            problem.seed,
-            "final",
-            programs.task.final_bases,
-            folder=problem.folder,
-            on_base=on_base,
-            on_message=problem.on_message,
-            again="go on with resume=True (--resume)",
-        )
-        for name, programs in machines.items()
-    }
 
 
 def _compare(

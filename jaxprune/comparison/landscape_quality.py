@@ -22,15 +22,14 @@ from jaxprune.search.landscape import (
     fit_landscape,
     held_out_correlation,
 )
+from jaxprune.search.problem import as_bits
+from jaxprune.search.settings import MIN_PLANS
 from jaxprune.tasks.base_networks import BasePool
 from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.types import Kept
 
 LOW_RANK_CORRELATION = 0.8
 """Below this rank correlation with fine-tuning on other bases, a search on the landscape selects too much luck."""
-
-MIN_PLANS = 10
-"""Plans per base, at least; a search needs as many."""
 
 MIN_BASES = 4
 """Bases, at least, to be divided into halves."""
@@ -199,7 +198,7 @@ def measure_landscape_quality(
     """
     check_plans(pool.programs, plans)
     bank = measure_bank(pool, plans, on_plan=on_plan)
-    is_kept = np.array([[_bits(plan, bank.widths) for plan in by_base] for by_base in kept])
+    is_kept = np.array([[as_bits(plan, bank.widths) for plan in by_base] for by_base in kept])
     return landscape_quality(bank, channel_features(reference_scores(pool)), is_kept, measured)
 
 
@@ -263,9 +262,3 @@ def _agreement(
         optimism=float(np.mean(optimism)),
         function_sd=float(np.std(measured.mean(axis=(1, 2)), ddof=1)),
     )
-
-
-def _bits(kept: Kept, widths: Mapping[str, int]) -> Booleans:
-    """Returns [sum C] which channels a plan keeps, groups in the order of `widths`."""
-    channels = dict(kept)
-    return np.concatenate([np.isin(np.arange(width), channels[group]) for group, width in widths.items()])

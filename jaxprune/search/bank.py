@@ -21,7 +21,7 @@ import numpy.typing as npt
 from jaxprune.files import CHECK, append_whole, checksum, explained, parse_json, repair_lines, to_text
 from jaxprune.keys import derive, generator
 from jaxprune.scoring.lookup import find_function
-from jaxprune.search.problem import pack_kept, unpack_kept
+from jaxprune.search.problem import as_bits, pack_kept, unpack_kept
 from jaxprune.tasks.base_networks import BasePool, Entry, FirstRoundPlan
 from jaxprune.types import Kept
 
@@ -210,10 +210,7 @@ def _measured(
       widths: group name -> C.
     """
     drawn = _draw(pool, missing, widths) if missing else {}
-    packed = {
-        number: pack_kept([np.isin(np.arange(widths[group]), channels) for group, channels in kept])
-        for number, kept in drawn.items()
-    }
+    packed = {number: pack_kept([as_bits(kept, widths)]) for number, kept in drawn.items()}
     entries = {(number[0], packed[number]): Entry(number[0], kept=kept) for number, kept in drawn.items()}
     trained = pool.finetune([entry for plan, entry in entries.items() if plan not in known])
     for base, number in missing:

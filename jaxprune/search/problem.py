@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxprune.types import Invalid
+from jaxprune.types import Invalid, Kept
 
 if TYPE_CHECKING:
     from jaxprune.language.expression import Expression
@@ -153,6 +153,38 @@ def unpack_kept(kept: str, widths: Sequence[int]) -> list[np.ndarray]:
             "Take them from a behaviour of the same problem."
         )
     return [bits[first:last] for first, last in itertools.pairwise(ends)]
+
+
+def as_bits(kept: Kept, widths: Mapping[str, int]) -> np.ndarray:
+    """Returns [sum C] booleans, which channels a plan keeps.
+
+    Args:
+      kept: the plan.
+      widths: group -> C, in the order of the result.
+
+    Example:
+      >>> as_bits((("conv", (0, 2)),), {"conv": 3}).tolist()
+      [True, False, True]
+    """
+    channels = dict(kept)
+    return np.concatenate([np.isin(np.arange(width), channels[group]) for group, width in widths.items()])
+
+
+def as_kept(is_kept: np.ndarray, widths: Mapping[str, int]) -> Kept:
+    """Returns the plan whose bits `as_bits` returns.
+
+    Args:
+      is_kept: [sum C] booleans.
+      widths: group -> C, in the order of the booleans.
+
+    Example:
+      >>> as_kept(np.array([True, False, True]), {"conv": 3})
+      (('conv', (0, 2)),)
+    """
+    by_group = np.split(is_kept, np.cumsum(list(widths.values()))[:-1])
+    return tuple(
+        (group, tuple(np.flatnonzero(bits).tolist())) for group, bits in zip(widths, by_group, strict=True)
+    )
 
 
 def plan_distance(kept: str, other: str) -> float:

@@ -11,6 +11,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jaxprune.text import closest
 
+MIN_PLANS = 10
+"""Plans per base in a bank, at least; fewer do not tell how well the landscape predicts others."""
+
 STOPS = ("generations", "max_evaluations", "time_limit_seconds", "force")
 """The settings that only say when to stop. A resumed run may change them, because no result depends on them."""
 
@@ -95,7 +98,7 @@ class EvolveConfig:
     guided_fraction: float = 0.5
 
     def __post_init__(self) -> None:
-        minima = {"population": 2, "plans": 10} | dict.fromkeys(
+        minima = {"population": 2, "plans": MIN_PLANS} | dict.fromkeys(
             ("generations", "elites", "seed", "parsimony"), 0
         )
         ones = ("leaders", "proposals_per_slot", "max_size", "max_depth", "tournament", "max_age")

@@ -26,10 +26,11 @@ from jaxprune.search.problem import (
     Prediction,
     TaskInfo,
     Trial,
+    as_kept,
     pack_kept,
     unpack_kept,
 )
-from jaxprune.tasks.base_networks import Base, BasePool, Entry, FirstRoundPlan, Pool, StackedPlan
+from jaxprune.tasks.base_networks import Base, BasePool, Entry, Pool, StackedPlan
 from jaxprune.tasks.task_identity import Identity
 from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.tasks.tasks import Task, check_unique
@@ -73,7 +74,9 @@ class TaskProblem:
             for task in tasks
         )
         counts = {task.name: task.bases + task.extra_bases for task in tasks}
-        self.pools = {name: self._pool(name, "search", count) for name, count in counts.items()}
+        self.pools = {
+            name: self._pool(self.programs[name], "search", count, on_base) for name, count in counts.items()
+        }
         self._landscapes: dict[str, Landscape] = {}
         self._banks: dict[str, BankFacts] = {}
         self._l2_predictions: dict[str, np.ndarray] = {}
@@ -145,15 +148,9 @@ class TaskProblem:
         Returns:
           One behaviour per function; `Invalid` if the function is invalid on any base.
         """
-        if self._landscapes:
-            stacked = {name: pool.stacked_plans(functions) for name, pool in self.pools.items()}
-            return [
-                self._predicted_behaviour({name: plans[i] for name, plans in stacked.items()})
-                for i in range(len(functions))
-            ]
-        by_task = {name: pool.plans(functions) for name, pool in self.pools.items()}
+        by_task = {name: pool.stacked_plans(functions) for name, pool in self.pools.items()}
         return [
-            _behaviour(function, {name: plans[i] for name, plans in by_task.items()}, self.programs)
+            self._behaviour(function, {name: plans[i] for name, plans in by_task.items()})
             for i, function in enumerate(functions)
         ]
 
@@ -204,30 +201,33 @@ class TaskProblem:
             trained = next(results[trial.task])
             yield Outcome(float(trained.accuracies[-1]), trained.seconds)
 
-    def final_pool(self, name: str, num_bases: int | None = None) -> BasePool:
+    def final_pool(self, programs: TaskPrograms, on_base: Callable[[str, Base], None]) -> BasePool:
         """Returns the bases of the final report: networks from other initialisations, which no search sees.
 
         Args:
-          name: the task's name.
-          num_bases: number of bases; by default the task's `final_bases`.
+          programs: the machinery of a task, which need not be one of the problem's.
+          on_base: called with (task name, base) for each base network that is ready.
         """
-        count = self.programs[name].task.final_bases if num_bases is None else num_bases
-        return self._pool(name, "final", count)
+        return self._pool(programs, "final", programs.task.final_bases, on_base)
 
-    def _pool(self, name: str, pool: Pool, num_bases: int) -> BasePool:
+    def _pool(
+        self, programs: TaskPrograms, pool: Pool, num_bases: int, on_base: Callable[[str, Base], None]
+    ) -> BasePool:
         """Base networks of a task, stored where all of the problem are."""
         return BasePool(
-            self.programs[name],
+            programs,
             self.seed,
             pool,
             num_bases,
             folder=self.folder,
-            on_base=self.on_base,
+            on_base=on_base,
             on_message=self.on_message,
             again="go on with resume=True (--resume)",
         )
 
-    def _predicted_behaviour(self, plans: dict[str, StackedPlan | Invalid]) -> Behaviour | Invalid:
+    def _behaviour(
+        self, function: PruningFunction, plans: dict[str, StackedPlan | Invalid]
+    ) -> Behaviour | Invalid:
         """Joins the plans of one function on all tasks into its behaviour, with what landscapes predict."""
         digests: dict[str, tuple[str, ...]] = {}
         predicted: dict[str, Prediction] = {}
@@ -236,13 +236,25 @@ class TaskProblem:
         for name, plan in plans.items():
             if isinstance(plan, Invalid):
                 return Invalid(f"task {name}, {plan.reason}")
-            digests[name] = tuple(bits.tobytes().hex() for bits in np.packbits(plan.is_kept, axis=1))
-            predicted[name] = _prediction(
-                self._landscapes[name].predict(plan.is_kept), self._l2_predictions[name]
-            )
+            digests[name] = self._digests(name, function, plan.is_kept)
+            if name in self._landscapes:
+                accuracies = self._landscapes[name].predict(plan.is_kept)
+                predicted[name] = _prediction(accuracies, self._l2_predictions[name])
             is_kept.append(plan.is_kept)
             fallbacks, ties = fallbacks + plan.num_fallbacks, ties + plan.num_ties
         return Behaviour(digests, fallbacks, ties, pack_kept(is_kept), predicted)
+
+    def _digests(self, name: str, function: PruningFunction, is_kept: np.ndarray) -> tuple[str, ...]:
+        """Returns a digest of a function's plan on each base; on a landscape, for speed, the bits themselves."""
+        if name in self._landscapes:
+            return tuple(bits.tobytes().hex() for bits in np.packbits(is_kept, axis=1))
+        num_rounds, widths = len(self.programs[name].rounds), self._widths(name)
+        return tuple(_digest(function, as_kept(bits, widths), num_rounds) for bits in is_kept)
+
+    def _widths(self, name: str) -> dict[str, int]:
+        """Group -> number of channels, of the groups that a task prunes."""
+        programs = self.programs[name]
+        return {group: programs.structure.widths[group] for group in programs.rounds[0].counts}
 
     def _entry(self, trial: Trial) -> Entry:
         if trial.pool != SEARCH_POOL:
@@ -252,18 +264,10 @@ class TaskProblem:
 
     def _kept(self, trial: Trial) -> Kept:
         """The first plan of a trial, from its packed plans on all bases."""
-        layout = [
-            (name, base, group)
-            for name, pool in self.pools.items()
-            for base in range(pool.num_bases)
-            for group in self.programs[name].rounds[0].counts
-        ]
-        widths = [self.programs[name].structure.widths[group] for name, _, group in layout]
-        return tuple(
-            (group, tuple(np.flatnonzero(is_kept).tolist()))
-            for (name, base, group), is_kept in zip(layout, unpack_kept(trial.kept, widths), strict=True)
-            if (name, base) == (trial.task, trial.base)
-        )
+        widths = {name: self._widths(name) for name in self.pools}
+        layout = [(name, base) for name, pool in self.pools.items() for base in range(pool.num_bases)]
+        plans = unpack_kept(trial.kept, [sum(widths[name].values()) for name, _ in layout])
+        return as_kept(plans[layout.index((trial.task, trial.base))], widths[trial.task])
 
 
 def available_operands(observed: Observed) -> frozenset[str]:
@@ -297,30 +301,8 @@ def _prediction(accuracies: np.ndarray, of_l2: np.ndarray) -> Prediction:
     return Prediction(float(np.mean(differences)), se, float(np.mean(accuracies)))
 
 
-def _behaviour(
-    function: PruningFunction,
-    plans: dict[str, list[FirstRoundPlan | Invalid]],
-    programs: dict[str, TaskPrograms],
-) -> Behaviour | Invalid:
-    """Joins the plans of one function, task name -> one per base, into its behaviour."""
-    digests: dict[str, tuple[str, ...]] = {}
-    is_kept: list[np.ndarray] = []
-    fallbacks = ties = 0
-    for name, by_base in plans.items():
-        widths = programs[name].structure.widths
-        digests[name] = ()
-        for base, plan in enumerate(by_base):
-            if isinstance(plan, Invalid):
-                return Invalid(f"task {name}, base {base}: {plan.reason}")
-            digests[name] += (_digest(function, plan, programs[name]),)
-            fallbacks += len(plan.ranking.fallback_groups)
-            ties += plan.ranking.num_ties
-            is_kept += [np.isin(np.arange(widths[group]), channels) for group, channels in plan.kept]
-    return Behaviour(digests, fallbacks, ties, pack_kept(is_kept))
-
-
-def _digest(function: PruningFunction, plan: FirstRoundPlan, programs: TaskPrograms) -> str:
+def _digest(function: PruningFunction, kept: Kept, num_rounds: int) -> str:
     """Returns the digest of a plan; with several rounds, that of the function too, which makes the later plans."""
     form = canonical_form(function) if isinstance(function, Expression) else function
-    later: Kept = ((name_of(form), ()),) if len(programs.rounds) > 1 else ()
-    return kept_digest(plan.kept + later)
+    later: Kept = ((name_of(form), ()),) if num_rounds > 1 else ()
+    return kept_digest(kept + later)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +14,8 @@ from jaxprune.datasets.guarded_split import AlreadyOpenedError
 from jaxprune.language.library import library
 from jaxprune.language.parsing import parse
 from jaxprune.scoring.metrics import metrics
-from jaxprune.scoring.ranking import Ranking
 from jaxprune.search.task_problem import _digest
-from jaxprune.tasks.base_networks import BasePool, FirstRoundPlan
+from jaxprune.tasks.base_networks import BasePool
 from jaxprune.tasks.tasks import Schedule
 
 
@@ -196,10 +194,9 @@ def test_layer_views_show_kept_channels_and_sorted_scores(bases_dir):
 
 def test_with_several_rounds_only_equal_functions_share_a_digest():
     kept = (("conv", (0, 1)),)
-    plan = FirstRoundPlan(kept, Ranking({}, (), 0))
 
     def digest(text, rounds):
-        return _digest(parse(text), plan, SimpleNamespace(rounds=[None] * rounds))
+        return _digest(parse(text), kept, rounds)
 
     assert digest("mean(X)", 1) == digest("std(X)", 1)
     assert digest("mean(X)", 2) != digest("std(X)", 2)
