@@ -8,7 +8,7 @@ SEEDS = (0, 1, 2, 3, 4)
 ARGUMENTS = (
     *("--fitness", "finetune", "--generations", "10", "--population", "14"),
     *("--task", "digits", "--task", "digits-deep", "--task", "fashion", "--unseen", "none"),
-    *("--bases", "digits=4,digits-deep=4,fashion=2", "--extra-bases", "2"),
+    *("--bases", "digits=4,digits-deep=4,fashion=2", "--extra-bases", "digits=2,digits-deep=2,fashion=0"),
     *("--final-bases", "digits=8,digits-deep=8,fashion=5", "--controls", "full", "--quiet"),
 )
 """Passed on to `jaxprune evolve`; full controls add a random search of equal budget and the whole library."""

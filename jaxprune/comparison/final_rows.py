@@ -8,7 +8,6 @@ from jaxprune.comparison.finals import GUESS, RANDOM_SEARCH, WINNER, Controls
 from jaxprune.language.library import library, own_seeds
 from jaxprune.scoring.lookup import FUNCTIONS, find_function
 from jaxprune.scoring.metrics import PruningFunction, name_of
-from jaxprune.search.fitness import predicted_fitness
 from jaxprune.search.state import Individual, SearchState, origin_name, start_formulas
 from jaxprune.search.task_problem import TaskProblem
 from jaxprune.types import Invalid
@@ -124,7 +123,7 @@ def add_best_known(rows: Rows, problem: TaskProblem, state: SearchState) -> None
     names = [name for name in FUNCTIONS if name != "random"]
     functions = {name: find_function(name) for name in names}
     fitness = {
-        name: predicted_fitness(predicted, state.tasks, state.scales, state.config.joint).mean
+        name: state.predicted_fitness(predicted).mean
         for name, predicted in zip(names, problem.predict(list(functions.values())), strict=True)
         if not isinstance(predicted, Invalid)
     }

@@ -13,7 +13,7 @@ from jaxprune.comparison.measurements import standard_error
 from jaxprune.language.expression import Expression
 from jaxprune.scoring.metrics import PruningFunction
 from jaxprune.search.evaluation import outcomes_of
-from jaxprune.search.fitness import paired_differences, predicted_fitness
+from jaxprune.search.fitness import paired_differences
 from jaxprune.search.problem import SEARCH_POOL, Behaviour, Trial, TrialKey
 from jaxprune.search.simplification import ablations
 from jaxprune.search.state import Individual, SearchState
@@ -118,7 +118,7 @@ def worth_of_parts(
         if isinstance(behaviour, Invalid):
             parts.append(Part(removed, str(rest), reason=behaviour.reason))
             continue
-        fitness = predicted_fitness(behaviour.predicted, state.tasks, state.scales, state.config.joint)
+        fitness = state.predicted_fitness(behaviour.predicted)
         measured, se = _difference(state, results, behaviour, whole)
         parts.append(Part(removed, str(rest), fitness.mean - predicted, measured, se))
     return tuple(parts)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from jaxprune.language.expression import Expression
 from jaxprune.search.evaluation import FINALISTS
-from jaxprune.search.fitness import predicted_fitness
 from jaxprune.search.problem import Behaviour
 from jaxprune.search.selection import apart
 from jaxprune.search.simplification import simplify, tune_constants
@@ -38,9 +37,7 @@ def tuned_leaders(state: SearchState) -> tuple[Candidate, ...]:
 
     def fitness_of(functions: Sequence[Expression]) -> list[float | None]:
         return [
-            predicted_fitness(behaviour.predicted, state.tasks, state.scales, state.config.joint).mean
-            if isinstance(behaviour, Behaviour)
-            else None
+            state.predicted_fitness(behaviour.predicted).mean if isinstance(behaviour, Behaviour) else None
             for behaviour in state.problem.behaviours(functions)
         ]
 

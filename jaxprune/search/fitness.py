@@ -135,12 +135,9 @@ def task_scale(results: Results, task: TaskInfo, library: Sequence[Digests], ref
             means.append(_mean(differences))
         if len(differences) > 1 and tuple(digests[task.name]) != tuple(reference[task.name]):
             variances.append(float(np.var(differences, ddof=1)))
-    spread = float(np.std(means, ddof=1)) if len(means) > 1 else 0.0
-    spread = spread if spread > 0 else 1.0
-    base_sd = math.sqrt(_mean(variances)) if variances else spread
     of_l2 = paired_differences(results, task, reference, reference)
     accuracy = _mean([of_l2[base][1] for base in of_l2 if base < task.bases]) if of_l2 else 0.0
-    return TaskScale(spread=spread, base_sd=base_sd, reference=accuracy)
+    return _scale(means, variances, accuracy)
 
 
 def fitness_of(
@@ -231,11 +228,8 @@ def predicted_scale(library: Sequence[Prediction], task: TaskInfo, reference: Pr
       The scale, in points of accuracy.
     """
     means = [prediction.difference for prediction in library]
-    spread = float(np.std(means, ddof=1)) if len(means) > 1 else 0.0
-    spread = spread if spread > 0 else 1.0
     variances = [task.bases * prediction.se**2 for prediction in library if prediction.se > 0]
-    base_sd = math.sqrt(_mean(variances)) if variances else spread
-    return TaskScale(spread=spread, base_sd=base_sd, reference=reference.accuracy)
+    return _scale(means, variances, reference.accuracy)
 
 
 def mean_of(first: Fitness, second: Fitness) -> Fitness:
@@ -275,6 +269,13 @@ def combined(
     mean, slopes = _mean_and_slopes(by_task, scales, shares, joint)
     se = math.sqrt(sum((slopes[name] * by_task[name].se) ** 2 for name in by_task))
     return Fitness(mean=mean, se=se, tasks=by_task)
+
+
+def _scale(means: Sequence[float], variances: Sequence[float], accuracy: float) -> TaskScale:
+    """Makes a scale of functions' mean differences, of their variances between bases, and of l2's accuracy."""
+    spread = float(np.std(means, ddof=1)) if len(means) > 1 else 0.0
+    spread = spread if spread > 0 else 1.0
+    return TaskScale(spread, math.sqrt(_mean(variances)) if variances else spread, accuracy)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -16,6 +16,7 @@ from jaxprune.search.fitness import Fitness, TaskScale, fitness_of, mean_of, pre
 from jaxprune.search.problem import (
     BankFacts,
     Behaviour,
+    Prediction,
     Problem,
     StructuredProblem,
     TaskInfo,
@@ -126,10 +127,10 @@ class GenerationSummary:
     Args:
       generation: its number; generation 0 is the library, own seeds and guesses.
       num_generations: number of the last generation that the config asks for.
-      best_id, best_mean, best_se, best_text: the leader by mean minus standard error after this generation.
-      best_bases: number of bases that the leader was tried on, over all tasks.
+      best_id, best_mean, best_se, best_text: the leader after this generation, see `SearchState.ranked`.
+      best_bases: number of bases that the leader was judged on, over all tasks.
       proposed, unique, duplicates, invalid: see `Tally`.
-      evaluated: number of new candidates fine-tuned in this generation.
+      evaluated: number of valid new candidates of this generation, fine-tuned or, on a landscape, predicted.
       evaluated_total: the same since the start.
       fine_tunings: number of fine-tunings run in this generation, references and re-evaluations included.
       fine_tunings_total: the same since the start.
@@ -222,12 +223,14 @@ class SearchState:
     def predicted(self) -> dict[int, Fitness]:
         """Candidate id -> what landscapes predict of its fitness; empty without landscapes."""
         return {
-            candidate.id: predicted_fitness(
-                candidate.behaviour.predicted, self.tasks, self.scales, self.config.joint
-            )
+            candidate.id: self.predicted_fitness(candidate.behaviour.predicted)
             for candidate in self.candidates
             if self.has_landscapes and self.scales and candidate.behaviour is not None
         }
+
+    def predicted_fitness(self, predicted: Mapping[str, Prediction]) -> Fitness:
+        """Combines what landscapes predict of a function, task name -> prediction, as the search does."""
+        return predicted_fitness(predicted, self.tasks, self.scales, self.config.joint)
 
     @cached_property
     def verified(self) -> dict[int, Fitness]:

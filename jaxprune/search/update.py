@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxprune.search.evaluation import Record, TrialRecord
 from jaxprune.search.fitness import TaskScale, predicted_scale, task_scale
@@ -47,8 +48,7 @@ def tell(
             else candidate
             for candidate in (*state.candidates, *new)
         ),
-        results={**state.results, **{trial.key: trial.accuracy for trial in trials}},
-        evaluations=state.evaluations + sum(not trial.is_cached for trial in trials),
+        **_with_trials(state, trials),
     )
     if not state.scales:
         after = dataclasses.replace(after, scales=_scales(after))
@@ -68,12 +68,7 @@ def tell_verified(state: SearchState, records: Sequence[Record]) -> SearchState:
       The state, whose best and whose archive are verified by fine-tuning.
     """
     trials = [record for record in records if isinstance(record, TrialRecord)]
-    after = dataclasses.replace(
-        state,
-        results={**state.results, **{trial.key: trial.accuracy for trial in trials}},
-        evaluations=state.evaluations + sum(not trial.is_cached for trial in trials),
-        verified_at=state.generation,
-    )
+    after = dataclasses.replace(state, verified_at=state.generation, **_with_trials(state, trials))
     return dataclasses.replace(after, archive=archive_of(after))
 
 
@@ -100,6 +95,14 @@ def archive_of(state: SearchState) -> tuple[int, ...]:
     ranked = one_per_behaviour(state.ranked())
     verified = [individual for individual in ranked if individual.is_verified]
     return tuple(individual.candidate.id for individual in pareto_front(verified or ranked))
+
+
+def _with_trials(state: SearchState, trials: Sequence[TrialRecord]) -> dict[str, Any]:
+    """Returns the fields of the state that fine-tunings change."""
+    return {
+        "results": {**state.results, **{trial.key: trial.accuracy for trial in trials}},
+        "evaluations": state.evaluations + sum(not trial.is_cached for trial in trials),
+    }
 
 
 def _scales(state: SearchState) -> Mapping[str, TaskScale]:
