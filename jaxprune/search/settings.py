@@ -230,7 +230,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "thorough",
                 ("digits", "digits-deep", "digits-dw"),
                 EvolveConfig(generations=31),
-                "2,500 functions on 64 networks a task, about half an hour",
+                "2,500 functions on 64 networks a task, several times the work of quick",
                 {"bases": 64},
                 _UNSEEN,
             ),
