@@ -26,6 +26,7 @@ from jaxprune.search.problem import (
     Prediction,
     TaskInfo,
     Trial,
+    TrialKey,
     as_kept,
     pack_kept,
     unpack_kept,
@@ -34,7 +35,7 @@ from jaxprune.tasks.base_networks import Base, BasePool, Entry, Pool, StackedPla
 from jaxprune.tasks.task_identity import Identity
 from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.tasks.tasks import Task, check_unique
-from jaxprune.training.trainer import Strategy, map_in_order
+from jaxprune.training.trainer import Strategy, Trained, map_in_order
 from jaxprune.types import Invalid, Kept
 
 
@@ -80,6 +81,8 @@ class TaskProblem:
         self._landscapes: dict[str, Landscape] = {}
         self._banks: dict[str, BankFacts] = {}
         self._l2_predictions: dict[str, np.ndarray] = {}
+        # What a search, its random control and the ablations of its winner have in common is fine-tuned once.
+        self._outcomes: dict[TrialKey, Outcome] = {}
 
     @property
     def identities(self) -> dict[str, Identity]:
@@ -177,8 +180,10 @@ class TaskProblem:
 
     def run(self, trial: Trial) -> Outcome:
         """Prunes and fine-tunes one network; returns its validation accuracy in percent."""
-        trained = self.pools[trial.task].finetune_one(self._entry(trial))
-        return Outcome(float(trained.accuracies[-1]), trained.seconds)
+        if trial.key not in self._outcomes:
+            trained = self.pools[trial.task].finetune_one(self._entry(trial))
+            self._outcomes[trial.key] = _outcome(trained)
+        return self._outcomes[trial.key]
 
     def run_many(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
         """Runs many trials: on threads on a CPU, in vmapped chunks per task on an accelerator.
@@ -192,14 +197,16 @@ class TaskProblem:
         if not any(programs.is_vmapped for programs in self.programs.values()):
             yield from map_in_order(self.run, trials)
             return
+        missing = {trial.key: trial for trial in trials if trial.key not in self._outcomes}
         # Each task trains a chunk when one of its results is needed, so that no more than that is lost by a kill.
         results = {
-            name: pool.finetune([self._entry(trial) for trial in trials if trial.task == name])
+            name: pool.finetune([self._entry(trial) for trial in missing.values() if trial.task == name])
             for name, pool in self.pools.items()
         }
         for trial in trials:
-            trained = next(results[trial.task])
-            yield Outcome(float(trained.accuracies[-1]), trained.seconds)
+            if trial.key not in self._outcomes:
+                self._outcomes[trial.key] = _outcome(next(results[trial.task]))
+            yield self._outcomes[trial.key]
 
     def final_pool(self, programs: TaskPrograms, on_base: Callable[[str, Base], None]) -> BasePool:
         """Returns the bases of the final report: networks from other initialisations, which no search sees.
@@ -291,6 +298,11 @@ def kept_digest(kept: Kept) -> str:
       True
     """
     return hashlib.sha256(repr(kept).encode()).hexdigest()[:12]
+
+
+def _outcome(trained: Trained) -> Outcome:
+    """The validation accuracy in percent and the time of a fine-tuning."""
+    return Outcome(float(trained.accuracies[-1]), trained.seconds)
 
 
 def _prediction(accuracies: np.ndarray, of_l2: np.ndarray) -> Prediction:

@@ -43,6 +43,7 @@ def vmapped_problem(names: Sequence[str]) -> TaskProblem:
     problem = object.__new__(TaskProblem)
     problem.programs = {name: SimpleNamespace(is_vmapped=True) for name in names}  # type: ignore[misc]
     problem.pools = {name: Chunks() for name in names}  # type: ignore[misc]
+    problem._outcomes = {}
     return problem
 
 
@@ -55,14 +56,22 @@ def test_outcomes_are_in_the_order_of_trials_and_no_chunk_is_trained_early(
     keys: list[tuple[str, int, int]],
 ) -> None:
     problem = vmapped_problem("abc")
-    taken = dict.fromkeys("abc", 0)
+    taken: dict[str, set[tuple[int, int]]] = {name: set() for name in "abc"}
     for (task, base, repeat), outcome in zip(
         keys, problem.run_many([trial(*key) for key in keys]), strict=True
     ):
         assert outcome.accuracy == pytest.approx(base + repeat / 100)
-        taken[task] += 1
+        taken[task].add((base, repeat))  # an equal trial is not trained again
         trained = {name: pool.num_chunks for name, pool in problem.pools.items()}  # type: ignore[attr-defined]
-        assert trained == {name: -(-count // CHUNK) for name, count in taken.items()}
+        assert trained == {name: -(-len(distinct) // CHUNK) for name, distinct in taken.items()}
+
+
+def test_what_another_search_has_fine_tuned_is_not_trained_again() -> None:
+    problem = vmapped_problem("a")
+    first = list(problem.run_many([trial("a", base, 0) for base in range(2)]))
+    again = list(problem.run_many([trial("a", base, 0) for base in (1, 0)]))
+    assert again == first[::-1]
+    assert problem.pools["a"].num_chunks == 1  # type: ignore[attr-defined]
 
 
 def test_a_guess_that_reads_what_a_network_lacks_is_told_before_training(
@@ -100,6 +109,7 @@ class TestLandscapes:
         problem.pools = pools  # type: ignore[assignment]
         problem.programs = {name: pool.programs for name, pool in pools.items()}  # type: ignore[misc]
         problem._landscapes, problem._banks, problem._l2_predictions = {}, {}, {}
+        problem._outcomes = {}
         return problem
 
     def test_evolution_and_its_random_control_share_one_bank(self) -> None:
