@@ -26,7 +26,6 @@ COMMANDS: Mapping[str, str] = {
     "calibrate": "measure what a task can tell about functions, and how much there is to gain",
     "score": "score the channels of a network by one or many functions",
     "prune": "prune a trained network, fine-tune it, and save plan and network",
-    "transfer": "compare a frozen formula, or the winner of a run, on other tasks",
     "report": "write the report of a run again, from its files",
     "explain": "show a formula (type, LaTeX, code, cost on a network), or what of a network can be pruned",
     "list": "list tasks, presets, functions, operands, operators and recipes",

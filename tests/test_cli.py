@@ -59,7 +59,6 @@ def test_the_version_is_told(capsys):
         (["evolve", "--time", "soon"], 'a time needs to look like "90s", "20m" or "1h30m"'),
         (["evolve", "--evaluations", "few"], "needs a whole number, or \"none\", got 'few'"),
         (["evolve", "--fitness", "best"], "argument --fitness: invalid choice: 'best'"),
-        (["transfer", "--task", "digits"], "one of the arguments --formula --from-run is required"),
     ],
 )
 def test_wrong_options_are_named_with_the_nearest(arguments, message, capsys):

@@ -38,18 +38,18 @@ COMMANDS = {
     "prune by operations": "prune --task digits-deep --macs-fraction 0.5 --scope global --out prune-macs",
     "compare": "compare --task digits --metrics l1,fdr --bases 2 --out compare",
     "calibrate": "calibrate --task digits --bases 2 --oracle 6 --out calibrate",
-    "transfer": "transfer --formula fdr --task digits-deep --bases 2 --out transfer",
+    "compare one function": "compare --function fdr --task digits-deep --bases 2 --out compare-one",
     "evolve": "evolve --task digits --task digits-deep --generations 3 --population 8 --bases 2 --final-bases 2 "
     "--run-dir run --seed 3",
     "resume": "evolve --resume --run-dir run",
     "report": "report run",
-    "transfer a winner": "transfer --from-run run --task digits --bases 1 --out transfer-winner",
+    "compare a winner": "compare --function run --task digits --bases 1 --out compare-winner",
 }
 """What is shown -> the arguments of `jaxprune`; they run in this order in one folder."""
 
 FILES = (
     "prune/plan.json", "prune/result.json", "prune-macs/plan.json", "compare/comparison.csv", "compare/comparison.md",
-    "calibrate/calibration-digits.json", "calibrate/calibration-digits.md", "transfer/comparison.csv",
+    "calibrate/calibration-digits.json", "calibrate/calibration-digits.md", "compare-one/comparison.csv",
     "run/journal.jsonl", "run/config.json", "run/archive.json", "run/hall_of_fame.csv", "run/report.md",
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What `compare`, `transfer` and `calibrate` share: options, and how a comparison is run and written."""
+"""What `compare` and `calibrate` share: options, and how a comparison is run and written."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from jaxprune.commands.output import (
 )
 
 if TYPE_CHECKING:
+    from jaxprune.comparison.functions import Frozen
     from jaxprune.comparison.measurements import Measurement
     from jaxprune.scoring.metrics import PruningFunction
     from jaxprune.tasks.tasks import Task
@@ -40,22 +41,15 @@ _COMPARISON_FILES = "comparison.csv, comparison.md and ranks.png"
 _MEASUREMENTS_PER_NOTE = 25
 
 
-def add_task_option(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
-    """Adds `--task`, which may be repeated.
-
-    Args:
-      parser: gets the option.
-      required: whether there is no default.
-    """
+def add_task_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--task`, which may be repeated."""
     from jaxprune.tasks.named_tasks import TASKS
 
     parser.add_argument(
         "--task",
         action="append",
-        required=required,
         metavar="NAME",
-        help=f"{', '.join(TASKS)}, or module:factory of your own; may be repeated"
-        + ("" if required else f" (default: {DEFAULT_TASK})"),
+        help=f"{', '.join(TASKS)}, or module:factory of your own; may be repeated (default: {DEFAULT_TASK})",
     )
 
 
@@ -134,6 +128,28 @@ def split_formulas(text: str) -> list[str]:
             parts[-1] += letter
     formulas = [part.strip(" \t\n\"'") for part in parts]
     return [formula for formula in formulas if formula]
+
+
+def read_frozen(given: str) -> Frozen:
+    """Finds the function of `--function`, and notes which one it is and what has to be known about it.
+
+    Args:
+      given: a name, a formula, or the folder of a run.
+
+    Raises:
+      ValueError: if it is none of these.
+      RunDirectoryError: if the run has no winner that can be read.
+    """
+    from jaxprune.comparison.functions import frozen_function
+    from jaxprune.scoring.metrics import name_of
+
+    frozen = frozen_function(given)
+    if not frozen.is_verified:
+        note(
+            "note: the run ended before its leaders were verified: the formula is the best by prediction alone."
+        )
+    note(f"frozen formula: {name_of(frozen.function)}")
+    return frozen
 
 
 def functions_named(names: Sequence[str]) -> dict[str, PruningFunction]:

@@ -59,7 +59,7 @@ LINES = {
         "score l1 --network ..:x --data digits", "score l1 --network .a:x --data digits", "score l1 --task ..:x",
         "score l1 --network a..b:x --data digits", "score l1 --network a:b.c --data digits", "compare --task 1:x",
         "evolve --task a-b:x", "explain --network ..:x", "prune --task .:x", "calibrate --task ..:x",
-        "transfer --formula l1 --task ..:x",
+        "compare --function l1 --task ..:x",
     ],
     "got a built-in one": ["score l1 --network math:sqrt --data digits", "score l1 --task math:sqrt"],
     "got the class int": ["score l1 --network builtins:int --data digits"],
@@ -68,7 +68,7 @@ LINES = {
     # numbers
     "at most 64 bits": [
         f"{command} --seed {seed}"
-        for command in ("score l1", "explain l1", "prune", "compare", "calibrate", "transfer --formula l1 --task digits")
+        for command in ("score l1", "explain l1", "prune", "compare", "calibrate", "compare --function l1")
         for seed in ("18446744073709551616", "9223372036854775808", "-9223372036854775809", LONG, VERY_LONG)
     ],
     "at most 32 bits": [
@@ -109,10 +109,9 @@ LINES = {
         "explain l1 --network lenet5 --network vgg16", "score l1 --output a.csv --output b.csv", "evolve --run-dir a --run-dir b",
     ],
     "tasks need different names": [
-        f"{command} --task digits --task digits" for command in ("evolve", "compare", "calibrate", "transfer --formula l1")
+        f"{command} --task digits --task digits" for command in ("evolve", "compare", "calibrate", "compare --function l1")
     ],
     "--bases-dir needs a task": [f"{OWN} digits --bases-dir b"],
-    "--against needs names": ["transfer --formula l1 --task digits --against ''", "transfer --formula l1 --task digits --against ,"],
     "Give only one of --code, --only and --json": ["explain l1 --code jax --only type", "explain l1 --json --only type"],
     "prints what no network changes": ["explain l1 --code jax --task digits", "explain l1 --only type --network lenet5 --data digits"],
     "needs a network, got none": ["explain l1 --seed 3", "explain l1 --bases-dir b"],
@@ -257,7 +256,6 @@ VALUES = (
 STARTS = {
     "score": [["l1"], ["l1", "--task", "cli_tasks:small"], ["l1", "--network", "own_networks:seeded"]],
     "explain": [["l1"], [], ["--network", "own_networks:seeded", "--input", "1x5"]],
-    "transfer": [["--task", "cli_tasks:small", "--formula", "l1"]],
     "evolve": [["--task", "digits"]],
     "report": [["nowhere"], ["plain"]],
     "list": [[], ["presets"], ["x"]],

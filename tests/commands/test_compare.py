@@ -1,4 +1,4 @@
-"""`jaxprune compare`, `calibrate` and `transfer` write tables and figures, and explain what cannot be compared."""
+"""`jaxprune compare` and `calibrate` write tables and figures, and explain what cannot be compared."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from toy_problem import LANDSCAPE, ToyLandscapeProblem
 
 from jaxprune.cli import main
 from jaxprune.commands.comparison_options import functions_named, split_formulas
-from jaxprune.commands.transfer import winner_of
+from jaxprune.comparison.functions import Frozen, frozen_function, winner_of
 from jaxprune.language.library import library, own_seeds
 from jaxprune.search.interrupts import SearchInterrupted
 from jaxprune.search.search import evolve_problem
@@ -35,7 +35,7 @@ def test_compare_writes_a_table_measurements_and_a_diagram(bases_dir, tmp_path, 
     assert (tmp_path / "ranks.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_transfer_compares_a_frozen_formula(bases_dir, tmp_path, capsys):
+def test_compare_takes_a_frozen_formula(bases_dir, tmp_path, capsys):
     more = [
         *"--bases 2 --draws 1 --no-scratch".split(),
         "--out",
@@ -43,34 +43,37 @@ def test_transfer_compares_a_frozen_formula(bases_dir, tmp_path, capsys):
         "--bases-dir",
         str(bases_dir),
     ]
-    assert main(["transfer", *TASK, "--formula", "mean(X)*2", *more]) == 0
+    assert main(["compare", *TASK, "--function", "mean(X)*2", *more]) == 0
     shown = capsys.readouterr()
     assert "frozen formula: mean(X)*2" in shown.err and "| frozen" in shown.out and "scratch" not in shown.out
 
 
-def test_transfer_takes_the_winner_of_a_run(bases_dir, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("jaxprune.commands.transfer.winner_of", lambda run_dir: (library["l1"], (TASK[1],)))
+def test_compare_takes_the_winner_of_a_run(bases_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "jaxprune.comparison.functions.winner_of", lambda run_dir: Frozen(library["l1"], (TASK[1],), False)
+    )
     more = [
         *"--bases 1 --draws 0 --no-scratch".split(),
         "--out",
-        str(tmp_path),
+        str(tmp_path / "out"),
         "--bases-dir",
         str(bases_dir),
     ]
-    assert main(["transfer", *TASK, "--from-run", "runs/mine", "--against", "l2", *more]) == 0
-    shown = capsys.readouterr().err
-    assert "frozen formula: sum(abs(WI))" in shown and "there this is no transfer" in shown
+    assert main(["compare", *TASK, "--function", str(tmp_path), "--metrics", "l2", *more]) == 0
+    shown = capsys.readouterr()
+    assert "frozen formula: sum(abs(WI))" in shown.err and "there this is no transfer" in shown.err
+    assert "note: the run ended before its leaders were verified" in shown.err
+    assert "| frozen" in shown.out and "| l1 " not in shown.out
 
 
-def test_the_winner_of_a_run_on_landscapes_is_the_verified_one(capsys):
+def test_the_winner_of_a_run_on_landscapes_is_the_verified_one():
     result = searched_on_landscapes()
-    expression, tasks = winner_of(result.journal.parent)
-    assert (expression, tasks) == (result.best.expression, ("digits", "fashion"))
+    frozen = frozen_function(str(result.journal.parent))
+    assert frozen == Frozen(result.best.expression, ("digits", "fashion"), True)
     assert result.best.candidate.id != result.state.ranked_by_prediction()[0].candidate.id
-    assert not capsys.readouterr().err
 
 
-def test_a_winner_that_was_not_verified_is_said_to_be_predicted(tmp_path, capsys):
+def test_a_winner_that_was_not_verified_is_said_to_be_predicted(tmp_path):
     def stop(record):
         if record.purpose == "verify":
             os.kill(os.getpid(), signal.SIGINT)
@@ -79,15 +82,9 @@ def test_a_winner_that_was_not_verified_is_said_to_be_predicted(tmp_path, capsys
         evolve_problem(
             ToyLandscapeProblem(), LANDSCAPE, tmp_path, callbacks=[SimpleNamespace(on_evaluation=stop)]
         )
-    expression, _ = winner_of(tmp_path)
-    assert expression == searched_on_landscapes().state.ranked_by_prediction()[0].expression
-    assert "note: the run ended before its leaders were verified" in capsys.readouterr().err
-
-
-def test_transfer_says_what_is_not_there_yet(capsys):
-    with pytest.raises(SystemExit):
-        main(["transfer", "--help"])
-    assert "ImageNet" in capsys.readouterr().out
+    frozen = winner_of(tmp_path)
+    assert frozen.function == searched_on_landscapes().state.ranked_by_prediction()[0].expression
+    assert not frozen.is_verified
 
 
 def test_calibrate_writes_tables_and_a_figure(bases_dir, tmp_path, capsys):
@@ -134,10 +131,11 @@ def test_without_matplotlib_there_is_a_note_instead_of_a_figure(bases_dir, tmp_p
             ["calibrate", *TASK, "--kept-fraction", "0.25", "--rounds", "2"],
             "needs a task of one round of pruning, got 2 of task 'small'. Leave it out with plans=0 (--plans 0)",
         ),
-        (["transfer", *TASK, "--formula", "l1o"], "Did you mean"),
+        (["compare", *TASK, "--function", "l1o"], "Did you mean"),
+        (["compare", *TASK, "--function", "runs/nowhere"], "There is no run folder of that name either."),
         (
-            ["transfer", *TASK, "--from-run", "nowhere"],
-            "nowhere needs a run with at least one complete generation",
+            ["compare", *TASK, "--function", "/"],
+            "/ needs a run with at least one complete generation",
         ),
         (["compare", "--task", "cli_tasks:one_class"], "class"),
         (["compare", "--task", "cli_tasks:infinite"], "NaN or infini"),

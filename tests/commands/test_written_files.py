@@ -26,10 +26,6 @@ WRITERS = {
         ["compare", *TASK, "--metrics", "l1", *FEW, "--no-scratch"],
         ["comparison.csv", "comparison.md", "ranks.png"],
     ),
-    "transfer": (
-        ["transfer", *TASK, "--formula", "l1", *FEW, "--no-scratch"],
-        ["comparison.csv", "comparison.md", "ranks.png"],
-    ),
     "calibrate": (
         ["calibrate", *TASK, *FEW, *"--repeats 1 --oracle 0 --plans 0".split()],
         ["calibration-small.json", "calibration-small.md", "calibration-small.png"],
@@ -118,7 +114,7 @@ def test_results_are_written_before_they_are_printed(command, run, tmp_path, mon
     def refused(text: str = "") -> None:
         raise BrokenPipeError
 
-    module = "comparison_options" if command in ("compare", "transfer") else command
+    module = "comparison_options" if command == "compare" else command
     monkeypatch.setattr(f"jaxprune.commands.{module}.say", refused)
     monkeypatch.setattr("os.dup2", lambda *descriptors: None)
     monkeypatch.setattr(sys.stdout, "fileno", lambda: 1)
@@ -207,7 +203,7 @@ def test_scores_are_not_replaced_unasked(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("option", ["--overwrite"])
-@pytest.mark.parametrize("command", ["prune", "compare", "transfer", "calibrate", "score", "explain"])
+@pytest.mark.parametrize("command", ["prune", "compare", "calibrate", "score", "explain"])
 def test_every_command_that_writes_explains_overwrite(command, option, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
