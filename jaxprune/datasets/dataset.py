@@ -3,7 +3,8 @@
 Training images are for fitting. Validation images, taken out of the training part, serve every choice. Test images
 are for the final report alone and stay behind a guard (`GuardedSplit`). Images are float32 [N, H, W, C] and
 standardised: divided by their largest possible value, then shifted and scaled by the mean and standard deviation of
-each colour over the training split.
+each colour over the training split. Sets that are read from files keep their uint8 pixels and the scaling beside them,
+a quarter of the memory: `standardised` makes float32 of them.
 """
 
 from __future__ import annotations
@@ -12,15 +13,22 @@ import functools
 import hashlib
 import importlib.resources
 import io
+import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.datasets.guarded_split import GuardedSplit, Split
+from jaxprune.datasets.prepared_sets import PREFIX, USUAL_SETS
+from jaxprune.datasets.scaling import Scaling, scaling_of
+from jaxprune.datasets.small_sets import RawSet, read_archive, read_image_folder, read_prepared
 from jaxprune.observation.checks import check_labels, check_real
 from jaxprune.observation.sample import rank_in_class
+from jaxprune.text import closest
 from jaxprune.types import Array
 
 MAX_CLASSES = 2**31 - 1
@@ -53,11 +61,14 @@ class Dataset:
 
     Attributes:
       name: the dataset's name in records and tables.
-      train: images [N, ...] float32 and labels [N] int32.
+      train: images [N, ...] float32, or uint8 with a `scaling` beside them, and labels [N] int32.
       validation: in the same form; every accuracy that a search or a comparison uses is measured here.
       test: the test split behind its guard, or None.
       num_classes: labels are in [0, num_classes).
       source: where the images come from, and their licence.
+      scaling: standardises the images where they are uint8, as most sets from files are; None where they are
+        standardised already.
+      identity: what the images are, told without reading them; "" where the fingerprint is made of the images.
     """
 
     name: str
@@ -66,6 +77,8 @@ class Dataset:
     test: GuardedSplit | None
     num_classes: int
     source: str = ""
+    scaling: Scaling | None = None
+    identity: str = ""
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -74,8 +87,10 @@ class Dataset:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A short digest of the training and validation arrays; cached fitness values depend on it."""
-        digest = hashlib.sha256(self.name.encode())
+        """A short digest of the training and validation arrays, or of what they are; cached fitness depends on it."""
+        digest = hashlib.sha256(f"{self.name}{self.identity}".encode())
+        if self.identity:
+            return digest.hexdigest()[:16]
         for array in (*self.train, *self.validation):
             digest.update(f"{array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -100,7 +115,27 @@ class Dataset:
         """
         train = _first(self.train, num_train, self.num_classes, "num_train")
         validation = _first(self.validation, num_validation, self.num_classes, "num_validation")
-        return replace(self, train=train, validation=validation)
+        identity = self.identity
+        if identity and (num_train, num_validation) != (None, None):
+            identity += f" limited to {num_train} and {num_validation}"
+        return replace(self, train=train, validation=validation, identity=identity)
+
+    def standardised(self) -> Dataset:
+        """Returns the dataset with float32 images, for code that knows nothing of scalings; itself if they are that.
+
+        Example:
+          >>> digits = load_dataset("digits")
+          >>> digits.standardised() is digits
+          True
+        """
+        scaling = self.scaling
+        if scaling is None:
+            return self
+        train, validation = (
+            _read_only(Split(scaling(split.images), split.labels)) for split in (self.train, self.validation)
+        )
+        test = None if self.test is None else self.test.scaled(scaling)
+        return replace(self, train=train, validation=validation, test=test, scaling=None)
 
     @staticmethod
     def from_arrays(
@@ -156,48 +191,100 @@ class Dataset:
         return Dataset(name, splits["train"], splits["validation"], guarded, classes, source)
 
 
-@functools.cache
-def load_dataset(name: str) -> Dataset:
-    """Loads one of the datasets that come with the package.
+def load_dataset(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+    """Loads a set of images: one from the package, one that is prepared on this machine, or your own files.
 
     - "digits": 8x8 handwritten digits, 1,097 for training, 350 for validation, 350 for test.
     - "fashion": 28x28 Fashion-MNIST, 6,000 for training, 2,000 for validation, 2,000 for test.
+    - "tfds:NAME", such as "tfds:cifar10" or "tfds:cifar100/coarse_label": what `jaxprune prepare NAME` has prepared.
+    - a file FILE.npz with arrays `x_train`, `y_train`, and perhaps `x_test`, `y_test`, `x_validation`, `y_validation`.
+    - an image folder with `train/CLASS/*.png`, and perhaps `test/` and `validation/`.
 
-    Validation and test split hold equally many images of each class, the same ones on every machine.
+    Validation and test split of the packaged sets hold equally many images of each class, the same ones on every
+    machine. Of the other sets, every fifth training image of each class becomes a validation image, unless files or
+    folders for validation are there.
 
     Args:
-      name: one of `DATASETS`.
+      name: as above.
+      data_dir: where prepared sets lie, by default `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
 
     Returns:
-      The dataset, standardised, in shuffled order.
+      The dataset: standardised float32 images from the package, in shuffled order; of the other sets uint8 images as
+      they are stored, with a `scaling` beside them (see `Dataset.standardised`). Floating-point arrays of a file stay
+      as they are.
 
     Raises:
-      ValueError: if there is no such dataset.
+      ValueError: if there is no such set, it is not prepared, does not fit into memory, or is damaged.
+      ImportError: if packages for reading are missing.
 
     Example:
       >>> digits = load_dataset("digits")
       >>> digits.train.images.shape, digits.validation.labels.shape, digits.test
       ((1097, 8, 8, 1), (350,), GuardedSplit('digits', 350 examples, closed))
     """
+    path = Path(name)
+    if name in DATASETS:
+        return _packaged(name)
+    if name.startswith(PREFIX):
+        return _from_raw(read_prepared(name, data_dir))
+    if path.suffix == ".npz" and path.is_file():
+        return _from_raw(read_archive(path))
+    if path.is_dir():
+        return _from_raw(read_image_folder(path))
+    known = (*DATASETS, *(f"{PREFIX}{usual}" for usual in USUAL_SETS))
+    raise ValueError(
+        f"load_dataset needs one of {', '.join(DATASETS)}, {PREFIX}NAME, a file FILE.npz or a folder of images, got "
+        f"{name!r}.{closest(name, known)} For other images read them yourself and pass them to Dataset.from_arrays."
+    )
+
+
+@functools.cache
+def _packaged(name: str) -> Dataset:
+    """One of the datasets in the package."""
     if name == "digits":
         archive = _read_archive("digits_8x8.npz")
         train = Split(archive["x"][..., None] / np.float32(16), archive["y"].astype(np.int32))
         train, test = _hold_out(name, "test", train, num_per_class=35)
         num_validation, source = 35, _DIGITS_SOURCE
-    elif name == "fashion":
+    else:
         archive = _read_archive("fashion_8k_2k.npz")
         pixels = np.float32(255)
         train = Split(archive["x_train"][..., None] / pixels, archive["y_train"].astype(np.int32))
         test = Split(archive["x_test"][..., None] / pixels, archive["y_test"].astype(np.int32))
         num_validation, source = 200, _FASHION_SOURCE
-    else:
-        raise ValueError(
-            f"load_dataset needs one of {', '.join(DATASETS)}, got {name!r}. For other images read them yourself and "
-            "pass them to Dataset.from_arrays."
-        )
     train, validation = _hold_out(name, "validation", train, num_per_class=num_validation)
     return Dataset.from_arrays(
         name, train=train, validation=validation, test=test, standardise=True, source=source
+    )
+
+
+def _from_raw(raw: RawSet) -> Dataset:
+    """Checks images that were read from files, and cuts validation images from them: uint8 ones stay as they are."""
+    checked = {part: _check_split(raw.name, part, split) for part, split in raw.splits.items()}
+    if {split.images.dtype for split in checked.values()} != {np.dtype(np.uint8)} or checked[
+        "train"
+    ].images.ndim == 2:
+        splits: Mapping[str, Split | None] = raw.splits
+        return Dataset.from_arrays(
+            raw.name,
+            train=raw.splits["train"],
+            validation=splits.get("validation"),
+            test=splits.get("test"),
+            num_classes=raw.num_classes,
+            source=raw.source,
+        )
+    classes = _check_splits(raw.name, checked, raw.num_classes)
+    parts = {
+        part: Split(images[..., None] if images.ndim == 3 else images, labels.astype(np.int32))
+        for part, (images, labels) in checked.items()
+    }
+    if "validation" not in parts:
+        parts["train"], parts["validation"] = _cut_validation(raw.name, parts["train"])
+    parts = {part: _read_only(split) for part, split in parts.items()}
+    guarded = GuardedSplit(raw.name, parts["test"]) if "test" in parts else None
+    scaling = scaling_of(parts["train"].images)
+    return Dataset(
+        raw.name, parts["train"], parts["validation"], guarded, classes, raw.source, scaling, raw.identity
     )
 
 

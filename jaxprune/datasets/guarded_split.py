@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxprune.datasets.scaling import Scaling
 from jaxprune.files import RunDirectoryError, atomic_file, read_json, sealed, to_text, unsealed
 
 
@@ -82,6 +83,15 @@ class GuardedSplit:
                 f"{owner}: needs whole-number labels from 0 to {num_classes - 1}, as in training, got "
                 f"{labels.min()} to {labels.max()} ({labels.dtype}). Number the classes alike in all splits."
             )
+
+    def scaled(self, scaling: Scaling) -> GuardedSplit:
+        """Returns the same test split with scaled images, as closed as this one.
+
+        Args:
+          scaling: what the images are scaled by.
+        """
+        images, labels = self.__split
+        return GuardedSplit(self.name, Split(scaling(images), labels))
 
     def open(self, record: str | os.PathLike[str], *, reopen: bool = False) -> Split:
         """Returns the test images and labels, after noting in the file `record` that they were opened.

@@ -99,8 +99,9 @@ class TestLoadDataset:
         assert load_dataset("fashion").fingerprint == "f876a4cc44670469"
 
     def test_an_unknown_name_is_refused_with_the_known_ones(self):
+        known = r"needs one of digits, fashion, tfds:NAME, a file FILE.npz or a folder of images, got 'mnist'"
         with pytest.raises(
-            ValueError, match=r"needs one of digits, fashion, got 'mnist'\. .* Dataset.from_arrays"
+            ValueError, match=known + r"\. Did you mean 'tfds:mnist'\? .* Dataset.from_arrays"
         ):
             load_dataset("mnist")
 

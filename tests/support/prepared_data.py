@@ -23,7 +23,7 @@ def write_prepared(
     name: str,
     folder: Path,
     *,
-    num_train: int = 40,
+    num_train: int = 100,
     num_test: int = 20,
     num_labels: int | None = None,
     side: int = 64,
