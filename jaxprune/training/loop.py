@@ -27,7 +27,9 @@ from jaxprune.structure.model_state import (
     random_state,
     split_model,
 )
+from jaxprune.training.objective import mean_loss, training_pass
 from jaxprune.training.recipes import Augmentation, Recipe
+from jaxprune.types import Array
 
 EVALUATION_BATCH = 500
 """Most images per forward pass when evaluating; patches of so many 28x28 images still fit into memory."""
@@ -109,6 +111,24 @@ class StepState(NamedTuple):
 
     weights: FlatState
     optimiser: optax.OptState
+    average: FlatState | None = None
+    """The moving average of the weights, for a recipe with `ema`."""
+
+    @property
+    def result(self) -> FlatState:
+        """The weights that a run ends with: their moving average if there is one."""
+        return self.weights if self.average is None else self.average
+
+
+class StepMeasures(NamedTuple):
+    """What one step found on its batch, before it changed the weights."""
+
+    loss: jax.Array
+    """The mean loss over the examples that count, a scalar."""
+    num_correct: jax.Array
+    """The int32 number of rightly classified examples that count."""
+    num_examples: jax.Array
+    """The int32 number of examples that count."""
 
 
 def make_step(
@@ -126,32 +146,85 @@ def make_step(
       `step(state, images, labels, key, masks) -> StepState`. `masks` is None or path -> booleans; entries where
       a mask is False are zero after every step, whatever the optimiser does.
     """
-    optimiser = recipe.transformation(num_steps)
-
-    def init(weights: FlatState) -> StepState:
-        return StepState(weights, optimiser.init(_trained(network, weights)))
+    init, measured_step = make_measured_step(network, recipe, num_steps)
 
     def step(
         state: StepState, images: jax.Array, labels: jax.Array, key: jax.Array, masks: FlatState | None = None
     ) -> StepState:
-        weights, optimiser_state = state
-        params = _trained(network, weights)
-
-        def loss(params: FlatState) -> tuple[jax.Array, FlatState]:
-            model = merge_to_run(
-                network.training, weights | params, _reseeded(network.rest, derive(key, "dropout"))
-            )
-            logits = model(augment(derive(key, "augment"), images, recipe.augment))
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            after = split_model(model)[1]
-            return losses.mean(), {path: after[path] for path in weights}  # without what the pass sowed
-
-        gradients, new_weights = jax.grad(loss, has_aux=True)(params)
-        updates, optimiser_state = optimiser.update(gradients, optimiser_state, params)
-        new_weights |= optax.apply_updates(params, updates)
-        return StepState(new_weights if masks is None else apply_masks(new_weights, masks), optimiser_state)
+        return measured_step(state, images, labels, key, masks)[0]
 
     return init, step
+
+
+def make_measured_step(
+    network: Network,
+    recipe: Recipe,
+    num_steps: int,
+    *,
+    prepare: Callable[[jax.Array], jax.Array] | None = None,
+) -> tuple[Callable[[FlatState], StepState], Callable[..., tuple[StepState, StepMeasures]]]:
+    """Makes `init` and `step` as `make_step` does; the step also returns its loss and its number of right answers.
+
+    Args:
+      network, recipe, num_steps: as for `make_step`.
+      prepare: is applied to the images after augmentation, such as a normalisation of bytes to floats.
+
+    Returns:
+      `init(weights) -> StepState` and
+      `step(state, images, labels, key, masks=None, counted=None) -> (StepState, StepMeasures)`. `counted` is None or
+      [N] float32 weights of the examples: those of weight 0 add nothing to loss and counts, but pass through the
+      network with the others, so that batch statistics see them.
+    """
+    optimiser = recipe.transformation(num_steps)
+
+    def init(weights: FlatState) -> StepState:
+        average = (
+            jax.tree.map(jnp.copy, weights) if recipe.ema else None
+        )  # a donated state holds no array twice
+        return StepState(weights, optimiser.init(_trained(network, weights)), average)
+
+    def step(
+        state: StepState,
+        images: jax.Array,
+        labels: jax.Array,
+        key: jax.Array,
+        masks: FlatState | None = None,
+        counted: jax.Array | None = None,
+    ) -> tuple[StepState, StepMeasures]:
+        weights, optimiser_state, average = state
+        params = _trained(network, weights)
+
+        def loss(params: FlatState) -> tuple[jax.Array, tuple[FlatState, jax.Array]]:
+            x = augment(derive(key, "augment"), images, recipe.augment)
+            x = x if prepare is None else prepare(x)
+            rest = _reseeded(network.rest, derive(key, "dropout"))
+            logits, after = training_pass(
+                network.training, network.trained, weights | params, rest, x, recipe.compute
+            )
+            return mean_loss(logits, labels, recipe.label_smoothing, counted), (after, logits)
+
+        (batch_loss, (new_weights, logits)), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, optimiser_state = optimiser.update(gradients, optimiser_state, params)
+        new_weights |= optax.apply_updates(params, updates)
+        if masks is not None:
+            new_weights = apply_masks(new_weights, masks)
+        if average is not None:
+            average = {path: _moved(average[path], new_weights[path], recipe.ema) for path in average}
+        is_counted = jnp.ones(labels.shape, bool) if counted is None else counted > 0
+        is_correct = is_counted & (jnp.argmax(logits, -1) == labels)
+        measures = StepMeasures(
+            batch_loss, *(jnp.sum(of, dtype=jnp.int32) for of in (is_correct, is_counted))
+        )
+        return StepState(new_weights, optimiser_state, average), measures
+
+    return init, step
+
+
+def _moved(average: Array, array: Array, decay: float) -> Array:
+    """A moving average after one more value; of numbers that are no floats it is the last value."""
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    return decay * average + (1 - decay) * array
 
 
 def count_correct(network: Network, weights: FlatState, examples: Examples) -> jax.Array:
@@ -225,8 +298,8 @@ def train(
     numbers = jnp.arange(num_steps)
     for first, last in segments(num_steps, evaluations):
         state, _ = jax.lax.scan(numbered_step, state, (numbers[first:last], order[first:last]))
-        counts.append(count_correct(network, state.weights, validation))
-    return state.weights, jnp.stack(counts)
+        counts.append(count_correct(network, state.result, validation))
+    return state.result, jnp.stack(counts)
 
 
 def segments(num_steps: int, evaluations: int) -> list[tuple[int, int]]:

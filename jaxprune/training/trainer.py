@@ -210,8 +210,8 @@ class Trainer:
         for first, last in segments(len(job.order), self.evaluations):
             for number in range(first, last):
                 state = step(state, number, jnp.asarray(job.order[number]), job.key, job.masks, self.data)
-            counts.append(count(state.weights, self.validation))
-        return state.weights, jnp.stack(counts)
+            counts.append(count(state.result, self.validation))
+        return state.result, jnp.stack(counts)
 
     def _percent(self, counts: jax.Array) -> np.ndarray:
         """Accuracies in percent from counts of rightly classified validation examples."""

@@ -52,6 +52,11 @@ class TestTransformation:
         gradients = jax.tree.map(lambda ones: 1e-3 * ones, ONES)
         np.testing.assert_allclose(updates_of(adam, gradients=gradients)["bias"], -0.1, rtol=1e-4)
 
+    def test_weight_decay_on_all_pulls_biases_too(self):
+        found = updates_of(PLAIN.replace(weight_decay=0.5, decay_on="all"))
+        np.testing.assert_allclose(found["kernel"], [[-0.1 * (1 + 1), -0.1 * (1 - 2)]], rtol=1e-6)
+        np.testing.assert_allclose(found["bias"], -0.1 * (1 + 1.5), rtol=1e-6)
+
     def test_the_schedule_reaches_the_updates(self):
         falling = PLAIN.replace(schedule="steps", milestones=(0.5,), drop_factor=0.1)
         np.testing.assert_allclose(updates_of(falling, steps=5)["bias"], -0.1, rtol=1e-6)
@@ -91,6 +96,22 @@ class TestLearningRates:
         recipe = PLAIN.replace(schedule="steps", milestones=(0.4, 0.8), drop_factor=0.5)
         assert self.rates(recipe, 0, 39, 40, 79, 80) == [0.1, 0.1, 0.05, 0.05, 0.025]
 
+    def test_exponential_falls_after_each_epoch(self):
+        recipe = PLAIN.replace(epochs=4, schedule="exponential", drop_factor=0.5)
+        assert self.rates(recipe, 0, 24, 25, 49, 50, 99) == [0.1, 0.1, 0.05, 0.05, 0.025, 0.0125]
+
+    def test_warmup_rises_in_equal_steps(self):
+        recipe = PLAIN.replace(warmup=0.2)  # 10 of the 50 steps of an epoch
+        assert self.rates(recipe, 0, 1, 5, 10, 99) == [0.0, 0.01, 0.05, 0.1, 0.1]
+
+    def test_cosine_falls_over_the_steps_after_the_warmup(self):
+        recipe = PLAIN.replace(warmup=0.4, schedule="cosine")
+        assert self.rates(recipe, 0, 10, 20, 60, 100) == [0.0, 0.05, 0.1, 0.05, 0.0]
+
+    def test_milestones_count_from_the_start_of_the_warmup(self):
+        recipe = PLAIN.replace(warmup=0.4, schedule="steps", milestones=(0.5,))
+        assert self.rates(recipe, 10, 49, 50) == [0.05, 0.1, 0.01]
+
     def test_milestones_that_fall_on_one_step_both_count(self):
         recipe = PLAIN.replace(schedule="steps", milestones=(0.49, 0.51), drop_factor=0.5)
         assert self.rates(recipe, 0, 1, num_steps=2) == [0.1, 0.025]
@@ -113,7 +134,7 @@ class TestSettings:
         ("changes", "message"),
         [
             ({"optimizer": "rmsprop"}, "optimizer adam or sgd, got 'rmsprop'"),
-            ({"schedule": "linear"}, "schedule constant, cosine or steps, got 'linear'"),
+            ({"schedule": "linear"}, "schedule constant, cosine, steps or exponential, got 'linear'"),
             ({"augment": "mixup"}, "augment none or crop_flip, got 'mixup'"),
             ({"learning_rate": 0.0}, "learning_rate > 0, got 0.0"),
             ({"learning_rate": float("nan")}, "learning_rate > 0, got nan"),
@@ -128,6 +149,12 @@ class TestSettings:
             ({"milestones": (0.5, 1.0)}, r"milestones increasing in \(0, 1\), got \(0.5, 1.0\)"),
             ({"compensate": 1}, "compensate True or False, got 1"),
             ({"drop_factor": 1.0}, r"drop_factor in \(0, 1\), got 1.0"),
+            ({"warmup": -1}, "warmup in epochs, at least 0 and less than the 2 of the run, got -1"),
+            ({"warmup": 2}, "warmup in epochs, at least 0 and less than the 2 of the run, got 2"),
+            ({"label_smoothing": 1.0}, r"label_smoothing in \[0, 1\), got 1.0"),
+            ({"decay_on": "biases"}, "decay_on kernels or all, got 'biases'"),
+            ({"ema": 1.0}, r"ema in \[0, 1\), such as 0.9999, got 1.0"),
+            ({"compute": "float16"}, "compute float32 or bfloat16, got 'float16'"),
         ],
     )
     def test_a_setting_out_of_range_is_refused(self, changes, message):
@@ -145,6 +172,19 @@ class TestSettings:
             ValueError, match=r"Recipe has the settings name, .*, got lr\. Check the spelling"
         ):
             PLAIN.replace(lr=0.1)
+
+    def test_later_settings_are_named_only_if_they_are_not_the_default(self):
+        later = {"warmup": 1.0, "label_smoothing": 0.1, "decay_on": "all", "ema": 0.9, "compute": "bfloat16"}
+        assert not later.keys() & PLAIN.settings.keys()
+        for name, value in later.items():
+            changed = PLAIN.replace(**{name: value}).settings
+            assert changed == {**PLAIN.settings, name: value}
+
+    def test_the_learning_rate_follows_the_batch_size(self):
+        scaled = PLAIN.scaled_to(40)
+        assert (scaled.batch_size, scaled.learning_rate) == (40, 0.4)
+        with pytest.raises(ValueError, match="batch_size a whole number >= 1, got 0"):
+            PLAIN.scaled_to(0)
 
     def test_a_recipe_survives_json(self):
         for recipe in RECIPES.values():
@@ -179,6 +219,20 @@ class TestFindRecipe:
         assert (lenet.weight_decay, vgg.weight_decay) == (7e-5, 1e-3)
         assert (vgg.optimizer, vgg.nesterov, vgg.momentum, vgg.batch_size) == ("sgd", True, 0.9, 128)
         assert (vgg.milestones, vgg.drop_factor, vgg.augment) == ((0.4, 0.8), 0.28, "crop_flip")
+
+    def test_published_settings_for_large_networks(self):
+        flax, torch = RECIPES["imagenet_base"], RECIPES["imagenet_finetune"]
+        assert (flax.learning_rate / (flax.batch_size / 256), flax.warmup, flax.decay_on) == (
+            0.1,
+            5,
+            "kernels",
+        )
+        rates = torch.learning_rates(900)
+        assert [round(float(rates(step)), 5) for step in (299, 300, 600)] == [0.08, 0.008, 0.0008]
+        rates = RECIPES["imagenet_mobilenet"].learning_rates(1500)
+        assert [round(float(rates(step)), 6) for step in (9, 10, 20)] == [0.036, 0.03528, 0.034574]
+        rates = RECIPES["paper_resnet"].learning_rates(200)
+        assert [round(float(rates(epoch)), 4) for epoch in (79, 80, 160)] == [0.1, 0.01, 0.001]
 
 
 def test_numbers_of_numpy_become_python_s():
