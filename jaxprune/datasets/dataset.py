@@ -279,7 +279,7 @@ def _from_raw(raw: RawSet) -> Dataset:
         for part, (images, labels) in checked.items()
     }
     if "validation" not in parts:
-        parts["train"], parts["validation"] = _cut_validation(raw.name, parts["train"])
+        parts["train"], parts["validation"] = _cut_validation(raw.name, parts["train"], raw.strata)
     parts = {part: _read_only(split) for part, split in parts.items()}
     guarded = GuardedSplit(raw.name, parts["test"]) if "test" in parts else None
     scaling = scaling_of(parts["train"].images)
@@ -312,9 +312,9 @@ def _shuffled(purpose: str, count: int) -> np.ndarray:
     return np.array(sorted(range(count), key=digests.__getitem__))
 
 
-def _cut_validation(name: str, train: Split) -> tuple[Split, Split]:
-    """Splits training examples: every fifth of each class becomes a validation example."""
-    is_validation = rank_in_class(train.labels) % 5 == 4
+def _cut_validation(name: str, train: Split, strata: np.ndarray | None = None) -> tuple[Split, Split]:
+    """Splits training examples: every fifth of each class, or stratum, becomes a validation example."""
+    is_validation = rank_in_class(train.labels if strata is None else strata) % 5 == 4
     if not is_validation.any():
         raise ValueError(
             f"{name}: needs at least five training images of some class to cut validation images from, "

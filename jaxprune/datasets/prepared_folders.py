@@ -223,11 +223,12 @@ def _described(place: _Place, folder: Path, builder: Any, label_key: str) -> Pre
         )
     usual = builder.info.supervised_keys or ()
     image_key = next((key for key in keys["image"] if key in usual), keys["image"][0])
-    chosen = label_key or next((key for key in keys["label"] if key in usual), keys["label"][0])
-    if chosen not in keys["label"]:
+    label_keys = sorted(keys["label"], key=lambda key: key not in usual)
+    chosen = label_key or label_keys[0]
+    if chosen not in label_keys:
         raise ValueError(
-            f"{place.name} needs a label that the set has, {' or '.join(keys['label'])}, or one of its "
-            f"configurations, got {chosen!r}.{closest(chosen, keys['label'])}"
+            f"{place.name} needs a label that the set has, {' or '.join(label_keys)}, or one of its configurations, "
+            f"got {chosen!r}.{closest(chosen, label_keys)}"
         )
     if str(features[image_key].np_dtype) != "uint8":
         raise ValueError(
@@ -242,7 +243,7 @@ def _described(place: _Place, folder: Path, builder: Any, label_key: str) -> Pre
         str(builder.info.full_name),
         image_key,
         chosen,
-        tuple(features[chosen].names),
+        {key: tuple(features[key].names) for key in label_keys},
         tuple(features[image_key].shape),
         {name: int(split.num_examples) for name, split in splits.items()},
         {name: int(split.num_bytes) for name, split in splits.items()},

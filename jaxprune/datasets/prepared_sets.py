@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -51,7 +51,7 @@ class PreparedSet:
       full_name: name, configuration and version.
       image_key: the image in each example.
       label_key: the label in each example.
-      class_names: one name for each class.
+      labels: key of each label that the set has -> names of its classes, the usual label first.
       image_shape: [H, W, C], None where images differ.
       num_examples: split -> number of examples.
       num_bytes: split -> bytes of its examples.
@@ -64,11 +64,21 @@ class PreparedSet:
     full_name: str
     image_key: str
     label_key: str
-    class_names: tuple[str, ...] = field(repr=False)
+    labels: Mapping[str, tuple[str, ...]] = field(repr=False)
     image_shape: tuple[int | None, ...]
     num_examples: Mapping[str, int]
     num_bytes: Mapping[str, int]
     citation: str = field(repr=False)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name for each class."""
+        return self.labels[self.label_key]
+
+    @property
+    def with_usual_label(self) -> PreparedSet:
+        """The same set with its usual label."""
+        return replace(self, label_key=next(iter(self.labels)))
 
     def fingerprint(self, split: str) -> str:
         """Returns a short digest of name, version, label, split, and numbers of examples and bytes, reading no image.

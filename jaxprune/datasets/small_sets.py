@@ -34,6 +34,7 @@ class RawSet:
       name: for records and tables.
       splits: "train" and perhaps "validation" and "test" -> images and labels.
       num_classes: labels are below it; None where only the labels tell.
+      strata: [N] classes by which validation images are cut evenly from the training ones; None for their labels.
       identity: what the images are, without reading them: what a fingerprint is made of; "" where only they tell.
       source: where they come from.
     """
@@ -41,6 +42,7 @@ class RawSet:
     name: str
     splits: Mapping[str, Split]
     num_classes: int | None
+    strata: np.ndarray | None
     identity: str
     source: str
 
@@ -56,7 +58,8 @@ def read_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -> 
 
     Returns:
       uint8 images [N, H, W, C] and int32 labels, without validation images: those are to be cut from the training ones.
-      A set without a test split, such as `imagenette`, has its validation split as test.
+      A set without a test split, such as `imagenette`, has its validation split as test. Whatever the label, validation
+      images are cut by the usual one, so that coarse and fine labels are of the same images.
 
     Raises:
       ImportError, ValueError: as `find_prepared` does; if images differ in size or do not fit into memory; if an
@@ -69,10 +72,14 @@ def read_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -> 
         prepared.check_split(split)
     _check_small(prepared, sum(prepared.num_examples[split] for split in used.values()))
     identity = " ".join(f"{part} {prepared.fingerprint(split)}" for part, split in used.items())
-    raw = {part: _read_split(prepared, split) for part, split in used.items()}
+    usual = prepared.with_usual_label
+    raw = {part: _read_split(usual, split) for part, split in used.items()}
+    strata = raw["train"].labels
+    if prepared.label_key != usual.label_key:
+        raw = {part: Split(raw[part].images, PreparedImages(prepared, used[part]).labels) for part in used}
     short = prepared.name.partition(":")[0].replace("/", "-")
     source = f"TensorFlow Datasets, {prepared.full_name}"
-    return RawSet(short, raw, len(prepared.class_names), f"{PREFIX}{identity}", source)
+    return RawSet(short, raw, len(prepared.class_names), strata, f"{PREFIX}{identity}", source)
 
 
 def test_split(prepared: PreparedSet) -> str | None:
@@ -116,7 +123,7 @@ def read_archive(path: Path) -> RawSet:
             "numpy.savez(file, x_train=images, y_train=labels, x_test=..., y_test=...)."
         )
     splits = {part: Split(arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in wanted}
-    return RawSet(path.stem, splits, None, "", str(path.name))
+    return RawSet(path.stem, splits, None, None, "", str(path.name))
 
 
 def read_image_folder(folder: Path) -> RawSet:
@@ -155,7 +162,12 @@ def read_image_folder(folder: Path) -> RawSet:
     }
     digest = hashlib.sha256(" ".join(source.fingerprint for source in sources.values()).encode())
     return RawSet(
-        folder.resolve().name, splits, train.num_classes, f"folder {digest.hexdigest()}", str(folder.name)
+        folder.resolve().name,
+        splits,
+        train.num_classes,
+        None,
+        f"folder {digest.hexdigest()}",
+        str(folder.name),
     )
 
 

@@ -187,7 +187,7 @@ class TestWhatCannotBeRead:
 
     def test_unknown_labels_and_splits_get_those_there_are(self, data_dir):
         with pytest.raises(
-            ValueError, match=r"coarse_label or label, .* got 'coarse_lable'\. Did you mean 'coa"
+            ValueError, match=r"label or coarse_label, .* got 'coarse_lable'\. Did you mean 'coa"
         ):
             find_prepared("tfds:cifar100/coarse_lable", data_dir)
         with pytest.raises(ValueError, match=r"needs at most one key of a label, got label, label\."):
