@@ -1,17 +1,16 @@
-"""Images and labels to observe a network on, from a packaged dataset or a file."""
+"""Images and labels to observe a network on: training images of a dataset, or a file."""
 
 from __future__ import annotations
 
 import os
-import struct
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+from jaxprune.datasets.array_cache import DAMAGES
 from jaxprune.datasets.dataset import DATASETS, load_dataset
 from jaxprune.datasets.guarded_split import Split
+from jaxprune.datasets.prepared_sets import PREFIX
 from jaxprune.observation.checks import check_labels, check_real
 from jaxprune.observation.sample import balanced_sample
 
@@ -20,21 +19,17 @@ LABEL_NAMES = ("labels", "y", "y_train")
 """Names that the arrays of a data file may have, the first one present counts."""
 
 
-_DAMAGES = (
-    OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, SyntaxError, struct.error, zlib.error,
-    zipfile.BadZipFile,
-)  # fmt: skip
-"""What NumPy and zipfile raise for a file that is no archive, or a damaged one."""
-
-
-def load_examples(source: str | os.PathLike[str]) -> Split:
-    """Loads images and labels to observe a network on: a packaged training split, or a NumPy archive.
+def load_examples(source: str | os.PathLike[str], *, data_dir: str | os.PathLike[str] | None = None) -> Split:
+    """Loads images and labels to observe a network on: training images of a dataset, or a NumPy archive.
 
     Args:
-      source: one of `DATASETS`, or a `.npz` file with the arrays `images` [N, ...] and `labels` [N] (or `x`, `y`).
+      source: one of `DATASETS`, a prepared set `tfds:NAME`, a folder of images (see `load_dataset`), or a `.npz` file
+        with the arrays `images` [N, ...] and `labels` [N] (or `x`, `y`).
+      data_dir: where prepared sets lie.
 
     Returns:
-      The examples; images of a file become float32 unless they are float64, and are otherwise unchanged.
+      The examples, standardised if they are of a dataset; images of a file become float32 unless they are float64, and
+      are otherwise unchanged.
 
     Raises:
       ValueError: if there is no such dataset or file, or it lacks images or labels, or these do not fit together.
@@ -44,13 +39,13 @@ def load_examples(source: str | os.PathLike[str]) -> Split:
       (1097, 8, 8, 1)
     """
     name, path = str(source), Path(source)
-    if name in DATASETS:
-        return load_dataset(name).train
+    if name in DATASETS or name.startswith(PREFIX) or (path / "train").is_dir():
+        return load_dataset(name, data_dir=data_dir).standardised().train
     if path.suffix != ".npz" or not path.is_file():
         reason = "neither" if path.suffix != ".npz" else "a folder" if path.is_dir() else "no such file"
         raise ValueError(
-            f"data needs to be one of {', '.join(DATASETS)} or a file FILE.npz, got {name}: {reason}. "
-            "Write one with numpy.savez(file, images=images, labels=labels)."
+            f"data needs to be one of {', '.join(DATASETS)}, {PREFIX}NAME, a folder of images or a file FILE.npz, got "
+            f"{name}: {reason}. Write one with numpy.savez(file, images=images, labels=labels)."
         )
     try:
         archive = np.load(path, allow_pickle=False)
@@ -58,7 +53,7 @@ def load_examples(source: str | os.PathLike[str]) -> Split:
             raise ValueError("it is a single array, as numpy.save writes")
         with archive:
             arrays = {key: archive[key] for key in archive.files}
-    except _DAMAGES as error:
+    except DAMAGES as error:
         raise ValueError(
             f"data needs a NumPy archive of plain arrays, got {name}: {_why(error)}. Write one with numpy.savez."
         ) from error

@@ -269,7 +269,7 @@ def test_data_that_cannot_be_used_is_explained(arrays, message, tmp_path, capsys
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "numbers"], "data needs to be one of digits, fashion or a file FILE.npz, got numbers: neither."),
+        (["--data", "numbers"], "data needs to be one of digits, fashion, tfds:NAME, a folder of images or a file"),
         (["--data", "numbers.npz"], "got numbers.npz: no such file. Write one with numpy.savez"),
         ([], "--network needs images to observe it on, got none. Name them with --data."),
         (["--data", "digits", "--task", "digits"], "got --network and --task, which is about a task. Leave one out."),
