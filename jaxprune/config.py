@@ -18,6 +18,7 @@ from jaxprune.search.settings import EvolveConfig, Preset, find_preset
 from jaxprune.text import closest, parse_seconds
 
 if TYPE_CHECKING:
+    from jaxprune.tasks.named_tasks import DataDir
     from jaxprune.tasks.tasks import Task
 
 Controls = Literal["standard", "full"]
@@ -29,6 +30,11 @@ TASK_OPTIONS: Mapping[str, tuple[type, str]] = {
     "extra_bases": (int, "further ones, for the leading candidates only, with --fitness finetune"),
     "final_bases": (int, "networks trained after the search, for the report"),
     "weight": (float, "weight of a task in the fitness"),
+    "scale": (
+        float,
+        "share of the training images, validation images and epochs that is used, above 0 and at most 1, to rehearse "
+        "what takes days (--epochs and --base-epochs count after it; how much is searched is not scaled)",
+    ),
     "kept_fraction": (float, "share of each group's channels left at the end"),
     "rounds": (int, "rounds of pruning and fine-tuning, with --kept-fraction"),
     "recipe": (str, "name of the fine-tuning recipe"),
@@ -155,21 +161,31 @@ class RunConfig:
         """Reads the settings that `to_json`, or a run, wrote."""
         return RunConfig.of(_flat_layer(json.loads(text)))
 
-    def make_tasks(self) -> list[Task]:
+    def make_tasks(self, data_dir: DataDir = None) -> list[Task]:
         """Makes the tasks, with the changes in `task_options`.
 
-        Raises:
-          ValueError: for an unknown task, or changes that do not fit it.
-        """
-        return make_tasks(self.tasks, self.task_options, unseen=self.unseen)[: len(self.tasks)]
+        Args:
+          data_dir: where prepared sets are. It belongs to the machine and not to the run, so no setting names it.
 
-    def make_unseen(self) -> list[Task]:
+        Raises:
+          ValueError: for an unknown task, images that are not prepared, or changes that do not fit.
+        """
+        made = make_tasks(self.tasks, self.task_options, unseen=self.unseen, data_dir=data_dir)
+        return made[: len(self.tasks)]
+
+    def make_unseen(self, data_dir: DataDir = None) -> list[Task]:
         """Makes the tasks for the report alone, with the changes in `task_options`.
+
+        Args:
+          data_dir: where prepared sets are.
 
         Raises:
           ValueError: as `make_tasks`.
         """
-        return make_tasks(self.tasks, self.task_options, unseen=self.unseen)[len(self.tasks) :]
+        if not self.unseen:
+            return []
+        made = make_tasks(self.tasks, self.task_options, unseen=self.unseen, data_dir=data_dir)
+        return made[len(self.tasks) :]
 
 
 def make_tasks(
@@ -177,6 +193,7 @@ def make_tasks(
     options: Mapping[str, TaskValue | Mapping[str, TaskValue]] | None = None,
     *,
     unseen: Iterable[str] = (),
+    data_dir: DataDir = None,
 ) -> list[Task]:
     """Makes tasks by name, with some of `TASK_OPTIONS` changed.
 
@@ -186,12 +203,13 @@ def make_tasks(
       names: names of tasks, or `module:factory`.
       options: option -> a value for all tasks, or task name -> value.
       unseen: names of tasks that are only reported on. What `OF_SEARCHES` names holds there only if given by task.
+      data_dir: where prepared sets are, by default `$TFDS_DATA_DIR` or TensorFlow Datasets' own folder.
 
     Returns:
       The tasks, in the order of the names, then the unseen ones.
 
     Raises:
-      ValueError: for an unknown task, two of one name, or changes that do not fit.
+      ValueError: for an unknown task, two of one name, images that are not prepared, or changes that do not fit.
 
     Example:
       >>> [task.bases for task in make_tasks(["digits", "fashion"], {"bases": {"digits": 3}})]
@@ -205,7 +223,7 @@ def make_tasks(
     names = [*searched, *unseen]
     if any(":" in name for name in names):
         look_in_working_directory()
-    tasks = [find_task(name) for name in names]
+    tasks = [find_task(name, data_dir) for name in names]
     check_unique(tasks)
     known = {*names, *(task.name for task in tasks)}
     for option, value in options.items():
@@ -406,7 +424,7 @@ def _changed(task: Task, changes: Mapping[str, TaskValue]) -> Task:
     from jaxprune.tasks.tasks import Schedule
     from jaxprune.training.recipes import Recipe
 
-    of_parts = ("kept_fraction", "rounds", "epochs", "base_epochs", "compensate")
+    of_parts = ("scale", "kept_fraction", "rounds", "epochs", "base_epochs", "compensate")
     fields: dict[str, object] = {name: value for name, value in changes.items() if name not in of_parts}
     if "kept_fraction" in changes or "rounds" in changes:
         fraction = changes.get("kept_fraction", task.schedule.kept_fraction)
@@ -417,6 +435,7 @@ def _changed(task: Task, changes: Mapping[str, TaskValue]) -> Task:
         rounds = int(changes.get("rounds", task.schedule.rounds))
         fields["schedule"] = Schedule(kept_fraction=float(fraction), rounds=rounds)
     task = task.replace(**fields) if fields else task
+    task = task.scaled(float(changes["scale"])) if "scale" in changes else task
     for name, option in (("recipe", "epochs"), ("base_recipe", "base_epochs")):
         recipe = getattr(task, name)
         if option in changes and isinstance(recipe, Recipe):

@@ -13,7 +13,7 @@ from jaxprune.config import (
     setting_help,
     task_options,
 )
-from jaxprune.search.settings import PRESETS, EvolveConfig, PresetUnavailableError
+from jaxprune.search.settings import PRESETS, EvolveConfig
 from jaxprune.text import parse_seconds
 
 
@@ -144,11 +144,19 @@ def test_wrong_tasks_are_named(layer, message):
         RunConfig.of(layer).make_tasks()
 
 
-def test_preset_paper_says_what_is_missing():
-    with pytest.raises(
-        PresetUnavailableError, match=r"needs .* MNIST and CIFAR-10, .* --preset paper --task digits"
-    ):
-        RunConfig.of({"preset": "paper"})
+def test_a_missing_data_set_is_named_with_its_command(tmp_path):
+    config = RunConfig.of({"preset": "paper"})
+    assert config.tasks == ("mnist-lenet5", "cifar10-vgg16") and config.unseen == ()
+    with pytest.raises(ValueError, match=r"tfds:mnist needs to be prepared .* jaxprune prepare mnist"):
+        config.make_tasks(tmp_path)
+
+
+def test_a_scale_comes_before_numbers_of_epochs():
+    (task,) = make_tasks(["digits"], {"scale": 0.1, "epochs": 7})
+    assert (len(task.train[1]), len(task.validation[1])) == (110, 35)
+    assert [recipe.epochs for recipe in task.recipes] == [7, 2]
+    with pytest.raises(ValueError, match="scale needs to be a share"):
+        make_tasks(["digits"], {"scale": {"digits": 2.0}})
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, get_args
 from jaxprune.commands.explain_network import add_structure_options, check_no_structure_options, run_structure
 from jaxprune.commands.network_options import (
     add_base_options,
+    add_data_dir_option,
     add_own_network_options,
     flag,
     is_network_given,
@@ -64,6 +65,7 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
     )
     add_overwrite_option(parser)
     add_base_options(parser, default="with it come the cost there, and which metrics rank alike")
+    add_data_dir_option(parser)
     add_own_network_options(parser)
     add_structure_options(parser)
 

@@ -134,6 +134,18 @@ def add_task_options(parser: argparse.ArgumentParser, without: Collection[str] =
             metavar = {int: "N", float: "X", str: "NAME", bool: "yes|no"}[kind]
             alone: dict[str, Any] = {"nargs": "?", "const": "yes"} if kind is bool else {}
             group.add_argument(flag(name), default=argparse.SUPPRESS, metavar=metavar, help=about, **alone)
+    add_data_dir_option(parser)
+
+
+def add_data_dir_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--data-dir`, which every command needs that makes tasks."""
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="where jaxprune prepare has put the images of a task (default: $TFDS_DATA_DIR, or "
+        "~/tensorflow_datasets)",
+    )
 
 
 def flag(name: str) -> str:
@@ -227,7 +239,8 @@ def tasks_of(
       ValueError: for an unknown task, or changes that do not fit it.
     """
     own = [name for name in TASK_OPTIONS if name not in without and hasattr(arguments, name)]
-    return make_tasks(names, task_options({name: getattr(arguments, name) for name in own}))
+    options = task_options({name: getattr(arguments, name) for name in own})
+    return make_tasks(names, options, data_dir=arguments.data_dir)
 
 
 def _observe_own_network(arguments: argparse.Namespace) -> Observed:

@@ -245,6 +245,48 @@ class Task:
         copy: Callable[..., Task] = dataclasses.replace
         return copy(self, **changes)
 
+    def scaled(self, scale: float) -> Task:
+        """Returns the same problem on a share of its images and epochs, to rehearse what takes days.
+
+        The numbers of training images, of validation images and of epochs of both recipes are multiplied by `scale`. At
+        least one epoch is left, one batch of training images, and an image of each class. Network, schedule, batches,
+        test images and numbers of base networks stay as they are.
+
+        Args:
+          scale: in (0, 1].
+
+        Raises:
+          ValueError: if the scale is out of range.
+
+        Example:
+          >>> import numpy as np
+          >>> from jaxprune.nets import PlainConvNet
+          >>> x, y = np.ones((200, 8, 8, 1), np.float32), np.arange(200) % 4
+          >>> make = lambda rngs: PlainConvNet(rngs, num_classes=4)
+          >>> task = Task("mine", model=make, train=(x, y), validation=(x, y)).scaled(0.1)
+          >>> len(task.train[1]), len(task.validation[1]), task.recipe.batch_size, task.base_recipe.epochs
+          (50, 20, 50, 2)
+        """
+        if not 0 < scale <= 1:
+            raise ValueError(f"scale needs to be a share above 0 and at most 1, such as 0.05, got {scale}.")
+        recipes = [_shortened(recipe, scale) for recipe in self.recipes]
+        smallest = max(self.num_classes, *(recipe.batch_size for recipe in recipes))
+        whole = Dataset.from_arrays(self.name, train=self.train, validation=self.validation)
+        num_train, num_validation = (len(split.labels) for split in (whole.train, whole.validation))
+        some = whole.limited(
+            num_train=min(num_train, max(smallest, round(num_train * scale))),
+            num_validation=min(num_validation, max(self.num_classes, round(num_validation * scale))),
+        )
+        return self.replace(
+            train=some.train, validation=some.validation, recipe=recipes[0], base_recipe=recipes[1]
+        )
+
+
+def _shortened(recipe: Recipe, scale: float) -> Recipe:
+    """Returns a recipe of fewer epochs, at least one, with as much less of a warm-up."""
+    epochs = max(1, round(recipe.epochs * scale))
+    return recipe.replace(epochs=epochs, warmup=recipe.warmup * epochs / recipe.epochs)
+
 
 def check_network(task: Task, model: nnx.Module) -> None:
     """Checks, on shapes alone, that a network can be trained on a task with its recipes.
