@@ -18,9 +18,12 @@ import numpy as np
 
 from jaxprune.observation.checks import check_arrays, check_channel_indices, check_sample, sort_examples
 from jaxprune.observation.gradients import Gradients
-from jaxprune.observation.moments import Moments, sample_moments
+from jaxprune.observation.moments import Moments, balanced_moments, sample_moments
 from jaxprune.observation.streaming import Batch, gather_batches
 from jaxprune.types import Array, stack_pytrees
+
+_MANY_CLASSES = 64
+"""From so many classes on, a product with all pairs of rows and classes is avoided where it can be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +227,7 @@ class Operands:
             rows = rows[order]
             if gradients is not None and gradients.samples is not None:
                 gradients = gradients._replace(samples=gradients.samples[order])
-        sampled = moments if sample_is_full else sample_moments(rows, labels[order], num_classes=len(counts))
+        sampled = moments if sample_is_full else _sample_moments(rows, labels[order], counts)
         read = {name: sort_examples(name, wide(value), order) for name, value in (extras or {}).items()}
         weights = (filters, filters, outgoing, gamma, beta)
         return cls(moments, rows, sampled, *weights, gradients, read, counts, sample_is_full, shape)
@@ -325,6 +328,13 @@ class Operands:
           (2, 4, 1, 4)
         """
         return stack_pytrees(members, "Operands.stack")
+
+
+def _sample_moments(rows: jax.Array, labels: np.ndarray, counts: tuple[int, ...]) -> Moments:
+    """Computes the moments of sorted rows; with many classes, each has as many rows, mostly one."""
+    if len(counts) >= _MANY_CLASSES and len(set(counts)) == 1:
+        return balanced_moments(rows, num_classes=len(counts))
+    return sample_moments(rows, labels, num_classes=len(counts))
 
 
 @jax.jit

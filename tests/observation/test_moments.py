@@ -5,7 +5,7 @@ import pytest
 from class_moments import class_sets
 
 from jaxprune.observation import moments as uncompiled
-from jaxprune.observation.moments import sample_moments, zero_moments
+from jaxprune.observation.moments import balanced_moments, sample_moments, zero_moments
 
 # Compiled whole: one by one, every operation would compile on its own.
 add_examples = jax.jit(uncompiled.add_examples)
@@ -142,3 +142,13 @@ def test_what_some_classes_leave_at_zero_has_moments_of_exactly_zero(batch_size)
     for found in (sets["P"].entry_mean[1:], sets["P"].entry_variance[1:], sets["Q"].entry_variance[0]):
         np.testing.assert_array_equal(found, 0)
     assert (sets["Q"].mean >= 0).all() and (sets["X"].mean >= 0).all()
+
+
+def test_balanced_rows_have_the_moments_of_the_sample():
+    rng = np.random.default_rng(6)
+    rows = (rng.normal(100, 1, (130, 3, 2)) * (rng.random((130, 3, 2)) < 0.7)).astype(np.float32)
+    found = balanced_moments(rows, num_classes=65)
+    expected = sample_moments(rows, np.repeat(np.arange(65), 2), num_classes=65)
+    for own, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-5)
+    assert not np.asarray(balanced_moments(np.full((4, 1, 1), 0.1, np.float32), num_classes=2).m2).any()
