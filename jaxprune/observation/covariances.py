@@ -46,7 +46,7 @@ class CovarianceSums(NamedTuple):
 
 
 def make_covariances(
-    structure: Structure, batches: Sequence[tuple[jax.Array, np.ndarray]]
+    structure: Structure, batches: Sequence[tuple[Array, np.ndarray]]
 ) -> Callable[[Mapping[Path, Array]], dict[str, Covariance]]:
     """Makes a function that returns the covariances at every consumer of any network of one architecture.
 

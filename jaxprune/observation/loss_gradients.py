@@ -41,7 +41,7 @@ class SampledImages(NamedTuple):
     """The images whose own gradients are returned, and the structure traced with as many of them."""
 
     structure: Structure
-    images: jax.Array
+    images: Array
     labels: np.ndarray
     max_positions: int
 
@@ -74,7 +74,7 @@ def cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
 
 def make_gradients(
     structure: Structure,
-    batches: Sequence[tuple[jax.Array, np.ndarray, np.ndarray]],
+    batches: Sequence[tuple[Array, np.ndarray, np.ndarray]],
     sample: SampledImages,
     loss: Loss | None = None,
 ) -> Callable[[Mapping[Path, Array]], dict[str, Gradients]]:
@@ -326,7 +326,7 @@ def num_together(num_bytes: int, num_images: int) -> int:
 
 def _check_loss(
     program: Program,
-    images: jax.Array,
+    images: Array,
     labels: np.ndarray,
     all_labels: np.ndarray,
     loss: Loss | None,
@@ -349,7 +349,7 @@ def _check_loss(
     loss_of: Loss = cross_entropy if loss is None else loss
 
     def losses(arrays: FlatState) -> jax.Array:
-        outputs = evaluate(program, arrays, images, program.outputs)
+        outputs = evaluate(program, arrays, jnp.asarray(images), program.outputs)
         return loss_of(outputs[0] if len(outputs) == 1 else tuple(outputs), jnp.asarray(labels))
 
     result = jax.eval_shape(losses, arrays)

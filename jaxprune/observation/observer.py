@@ -8,32 +8,58 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
+from typing import NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxprune.observation.activations import producer_activations, producer_weights
+from jaxprune.observation.bounded import make_bounded_operands
 from jaxprune.observation.checks import check_labels, check_real, to_class_ids
-from jaxprune.observation.covariances import make_covariances
+from jaxprune.observation.coarse_classes import Classes, check_classes, class_means, cluster_classes
+from jaxprune.observation.covariances import Covariance, make_covariances
+from jaxprune.observation.gradients import Gradients
 from jaxprune.observation.loss_gradients import Loss, SampledImages, make_gradients, make_squared_gradients
+from jaxprune.observation.memory import MemoryPlan, fit, measure
 from jaxprune.observation.moments import Moments, add_examples, sample_moments, zero_moments
 from jaxprune.observation.observed import LazyValues, Observed
 from jaxprune.observation.operands import Operands
 from jaxprune.observation.sample import balanced_sample, batch_indices, flat_positions, pool_positions
 from jaxprune.structure.groups import Structure
-from jaxprune.structure.model_state import FlatState, Path, dotted, fingerprint, split_model
-from jaxprune.structure.producer_sites import (
-    channel_columns,
-    channels_last,
-)
-from jaxprune.structure.program import evaluate, trace_program
+from jaxprune.structure.model_state import FlatState, Path, fingerprint, split_model
+from jaxprune.structure.program import trace_program
 from jaxprune.structure.tracing import structure_of, trace_structure
 from jaxprune.types import Array
 
 Observer = Callable[[Mapping[Path, Array]], Observed]
 """Arrays of a network (from `split_model`) -> what was observed on it."""
+
+_Value = TypeVar("_Value")
+Source = Callable[[Mapping[Path, Array]], Mapping[str, _Value]]
+"""Arrays of a network -> values by name."""
+
+
+class Calibration(NamedTuple):
+    """The images that networks are observed on."""
+
+    pixels: np.ndarray
+    """[N, ...]."""
+    labels: np.ndarray
+    """[N] as given, for the loss."""
+    class_ids: np.ndarray
+    """[N] classes 0 .. K-1 of moments and sample."""
+    rows: np.ndarray
+    """[n] indices of the sample, sorted by class."""
+
+
+class _Parts(NamedTuple):
+    """What observes a network; gradients and covariances are made when they are first read."""
+
+    operands: Callable[[FlatState], dict[str, Operands]]
+    gradients: Callable[[], Source[Gradients]]
+    covariances: Callable[[], Source[Covariance]]
 
 
 def observe(
@@ -45,6 +71,9 @@ def observe(
     max_positions: int = 64,
     batch_size: int = 256,
     loss: Loss | None = None,
+    classes: Classes | None = None,
+    positions: int | None = None,
+    max_bytes: int | None = None,
 ) -> Observed:
     """Observes the operands of every producer of every group on some labelled images.
 
@@ -63,20 +92,43 @@ def observe(
       images: [N, ...] finite calibration images.
       labels: [N] their classes, whole numbers, at least two different ones.
       num_samples: size of the sample; the first `num_samples // K` images of each of K classes (at least one).
-      max_positions: activation maps of the sample with more positions are average-pooled; moments never are.
+      max_positions: activation maps of the sample with more positions are average-pooled; those of moments are not,
+        unless `positions` or `max_bytes` says so.
       batch_size: images per forward pass.
       loss: `(outputs, labels) -> [N]`, the loss of each example, for gradients; labels are the whole numbers of here.
         By default the cross-entropy of [N, K] logits with labels 0 .. K-1.
+      classes: fewer, coarse classes for moments and sample, because memory grows with their number. Either the coarse
+        class of each class in sorted order of the labels, [K] (CIFAR-100's `coarse_label`, say), or a number from 2
+        to K of clusters of classes whose mean activations at the last producer are alike. The loss reads the labels
+        themselves.
+      positions: activation maps with more positions are average-pooled before moments are taken (and so are those of
+        the sample), which a function that reads means over positions hardly notices. By default all positions count.
+      max_bytes: memory that operands and the work on them may take. If it is not enough for all positions, moments
+        are pooled to the largest square number of positions up to 256 with which everything fits, and producers are
+        observed in several passes over the images. Counted from shapes before anything runs; images, network,
+        gradients and covariances are not counted. Images are not copied then: do not change them while gradients may
+        still be read.
 
     Returns:
       A mapping from producer path to operands, with the groups.
 
     Raises:
       ValueError: if nothing can be pruned, the network does not run on the images, labels do not match, only one
-        class occurs, or images are not finite.
+        class occurs, images are not finite, coarse classes do not fit the classes, or nothing fits the budget.
     """
-    options = {"num_samples": num_samples, "max_positions": max_positions, "batch_size": batch_size}
-    return make_observer(model, images, labels, **options, loss=loss)(split_model(model)[1])
+    observer = make_observer(
+        model,
+        images,
+        labels,
+        num_samples=num_samples,
+        max_positions=max_positions,
+        batch_size=batch_size,
+        loss=loss,
+        classes=classes,
+        positions=positions,
+        max_bytes=max_bytes,
+    )
+    return observer(split_model(model)[1])
 
 
 def make_observer(
@@ -88,12 +140,16 @@ def make_observer(
     max_positions: int = 64,
     batch_size: int = 256,
     loss: Loss | None = None,
+    classes: Classes | None = None,
+    positions: int | None = None,
+    max_bytes: int | None = None,
 ) -> Observer:
     """Makes a function that observes any network of one architecture on the same images; it compiles only once.
 
     Args:
-      model: NNX network, of which only the architecture and shapes are used.
-      images, labels, num_samples, max_positions, batch_size, loss: as for `observe`.
+      model: NNX network, of which only the architecture and shapes are used, unless `classes` is a number: then its
+        activations tell which classes form clusters, for all networks.
+      images, labels, num_samples, max_positions, batch_size, loss, classes, positions, max_bytes: as for `observe`.
 
     Returns:
       A function from `split_model(network)[1]` to `Observed`.
@@ -102,28 +158,28 @@ def make_observer(
       ValueError: as `observe`; the returned function raises for arrays of another architecture.
     """
     options = {"num_samples": num_samples, "max_positions": max_positions, "batch_size": batch_size}
-    pixels, classes, class_ids = _check_arguments(images, labels, options)
-    rows = balanced_sample(class_ids, num_samples)
+    optional = {"positions": positions, "max_bytes": max_bytes}
+    options |= {name: value for name, value in optional.items() if value is not None}
+    pixels, targets, class_ids = _check_arguments(images, labels, options)
+    mapping = None if classes is None else check_classes(classes, int(class_ids.max()) + 1)
     batch_size = max(2, min(batch_size, len(pixels)))
     graphdef, flat, rest = split_model(model)
     known = trace_structure(model, jax.ShapeDtypeStruct(pixels.shape, pixels.dtype))
     known.require_groups()
     trace = partial(structure_of, graphdef, flat, rest, pixels, known)
-    structure, at_sample = trace(batch=batch_size), trace(batch=len(rows))
-    sample = SampledImages(at_sample, jax.device_put(pixels[rows]), classes[rows], max_positions)
-    batches = []
-    if len(rows) < len(pixels):
-        batches = [(jax.device_put(pixels[i]), i, real) for i, real in batch_indices(len(pixels), batch_size)]
-    observe_operands = _make_operands(structure, sample, class_ids, rows, batches)
-    labelled = [(batch, classes[i], is_real) for batch, i, is_real in batches]
-    gradients = make_gradients(structure, labelled, sample, loss)
+    structure = trace(batch=batch_size)
+    if classes is not None and mapping is None:
+        mapping = _clusters(structure, flat, pixels, class_ids, int(np.asarray(classes)))
+    class_ids = class_ids if mapping is None else mapping[class_ids]
+    calibration = Calibration(pixels, targets, class_ids, balanced_sample(class_ids, num_samples))
+    if positions is None and max_bytes is None:
+        parts = _make_whole(structure, trace, calibration, max_positions, loss)
+    else:
+        sizes = measure(structure, flat, int(class_ids.max()) + 1, num_samples, max_positions)
+        parts = _make_bounded(structure, trace, calibration, fit(sizes, positions, max_bytes), loss)
     trace_one, sites = partial(trace_program, graphdef, flat, rest), structure.sites
-    squared_gradients = make_squared_gradients(trace_one, sites, pixels, classes, loss)
+    squared_gradients = make_squared_gradients(trace_one, sites, pixels, targets, loss)
     groups = {name: group.producers for name, group in structure.groups.items()}
-    all_images = [(batch, is_real) for batch, _, is_real in batches] or [
-        (sample.images, np.ones(len(rows), bool))
-    ]
-    covariances = make_covariances(structure if batches else at_sample, all_images)
 
     def observer(arrays: Mapping[Path, Array]) -> Observed:
         digest = fingerprint(arrays)
@@ -134,11 +190,11 @@ def make_observer(
             )
         network = dict(arrays)
         return Observed(
-            observe_operands(network),
+            parts.operands(network),
             groups,
-            LazyValues(partial(gradients, network)),
+            LazyValues(lambda: parts.gradients()(network)),
             LazyValues(partial(squared_gradients, network)),
-            LazyValues(partial(covariances, network)),
+            LazyValues(lambda: parts.covariances()(network)),
         )
 
     return observer
@@ -173,6 +229,78 @@ def _check_arguments(
     return pixels, classes, class_ids
 
 
+def _make_whole(
+    structure: Structure,
+    trace: Callable[..., Structure],
+    calibration: Calibration,
+    max_positions: int,
+    loss: Loss | None,
+) -> _Parts:
+    """Observes with images on the device and moments of all positions."""
+    pixels, labels, class_ids, rows = calibration
+    at_sample = trace(batch=len(rows))
+    sample = SampledImages(at_sample, jax.device_put(pixels[rows]), labels[rows], max_positions)
+    batches = []
+    if len(rows) < len(pixels):
+        batch_size = structure.example.shape[0]
+        batches = [(jax.device_put(pixels[i]), i, real) for i, real in batch_indices(len(pixels), batch_size)]
+    labelled = [(batch, labels[i], is_real) for batch, i, is_real in batches]
+    gradients = make_gradients(structure, labelled, sample, loss)
+    all_images = [(batch, is_real) for batch, _, is_real in batches] or [
+        (sample.images, np.ones(len(rows), bool))
+    ]
+    covariances = make_covariances(structure if batches else at_sample, all_images)
+    operands = _make_operands(structure, sample, class_ids, rows, batches)
+    return _Parts(operands, lambda: gradients, lambda: covariances)
+
+
+def _make_bounded(
+    structure: Structure,
+    trace: Callable[..., Structure],
+    calibration: Calibration,
+    memory: MemoryPlan,
+    loss: Loss | None,
+) -> _Parts:
+    """Observes within a budget; images stay on the host, and what gradients need is made when they are read."""
+    pixels, labels, class_ids, rows = calibration
+    batches = list(batch_indices(len(pixels), structure.example.shape[0]))
+
+    def images(index: np.ndarray, is_real: np.ndarray) -> np.ndarray:
+        return pixels[index[0] : index[-1] + 1] if is_real.all() else pixels[index]
+
+    @cache
+    def gradients() -> Source[Gradients]:
+        sample = SampledImages(trace(batch=len(rows)), pixels[rows], labels[rows], memory.sample_positions)
+        labelled = (
+            [(images(i, real), labels[i], real) for i, real in batches] if len(rows) < len(pixels) else []
+        )
+        return make_gradients(structure, labelled, sample, loss)
+
+    @cache
+    def covariances() -> Source[Covariance]:
+        return make_covariances(structure, [(images(i, real), real) for i, real in batches])
+
+    return _Parts(make_bounded_operands(structure, memory, pixels, class_ids, rows), gradients, covariances)
+
+
+def _clusters(
+    structure: Structure, flat: FlatState, pixels: np.ndarray, class_ids: np.ndarray, num_clusters: int
+) -> np.ndarray:
+    """Clusters classes by the mean activations of a network at its last producer."""
+    last = list(structure.sites)[-1]
+
+    @jax.jit
+    def features(arrays: FlatState, images: jax.Array) -> jax.Array:
+        return flat_positions(producer_activations(structure, arrays, images, [last])[last]).mean(axis=1)
+
+    parts = [
+        np.asarray(features(flat, pixels[index]))[is_real]
+        for index, is_real in batch_indices(len(pixels), structure.example.shape[0])
+    ]
+    means = class_means(np.concatenate(parts), class_ids, int(class_ids.max()) + 1)
+    return cluster_classes(means, num_clusters)
+
+
 def _make_operands(
     structure: Structure,
     sample: SampledImages,
@@ -200,7 +328,7 @@ def _make_operands(
     ) -> dict[str, Moments]:
         return {
             name: add_examples(moments[name], flat_positions(features), class_ids, is_real)
-            for name, features in _activations(structure, arrays, images).items()
+            for name, features in producer_activations(structure, arrays, images).items()
         }
 
     def observe_operands(arrays: FlatState) -> dict[str, Operands]:
@@ -227,58 +355,18 @@ def _observe_sample(
     operands: dict[str, Operands] = {}
     pivots: dict[str, jax.Array] = {}
     num_classes = int(class_ids.max()) + 1
-    activations = _activations(structure, arrays, images)
-    _check_real_values(structure, arrays, activations)
-    for name, features in activations.items():
-        site = structure.sites[name]
+    weights = producer_weights(structure, arrays)
+    for name, features in producer_activations(structure, arrays, images).items():
         rows = flat_positions(features)
         maps = pool_positions(features, max_positions)
         pooled = flat_positions(maps)
-        outgoing = None
-        if site.consumer is not None and site.consumer_channels is not None:
-            outgoing = channel_columns(arrays[site.consumer], site.consumer_channels)
-        gamma, beta = (  # the mean of the entries where a channel has several
-            None if norm is None else channel_columns(arrays[norm[0]], norm[1]).mean(axis=0)
-            for norm in (site.gamma, site.beta)
-        )
         operands[name] = Operands.build(
             moments=sample_moments(rows, class_ids, num_classes=num_classes),
             samples=pooled,
             sample_labels=class_ids,
             sample_is_full=is_everything and pooled.shape == rows.shape,
             space=maps.shape[1:-1],
-            kernel=channel_columns(arrays[site.kernel], site.kernel_channels),
-            outgoing=outgoing,
-            gamma=gamma,
-            beta=beta,
+            **weights[name],
         )
         pivots[name] = rows[0]
     return operands, pivots
-
-
-def _activations(structure: Structure, arrays: FlatState, images: jax.Array) -> dict[str, jax.Array]:
-    """Returns producer path -> [N, *space, C] activations entering its first consumer, at least float32."""
-    sites = structure.sites
-    values = evaluate(structure.program, arrays, images, [site.value for site in sites.values()])
-    return {
-        name: channels_last(value, site) for (name, site), value in zip(sites.items(), values, strict=True)
-    }
-
-
-def _check_real_values(structure: Structure, arrays: FlatState, activations: Mapping[str, jax.Array]) -> None:
-    """Refuses weights and activations that are complex, because functions are defined for real ones."""
-    sites = structure.sites.values()
-    norms = (norm[0] for site in sites for norm in (site.gamma, site.beta) if norm is not None)
-    paths = dict.fromkeys((*(site.kernel for site in sites), *(site.consumer for site in sites), *norms))
-    values = {dotted(path): arrays[path] for path in paths if path is not None}
-    values |= {f"the activations of {name}": value for name, value in activations.items()}
-    found = [
-        f"{name} ({value.dtype})"
-        for name, value in values.items()
-        if jnp.issubdtype(value.dtype, jnp.complexfloating)
-    ]
-    if found:
-        raise ValueError(
-            f"needs real weights and activations, got complex ones: {', '.join(found)}. Give plan(...) scores of your "
-            "own, such as sums of absolute values; mask and slim take complex networks."
-        )

@@ -105,9 +105,7 @@ def pool_positions(
       Array([1., 5.], dtype=float32)
     """
     space = features.shape[1:-1]
-    window = 1
-    while np.prod([ceil(length / window) for length in space], initial=1) > max_positions:
-        window += 1
+    window = _window(space, max_positions)
     if window == 1:
         return features
     for axis, length in enumerate(space, start=1):
@@ -118,6 +116,29 @@ def pool_positions(
         ]
         features = jnp.stack(parts, axis=axis)
     return features
+
+
+def pooled_space(space: Sequence[int], max_positions: int) -> tuple[int, ...]:
+    """Returns the spatial shape of maps after `pool_positions`.
+
+    Args:
+      space: of the maps.
+      max_positions: how many positions may remain.
+
+    Example:
+      >>> pooled_space((7, 7), 9)
+      (3, 3)
+    """
+    window = _window(space, max_positions)
+    return tuple(ceil(length / window) for length in space)
+
+
+def _window(space: Sequence[int], max_positions: int) -> int:
+    """The smallest side of a window that leaves few enough positions."""
+    window = 1
+    while np.prod([ceil(length / window) for length in space], initial=1) > max_positions:
+        window += 1
+    return window
 
 
 class SampleRows(NamedTuple):
