@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxprune.comparison.variance import rank_correlation
-from jaxprune.search.bank import Bank, measure_bank, reference_scores
+from jaxprune.search.bank import measure_bank, reference_scores
 from jaxprune.search.generations import BLIND
 from jaxprune.search.landscape import (
+    Bank,
     Booleans,
     Floats,
     channel_features,
@@ -224,9 +225,7 @@ def landscape_quality(
         plans=bank.accuracies.shape[1],
         bases=num_bases,
         functions=num_functions,
-        held_out_correlation=held_out_correlation(
-            bank.is_kept, bank.accuracies, features, bank.widths, bank.counts
-        ),
+        held_out_correlation=held_out_correlation(bank, features),
         halves=_agreement(bank, features, is_kept, measured)
         if num_bases >= MIN_BASES and num_functions >= MIN_FUNCTIONS
         else None,
@@ -241,13 +240,8 @@ def _agreement(
     divisions = np.array([rng.permutation(num_bases) < num_bases // 2 for _ in range(NUM_DIVISIONS)])
     by_landscape, by_finetuning, optimism = [], [], []
     for half in (*divisions, *~divisions):
-        landscape = fit_landscape(
-            bank.is_kept[half],
-            bank.accuracies[half],
-            {group: table[half] for group, table in features.items()},
-            bank.widths,
-            bank.counts,
-        )
+        on_half = {group: table[half] for group, table in features.items()}
+        landscape = fit_landscape(bank.part(bases=half), on_half)
         predicted = landscape.predict(is_kept[:, half]).mean(axis=1)
         finetuned = measured[:, half, 0].mean(axis=1)
         actual = measured[:, ~half].mean(axis=(1, 2))

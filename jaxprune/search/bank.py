@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +20,7 @@ import numpy.typing as npt
 from jaxprune.files import CHECK, append_whole, checksum, explained, parse_json, repair_lines, to_text
 from jaxprune.keys import derive, generator
 from jaxprune.scoring.lookup import find_function
+from jaxprune.search.landscape import Bank
 from jaxprune.search.problem import as_bits, pack_kept, unpack_kept
 from jaxprune.tasks.base_networks import BasePool, Entry, FirstRoundPlan
 from jaxprune.types import Kept
@@ -49,20 +49,6 @@ RANDOM_SHARE = 0.25
 
 EXCHANGED = (0.0, 0.15, 0.4)
 """Probabilities, one of which is drawn, that a channel which a known function keeps is exchanged."""
-
-
-@dataclass(frozen=True, eq=False)
-class Bank:
-    """M fine-tuned plans of each of B base networks."""
-
-    widths: Mapping[str, int]
-    """Group name -> C, in the order of the channels in `is_kept`."""
-    counts: Mapping[str, int]
-    """Group name -> number of kept channels."""
-    is_kept: npt.NDArray[np.bool_]
-    """[B, M, sum C] which channels the plans keep."""
-    accuracies: npt.NDArray[np.float64]
-    """[B, M] validation accuracies in percent."""
 
 
 def draw_plan(
@@ -150,8 +136,14 @@ def refuse_rounds(pool: BasePool) -> None:
       pool: the base networks.
 
     Raises:
-      ValueError: if the task has several rounds of pruning.
+      ValueError: if the task has several rounds of pruning, or scores groups one after another.
     """
+    if pool.task.schedule.scoring == "sequential":
+        raise ValueError(
+            f'a bank of plans is for tasks with scoring "joint", got "sequential" of task {pool.task.name!r}, where a '
+            "group's scores depend on what earlier groups lost, so that a plan has no scores of its own. "
+            'Use fitness="finetune" (--fitness finetune).'
+        )
     if len(pool.programs.rounds) > 1:
         raise ValueError(
             f"a bank of plans is for tasks of one round of pruning, got {len(pool.programs.rounds)} of task "

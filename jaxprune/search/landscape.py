@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,32 @@ MIN_PLANS = 5
 
 NUM_FOLDS = 3
 """Parts of the plans that are held out in turn."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """M fine-tuned plans of each of B base networks."""
+
+    widths: Mapping[str, int]
+    """Group name -> C, in the order of the channels in `is_kept`."""
+    counts: Mapping[str, int]
+    """Group name -> number of kept channels, groups in the same order."""
+    is_kept: Booleans
+    """[B, M, sum C] which channels the plans keep."""
+    accuracies: Floats
+    """[B, M] validation accuracies in percent."""
+
+    def part(self, *, bases: Booleans | slice = slice(None), plans: Booleans | slice = slice(None)) -> Bank:
+        """Returns the plans chosen by masks over bases and plans.
+
+        Example:
+          >>> bank = Bank({"conv": 2}, {"conv": 1}, np.eye(2, dtype=bool)[None], np.array([[80.0, 70.0]]))
+          >>> bank.part(plans=np.array([False, True])).accuracies.tolist()
+          [[70.0]]
+        """
+        return replace(
+            self, is_kept=self.is_kept[bases][:, plans], accuracies=self.accuracies[bases][:, plans]
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,11 +120,8 @@ def channel_features(scores: Mapping[str, npt.ArrayLike]) -> dict[str, Floats]:
 
 
 def fit_landscape(
-    is_kept: Booleans,
-    accuracies: npt.ArrayLike,
+    bank: Bank,
     features: Mapping[str, Floats],
-    widths: Mapping[str, int],
-    counts: Mapping[str, int],
     *,
     shared_ridge: float = SHARED_RIDGE,
     own_ridge: float = OWN_RIDGE,
@@ -110,11 +133,8 @@ def fit_landscape(
     own: what is left of the accuracies against which channels are kept.
 
     Args:
-      is_kept: [B, M, sum C] the channels that M plans keep on each of B bases, groups in the order of `widths`.
-      accuracies: [B, M] in percent.
+      bank: the plans of B bases and their accuracies.
       features: group name -> [B, C, F], as `channel_features` returns them; F may be 0.
-      widths: group name -> C.
-      counts: group name -> number of kept channels.
       shared_ridge: penalty of the squared weights of the features, > 0.
       own_ridge: penalty of the squared values that channels have of their own, > 0.
 
@@ -127,21 +147,20 @@ def fit_landscape(
 
     Example:
       >>> plans = np.array([[[1, 0], [0, 1], [1, 0], [0, 1], [1, 0]]], bool)
-      >>> none = {"conv": np.zeros((1, 2, 0))}
-      >>> landscape = fit_landscape(plans, [[80, 70, 80, 70, 80]], none, {"conv": 2}, {"conv": 1}, own_ridge=1e-6)
+      >>> bank = Bank({"conv": 2}, {"conv": 1}, plans, np.array([[80.0, 70.0, 80.0, 70.0, 80.0]]))
+      >>> landscape = fit_landscape(bank, {"conv": np.zeros((1, 2, 0))}, own_ridge=1e-6)
       >>> landscape.predict(np.eye(2, dtype=bool)[:, None]).round(3).tolist()
       [[80.0], [70.0]]
     """
-    accuracies = np.asarray(accuracies, np.float64)
-    _check(is_kept, accuracies, features, widths, counts)
+    _check(bank, features)
     if not (shared_ridge > 0 and own_ridge > 0):
         raise ValueError(f"the penalties need to be > 0, got {shared_ridge=} and {own_ridge=}.")
-    bits = is_kept.astype(np.float64)
-    means, offsets = bits.mean(axis=1, keepdims=True), accuracies.mean(axis=1, keepdims=True)
-    bits, targets = bits - means, accuracies - offsets
+    bits = bank.is_kept.astype(np.float64)
+    means, offsets = bits.mean(axis=1, keepdims=True), bank.accuracies.mean(axis=1, keepdims=True)
+    bits, targets = bits - means, bank.accuracies - offsets
     # A group's features are divided by its kept channels, so that sums over these are means.
-    tables = [features[group] / counts[group] for group in widths]
-    ends = np.cumsum([0, *widths.values()])
+    tables = [features[group] / bank.counts[group] for group in bank.widths]
+    ends = np.cumsum([0, *bank.widths.values()])
     sums = [
         bits[..., first:last] @ table
         for (first, last), table in zip(itertools.pairwise(ends), tables, strict=True)
@@ -151,15 +170,12 @@ def fit_landscape(
     by_group = weights.reshape(len(tables), tables[0].shape[2])
     values = np.concatenate([table @ own for table, own in zip(tables, by_group, strict=True)], axis=1)
     values += _ridge(bits, targets - np.einsum("bmc,bc->bm", bits, values), own_ridge)
-    return Landscape(dict(widths), offsets[:, 0] - np.sum(means[:, 0] * values, axis=1), values)
+    return Landscape(dict(bank.widths), offsets[:, 0] - np.sum(means[:, 0] * values, axis=1), values)
 
 
 def held_out_correlation(
-    is_kept: Booleans,
-    accuracies: npt.ArrayLike,
+    bank: Bank,
     features: Mapping[str, Floats],
-    widths: Mapping[str, int],
-    counts: Mapping[str, int],
     *,
     shared_ridge: float = SHARED_RIDGE,
     own_ridge: float = OWN_RIDGE,
@@ -169,11 +185,8 @@ def held_out_correlation(
     Every third plan is held out in turn, and the landscape is fitted to the others.
 
     Args:
-      is_kept: as for `fit_landscape`, here and below.
-      accuracies: [B, M] in percent.
+      bank: as for `fit_landscape`, here and below.
       features: group name -> [B, C, F].
-      widths: group name -> C.
-      counts: group name -> number of kept channels.
       shared_ridge: penalty of the weights of the features.
       own_ridge: penalty of the channels' own values.
 
@@ -184,25 +197,14 @@ def held_out_correlation(
     Raises:
       ValueError: as `fit_landscape`, and if there are too few plans to hold some out.
     """
-    accuracies = np.asarray(accuracies, np.float64)
-    _check(
-        is_kept, accuracies, features, widths, counts, min_plans=NUM_FOLDS * MIN_PLANS // (NUM_FOLDS - 1) + 1
-    )
-    numbers = np.arange(accuracies.shape[1]) % NUM_FOLDS
+    _check(bank, features, min_plans=NUM_FOLDS * MIN_PLANS // (NUM_FOLDS - 1) + 1)
+    numbers = np.arange(bank.accuracies.shape[1]) % NUM_FOLDS
     correlations = []
     for fold in range(NUM_FOLDS):
-        is_held_out = numbers == fold
-        landscape = fit_landscape(
-            is_kept[:, ~is_held_out],
-            accuracies[:, ~is_held_out],
-            features,
-            widths,
-            counts,
-            shared_ridge=shared_ridge,
-            own_ridge=own_ridge,
-        )
-        predicted = landscape.predict(is_kept[:, is_held_out].swapaxes(0, 1)).T
-        correlations.append(_correlations(predicted, accuracies[:, is_held_out]))
+        fitted, held_out = bank.part(plans=numbers != fold), bank.part(plans=numbers == fold)
+        landscape = fit_landscape(fitted, features, shared_ridge=shared_ridge, own_ridge=own_ridge)
+        predicted = landscape.predict(held_out.is_kept.swapaxes(0, 1)).T
+        correlations.append(_correlations(predicted, held_out.accuracies))
     return float(np.mean(correlations))
 
 
@@ -233,15 +235,9 @@ def _correlations(first: Floats, second: Floats) -> Floats:
     return np.where(is_constant, 0.0, (first * second).sum(axis=1) / np.where(is_constant, 1.0, scale))
 
 
-def _check(
-    is_kept: Booleans,
-    accuracies: Floats,
-    features: Mapping[str, Floats],
-    widths: Mapping[str, int],
-    counts: Mapping[str, int],
-    min_plans: int = MIN_PLANS,
-) -> None:
+def _check(bank: Bank, features: Mapping[str, Floats], min_plans: int = MIN_PLANS) -> None:
     """Raises a `ValueError` unless plans, accuracies and features fit together."""
+    is_kept, accuracies, widths, counts = bank.is_kept, bank.accuracies, bank.widths, bank.counts
     if is_kept.dtype != bool or is_kept.ndim != 3 or is_kept.shape[:2] != accuracies.shape:
         raise ValueError(
             "a landscape needs boolean plans [bases, plans, channels] and accuracies [bases, plans], got "

@@ -128,8 +128,7 @@ class TaskProblem:
 
             bank = measure_bank(pool, num_plans, on_plan=on_plan)
             features = channel_features(reference_scores(pool))
-            inputs = (bank.is_kept, bank.accuracies, features, bank.widths, bank.counts)
-            self._landscapes[name] = landscape = fit_landscape(*inputs)
+            self._landscapes[name] = landscape = fit_landscape(bank, features)
             (l2,) = pool.stacked_plans([library["l2"]])
             if isinstance(l2, Invalid):
                 raise ValueError(
@@ -138,7 +137,9 @@ class TaskProblem:
             self._l2_predictions[name] = landscape.predict(l2.is_kept)
             content = np.packbits(bank.is_kept).tobytes() + bank.accuracies.tobytes()
             self._banks[name] = BankFacts(
-                bank.accuracies.size, held_out_correlation(*inputs), hashlib.sha256(content).hexdigest()[:16]
+                bank.accuracies.size,
+                held_out_correlation(bank, features),
+                hashlib.sha256(content).hexdigest()[:16],
             )
         return dict(self._banks)
 

@@ -14,8 +14,7 @@ from jaxprune.comparison.landscape_quality import (
     check_plans,
     landscape_quality,
 )
-from jaxprune.search.bank import Bank
-from jaxprune.search.landscape import fit_landscape
+from jaxprune.search.landscape import Bank, fit_landscape
 
 WIDTHS, COUNTS = {"conv": 8}, {"conv": 4}
 
@@ -41,7 +40,7 @@ def made_up(num_bases=4, *, num_functions=8, is_alike=True):
     is_kept = np.stack([plans] * num_bases)
     bank = Bank(WIDTHS, COUNTS, is_kept, 60 + np.einsum("bmc,bc->bm", is_kept, values))
     by_base = np.stack([of_functions] * num_bases, axis=1)
-    landscape = fit_landscape(is_kept, bank.accuracies, no_features(num_bases), WIDTHS, COUNTS)
+    landscape = fit_landscape(bank, no_features(num_bases))
     return bank, by_base, landscape.predict(by_base)
 
 

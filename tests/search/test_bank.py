@@ -22,8 +22,8 @@ from jaxprune.keys import derive
 from jaxprune.pruning.planning import select
 from jaxprune.scoring.ranking import Ranking
 from jaxprune.search import bank as bank_module
-from jaxprune.search.bank import REFERENCES, Bank, draw_plan, measure_bank, reference_scores
-from jaxprune.search.landscape import channel_features, fit_landscape, held_out_correlation
+from jaxprune.search.bank import REFERENCES, draw_plan, measure_bank, reference_scores
+from jaxprune.search.landscape import Bank, channel_features, fit_landscape, held_out_correlation
 from jaxprune.tasks.base_networks import BasePool, Entry, FirstRoundPlan, StackedPlan
 from jaxprune.types import Invalid, Kept
 
@@ -219,8 +219,7 @@ class TestBank:
         pool = FakePool()
         bank = measure_bank(pool, 60)
         features = channel_features(reference_scores(pool))
-        inputs = (bank.is_kept, bank.accuracies, features, bank.widths, bank.counts)
-        assert held_out_correlation(*inputs, own_ridge=1e-6) > 0.999  # the accuracies are linear
+        assert held_out_correlation(bank, features, own_ridge=1e-6) > 0.999  # the accuracies are linear
 
     def test_scores_of_functions_that_are_invalid_are_nan(self) -> None:
         scores = reference_scores(FakePool(invalid=[(1, 2)]))
@@ -389,5 +388,5 @@ def test_on_a_real_task_plans_are_fine_tuned_as_any_others(bases_dir: Path, tmp_
     assert bank.accuracies[1, 3] == float(pool.finetune_one(Entry(1, kept=kept)).accuracies[-1])
     features = channel_features(reference_scores(pool))
     assert {array.shape[2] for array in features.values()} == {len(REFERENCES)}
-    landscape = fit_landscape(bank.is_kept, bank.accuracies, features, bank.widths, bank.counts)
+    landscape = fit_landscape(bank, features)
     assert landscape.values.shape == (2, 18)

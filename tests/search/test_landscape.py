@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxprune.search.landscape import (
+    Bank,
     Landscape,
     channel_features,
     fit_landscape,
@@ -19,6 +20,10 @@ from jaxprune.search.landscape import (
 
 WIDTHS, COUNTS = {"conv": 5, "dense": 4}, {"conv": 2, "dense": 3}
 TINY = {"shared_ridge": 1e-8, "own_ridge": 1e-8}
+
+
+def bank_of(is_kept: np.ndarray, accuracies: Any) -> Bank:
+    return Bank(WIDTHS, COUNTS, is_kept, np.asarray(accuracies, float))
 
 
 def draw_plans(rng: np.random.Generator, num_bases: int, num_plans: int) -> np.ndarray:
@@ -67,11 +72,15 @@ class TestFeatures:
 class TestByHand:
     PLANS = np.array([[[1, 1, 0], [1, 0, 1], [0, 1, 1]] * 2], bool)
 
+    def bank(self, accuracies: list[list[float]]) -> Bank:
+        plans = np.repeat(self.PLANS, len(accuracies), axis=0)
+        return Bank({"conv": 3}, {"conv": 2}, plans, np.array(accuracies))
+
     def test_channels_worth_1_2_and_6_are_found(self) -> None:
         """Two of three are kept, so that only differences can be seen: the values are those around their mean of 3."""
         accuracies = [[3.0, 7.0, 8.0] * 2]
         none = {"conv": np.zeros((1, 3, 0))}
-        landscape = fit_landscape(self.PLANS, accuracies, none, {"conv": 3}, {"conv": 2}, **TINY)
+        landscape = fit_landscape(self.bank(accuracies), none, **TINY)
         np.testing.assert_allclose(landscape.values, [[-2.0, -1.0, 3.0]], atol=1e-6)
         np.testing.assert_allclose(landscape.offsets, [6.0], atol=1e-6)
         np.testing.assert_allclose(
@@ -81,25 +90,14 @@ class TestByHand:
     def test_a_ridge_shrinks_what_each_channel_has_of_its_own(self) -> None:
         """Centred bits have X'X = 2 (1 - 1/3) I - ..., which is 2 for values of sum 0: a ridge of 2 halves them."""
         none = {"conv": np.zeros((1, 3, 0))}
-        landscape = fit_landscape(
-            self.PLANS, [[3.0, 7.0, 8.0] * 2], none, {"conv": 3}, {"conv": 2}, own_ridge=2.0
-        )
+        landscape = fit_landscape(self.bank([[3.0, 7.0, 8.0] * 2]), none, own_ridge=2.0)
         np.testing.assert_allclose(landscape.values, [[-1.0, -0.5, 1.5]])
 
     def test_weights_of_features_are_shared_by_bases(self) -> None:
         """On base 1 all plans are as good, but the two bases together see half of the feature's worth everywhere."""
-        plans = np.repeat(self.PLANS, 2, axis=0)
         table = np.repeat([[[-2.0], [-1.0], [3.0]]], 2, axis=0)
-        accuracies = [[3.0, 7.0, 8.0] * 2, [6.0] * 6]
-        landscape = fit_landscape(
-            plans,
-            accuracies,
-            {"conv": table},
-            {"conv": 3},
-            {"conv": 2},
-            shared_ridge=1e-8,
-            own_ridge=1e8,
-        )
+        bank = self.bank([[3.0, 7.0, 8.0] * 2, [6.0] * 6])
+        landscape = fit_landscape(bank, {"conv": table}, shared_ridge=1e-8, own_ridge=1e8)
         np.testing.assert_allclose(landscape.values, [[-1.0, -0.5, 1.5]] * 2, rtol=1e-5)
 
 
@@ -109,7 +107,7 @@ class TestProperties:
         rng = np.random.default_rng(seed)
         plans, worth = draw_plans(rng, num_bases, 60), rng.normal(size=(num_bases, 9))
         found = held_out_correlation(
-            plans, linear(plans, worth), draw_features(rng, num_bases), WIDTHS, COUNTS, **TINY
+            bank_of(plans, linear(plans, worth)), draw_features(rng, num_bases), **TINY
         )
         assert found == pytest.approx(1.0, abs=1e-6)
 
@@ -120,8 +118,8 @@ class TestProperties:
         orders = {group: rng.permutation(width) for group, width in WIDTHS.items()}
         order = np.concatenate([orders["conv"], 5 + orders["dense"]])
         moved = {group: array[:, orders[group]] for group, array in features.items()}
-        landscape = fit_landscape(plans, accuracies, features, WIDTHS, COUNTS)
-        other = fit_landscape(plans[..., order], accuracies, moved, WIDTHS, COUNTS)
+        landscape = fit_landscape(bank_of(plans, accuracies), features)
+        other = fit_landscape(bank_of(plans[..., order], accuracies), moved)
         np.testing.assert_allclose(other.values, landscape.values[:, order], atol=1e-12)
         np.testing.assert_allclose(other.offsets, landscape.offsets, atol=1e-12)
 
@@ -130,7 +128,7 @@ class TestProperties:
         rng = np.random.default_rng(seed)
         plans, accuracies, features = draw_plans(rng, 2, 12), rng.normal(size=(2, 12)), draw_features(rng, 2)
         twice = {group: array[[0, 1, 0]] for group, array in features.items()}
-        landscape = fit_landscape(plans[[0, 1, 0]], accuracies[[0, 1, 0]], twice, WIDTHS, COUNTS)
+        landscape = fit_landscape(bank_of(plans[[0, 1, 0]], accuracies[[0, 1, 0]]), twice)
         np.testing.assert_allclose(landscape.values[0], landscape.values[2], atol=1e-12)
         assert landscape.offsets[0] == pytest.approx(landscape.offsets[2])
 
@@ -138,8 +136,8 @@ class TestProperties:
     def test_what_is_added_to_all_accuracies_of_a_base_is_added_to_its_offset(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
         plans, accuracies, features = draw_plans(rng, 2, 12), rng.normal(size=(2, 12)), draw_features(rng, 2)
-        landscape = fit_landscape(plans, accuracies, features, WIDTHS, COUNTS)
-        other = fit_landscape(plans, accuracies + [[7.0], [-3.0]], features, WIDTHS, COUNTS)
+        landscape = fit_landscape(bank_of(plans, accuracies), features)
+        other = fit_landscape(bank_of(plans, accuracies + [[7.0], [-3.0]]), features)
         np.testing.assert_allclose(other.offsets - landscape.offsets, [7.0, -3.0], atol=1e-12)
         np.testing.assert_allclose(other.values, landscape.values, atol=1e-12)
 
@@ -147,7 +145,7 @@ class TestProperties:
         """Against normal equations, written out."""
         rng = np.random.default_rng(0)
         plans, accuracies, features = draw_plans(rng, 3, 12), rng.normal(size=(3, 12)), draw_features(rng, 3)
-        landscape = fit_landscape(plans, accuracies, features, WIDTHS, COUNTS)
+        landscape = fit_landscape(bank_of(plans, accuracies), features)
         means = np.concatenate(
             [plans[..., :5] @ features["conv"] / 2, plans[..., 5:] @ features["dense"] / 3], axis=2
         )
@@ -168,7 +166,7 @@ class TestHeldOutCorrelation:
     def test_chance_correlates_with_nothing(self) -> None:
         rng = np.random.default_rng(0)
         plans, accuracies = draw_plans(rng, 40, 30), rng.normal(size=(40, 30))
-        found = held_out_correlation(plans, accuracies, draw_features(rng, 40), WIDTHS, COUNTS)
+        found = held_out_correlation(bank_of(plans, accuracies), draw_features(rng, 40))
         assert abs(found) < 0.1
 
     def test_equal_accuracies_count_zero(self) -> None:
@@ -177,26 +175,30 @@ class TestHeldOutCorrelation:
         plans = draw_plans(rng, 2, 60)
         worth = np.stack([rng.normal(size=9), np.zeros(9)])
         none = {group: np.zeros((2, width, 0)) for group, width in WIDTHS.items()}
-        found = held_out_correlation(plans, linear(plans, worth), none, WIDTHS, COUNTS, **TINY)
+        found = held_out_correlation(bank_of(plans, linear(plans, worth)), none, **TINY)
         assert found == pytest.approx(0.5, abs=1e-6)
 
     def test_too_few_plans_are_refused(self) -> None:
         rng = np.random.default_rng(0)
-        inputs = (draw_features(rng, 2), WIDTHS, COUNTS)
-        held_out_correlation(draw_plans(rng, 2, 8), rng.normal(size=(2, 8)), *inputs)
+        features = draw_features(rng, 2)
+        bank = bank_of(draw_plans(rng, 2, 8), rng.normal(size=(2, 8)))
+        held_out_correlation(bank, features)
         with pytest.raises(ValueError, match="at least 8 plans on at least 1 base, got 7 on 2"):
-            held_out_correlation(draw_plans(rng, 2, 7), rng.normal(size=(2, 7)), *inputs)
+            held_out_correlation(bank.part(plans=slice(7)), features)
 
 
 def test_values_of_a_network_wider_than_there_are_plans_are_finite() -> None:
     rng = np.random.default_rng(0)
     plans = np.argsort(rng.random((2, 10, 300)), axis=2) < 100
     scores = {"conv": rng.random((3, 2, 300))}
-    landscape = fit_landscape(
-        plans, rng.normal(size=(2, 10)), channel_features(scores), {"conv": 300}, {"conv": 100}
-    )
+    bank = Bank({"conv": 300}, {"conv": 100}, plans, rng.normal(size=(2, 10)))
+    landscape = fit_landscape(bank, channel_features(scores))
     assert np.isfinite(landscape.values).all()
     assert landscape.values.shape == (2, 300)
+
+
+def fit_to(features: dict[str, np.ndarray], own_ridge: float = 1.0, **bank: Any) -> None:
+    fit_landscape(Bank(**bank), features, own_ridge=own_ridge)
 
 
 def _without_accuracy(inputs: dict[str, Any]) -> None:
@@ -259,10 +261,10 @@ def test_what_does_not_fit_is_refused(change: Callable[[dict[str, Any]], object]
         "widths": WIDTHS,
         "counts": COUNTS,
     }
-    fit_landscape(**inputs)
+    fit_to(**inputs)
     change(inputs)
     with pytest.raises(ValueError, match=message):
-        fit_landscape(**inputs)
+        fit_to(**inputs)
 
 
 def test_predicting_for_another_number_of_channels_is_refused() -> None:
