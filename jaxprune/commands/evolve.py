@@ -7,6 +7,7 @@ import contextlib
 import shlex
 import signal
 import time
+from collections.abc import Sequence
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
@@ -24,10 +25,13 @@ from jaxprune.config import (
 from jaxprune.files import RunDirectoryError
 from jaxprune.search.settings import PRESETS, EvolveConfig
 from jaxprune.tasks.named_tasks import TASKS
+from jaxprune.text import parse_seconds
 
 if TYPE_CHECKING:
-    from jaxprune.tasks.tasks import Task
-from jaxprune.text import parse_seconds
+    from jaxprune.search.problem import Problem
+    from jaxprune.search.search import SearchResult
+    from jaxprune.search.task_problem import TaskProblem
+    from jaxprune.tasks.task_programs import TaskPrograms
 
 _SHORT_FLAGS = {"max_evaluations": "--evaluations", "time_limit_seconds": "--time"}
 """Settings that have a shorter flag as well."""
@@ -73,6 +77,9 @@ def add_evolve(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="how networks share a compiled program (default: auto, by backend and network)",
     )
+    run.add_argument(
+        "--yes", action="store_true", help="start also a run that is estimated to take more than a week"
+    )
     run.add_argument("--no-report", action="store_true", help="skip the final comparison and report")
     run.add_argument("--quiet", action="store_true", help="show no table")
     add_task_options(parser)
@@ -88,7 +95,7 @@ def run_evolve(arguments: argparse.Namespace) -> int:
       SearchInterrupted: if a signal stopped the search or the report.
     """
     from jaxprune.report.live_table import LiveTable
-    from jaxprune.search.interrupts import Interrupts, SearchInterrupted
+    from jaxprune.search.interrupts import SearchInterrupted
     from jaxprune.search.run_files import log_event
     from jaxprune.search.search import evolve_problem, make_problem
 
@@ -99,9 +106,9 @@ def run_evolve(arguments: argparse.Namespace) -> int:
         )
     config = evolve_config(arguments)
     run_dir = arguments.run_dir or default_run_dir(config)
-    resume = f"Go on with: jaxprune evolve --run-dir {shlex.quote(str(run_dir))} --resume"
-    tasks = config.make_tasks()
-    unseen = [] if arguments.no_report else _unseen(config)
+    resume = _how_to_resume(run_dir, arguments.data_dir)
+    tasks = config.make_tasks(arguments.data_dir)
+    unseen = [] if arguments.no_report else _unseen(config, arguments.data_dir)
 
     def on_lost(message: str) -> None:
         with contextlib.suppress(OSError, RunDirectoryError):
@@ -115,6 +122,8 @@ def run_evolve(arguments: argparse.Namespace) -> int:
             problem = make_problem(
                 tasks, config.search, run_dir, callbacks=callbacks, strategy=config.batching
             )
+            if not (arguments.resume and (run_dir / "config.json").exists()):
+                _announce_cost(problem, unseen, config, arguments, callbacks)
             result = evolve_problem(
                 problem,
                 config.search,
@@ -129,31 +138,79 @@ def run_evolve(arguments: argparse.Namespace) -> int:
         table.on_message(f"Best function: {result.best}")
         if arguments.no_report:
             return 0
-        from jaxprune.report.writing import write_report
-
-        interrupts = Interrupts()
-        try:
-            with interrupts, interrupts.at_once():
-                path = write_report(
-                    run_dir, problem, result, unseen=unseen, controls=config.controls, callbacks=callbacks
-                )
-        except KeyboardInterrupt as stop:
-            # the random search of full controls stops by a SearchInterrupted of its own
-            number = stop.signal_number if isinstance(stop, SearchInterrupted) else interrupts.received
-            message = f"stopped in the final comparison. {resume}"
-            raise SearchInterrupted(message, number or signal.SIGINT) from stop
+        path = _reported(problem, result, unseen, config, callbacks, resume)
     table.on_message(f"Report: {path}")
     return 0
 
 
-def _unseen(config: RunConfig) -> list[Task]:
+def _unseen(config: RunConfig, data_dir: Path | None) -> list[TaskPrograms]:
     """Makes the tasks that are only reported on, and says before anything is trained what is wrong with one."""
     from jaxprune.tasks.task_programs import TaskPrograms
 
-    tasks = config.make_unseen()
-    for task in tasks:
-        TaskPrograms(task)
-    return tasks
+    return [TaskPrograms(task) for task in config.make_unseen(data_dir)]
+
+
+def _how_to_resume(run_dir: Path, data_dir: Path | None) -> str:
+    """Says how to go on with a run that was stopped. Where images lie is not stored in it."""
+    data = "" if data_dir is None else f" --data-dir {shlex.quote(str(data_dir))}"
+    return f"Go on with: jaxprune evolve --run-dir {shlex.quote(str(run_dir))}{data} --resume"
+
+
+def _announce_cost(
+    problem: Problem,
+    unseen: Sequence[TaskPrograms],
+    config: RunConfig,
+    arguments: argparse.Namespace,
+    callbacks: Sequence[object],
+) -> None:
+    """Shows what the run will cost; refuses one of more than a week unless it is confirmed."""
+    from jaxprune.comparison.cost_estimate import estimate_cost, refusal
+    from jaxprune.search.callbacks import notify
+    from jaxprune.search.task_problem import TaskProblem
+
+    if not isinstance(problem, TaskProblem):
+        return
+    estimate = estimate_cost(
+        problem.programs,
+        config.search,
+        num_guesses=len(config.guesses),
+        unseen=unseen,
+        has_report=not arguments.no_report,
+        controls=config.controls,
+    )
+    notify(callbacks, "on_message", str(estimate))
+    if (reason := refusal(estimate)) and not arguments.yes:
+        raise ValueError(reason)
+
+
+def _reported(
+    problem: TaskProblem,
+    result: SearchResult,
+    unseen: Sequence[TaskPrograms],
+    config: RunConfig,
+    callbacks: Sequence[object],
+    resume: str,
+) -> Path:
+    """Writes the report of a search; returns its path. `resume` says how to go on if a signal stops it."""
+    from jaxprune.report.writing import write_report
+    from jaxprune.search.interrupts import Interrupts, SearchInterrupted
+
+    interrupts = Interrupts()
+    try:
+        with interrupts, interrupts.at_once():
+            return write_report(
+                result.journal.parent,
+                problem,
+                result,
+                unseen=[programs.task for programs in unseen],
+                controls=config.controls,
+                callbacks=callbacks,
+            )
+    except KeyboardInterrupt as stop:
+        # the random search of full controls stops by a SearchInterrupted of its own
+        number = stop.signal_number if isinstance(stop, SearchInterrupted) else interrupts.received
+        message = f"stopped in the final comparison. {resume}"
+        raise SearchInterrupted(message, number or signal.SIGINT) from stop
 
 
 class _Messages:

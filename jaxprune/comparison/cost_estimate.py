@@ -136,7 +136,7 @@ def estimate_cost(
     config: EvolveConfig,
     *,
     num_guesses: int = 0,
-    unseen: Sequence[Task] = (),
+    unseen: Sequence[TaskPrograms] = (),
     has_report: bool = True,
     controls: Controls = "standard",
     speed: Callable[[TaskPrograms], float] | None = None,
@@ -147,7 +147,7 @@ def estimate_cost(
       programs: task name -> its machinery, of the tasks that are searched on.
       config: the settings of the search.
       num_guesses: number of formulas of the user.
-      unseen: tasks for the report alone.
+      unseen: the machinery of tasks for the report alone.
       has_report: whether the final comparison follows.
       controls: of the final comparison.
       speed: measures the FLOPs per second of training steps of a task; by default `measured_speed`. It is called only
@@ -165,7 +165,7 @@ def estimate_cost(
     """
     costs = []
     rows = _num_rows(config, controls) if has_report else 0
-    machines = {**programs, **{task.name: TaskPrograms(task) for task in unseen if has_report}}
+    machines = {**programs, **{machine.task.name: machine for machine in unseen if has_report}}
     for name, machine in machines.items():
         task, is_searched = machine.task, name in programs
         start, searched, verified = _searched(task, config, num_guesses) if is_searched else (0, 0, 0)

@@ -271,7 +271,11 @@ def test_a_missing_matplotlib_is_told_before_the_search(toy, tmp_path, monkeypat
             ["--preset", "quik"],
             "a preset needs to be one of quick, thorough, paper, got 'quik'. Did you mean 'quick'?",
         ),
-        (["--preset", "paper"], "Its loop runs on other tasks: --preset paper --task digits --task fashion"),
+        (
+            ["--preset", "paper", "--data-dir", "nowhere"],
+            "To do so, run jaxprune prepare mnist --data-dir nowhere.",
+        ),
+        (["--task", "cli_tasks:small", "--scale", "1.5"], "scale needs to be a share above 0 and at most 1"),
         (["--task", "fashoin"], "Did you mean 'fashion'?"),
         (["--task", "cli_tasks:nothing"], "needs a module on the Python path with a function 'nothing'"),
         (["--task", "cli_tasks:no_task"], "needs to be, or return, a jaxprune Task, got int."),
@@ -310,6 +314,42 @@ def test_what_cannot_be_evolved_is_explained(arguments, message, tmp_path, capsy
     shown = capsys.readouterr().err
     assert message in shown and shown.startswith("jaxprune evolve: error: "), shown
     assert not (run_dir / "journal.jsonl").exists()
+
+
+FINETUNE_SMALL = (
+    "evolve --task cli_tasks:small --fitness finetune --seeds paper --generations 0 --no-report".split()
+)
+
+
+def test_a_run_says_beforehand_what_it_costs(tmp_path, capsys):
+    assert main([*FINETUNE_SMALL, "--run-dir", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert "This run costs at most 5.4e+05 FLOP: 2 base networks and 14 fine-tunings of small." in shown
+    resume = ["evolve", "--run-dir", str(tmp_path / "run"), "--resume", "--no-report"]
+    assert main(resume) == 0
+    assert "This run costs" not in capsys.readouterr().out
+
+
+def test_a_run_of_more_than_a_week_needs_yes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("jaxprune.comparison.cost_estimate.TIMED_FROM", 0)
+    monkeypatch.setattr("jaxprune.comparison.cost_estimate.measured_speed", lambda programs: 0.1)
+    command = [*FINETUNE_SMALL, "--run-dir", str(tmp_path / "run")]
+    assert main(command) == 2
+    shown = capsys.readouterr()
+    assert "about 63 days on this machine" in shown.out
+    assert (
+        "got an estimate of 63 days. Rehearse it on a share of images and epochs (--scale 0.05)" in shown.err
+    )
+    assert not (tmp_path / "run" / "journal.jsonl").exists()
+    assert main([*command, "--yes"]) == 0
+
+
+def test_a_stopped_run_on_prepared_images_says_where_they_are():
+    from jaxprune.commands.evolve import _how_to_resume
+
+    assert _how_to_resume(Path("a b"), Path("my data")) == (
+        "Go on with: jaxprune evolve --run-dir 'a b' --data-dir 'my data' --resume"
+    )
 
 
 def test_a_factory_in_the_working_directory_is_found(tmp_path, monkeypatch):

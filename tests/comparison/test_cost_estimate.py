@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from cli_tasks import small
-from tiny_task import tiny_task
+from tiny_task import tiny_programs
 
 from jaxprune.comparison.cost_estimate import (
     MOST_SECONDS,
@@ -62,7 +62,7 @@ def test_full_controls_search_twice_and_climb(programs: TaskPrograms) -> None:
 
 def test_a_bank_costs_plans_on_every_base(programs: TaskPrograms) -> None:
     config = EvolveConfig(plans=12, leaders=5)
-    searched, unseen = estimate_cost({"small": programs}, config, unseen=[tiny_task("other")]).tasks
+    searched, unseen = estimate_cost({"small": programs}, config, unseen=[tiny_programs()]).tasks
     assert searched.num_start == 12 * 2 and searched.num_searched == 0
     assert (
         searched.num_final == 2 * (5 + 3 + 1) * 2 + 21 * 2
