@@ -68,9 +68,9 @@ def save_network(
     }
     folder = FilePath(path).resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _check_room(folder.parent, sum(array.nbytes for array in arrays.values()))
+    check_room(folder.parent, sum(array.nbytes for array in arrays.values()))
     try:
-        with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
+        with quiet(), ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(folder, tree, force=True)
     except ValueError as error:  # the storage library below Orbax reports a full disk in this way
         code = re.search(r"os_error_code='(\d+)'", str(error))
@@ -125,7 +125,7 @@ def is_saved_network(folder: FilePath) -> bool:
     return not folder.is_symlink() and not others and {"weights", "numbers"} <= parts <= _CHECKPOINT_PARTS
 
 
-def _check_room(folder: FilePath, num_bytes: int) -> None:
+def check_room(folder: FilePath, num_bytes: int) -> None:
     """Raises before Orbax starts on a disk that is nearly full, where its threads print tracebacks as they give up."""
     if hasattr(os, "posix_fallocate"):
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -232,13 +232,13 @@ def _read_tree(folder: FilePath) -> dict[str, Any]:
     """Reads an Orbax checkpoint, without Orbax's warnings about shardings, which do not matter here."""
     import orbax.checkpoint as ocp
 
-    with _quiet(), warnings.catch_warnings(), ocp.PyTreeCheckpointer() as checkpointer:
+    with quiet(), warnings.catch_warnings(), ocp.PyTreeCheckpointer() as checkpointer:
         warnings.simplefilter("ignore")
         return checkpointer.restore(folder)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps asyncio from logging the errors inside Orbax, with tracebacks, that are raised here anyway."""
     logger = logging.getLogger("asyncio")
     was_disabled, logger.disabled = logger.disabled, True

@@ -1,0 +1,256 @@
+"""The loop of a training run: steps, and between them evaluations, checkpoints, reports and the wish to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxprune.datasets.input_pipeline import Batch
+from jaxprune.datasets.input_speed import InputSpeed, SpeedFacts
+from jaxprune.training.data_parallel import DataParallel, Step, TopCounts
+from jaxprune.training.loop import StepMeasures, StepState
+from jaxprune.training.recipes import Recipe
+from jaxprune.training.run_checkpoints import RunCheckpoints
+
+_BEHIND = 2
+"""Steps that the device may be behind the host."""
+
+
+class Evaluation(NamedTuple):
+    """How well the network classified the evaluation images after some steps."""
+
+    num_done: int
+    counts: TopCounts
+
+
+class TrainingProgress(NamedTuple):
+    """What `on_progress` is told.
+
+    Attributes:
+      num_done: steps that are done.
+      num_steps: steps of the whole run.
+      loss: mean training loss since the last report; None before the first step.
+      accuracy: accuracy in percent on the training batches since then, before each one changed the weights; or None.
+      learning_rate: of the last step; or None.
+      speed: images per second, and whether input or device is waited for; evaluations do not count.
+      evaluation: the last one, if there was any.
+    """
+
+    num_done: int
+    num_steps: int
+    loss: float | None
+    accuracy: float | None
+    learning_rate: float | None
+    speed: SpeedFacts
+    evaluation: Evaluation | None
+
+
+class TrainingDivergedError(ArithmeticError):
+    """The loss is infinite or not a number; the message names step and learning rate."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """The run was asked to stop. It has saved everything and can go on.
+
+    Args:
+      message: what happened and how to go on.
+      signal_number: the signal's number.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+        self.exit_status = 128 + signal_number
+
+
+class TrainingRun:
+    """A training run under way.
+
+    Args:
+      recipe, num_steps, batches, evaluate, on_progress: as for `train_network`.
+      devices: where batches go.
+      step: the step to be compiled, from `training_step`.
+      evaluate_every, save_every, report_every: numbers of steps.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        num_steps: int,
+        devices: DataParallel,
+        step: Step,
+        batches: Callable[[int], Iterator[Batch]],
+        evaluate: Callable[[], Iterable[Batch]] | None,
+        *,
+        evaluate_every: int,
+        save_every: int,
+        report_every: int,
+        on_progress: Callable[[TrainingProgress], None] | None,
+    ) -> None:
+        self.recipe, self.num_steps, self.devices = recipe, num_steps, devices
+        self.batches, self.evaluate, self.on_progress = batches, evaluate, on_progress
+        self.evaluate_every, self.save_every, self.report_every = evaluate_every, save_every, report_every
+        self.checkpoints: RunCheckpoints | None = None
+        self.signals: StopSignals | None = None
+        self.history: list[Evaluation] = []
+        self.start = 0
+        whole, split = devices.replicated, devices.split
+        self.step: Step = jax.jit(
+            step, donate_argnums=0, in_shardings=(whole, split, whole), out_shardings=whole
+        )
+        self.speed = InputSpeed()
+        self.pending: deque[tuple[int, StepMeasures, jax.Array]] = deque()
+        self.sums = np.zeros(3)  # loss times examples, right answers, examples since the last report
+        self.learning_rate: float | None = None
+
+    def restore(self) -> StepState | None:
+        """Goes back to the newest checkpoint, if there is one, and returns its state."""
+        assert self.checkpoints is not None
+        restored = self.checkpoints.restore()
+        if restored is None:
+            return None
+        self.start = restored.num_done
+        self.history = [Evaluation(num_done, TopCounts(*counts)) for num_done, *counts in restored.history]
+        # A copy: donating memory that came from the host is not safe everywhere.
+        place = jax.jit(
+            lambda tree: jax.tree.map(jax.numpy.copy, tree), out_shardings=self.devices.replicated
+        )
+        return place(restored.state)
+
+    def train(self, state: StepState) -> StepState:
+        """Does all steps that are left, with evaluations, checkpoints and reports."""
+        source = self.batches(self.start) if self.start < self.num_steps else iter(())
+        with contextlib.ExitStack() as stack:
+            stack.callback(getattr(source, "close", int))  # ends its threads, if it has any
+            for num_done in range(self.start, self.num_steps + 1):
+                self._between_steps(state, num_done)
+                if num_done == self.num_steps:
+                    break
+                with self.speed.input(self.recipe.batch_size):
+                    batch = next(source, None)
+                if batch is None:
+                    raise ValueError(
+                        f"batches({self.start}) needs to yield the batches of the steps {self.start} to "
+                        f"{self.num_steps - 1}, got none for step {num_done}. Make it with num_steps={self.num_steps}."
+                    )
+                placed = self.devices.place(batch, self.recipe.batch_size)
+                state, measures, rate = self.step(state, placed, np.int32(num_done))
+                self.pending.append((num_done, measures, rate))
+                self._settle(_BEHIND)
+        return state
+
+    def _between_steps(self, state: StepState, num_done: int) -> None:
+        """Reports, evaluates and saves where it is time for it, and leaves if it was asked to."""
+        is_last = num_done == self.num_steps
+        is_told = self._is_told_to_stop(num_done)
+        is_evaluated = num_done in dict(self.history)
+        if (
+            self.evaluate
+            and not is_told
+            and not is_evaluated
+            and (is_last or num_done % self.evaluate_every == 0)
+        ):
+            self._settle(0)
+            speed = self.speed.take()
+            self.history.append(Evaluation(num_done, self.devices.count(state.result, self.evaluate())))
+            self._report(num_done, speed)
+            self.speed.take()
+        elif num_done > self.start and (is_last or num_done % self.report_every == 0):
+            self._settle(0)
+            self._report(num_done, self.speed.take())
+        if self.checkpoints is None:
+            return
+        if num_done > self.start and (is_told or num_done % self.save_every == 0 or is_last):
+            self._settle(0)  # a state that has diverged is never saved
+            self.checkpoints.save(num_done, state, [(done, *counts) for done, counts in self.history])
+        if is_told:
+            self.checkpoints.wait()
+            number = self.signals.received if self.signals and self.signals.received else signal.SIGTERM
+            raise TrainingInterrupted(
+                f"Training was interrupted after {num_done} of {self.num_steps} steps and saved in "
+                f"{self.checkpoints.folder}. Start it again in the same way to go on.",
+                number,
+            )
+
+    def _is_told_to_stop(self, num_done: int) -> bool:
+        """Tells whether a signal came, to any process."""
+        if self.checkpoints is None:
+            return False
+        is_noted = self.signals is not None and self.signals.received is not None
+        return self.checkpoints.is_preempted(num_done) or is_noted
+
+    def _settle(self, num_left: int) -> None:
+        """Waits for the results of all steps but the last few.
+
+        Raises:
+          TrainingDivergedError: if a loss is not finite.
+        """
+        while len(self.pending) > num_left:
+            number, measures, rate = self.pending.popleft()
+            with self.speed.device():
+                loss, num_examples = float(measures.loss), int(measures.num_examples)
+            self.learning_rate = float(rate)
+            if not math.isfinite(loss):
+                raise TrainingDivergedError(
+                    f"Training diverged: the loss of step {number} of {self.num_steps} is {loss}, at a learning rate "
+                    f"of {self.learning_rate:g}. Lower the learning rate of recipe {self.recipe.name!r}, or lengthen "
+                    "its warm-up."
+                )
+            self.sums += (loss * num_examples, int(measures.num_correct), num_examples)
+
+    def _report(self, num_done: int, speed: SpeedFacts) -> None:
+        """Tells `on_progress` how it goes, and starts counting anew."""
+        loss, num_correct, num_examples = self.sums
+        self.sums = np.zeros(3)
+        if self.on_progress is not None:
+            self.on_progress(
+                TrainingProgress(
+                    num_done,
+                    self.num_steps,
+                    loss / num_examples if num_examples else None,
+                    100 * num_correct / num_examples if num_examples else None,
+                    self.learning_rate,
+                    speed,
+                    self.history[-1] if self.history else None,
+                )
+            )
+
+
+class StopSignals:
+    """Notes the first SIGTERM or Ctrl-C; the second acts as usual.
+
+    With several processes, JAX itself takes note of SIGTERM (`RunCheckpoints.is_preempted`), which a handler of
+    Python's would prevent. Outside the main thread, where Python allows no handlers, signals act as usual.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        """Notes the signal."""
+        self.received = number
+        self._restore()
+
+    def _restore(self) -> None:
+        """Gives signals the handlers that they had before."""
+        while self._previous:
+            signal.signal(*self._previous.popitem())
