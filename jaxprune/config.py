@@ -433,7 +433,7 @@ def _changed(task: Task, changes: Mapping[str, TaskValue]) -> Task:
                 f"Give kept_fraction as well as rounds for task {task.name!r}, whose schedule gives counts."
             )
         rounds = int(changes.get("rounds", task.schedule.rounds))
-        fields["schedule"] = Schedule(kept_fraction=float(fraction), rounds=rounds)
+        fields["schedule"] = Schedule(float(fraction), rounds, scoring=task.schedule.scoring)
     task = task.replace(**fields) if fields else task
     task = task.scaled(float(changes["scale"])) if "scale" in changes else task
     for name, option in (("recipe", "epochs"), ("base_recipe", "base_epochs")):

@@ -86,6 +86,12 @@ class Observed(Mapping[str, Operands]):
         sources = (self.gradient_source, self.squared_gradient_source, self.covariance_source)
         return Observed, (self.operands, self.groups, *sources)
 
+    def group(self, name: str) -> Observed:
+        """Returns what was observed at the producers of one group."""
+        producers = self.groups[name]
+        operands = {path: self.operands[path] for path in producers}
+        return dataclasses.replace(self, operands=operands, groups={name: producers})
+
     def member(self, index: int) -> Observed:
         """Returns one stacked member."""
         gradients, squares = self.gradient_source, self.squared_gradient_source

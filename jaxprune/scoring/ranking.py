@@ -34,6 +34,9 @@ magnitude, `mean` the plain mean, `max` the largest relative score, `first` the 
 Status = Literal["ok", "constant", "not finite", "missing operand", "refused"]
 """What became of a function on a network; `constant` means equal scores in every group."""
 
+CONSTANT = Invalid("constant in every group")
+"""What becomes of a function that orders no group."""
+
 _CONSTANT_ULPS = 8  # a smaller spread is rounding, not an order
 
 
@@ -353,5 +356,5 @@ def _ranked(
             ties = np.count_nonzero(np.diff(np.sort(by_member, axis=-1), axis=-1) == 0, axis=-1)
             num_ties = num_ties + np.where(is_constant[group], 0, ties)
     everywhere = np.all(list(is_constant.values()), axis=0)
-    constant = {int(member): Invalid("constant in every group") for member in np.flatnonzero(everywhere)}
+    constant = {int(member): CONSTANT for member in np.flatnonzero(everywhere)}
     return StackedRanking(chosen, is_constant, np.asarray(num_ties), {**constant, **problems})

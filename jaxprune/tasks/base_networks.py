@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod, sqrt
 from pathlib import Path as FilePath
-from typing import Literal, NamedTuple, cast
+from typing import Literal, cast
 
 import jax
 import numpy as np
@@ -22,13 +22,15 @@ from flax import nnx
 
 from jaxprune.files import check_writable, explained, put_aside
 from jaxprune.keys import derive, generator
-from jaxprune.language.library import library
 from jaxprune.observation.covariances import Covariance
 from jaxprune.observation.observed import Observed
 from jaxprune.pruning.planning import highest, select
 from jaxprune.scoring.metrics import PruningFunction, name_of
 from jaxprune.scoring.ranking import Ranking, rank_population, rank_stack
 from jaxprune.structure.model_state import FlatState
+from jaxprune.tasks.round_plans import FirstRoundPlan as FirstRoundPlan
+from jaxprune.tasks.round_plans import StackedPlan as StackedPlan
+from jaxprune.tasks.round_plans import later_kept, plan_sequentially, stack_plans
 from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.training.checkpoint import DamagedNetworkError, load_network, save_network
 from jaxprune.training.loop import batch_order, split_network
@@ -46,25 +48,6 @@ class Base:
     index: int
     weights: FlatState
     accuracy: float
-
-
-@dataclass(frozen=True)
-class FirstRoundPlan:
-    """The channels that a function keeps in the first round on one base network, and the ranking behind it."""
-
-    kept: Kept
-    ranking: Ranking
-
-
-class StackedPlan(NamedTuple):
-    """The channels that a function keeps in the first round on all base networks."""
-
-    is_kept: np.ndarray
-    """[B, sum C], groups in the order of the schedule."""
-    num_fallbacks: int
-    """Groups, over all bases, whose scores were all equal, so that l2 ordered them."""
-    num_ties: int
-    """Neighbouring equal scores, over all bases, that were ordered by channel index."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +146,9 @@ class BasePool:
         Returns:
           For each function a list with its plan, or why there is none, on each base network in order.
         """
+        if self._is_sequential:
+            weights = [base.weights for base in self.bases]
+            return [[plan_sequentially(self.programs, f, own) for own in weights] for f in functions]
         counts = self.programs.rounds[0].counts
         plans: list[list[FirstRoundPlan | Invalid]] = [[] for _ in functions]
         for stack in self._stacks if functions else ():
@@ -185,6 +171,9 @@ class BasePool:
         Returns:
           For each function its plans, or why it is invalid on the first base where it is.
         """
+        if self._is_sequential:
+            widths = self.programs.structure.widths
+            return [stack_plans(own, widths) for own in self.plans(functions)]
         counts = self.programs.rounds[0].counts
         by_stack = [rank_stack(functions, stack) for stack in self._stacks] if functions else []
         plans: list[StackedPlan | Invalid] = []
@@ -248,6 +237,11 @@ class BasePool:
         return self._finetune([entry], evaluations)[0]
 
     @property
+    def _is_sequential(self) -> bool:
+        """Whether groups are scored one after another."""
+        return self.task.schedule.scoring == "sequential"
+
+    @property
     def _stack_size(self) -> int:
         """Number of base networks that are scored together."""
         return self.task.bases + self.task.extra_bases
@@ -299,26 +293,17 @@ class BasePool:
                 "an entry with a fixed plan is for tasks of one round; give a function or a draw."
             )
         if round_index == 0:
-            plan = self.plans([entry.function])[0][entry.base]
+            if self._is_sequential:
+                plan = plan_sequentially(self.programs, entry.function, weights)
+            else:
+                plan = self.plans([entry.function])[0][entry.base]
             if isinstance(plan, Invalid):
                 raise ValueError(
                     f"{name_of(entry.function)} needs to be valid on task {self.task.name!r}, base {entry.base}; "
                     f"it is {plan}."
                 )
             return plan.kept
-        observed = self.programs.observer(round_index)(weights)
-        ranking, l2_ranking = cast(
-            list[Ranking | Invalid], rank_population([entry.function, library["l2"]], observed)
-        )
-        counts = self.programs.rounds[round_index].counts
-        if isinstance(ranking, Invalid):
-            # The function is valid on the base network but not after an earlier round (a channel died, say): use
-            # l2, which also ranks single groups that a function leaves unranked.
-            ranking = l2_ranking
-        if isinstance(ranking, Invalid):
-            # The weights diverged in an earlier round: any channels will do, the accuracy will show it.
-            return tuple((name, tuple(range(count))) for name, count in counts.items())
-        return select(ranking.scores, counts)
+        return later_kept(self.programs, entry.function, weights, round_index)
 
     def _covariances(self, base: int, weights: FlatState, round_index: int) -> Mapping[str, Covariance]:
         """Covariances of what enters the consumers, before a round of a network of some base."""

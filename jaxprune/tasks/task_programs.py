@@ -90,7 +90,7 @@ class TaskPrograms:
         self.rounds: list[Round] = []
         model, structure = self.model, self.structure
         for counts in task.schedule.counts(widths):
-            if task.finetune == "masked":
+            if task.finetune == "masked" or task.schedule.scoring == "sequential":
                 check_maskable(structure, counts)
             if self.recipe().compensate:
                 check_compensable(structure, counts)

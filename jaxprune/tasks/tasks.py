@@ -40,6 +40,9 @@ class Schedule:
       kept_fraction: share of each group's channels left after the last round, in (0, 1].
       rounds: number of rounds, >= 1.
       kept_counts: one sequence per round with the number of kept channels of each group, in program order.
+      scoring: "joint" scores all groups on the network as it is before the round; "sequential" scores group after group
+        on activations of the network whose earlier groups have lost their channels, as the paper does with VGG-16. It
+        takes an observation for each function, base network and group.
 
     Raises:
       ValueError: if both or neither is given, a value is out of range, or counts grow from round to round.
@@ -54,8 +57,11 @@ class Schedule:
     kept_fraction: float | None = None
     rounds: int = 1
     kept_counts: tuple[tuple[int, ...], ...] | None = None
+    scoring: Literal["joint", "sequential"] = "joint"
 
     def __post_init__(self) -> None:
+        if self.scoring not in ("joint", "sequential"):
+            raise ValueError(f'scoring must be "joint" or "sequential", got {self.scoring!r}.')
         if (self.kept_fraction is None) == (self.kept_counts is None):
             raise ValueError(
                 "Schedule needs exactly one of kept_fraction= and kept_counts=, "
@@ -79,6 +85,12 @@ class Schedule:
                 list(by_round) != sorted(by_round, reverse=True) for by_round in zip(*counts, strict=True)
             ):
                 raise ValueError(f"kept_counts must not grow from round to round, got {counts}.")
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What is fingerprinted; "joint" is left out, as schedules had no other scoring once."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if (name, value) != ("scoring", "joint")}
 
     def counts(self, sizes: Mapping[str, int]) -> tuple[dict[str, int], ...]:
         """Computes how many channels each group keeps in each round.
@@ -229,7 +241,7 @@ class Task:
         """All settings that are plain data, for `config.json` and fingerprints."""
         skipped = {"model", "train", "validation", "test", "num_classes"}
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skipped}
-        schedule, recipes = dataclasses.asdict(self.schedule), (recipe.settings for recipe in self.recipes)
+        schedule, recipes = self.schedule.settings, (recipe.settings for recipe in self.recipes)
         return {**values, "schedule": schedule, **dict(zip(("recipe", "base_recipe"), recipes, strict=True))}
 
     def replace(self, **changes: object) -> Task:
