@@ -122,7 +122,10 @@ class Rows:
         return np.arange(first, min(last, num_examples))
 
 
-@dataclass(frozen=True, eq=False)
+# Grain asks for the text of what it runs, which would hold all files' names or pixels: no `repr` of the fields.
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class EncodedTraining:
     """Makes training batches of encoded images: shuffled, cropped at random, mirrored in half of the cases."""
 
@@ -144,7 +147,7 @@ class EncodedTraining:
         return _decoded(self.source, indices, decode, self.rows.count, self.image_size)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EncodedTesting:
     """Makes test batches of encoded images: in order, resized and cropped at the centre."""
 
@@ -186,7 +189,7 @@ def _decoded(
     return batch._replace(failures=tuple(failures))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ArrayTraining:
     """Makes training batches of images in memory: shuffled, and shifted and mirrored at random if `augment` says so."""
 
@@ -206,7 +209,7 @@ class ArrayTraining:
         return HostBatch(images, self.labels[indices], np.ones(len(indices), np.float32))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ArrayTesting:
     """Makes test batches of images in memory, in order and as they are."""
 

@@ -99,6 +99,12 @@ class TestEncoded:
         assert len({make(step).images.tobytes() for step in range(5)}) == 5
 
 
+def test_the_text_of_a_maker_does_not_grow_with_its_images():
+    """Grain asks for it at every start; with the names of a million files it would take a second."""
+    assert len(repr(EncodedTraining(some_images(1), Rows(1), 0, 8, "pillow"))) < 200
+    assert len(repr(ArrayTesting(TestArrays.images, TestArrays.labels, Rows(1)))) < 200
+
+
 class TestArrays:
     images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1) * np.ones((1, 9, 9, 1), np.uint8)
     labels = np.arange(5, dtype=np.int32)
