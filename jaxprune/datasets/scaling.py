@@ -34,8 +34,10 @@ class Scaling(NamedTuple):
           [..., C] float32, as NumPy or JAX array.
         """
         shape = (1,) * (images.ndim - 1) + (-1,)
-        centred = images.astype(np.float32) - self.mean.reshape(shape)
-        return centred * self.scale.reshape(shape)
+        scaled = images.astype(np.float32)
+        scaled -= self.mean.reshape(shape)  # in place where NumPy's, to need the memory once
+        scaled *= self.scale.reshape(shape)
+        return scaled
 
 
 def scaling_of(images: np.ndarray) -> Scaling:
