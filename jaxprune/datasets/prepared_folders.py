@@ -67,6 +67,21 @@ def find_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -> 
     return _described(place, folder, _builder(tfds, place, folder), parts[0] if parts else "")
 
 
+def is_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -> bool:
+    """Tells whether a folder for the version of a set is there, whole or not.
+
+    Args:
+      name: as in `find_prepared`.
+      data_dir: the data directory.
+
+    Raises:
+      ImportError, ValueError: as `find_prepared` does for names that cannot be read.
+    """
+    place, _, version = _place(import_tfds(), name, data_directory(data_dir))
+    versions = _versions(place.folder)
+    return version in versions if version else bool(versions)
+
+
 class _Place(NamedTuple):
     """Where a set with some name is looked for: its folder, without the version."""
 

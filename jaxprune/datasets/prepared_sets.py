@@ -23,8 +23,8 @@ USUAL_SETS = (
 CACHE = "jaxprune_cache"
 """Folder in the data directory for what took time to read; it can be deleted at any time."""
 
-SHRUNK = re.compile(r"shrunk(\d+)")
-"""Name of the configuration of a set whose images were made smaller: the most pixels of their shorter side."""
+SHRUNK = re.compile(r"(?:(.+)-)?shrunk(\d+)")
+"""Name of the configuration of a set whose images were made smaller: its own one, and the most pixels of a side."""
 
 
 class Records(Protocol):
@@ -205,5 +205,7 @@ def how_to_prepare(set_name: str, config: str, root: Path) -> str:
       'run jaxprune prepare imagenet2012 --shrink 256 --data-dir data.'
     """
     shrunk = SHRUNK.fullmatch(config)
-    name = f"{set_name} --shrink {shrunk[1]}" if shrunk else f"{set_name}/{config}" if config else set_name
+    own_config = (shrunk[1] or "") if shrunk else config
+    name = f"{set_name}/{own_config}" if own_config else set_name
+    name += f" --shrink {shrunk[2]}" if shrunk else ""
     return f"run jaxprune prepare {name} --data-dir {root}."
