@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, str] = {
     "calibrate": "measure what a task can tell about functions, and how much there is to gain",
     "score": "score the channels of a network by one or many functions",
     "prune": "prune a trained network, fine-tune it, and save plan and network",
+    "prepare": "download image sets, or take archives, and write them as the other commands read them",
     "report": "write the report of a run again, from its files",
     "explain": "show a formula (type, LaTeX, code, cost on a network), or what of a network can be pruned",
     "list": "list tasks, presets, functions, operands, operators and recipes",
