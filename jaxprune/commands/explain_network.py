@@ -133,7 +133,7 @@ def _structure_of(arguments: argparse.Namespace) -> tuple[str, Structure]:
     elif arguments.data is not None:
         from jaxprune.datasets.example_files import load_examples
 
-        images, labels = load_examples(arguments.data)
+        images, labels = load_examples(arguments.data, data_dir=arguments.data_dir)
         example, num_classes = (
             jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype),
             len(np.unique(labels)),

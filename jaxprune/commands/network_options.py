@@ -102,7 +102,8 @@ def add_own_network_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--data",
         metavar="NAME",
-        help=f"{', '.join(DATASETS)} (the training images), or FILE.npz with the arrays images and labels (or x and y)",
+        help=f"{', '.join(DATASETS)}, tfds:NAME or a folder with train/CLASS/*.png (the training images), or FILE.npz "
+        "with the arrays images and labels (or x and y)",
     )
     group.add_argument(
         "--weights",
@@ -138,12 +139,12 @@ def add_task_options(parser: argparse.ArgumentParser, without: Collection[str] =
 
 
 def add_data_dir_option(parser: argparse.ArgumentParser) -> None:
-    """Adds `--data-dir`, which every command needs that makes tasks."""
+    """Adds `--data-dir`, which every command needs that reads images or prepares them."""
     parser.add_argument(
         "--data-dir",
         type=Path,
         metavar="DIR",
-        help="where jaxprune prepare has put the images of a task (default: $TFDS_DATA_DIR, or "
+        help="folder of the image sets that jaxprune prepare has prepared (default: $TFDS_DATA_DIR, or "
         "~/tensorflow_datasets)",
     )
 
@@ -255,7 +256,7 @@ def _observe_own_network(arguments: argparse.Namespace) -> Observed:
 
     if ":" in arguments.network:
         look_in_working_directory()
-    images, labels = load_examples(arguments.data)
+    images, labels = load_examples(arguments.data, data_dir=arguments.data_dir)
     if arguments.num_images is not None:
         images, labels = balanced(images, labels, arguments.num_images)
     shape, num_classes = images.shape[1:], len(np.unique(labels))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from jaxprune.commands.network_options import add_data_dir_option
 from jaxprune.commands.output import note, say
 
 
@@ -19,12 +20,7 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(USUAL_SETS)}, or any other set of images with class labels that TensorFlow Datasets has; "
         "NAME/CONFIG for one of its configurations",
     )
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        metavar="DIR",
-        help="folder for prepared sets (default: $TFDS_DATA_DIR, or ~/tensorflow_datasets)",
-    )
+    add_data_dir_option(parser)
     parser.add_argument(
         "--manual-dir",
         type=Path,

@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from own_networks import SmallNet
+from prepared_data import write_prepared
 
 from jaxprune.cli import main
 from jaxprune.commands.score import read_formulas
@@ -284,3 +285,10 @@ def test_options_of_a_network_that_do_not_fit_are_explained(
     monkeypatch.chdir(tmp_path)
     assert main(["score", "l1", "--network", "plain_conv_net", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_network_is_observed_on_a_prepared_set(tmp_path, capsys):
+    write_prepared("mnist", tmp_path)
+    options = ["--network", "small_conv_net", "--data", "tfds:mnist", "--data-dir", str(tmp_path)]
+    assert main(["score", "l1", *options, "--num-images", "20"]) == 0
+    assert "ok" in capsys.readouterr().out
