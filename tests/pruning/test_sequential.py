@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from compilations import counted_compilations
 from flax import nnx
-from pruned_nets import IMAGES, LABELS, conv_norm_relu, mlp
+from pruned_nets import IMAGES, LABELS, conv_norm_relu
 
 from jaxprune.language.library import library
 from jaxprune.language.parsing import parse
 from jaxprune.observation.observer import make_observer, observe
+from jaxprune.pruning import sequential
 from jaxprune.pruning.masking import mask
 from jaxprune.pruning.planning import Plan, plan, select
 from jaxprune.pruning.sequential import rank_sequentially, sequential_plan
@@ -92,11 +93,19 @@ def test_a_function_that_is_not_finite_is_invalid_with_its_group(net, observer):
     assert isinstance(found, Invalid) and "not finite in group conv1.kernel, channel 0" in found.reason
 
 
-def test_a_plan_for_a_network_of_ones_own():
-    net = mlp()
-    found = sequential_plan(library["l2"], net, IMAGES, LABELS, {"fc2.kernel": 3}, positions=1)
-    assert isinstance(found, Plan) and found.kept_counts == {"fc1.kernel": 8, "fc2.kernel": 3}
-    assert slim(net, found)(IMAGES[:1]).shape == (1, 3)
+def test_the_plan_keeps_what_was_found(monkeypatch, net, observer):
+    monkeypatch.setattr(sequential, "make_observer", lambda *args, **options: observer)
+    found = sequential_plan(SPREAD, net, IMAGES, LABELS, COUNTS)
+    assert isinstance(found, Plan) and found.to_kept() == ranked(SPREAD, net, observer).kept
+    some = sequential_plan(SPREAD, net, IMAGES, LABELS, {"conv2.kernel": 3})
+    assert some.kept_counts == {"conv1.kernel": 4, "conv2.kernel": 3}
+
+
+def test_a_function_without_scores_is_named_in_the_error(monkeypatch, net, observer):
+    monkeypatch.setattr(sequential, "make_observer", lambda *args, **options: observer)
+    message = r"1/\(NX - NX\) needs a score for every channel; it is invalid: not finite"
+    with pytest.raises(ValueError, match=message):
+        sequential_plan(parse("1/(NX - NX)"), net, IMAGES, LABELS, COUNTS)
 
 
 def test_bad_input_is_refused_before_anything_runs(net):
@@ -104,10 +113,3 @@ def test_bad_input_is_refused_before_anything_runs(net):
         sequential_plan(SPREAD, net, IMAGES, LABELS, {"conv9.kernel": 1})
     with pytest.raises(ValueError, match="max_bytes of at least"):
         sequential_plan(SPREAD, net, IMAGES, LABELS, COUNTS, max_bytes=1)
-
-
-def test_a_function_without_scores_is_named_in_the_error():
-    with pytest.raises(
-        ValueError, match=r"1/\(NX - NX\) needs a score for every channel; it is invalid: not finite"
-    ):
-        sequential_plan(parse("1/(NX - NX)"), mlp(), IMAGES, LABELS, {"fc1.kernel": 3})
