@@ -41,7 +41,7 @@ class HostBatch(NamedTuple):
     """One host's rows of a batch.
 
     Attributes:
-      images: [B, H, W, C] uint8, black where there is no image.
+      images: [B, H, W, C] uint8, or as the images in memory are; zeros where there is no image.
       labels: [B] int32, -1 where there is no image.
       weights: [B] float32, 1, or 0 where there is no image.
       failures: the images that could not be decoded.
@@ -220,7 +220,7 @@ class ArrayTesting:
     def __call__(self, number: int) -> HostBatch:
         """Makes a batch."""
         indices = self.rows.in_order(number, len(self.images))
-        batch = _empty(self.rows.count, self.images.shape[1:])
+        batch = _empty(self.rows.count, self.images.shape[1:], self.images.dtype)
         batch.images[: len(indices)] = self.images[indices]
         batch.labels[: len(indices)] = self.labels[indices]
         batch.weights[: len(indices)] = 1
@@ -258,8 +258,8 @@ def shift_and_mirror(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
     return padded[rows, down[:, :, None], right[:, None, :]]
 
 
-def _empty(count: int, shape: tuple[int, ...]) -> HostBatch:
+def _empty(count: int, shape: tuple[int, ...], dtype: np.dtype | type = np.uint8) -> HostBatch:
     """A batch without any image."""
     return HostBatch(
-        np.zeros((count, *shape), np.uint8), np.full(count, -1, np.int32), np.zeros(count, np.float32)
+        np.zeros((count, *shape), dtype), np.full(count, -1, np.int32), np.zeros(count, np.float32)
     )

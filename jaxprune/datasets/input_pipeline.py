@@ -53,7 +53,7 @@ class Batch(NamedTuple):
     """A batch on the device.
 
     Attributes:
-      images: [B, H, W, C] uint8, as they were stored; see `normalised`.
+      images: [B, H, W, C] uint8, as they were stored, see `normalised`; or as the images in memory are.
       labels: [B] int32, class ids; -1 where there is no image.
       weights: [B] float32, 1, or 0 where there is no image: padding of the last test batch, or a damaged file.
     """
@@ -362,7 +362,7 @@ def array_batches(
     """Makes the training batches of images in memory, such as CIFAR's: each epoch a new order, shifted and mirrored.
 
     Args:
-      images: [N, H, W, C] uint8.
+      images: [N, H, W, C] uint8 or float32; [N, ...] without augmentation.
       labels: [N] whole numbers >= 0.
       batch_size: as in `train_batches`, like those that are not named here.
       seed: likewise.
@@ -386,7 +386,7 @@ def array_batches(
       ((4, 8, 8, 1), [1.0, 1.0, 1.0, 1.0])
     """
     rows = check_rows(batch_size, shard, sharding)
-    labels = check_arrays(images, labels)
+    labels = check_arrays(images, labels, augment=augment)
     numbers = check_steps(len(images), rows, seed, start_step, num_steps)
     check_helpers(threads, 0, 0)
     make = ArrayTraining(images, labels, rows, seed, augment)
@@ -406,7 +406,7 @@ def array_evaluation_batches(
     """Makes batches of images in memory to test on: each once, in order and as it is.
 
     Args:
-      images: [N, H, W, C] uint8.
+      images: [N, ...] uint8 or float32.
       labels: [N] whole numbers >= 0.
       batch_size: images per batch on all hosts together, >= 1; the last one is filled up as in `evaluation_batches`.
       shard: as in `train_batches`.
@@ -424,7 +424,7 @@ def array_evaluation_batches(
       [[0, 1, 2], [3, 4, -1]]
     """
     rows = check_rows(batch_size, shard, sharding)
-    labels = check_arrays(images, labels)
+    labels = check_arrays(images, labels, augment=False)
     num_batches = -(-len(images) // batch_size)
     make = ArrayTesting(images, labels, rows)
     return Batches(make, range(num_batches), rows, per_epoch=num_batches, sharding=sharding)

@@ -21,7 +21,9 @@ import numpy as np
 import pytest
 from images_in_memory import ImagesInMemory, some_images
 from jax.sharding import NamedSharding, PartitionSpec
+from prepared_data import write_prepared
 
+from jaxprune.datasets.encoded_images import read_folder
 from jaxprune.datasets.input_pipeline import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -31,6 +33,8 @@ from jaxprune.datasets.input_pipeline import (
     normalised,
     train_batches,
 )
+from jaxprune.datasets.prepared_folders import find_prepared
+from jaxprune.datasets.prepared_images import PreparedImages
 
 SETTINGS = {"batch_size": 4, "image_size": 8, "seed": 3, "num_steps": 7}
 SOURCE = some_images(10)
@@ -55,6 +59,13 @@ def assert_same(some, others):
 @pytest.fixture(scope="module")
 def expected():
     return read(train_batches(SOURCE, **SETTINGS))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_prepared("imagenet2012", folder, num_train=12, num_test=3, side=24)
+    return PreparedImages(find_prepared("tfds:imagenet2012", folder), "train")
 
 
 class TestTrainBatches:
@@ -129,6 +140,27 @@ class TestEvaluationBatches:
         assert np.array_equal(default, explicit) and not np.array_equal(default, other)
 
 
+class TestSourcesOnDisk:
+    def test_prepared_sets_are_read_alike_in_threads(self, prepared):
+        expected = read(train_batches(prepared, **SETTINGS))
+        assert expected[0][0].any()
+        assert_same(read(train_batches(prepared, **SETTINGS, threads=3)), expected)
+
+    @pytest.mark.slow
+    def test_prepared_sets_are_read_alike_in_processes(self, prepared):
+        expected = read(train_batches(prepared, **SETTINGS))
+        assert_same(read(train_batches(prepared, **SETTINGS, workers=2)), expected)
+
+    def test_a_damaged_file_of_a_folder_is_named(self, tmp_path):
+        for name in ("cat", "dog"):
+            (tmp_path / name).mkdir()
+            for number in range(2):
+                (tmp_path / name / f"{number}.jpg").write_bytes(SOURCE.files[number])
+        (tmp_path / "dog" / "1.jpg").write_bytes(b"no image")
+        with pytest.warns(UserWarning, match=r"^1 images .*: image 3 \(not an image that Pillow knows\)\."):
+            read(evaluation_batches(read_folder(tmp_path), batch_size=4, image_size=8))
+
+
 class TestDamagedImages:
     def test_they_are_counted_named_and_warned_of_once(self):
         batches = train_batches(some_images(8, damaged=[1, 6]), **SETTINGS | {"num_steps": 8})
@@ -187,6 +219,16 @@ class TestArrayBatches:
         )
         order = [int(np.flatnonzero((ARRAYS[0] == image).all(axis=(1, 2, 3)))[0]) for image in images]
         assert sorted(order) == list(range(10)) and np.array_equal(labels, ARRAYS[1][order])
+
+    def test_numbers_that_are_no_pixels_keep_their_type(self):
+        features = np.random.default_rng(0).normal(size=(10, 5)).astype(np.float32)
+        for batches in (
+            array_batches(features, ARRAYS[1], batch_size=4, seed=1, num_steps=2, augment=False),
+            array_evaluation_batches(features, ARRAYS[1], batch_size=4),
+        ):
+            assert all(
+                images.dtype == np.float32 and images.shape == (4, 5) for images, _, _ in read(batches)
+            )
 
     def test_evaluation_shows_every_image_once(self):
         batches = read(array_evaluation_batches(*ARRAYS, batch_size=4))
@@ -264,8 +306,8 @@ class TestClosing:
         children = [int(pid) for pid in process.stdout.readline().split()]
         assert len(children) == 2, process.stderr.read()
         process.send_signal(stop)
-        process.communicate(timeout=30)
-        deadline = time.monotonic() + 20
+        process.communicate(timeout=90)
+        deadline = time.monotonic() + 60
         while any(os.path.exists(f"/proc/{pid}") for pid in children) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
@@ -344,22 +386,28 @@ class TestBadArguments:
         ("images", "labels", "message"),
         [
             (
-                ARRAYS[0].astype(np.float32),
+                ARRAYS[0] / 255,
                 ARRAYS[1],
-                r"must be \[N, H, W, C\] uint8 and not empty, got float32",
+                r"must be \[N, H, W, C\] of uint8 or float32 and not empty, got float64",
             ),
-            (ARRAYS[0][..., 0], ARRAYS[1], r"got uint8 \(10, 8, 8\)\. Pass pixels as they are stored"),
+            (ARRAYS[1], ARRAYS[1], r"got int32 \(10,\)\. Pass pixels as they are stored"),
             (ARRAYS[0][:0], ARRAYS[1][:0], r"not empty, got uint8 \(0, 8, 8, 3\)"),
             (ARRAYS[0], ARRAYS[1] - 1, r"labels must be from 0 to 2\*\*31 - 1, got -1 to 1"),
             (ARRAYS[0], ARRAYS[1][:5], "labels"),
         ],
-        ids=["float", "no channel", "empty", "negative labels", "too few labels"],
+        ids=["float64", "no axes", "empty", "negative labels", "too few labels"],
     )
     def test_arrays_of_other_kinds_are_refused(self, images, labels, message):
         with pytest.raises(ValueError, match=message):
             array_batches(images, labels, batch_size=2, seed=0, num_steps=1)
         with pytest.raises(ValueError, match=message):
             array_evaluation_batches(images, labels, batch_size=2)
+
+    def test_what_is_no_image_cannot_be_shifted(self):
+        settings = {"batch_size": 2, "seed": 0, "num_steps": 1}
+        with pytest.raises(ValueError, match=r"got uint8 \(10, 8, 8\)\. .* features augment=False"):
+            array_batches(ARRAYS[0][..., 0], ARRAYS[1], **settings)
+        array_batches(ARRAYS[0][..., 0], ARRAYS[1], **settings, augment=False)
 
     def test_a_missing_package_is_named_with_the_extra(self, monkeypatch):
         find = importlib.util.find_spec
