@@ -22,6 +22,7 @@ from jaxprune.scoring.compute import CACHED_VALUES, Value, ValueCache
 from jaxprune.scoring.device_dispatch import SCALAR, Dispatcher, Job, Launch, Task
 from jaxprune.scoring.device_programs import STACK_SIZES, Inputs, Spec, is_traced, masked_axes, programs_for
 from jaxprune.scoring.graph import Graph, Node
+from jaxprune.scoring.large_moments import LargeMoments, is_large
 from jaxprune.scoring.layer_batches import batch_layers, operand_value
 from jaxprune.types import Array
 
@@ -119,7 +120,11 @@ class DeviceEvaluator:
         if node.kind == "moment" or node.name in CLASS_SIZES:
             key = (node.view, network)
             if key not in self._moments:
-                self._moments[key] = self.programs.moments(members, node.view)
+                self._moments[key] = (
+                    LargeMoments(members, node.view, self.programs.stored)
+                    if is_large(members, node.view)
+                    else self.programs.moments(members, node.view)
+                )
             return self._moments[key][node.name]
         if (node.name, network) not in self._leaves:
             if OPERANDS[node.name].read is None:

@@ -18,11 +18,15 @@ import numpy as np
 from jaxprune.language.axes import Type, slice_bounds, slice_range
 from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.observation.gradients import Gradients
+from jaxprune.observation.moments import Moments
 from jaxprune.observation.operands import Operands
 from jaxprune.scoring.analysis import CLASS_SIZES, View
 from jaxprune.scoring.graph import Node
-from jaxprune.scoring.set_statistics import ClassRows, SetStatistics, class_rows
+from jaxprune.scoring.set_statistics import BlockedStatistics, ClassRows, SetStatistics, class_rows
 from jaxprune.types import Array, Namespace
+
+_LARGE_BYTES = 1 << 23
+"""Layers whose means of classes take more than this are not copied to stand side by side."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,8 @@ def batch_layers(
 
     Args:
       layers: operands, stacked or not.
-      max_channels: of a batch, unless a single layer has more; None means any number.
+      max_channels: of a batch, unless a single layer has more; None means any number. With it, layers of large moments
+        stand alone.
 
     Returns:
       (shape and members of each batch, for each layer the number of the first channel of each of its members, the
@@ -124,6 +129,8 @@ def batch_layers(
         first = members[0][1]
         sizes = [tuple(axis_sizes(first, view).items()) for view in get_args(View)]
         at_once = len(members) if max_channels is None else max(1, max_channels // first.num_channels)
+        if max_channels is not None and first.moments.offset.nbytes > _LARGE_BYTES:
+            at_once = 1
         for begin in range(0, len(members), at_once):
             part = members[begin : begin + at_once]
             shape = LayerBatchShape(channel, len(part), first.num_channels, first.class_counts, *sizes)
@@ -142,11 +149,30 @@ def moment_values(xp: Namespace, members: Sequence[Operands], view: View) -> Map
       members: operands of equal shapes.
       view: whether the moments are those of all examples or of the sample.
     """
-    own = [member.moments if view == "full" else member.sample_moments for member in members]
-    moments = jax.tree.map(lambda *leaves: _stack(xp, leaves), *own)
+    own = [moments_of(member, view) for member in members]
+    return moments_by_name(xp, jax.tree.map(lambda *leaves: _stack(xp, leaves), *own))
+
+
+def moments_of(operands: Operands, view: View) -> Moments:
+    """Returns the moments of all examples, or of the sample.
+
+    Args:
+      operands: of one layer.
+      view: which examples count.
+    """
+    return operands.moments if view == "full" else operands.sample_moments
+
+
+def moments_by_name(xp: Namespace, moments: Moments) -> Mapping[str, Array]:
+    """Does what `moment_values` does, from moments with a leading member axis.
+
+    Args:
+      xp: `numpy` or `jax.numpy`.
+      moments: of members of equal shapes.
+    """
     total = moments.count.sum(axis=-1, keepdims=True)
     sizes = {"N": moments.count, "NQ": total - moments.count, "NX": total}
-    statistics = SetStatistics(xp, moments, lambda: moments.m2)
+    statistics = BlockedStatistics(moments) if xp is np else SetStatistics(xp, moments, lambda: moments.m2)
     return ChainMap(
         {name: size[..., None] for name, size in sizes.items()}, cast(dict[str, Array], statistics)
     )

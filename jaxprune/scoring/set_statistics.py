@@ -5,8 +5,8 @@ One implementation serves NumPy and JAX. Rows are sorted by class.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import cast
 
 import jax
@@ -18,6 +18,10 @@ from jaxprune.scoring.analysis import STATISTICS
 from jaxprune.types import Array, Namespace
 
 _NAMES = dict.fromkeys(f"{operator}({name})" for operator in STATISTICS for name in SETS)
+_LARGE_BYTES = 1 << 26
+"""Means of classes that take more than this are handled in blocks of channels."""
+_BLOCK_BYTES = 1 << 24
+"""Memory for the means of classes in a block; about ten times that is needed at once."""
 
 
 class ClassRows:
@@ -137,7 +141,7 @@ class SetStatistics(Mapping[str, Array]):
             return self._xp.sqrt(self[f"var({of})"])
         if operator == "sum":
             return self[f"mean({of})"] * self[f"count({of})"]
-        key = (of, operator == "var")
+        key = (of, operator == "var" or (of, True) in self._sets)
         if operator == "var" and self._spread is not None:  # several threads may each compute the same
             self._moments = self._moments._replace(m2=cast(jax.Array, self._spread()))
             self._spread = None
@@ -152,6 +156,52 @@ class SetStatistics(Mapping[str, Array]):
             return self._xp.swapaxes(moments.mean, -1, -2)
         shape = (*moments.offset.shape[:-2], moments.offset.shape[-1])
         return self._xp.broadcast_to(moments.num_entries[..., None], shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_NAMES)
+
+    def __len__(self) -> int:
+        return len(_NAMES)
+
+
+class BlockedStatistics(Mapping[str, Array]):
+    """The same in NumPy of moments that may be large: in blocks of channels, keeping only what has no axis D.
+
+    The moments of the other classes take as much memory as those of the classes, and their sums several times that.
+
+    Args:
+      moments: of classes, with a leading member axis.
+    """
+
+    def __init__(self, moments: Moments) -> None:
+        self._moments = moments
+        self._values: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in _NAMES:
+            raise KeyError(name)
+        if name in self._values:
+            return self._values[name]
+        operator, of = name[:-1].split("(")
+        if operator == "mean_samples":
+            return self._join([name], axis=-2)[0]
+        # what is asked for one of them is soon asked for the others, so they are computed from one sum
+        names = [f"{each}({of})" for each in ("var", "std", "mean", "sum", "count")]
+        self._values |= dict(zip(names, self._join(names), strict=True))
+        return self._values[name]
+
+    def _join(self, names: Sequence[str], axis: int = -1) -> list[np.ndarray]:
+        """Computes some statistics block by block."""
+        count, *rest = self._moments
+        entries, num_channels = rest[1], rest[1].shape[-1]
+        size = entries.nbytes
+        block = num_channels if size <= _LARGE_BYTES else max(8, num_channels * _BLOCK_BYTES // size)
+        parts = []
+        for start in range(0, num_channels, block):
+            part = Moments(count, *(array[..., start : start + block] for array in rest))
+            statistics = SetStatistics(np, part, partial(getattr, part, "m2"))
+            parts.append([np.asarray(statistics[name]) for name in names])
+        return [own[0] if len(own) == 1 else np.concatenate(own, axis) for own in zip(*parts, strict=True)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(_NAMES)

@@ -14,7 +14,7 @@ from jaxprune.language.registration import register_operand, register_operator
 from jaxprune.language.sampling import random_expression
 from jaxprune.language.vocabulary import DEFAULT_VOCABULARY, OPERANDS
 from jaxprune.observation.operands import Operands
-from jaxprune.scoring import device_dispatch, numpy_evaluator
+from jaxprune.scoring import device_dispatch, large_moments, numpy_evaluator
 from jaxprune.scoring import scorer as scorer_module
 from jaxprune.scoring.analysis import class_independent_form, set_answer
 from jaxprune.scoring.compiled import compile
@@ -124,6 +124,18 @@ def test_blocks_of_channels_change_no_score_on_a_device(network, monkeypatch):
     scorer = Scorer(network, backend="device", budget_bytes=1 << 26)
     assert_same_scores(scorer.run(functions), expected)
     assert max(spec.num_blocks for spec in scorer._evaluator.programs.compiled) >= 4
+
+
+def test_large_moments_change_no_score_on_a_device(network, monkeypatch):
+    functions = [parse("var(Q)*NX + sum(mX*mQ)")]
+    expected = Scorer(network, backend="numpy").run(functions)
+    monkeypatch.setattr(large_moments, "LARGE_BYTES", 0)
+    scorer = Scorer(network, backend="device")
+    assert_same_scores(scorer.run(functions), expected)
+    (moments,) = scorer._evaluator._moments.values()
+    assert isinstance(moments, large_moments.LargeMoments)
+    assert set(moments._values) == {"var(Q)", "NX", "mean_samples(X)", "mean_samples(Q)"}
+    assert len(moments) == 21 and {"N", "std(P)"} < set(moments)
 
 
 def test_networks_of_equal_shapes_share_programs():

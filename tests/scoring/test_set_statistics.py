@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.scoring.set_statistics import ClassRows, pair_statistics, row_statistics
+from jaxprune.observation.moments import Moments
+from jaxprune.scoring import set_statistics
+from jaxprune.scoring.set_statistics import (
+    BlockedStatistics,
+    ClassRows,
+    SetStatistics,
+    pair_statistics,
+    row_statistics,
+)
 
 NAMES = {"mean": np.mean, "var": np.var, "std": np.std, "sum": np.sum, "count": np.size}
 
@@ -108,3 +116,22 @@ def test_rows_of_classes_are_selected_in_any_axes(xp):
     np.testing.assert_array_equal(
         np.asarray(balanced.select(xp, xp.asarray(values), ("D", "N")))[0, 1, 0], values[0, 0, 0][:, 2:]
     )
+
+
+def test_blocks_of_channels_give_the_same_bits_and_keep_no_positions(monkeypatch):
+    rng = np.random.default_rng(0)
+    pivot, offset, spread = (
+        rng.normal(size=shape).astype(np.float32) for shape in ((1, 4, 20), (1, 5, 4, 20), (1, 5, 4, 20))
+    )
+    moments = Moments(np.arange(1, 6, dtype=np.float32)[None], pivot, offset, np.square(spread), pivot)
+    expected = SetStatistics(np, moments, lambda: moments.m2)
+    whole = BlockedStatistics(moments)
+    monkeypatch.setattr(set_statistics, "_LARGE_BYTES", 1)
+    monkeypatch.setattr(set_statistics, "_BLOCK_BYTES", 1)
+    blocked = BlockedStatistics(moments)
+    for name in expected:
+        np.testing.assert_array_equal(whole[name], expected[name])
+        np.testing.assert_array_equal(blocked[name], expected[name])
+    assert not [name for name in blocked._values if "samples" in name]
+    with pytest.raises(KeyError):
+        blocked["mean(W)"]
