@@ -151,6 +151,19 @@ def data_mesh(mesh: Mesh | None = None) -> Mesh:
     )  # an explicit axis would need shardings in every network's code
 
 
+def batch_sharding(mesh: Mesh | None = None) -> NamedSharding:
+    """Returns the sharding of batches over devices, for an input pipeline to send them there.
+
+    Args:
+      mesh: as for `data_mesh`.
+
+    Example:
+      >>> batch_sharding().shard_shape((8 * jax.device_count(),))
+      (8,)
+    """
+    return NamedSharding(data_mesh(mesh), PartitionSpec(BATCH_AXIS))
+
+
 @dataclass(frozen=True, eq=False)
 class DataParallel:
     """Places batches and states on the devices of a mesh, and counts right answers there.
@@ -172,8 +185,8 @@ class DataParallel:
 
     @cached_property
     def split(self) -> NamedSharding:
-        """The first axis over the devices; the sharding to give to an input pipeline."""
-        return NamedSharding(self.mesh, PartitionSpec(BATCH_AXIS))
+        """The first axis over the devices."""
+        return batch_sharding(self.mesh)
 
     def check_batch_size(self, batch_size: int) -> None:
         """Checks that a batch can be split among the devices.

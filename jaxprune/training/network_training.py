@@ -1,6 +1,9 @@
 """Trains one network on all devices, from an input pipeline, with checkpoints: a run that is killed goes on as it was.
 
-    mesh = data_mesh()
+    def batches(start):
+        return train_batches(source, batch_size=1024, seed=0, num_steps=125_100, start_step=start,
+                             sharding=batch_sharding(), workers=16)
+
     trained = train_network(model, batches, RECIPES["imagenet_base"], num_steps=125_100, checkpoint_dir="run")
 
 The state of the data is the number of the step alone. On the same devices, a run that was interrupted ends with the
@@ -78,9 +81,8 @@ def train_network(
     Args:
       model: any NNX model from images to logits; it is not changed.
       batches: is called with the step to start at and yields the batch of each step from there on, at least
-        `num_steps - start` of them: `lambda start: train_batches(..., start_step=start, sharding=...)`. It yields
-        JAX arrays of all rows, or NumPy arrays of this process's rows. Where the recipe augments, they must not have
-        been augmented before.
+        `num_steps - start` of them: JAX arrays of all rows (best of `batch_sharding(mesh)`), or NumPy arrays of this
+        process's rows. Where the recipe augments, they must not have been augmented before.
       recipe: optimiser, schedule, augmentation, precision; its batch size is that of all processes together.
       num_steps: steps of the whole run, >= 1, on which the schedule depends.
       mean: mean of each colour, or one for all, where 1 is the largest value of a pixel.

@@ -54,7 +54,7 @@ class Recipe:
       ema: if above 0, the result of a run is a moving average of the weights and running statistics, which starts at
         the initial ones; after each step it becomes `ema * average + (1 - ema) * weights`, in [0, 1).
       compute: "float32", or "bfloat16": the network runs on bfloat16 copies of the parameters and inputs, while the
-        parameters that the optimiser changes, running statistics and the loss are of float32.
+        parameters that the optimiser changes, running statistics, the loss and all evaluations are of float32.
 
     Raises:
       ValueError: if settings are out of their range; names all of them.

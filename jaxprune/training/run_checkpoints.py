@@ -131,7 +131,8 @@ class RunCheckpoints:
 
         # Copies: the next step takes the memory of the state.
         tree = _as_tree(jax.tree.map(lambda leaf: np.array(leaf.addressable_data(0)), state))
-        record = {"identity": self._identity, "history": list(history), "checksum": _checksum(tree)}
+        record = {"identity": self._identity, "history": list(history)}
+        record["checksum"] = _checksum(tree, record["identity"], record["history"])
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(record))
         self._manager.save(num_done, args=arguments, force=True)
 
@@ -165,8 +166,8 @@ class RunCheckpoints:
                 tree = self._manager.restore(num_done, args=arguments)["state"]
         except Exception as error:
             raise DamagedNetworkError("its arrays cannot be read") from error
-        if _checksum(tree) != expected:
-            raise DamagedNetworkError("its arrays have changed since they were saved (the checksum differs)")
+        if _checksum(tree, stored, history) != expected:
+            raise DamagedNetworkError("its content has changed since it was saved (its checksum differs)")
         return Restored(num_done, _from_tree(tree, self._like), history)
 
     def _check_identity(self, stored: Mapping[str, Any]) -> None:
@@ -208,12 +209,11 @@ def _from_tree(tree: Tree, like: StepState) -> StepState:
     )
 
 
-def _checksum(tree: Tree) -> str:
-    """A hash over names, types, shapes and bits of all arrays."""
-    return checksum(
-        [
-            [part, name, *map(str, array_content(np.asarray(array)))]
-            for part, named in sorted(tree.items())
-            for name, array in sorted(named.items())
-        ]
-    )
+def _checksum(tree: Tree, *plain: object) -> str:
+    """A hash over names, types, shapes and bits of all arrays, and over plain data."""
+    arrays = [
+        [part, name, *map(str, array_content(np.asarray(array)))]
+        for part, named in sorted(tree.items())
+        for name, array in sorted(named.items())
+    ]
+    return checksum([arrays, *plain])

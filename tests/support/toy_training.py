@@ -106,5 +106,43 @@ def one_and_all_devices() -> None:
     sys.stdout.write(json.dumps(found))
 
 
+def two_processes(folder: str, rank: int, port: str, last_step: int) -> None:
+    """Trains as one of two processes; the second one gets a SIGTERM at a step. Prints what the run ended with."""
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank, initialization_timeout=60)
+    from jaxprune.training.network_training import train_network
+    from jaxprune.training.training_run import TrainingInterrupted
+
+    def at_step(step: int) -> None:
+        if rank == 1 and step == last_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.02)
+
+    def own_rows(batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            half = len(batch.labels) // 2
+            yield Batch(*(array[rank * half : (rank + 1) * half] for array in batch))
+
+    try:
+        trained = train_network(
+            ToyNet(), lambda start: own_rows(toy_batches(start, at_step=at_step)), RECIPE, num_steps=NUM_STEPS,
+            **PIXELS, evaluate=lambda: own_rows(evaluation_batches()), checkpoint_dir=folder, save_every=10,
+        )  # fmt: skip
+        sums = {
+            "".join(map(str, path)): np.asarray(array).tobytes().hex()
+            for path, array in trained.weights.items()
+        }
+        result: object = [sums, trained.history[-1].counts]
+    except TrainingInterrupted as stop:
+        result = [stop.exit_status, str(stop)]
+    sys.stdout.write("\n" + json.dumps(result))
+    sys.stdout.flush()
+    jax.distributed.shutdown()
+
+
 if __name__ == "__main__":
-    one_and_all_devices() if sys.argv[1] == "devices" else kill_after_a_checkpoint(sys.argv[1])
+    if sys.argv[1] == "devices":
+        one_and_all_devices()
+    elif len(sys.argv) > 2:
+        two_processes(sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    else:
+        kill_after_a_checkpoint(sys.argv[1])

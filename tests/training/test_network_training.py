@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -94,7 +95,7 @@ class TestWholeRuns:
 
 class TestInterruptedRuns:
     def test_after_a_kill_it_ends_with_the_same_weights(self, tmp_path, whole):
-        done = subprocess.run([sys.executable, SCRIPT, tmp_path], capture_output=True, timeout=120)
+        done = subprocess.run([sys.executable, SCRIPT, tmp_path], capture_output=True, timeout=240)
         assert done.returncode == -signal.SIGKILL, done.stderr.decode()
         assert (tmp_path / "10").is_dir() and not (tmp_path / "20").exists()
         assert_equal(train(tmp_path), whole)
@@ -237,7 +238,7 @@ def test_eight_devices_train_as_one():
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, SCRIPT, "devices"], capture_output=True, text=True, env=environment, timeout=120
+        [sys.executable, SCRIPT, "devices"], capture_output=True, text=True, env=environment, timeout=240
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -247,3 +248,32 @@ def test_eight_devices_train_as_one():
     np.testing.assert_allclose(eight["losses"], one["losses"], atol=1e-5, rtol=0)
     assert eight["counts"] == one["counts"]
     assert "divisible among the 8 devices, got 12. Use recipe.scaled_to(16)" in found["error"]
+
+
+def run_two_processes(folder, last_step):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
+    started = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, folder, str(rank), port, str(last_step)], env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    ended = [process.communicate(timeout=200) for process in started]
+    assert [process.returncode for process in started] == [0, 0], ended
+    return [json.loads(output.splitlines()[-1]) for output, _ in ended]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_notice_to_one_of_two_processes_saves_and_ends_both(tmp_path):
+    whole = run_two_processes(tmp_path / "whole", -1)
+    assert whole[0] == whole[1]
+    for status, message in run_two_processes(tmp_path / "stopped", 13):
+        assert status == 128 + signal.SIGTERM
+        assert "of 30 steps and saved in" in message
+    assert run_two_processes(tmp_path / "stopped", -1) == whole
