@@ -31,9 +31,9 @@ _NUM_SHIFT_DRAWS = 3
 
 
 class Failure(NamedTuple):
-    """An image that could not be decoded: its index in the source, and the reason."""
+    """An image that could not be decoded: where it is, and the reason."""
 
-    example: int
+    name: str
     reason: str
 
 
@@ -183,7 +183,7 @@ def _decoded(
     for row, (encoded, label) in enumerate(source.read_many(examples)):
         image = decode(row, encoded)
         if isinstance(image, Unreadable):
-            failures.append(Failure(examples[row], image.reason))
+            failures.append(Failure(source.name_of(examples[row]), image.reason))
         else:
             batch.images[row], batch.labels[row], batch.weights[row] = image, label, 1
     return batch._replace(failures=tuple(failures))

@@ -57,6 +57,9 @@ class EncodedImages(Protocol):
     def read_many(self, indices: Sequence[int]) -> list[tuple[bytes, int]]:
         """Returns encoded images and labels at some indices, faster than one by one."""
 
+    def name_of(self, index: int) -> str:
+        """Says where an image is, for messages about it."""
+
 
 @dataclass(frozen=True, eq=False)
 class FolderImages:
@@ -98,6 +101,10 @@ class FolderImages:
     def read_many(self, indices: Sequence[int]) -> list[tuple[bytes, int]]:
         """Returns the contents of some files, and their labels."""
         return [self.read(index) for index in indices]
+
+    def name_of(self, index: int) -> str:
+        """Returns the path of a file."""
+        return str(self.folder / self.files[index])
 
 
 def read_folder(folder: str | os.PathLike[str], *, class_names: Sequence[str] | None = None) -> FolderImages:
@@ -242,6 +249,10 @@ class SomeImages:
     def read_many(self, indices: Sequence[int]) -> list[tuple[bytes, int]]:
         """Returns encoded images and labels at some indices."""
         return self.source.read_many([int(self.rows[index]) for index in indices])
+
+    def name_of(self, index: int) -> str:
+        """Says where an image is."""
+        return self.source.name_of(int(self.rows[index]))
 
 
 def cut_validation(source: EncodedImages, *, num_per_class: int) -> tuple[SomeImages, SomeImages]:

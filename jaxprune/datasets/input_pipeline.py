@@ -103,8 +103,8 @@ class Batches:
     """An iterator over batches; close it, or use it in a `with`, if it may end before its last batch.
 
     Attributes:
-      unreadable: index in the source -> reason, of the images so far that could not be decoded. A warning names them
-        at the end of the epoch in which they were met first.
+      unreadable: name -> reason, of this host's images so far that could not be decoded. A warning names them at the
+        end of the epoch in which they were met first.
       speed: images per second, and what the training loop waits for.
       decoder: who decodes, which belongs to the records of a run; None for images in memory.
 
@@ -131,7 +131,7 @@ class Batches:
         workers: int = 0,
         decoder: Decoder | None = None,
     ) -> None:
-        self.unreadable: dict[int, str] = {}
+        self.unreadable: dict[str, str] = {}
         self.speed = InputSpeed()
         self.decoder = decoder
         self._host_batches: HostBatches | None = host_batches(make, numbers, threads, workers)
@@ -199,7 +199,7 @@ class Batches:
             self._num_reported = len(self.unreadable)
             raise ValueError(
                 f"the input needs images that can be decoded, got none among the first {self._rows.count}: "
-                f"{self._named(list(self.unreadable))}. Check what the source holds."
+                f"{self._listed(list(self.unreadable))}. Check what the source holds."
             )
         if (number + 1) % self._per_epoch == 0:
             self._report()
@@ -221,15 +221,15 @@ class Batches:
         self._num_reported = len(self.unreadable)
         if new:
             warnings.warn(
-                f"{len(new)} images could not be decoded and count for nothing (a black image of weight 0 each): "
-                f"{self._named(new)}. Replace these files, or prepare the data set anew."
+                f"could not decode {len(new)} of the images, which count for nothing (black, label -1, weight 0): "
+                f"{self._listed(new)}. Replace these files, or prepare the data set anew."
             )
 
-    def _named(self, examples: list[int]) -> str:
+    def _listed(self, names: list[str]) -> str:
         """The first few of some images that could not be decoded, with reasons."""
-        named = [f"image {example} ({self.unreadable[example]})" for example in examples[:_NUM_NAMED]]
-        rest = [f"{len(examples) - _NUM_NAMED} more"] if len(examples) > _NUM_NAMED else []
-        return ", ".join(named + rest)
+        listed = [f"{name} ({self.unreadable[name]})" for name in names[:_NUM_NAMED]]
+        rest = [f"{len(names) - _NUM_NAMED} more"] if len(names) > _NUM_NAMED else []
+        return ", ".join(listed + rest)
 
 
 def train_batches(

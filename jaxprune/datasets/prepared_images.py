@@ -71,6 +71,10 @@ class PreparedImages:
         """Returns encoded images and labels at some indices, faster than one by one."""
         return self.prepared.read(self._records, indices)
 
+    def name_of(self, index: int) -> str:
+        """Says where an image is."""
+        return f"example {index} of split {self.split} in {self.prepared.folder}"
+
     @functools.cached_property
     def _records(self) -> Records:
         """The opened files."""

@@ -76,7 +76,7 @@ class TestEncoded:
         batch = make(0)
         assert batch.labels.tolist() == [0, 1, -1, 1] and batch.weights.tolist() == [1, 1, 0, 1]
         assert not batch.images[2].any() and batch.images[[0, 1, 3]].any()
-        assert [failure.example for failure in batch.failures] == [2]
+        assert [failure.name for failure in batch.failures] == ["image 2"]
 
     def test_the_last_test_batch_is_filled_up(self):
         batch = EncodedTesting(some_images(5), Rows(4), 8, 9, "simplejpeg")(1)

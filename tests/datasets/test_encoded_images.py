@@ -109,3 +109,6 @@ class TestParts:
         part = SomeImages(SomeImages(source, np.array([3, 1, 0])), np.array([2, 0]))
         assert part.read_many([0, 1]) == [(b"1.jpg", 0), (b"4.jpg", 1)]
         assert part.labels.tolist() == [0, 1]
+        assert [part.name_of(index) for index in (0, 1)] == [
+            str(tmp_path / file) for file in ("cat/1.jpg", "dog/4.jpg")
+        ]

@@ -114,6 +114,7 @@ class TestImages:
         content, label = images.read(13)
         assert content[:2] == b"\xff\xd8" and label == 3
         assert images.read_many([13, 2])[0] == (content, label)
+        assert images.name_of(13) == f"example 13 of split train in {images.prepared.folder}"
         assert images.labels.tolist() == [i % 10 for i in range(100)]
         assert images.labels.dtype == np.int32 and not images.labels.flags.writeable
         assert images.fingerprint == images.prepared.fingerprint("train")

@@ -48,6 +48,9 @@ class ImagesInMemory:
     def read_many(self, indices: Sequence[int]) -> list[tuple[bytes, int]]:
         return [self.read(index) for index in indices]
 
+    def name_of(self, index: int) -> str:
+        return f"image {index}"
+
 
 def some_images(
     count: int, *, damaged: Sequence[int] = (), width: int = 24, height: int = 20
