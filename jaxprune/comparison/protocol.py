@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.comparison.functions import named_functions
@@ -31,7 +30,7 @@ from jaxprune.scoring.lookup import Function
 from jaxprune.scoring.metrics import PruningFunction, name_of
 from jaxprune.search.task_problem import kept_digest
 from jaxprune.tasks.base_networks import Base, BasePool, Entry, Pool
-from jaxprune.tasks.task_programs import TaskPrograms
+from jaxprune.tasks.task_programs import TaskPrograms, examples_of
 from jaxprune.tasks.tasks import Task, check_unique
 from jaxprune.training.loop import Examples
 from jaxprune.types import Invalid, Kept
@@ -394,5 +393,4 @@ def _open_test(task: Task, folder: FilePath, reopen: bool) -> Examples | None:
     if task.test is None:
         return None
     folder.mkdir(parents=True, exist_ok=True)
-    images, labels = task.test.open(folder / f"test-{task.name}.json", reopen=reopen)
-    return Examples(jnp.asarray(images), jnp.asarray(labels))
+    return examples_of(task, task.test.open(folder / f"test-{task.name}.json", reopen=reopen))

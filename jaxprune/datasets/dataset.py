@@ -226,11 +226,11 @@ def load_dataset(name: str, *, data_dir: str | os.PathLike[str] | None = None) -
     if name in DATASETS:
         return _packaged(name)
     if name.startswith(PREFIX):
-        return _from_raw(read_prepared(name, data_dir))
+        return dataset_of(read_prepared(name, data_dir))
     if path.suffix == ".npz" and path.is_file():
-        return _from_raw(read_archive(path))
+        return dataset_of(read_archive(path))
     if path.is_dir():
-        return _from_raw(read_image_folder(path))
+        return dataset_of(read_image_folder(path))
     known = (*DATASETS, *(f"{PREFIX}{usual}" for usual in USUAL_SETS))
     raise ValueError(
         f"load_dataset needs one of {', '.join(DATASETS)}, {PREFIX}NAME, a file FILE.npz or a folder of images, got "
@@ -258,34 +258,41 @@ def _packaged(name: str) -> Dataset:
     )
 
 
-def _from_raw(raw: RawSet) -> Dataset:
-    """Checks images that were read from files, and cuts validation images from them: uint8 ones stay as they are."""
+def dataset_of(raw: RawSet) -> Dataset:
+    """Makes a dataset of images as they were read: uint8 ones stay uint8 and get a scaling.
+
+    Args:
+      raw: images and labels; without validation images, these are cut from the training images.
+
+    Returns:
+      The dataset; images other than uint8 become what `Dataset.from_arrays` makes of them.
+
+    Raises:
+      ValueError: as `Dataset.from_arrays` does.
+    """
     checked = {part: _check_split(raw.name, part, split) for part, split in raw.splits.items()}
-    if {split.images.dtype for split in checked.values()} != {np.dtype(np.uint8)} or checked[
-        "train"
-    ].images.ndim == 2:
-        splits: Mapping[str, Split | None] = raw.splits
+    if any(split.images.dtype != np.uint8 or split.images.ndim == 2 for split in checked.values()):
+        given: Mapping[str, Split | None] = {"validation": None, "test": None, **raw.splits}
         return Dataset.from_arrays(
             raw.name,
             train=raw.splits["train"],
-            validation=splits.get("validation"),
-            test=splits.get("test"),
+            validation=given["validation"],
+            test=given["test"],
             num_classes=raw.num_classes,
             source=raw.source,
         )
     classes = _check_splits(raw.name, checked, raw.num_classes)
+    _check_scales(raw.name, checked)
     parts = {
         part: Split(images[..., None] if images.ndim == 3 else images, labels.astype(np.int32))
         for part, (images, labels) in checked.items()
     }
     if "validation" not in parts:
         parts["train"], parts["validation"] = _cut_validation(raw.name, parts["train"], raw.strata)
-    parts = {part: _read_only(split) for part, split in parts.items()}
-    guarded = GuardedSplit(raw.name, parts["test"]) if "test" in parts else None
-    scaling = scaling_of(parts["train"].images)
-    return Dataset(
-        raw.name, parts["train"], parts["validation"], guarded, classes, raw.source, scaling, raw.identity
-    )
+    train, validation = (_read_only(parts[part]) for part in ("train", "validation"))
+    guarded = GuardedSplit(raw.name, _read_only(parts["test"])) if "test" in parts else None
+    scaling = scaling_of(train.images)
+    return Dataset(raw.name, train, validation, guarded, classes, raw.source, scaling, raw.identity)
 
 
 def _read_archive(filename: str) -> dict[str, np.ndarray]:

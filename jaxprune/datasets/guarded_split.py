@@ -16,7 +16,7 @@ from jaxprune.files import RunDirectoryError, atomic_file, read_json, sealed, to
 
 
 class Split(NamedTuple):
-    """Examples and their labels: images [N, ...] float32, labels [N] int32, both read-only."""
+    """Examples and their labels: images [N, ...] float32 (or uint8, to be scaled), labels [N] int32, both read-only."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -55,12 +55,13 @@ class GuardedSplit:
     def __repr__(self) -> str:
         return f"GuardedSplit({self.name!r}, {self.num_examples} examples, closed)"
 
-    def check_fits(self, image_shape: tuple[int, ...], num_classes: int) -> None:
+    def check_fits(self, image_shape: tuple[int, ...], num_classes: int, *, has_pixels: bool = False) -> None:
         """Checks shape, kind and labels of the test split without opening it, so that a run does not fail at its end.
 
         Args:
           image_shape: of one training image.
           num_classes: labels must be below it.
+          has_pixels: whether training images are uint8 that get scaled; those of the test have to be alike.
 
         Raises:
           ValueError: if a network for such images and classes could not be measured on the test split.
@@ -72,7 +73,13 @@ class GuardedSplit:
                 f"{owner}: needs images of shape [N, {', '.join(map(str, image_shape))}] as in training, and a label "
                 f"for each, got shapes {images.shape} and {labels.shape}."
             )
-        if not np.issubdtype(images.dtype, np.floating) or not np.isfinite(images).all():
+        if has_pixels:
+            if images.dtype != np.uint8:
+                raise ValueError(
+                    f"{owner}: needs uint8 images, as those of training, which get scaled alike, got dtype "
+                    f"{images.dtype}. Make all splits from one dataset."
+                )
+        elif not np.issubdtype(images.dtype, np.floating) or not np.isfinite(images).all():
             what = "NaN or infinity" if np.issubdtype(images.dtype, np.floating) else f"dtype {images.dtype}"
             raise ValueError(
                 f"{owner}: needs finite floating-point images, scaled as those of training, got {what}. "

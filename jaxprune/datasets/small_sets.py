@@ -41,10 +41,10 @@ class RawSet:
 
     name: str
     splits: Mapping[str, Split]
-    num_classes: int | None
-    strata: np.ndarray | None
-    identity: str
-    source: str
+    num_classes: int | None = None
+    strata: np.ndarray | None = None
+    identity: str = ""
+    source: str = ""
 
 
 def read_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -> RawSet:
@@ -123,7 +123,7 @@ def read_archive(path: Path) -> RawSet:
             "numpy.savez(file, x_train=images, y_train=labels, x_test=..., y_test=...)."
         )
     splits = {part: Split(arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in wanted}
-    return RawSet(path.stem, splits, None, None, "", str(path.name))
+    return RawSet(path.stem, splits, source=path.name)
 
 
 def read_image_folder(folder: Path) -> RawSet:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxprune.datasets.scaling import Scaling
 from jaxprune.language.expression import Expression
 from jaxprune.observation.covariances import Covariance
 from jaxprune.observation.observer import Observer, make_observer
@@ -33,7 +34,7 @@ from jaxprune.tasks.tasks import Task, check_network
 from jaxprune.training.loop import Examples, count_correct
 from jaxprune.training.recipes import Recipe
 from jaxprune.training.trainer import Strategy, Trainer
-from jaxprune.types import Kept
+from jaxprune.types import Array, Kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +78,7 @@ class TaskPrograms:
 
     def __init__(self, task: Task, *, strategy: Strategy = "auto", chunk: int = 16) -> None:
         self.task, self.strategy, self.chunk = task, strategy, chunk
-        self.data = Examples(*map(jnp.asarray, task.train))
-        self.validation = Examples(*map(jnp.asarray, task.validation))
+        self.data, self.validation = examples_of(task, task.train), examples_of(task, task.validation)
         self.model = task.model(nnx.Rngs(0))
         example = jax.ShapeDtypeStruct((2, *self.data.x.shape[1:]), self.data.x.dtype)
         self.structure = trace_structure(self.model, example)
@@ -265,6 +265,19 @@ class TaskPrograms:
         """Counts the examples that final slim weights classify rightly."""
         network = self._make_trainer(self.slim_model, self.recipe()).network
         return jax.jit(partial(count_correct, network))
+
+
+def examples_of(task: Task, split: tuple[Array, Array]) -> Examples:
+    """Returns images and labels on the device, where uint8 images of a task are standardised.
+
+    Args:
+      task: the task.
+      split: its training, validation or test images, and their labels.
+    """
+    images, labels = map(jnp.asarray, split)
+    if task.scaling is not None:
+        images = jax.jit(Scaling.__call__)(task.scaling, images)
+    return Examples(images, labels)
 
 
 def _as_arrays(kept: Kept) -> dict[str, np.ndarray]:

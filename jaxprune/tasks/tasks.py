@@ -18,8 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxprune.datasets.dataset import Dataset
-from jaxprune.datasets.guarded_split import GuardedSplit
+from jaxprune.datasets.dataset import Dataset, dataset_of
+from jaxprune.datasets.guarded_split import GuardedSplit, Split
+from jaxprune.datasets.scaling import Scaling
+from jaxprune.datasets.small_sets import RawSet
 from jaxprune.pruning.plan_checks import is_sequence
 from jaxprune.training.loop import augment, split_network
 from jaxprune.training.recipes import Recipe, find_recipe
@@ -149,6 +151,7 @@ class Task:
       max_positions: most positions of an activation map in the sample; larger maps are average-pooled.
       finetune: "slim" trains physically smaller networks, "masked" full-shape ones with pruned weights held at zero.
       num_classes: number of classes, read from the training labels; not an argument.
+      scaling: standardises uint8 images, which stay uint8 on the host; None for other images; not an argument.
       data_fingerprint: a digest of the images and labels; not an argument.
 
     Raises:
@@ -182,6 +185,7 @@ class Task:
     max_positions: int = 16
     finetune: Literal["slim", "masked"] = "slim"
     num_classes: int = field(init=False)
+    scaling: Scaling | None = field(init=False)
     data_fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -217,18 +221,25 @@ class Task:
         if problems:
             raise ValueError(f"task {self.name!r} needs {'; '.join(problems)}.")
         standardised = np.issubdtype(np.asarray(self.train[0]).dtype, np.integer)
-        data = Dataset.from_arrays(self.name, train=self.train, validation=self.validation)
-        for name in ("train", "validation", "num_classes"):
+        data = self._dataset
+        for name in ("train", "validation", "num_classes", "scaling"):
             set_field(self, name, getattr(data, name))
         set_field(self, "data_fingerprint", data.fingerprint)
         if self.test is not None:
-            if standardised:
+            if standardised and self.scaling is None:
                 raise ValueError(
                     f"task {self.name!r} needs floating-point training images beside test=, got whole numbers, which "
                     "would be standardised without the test images. Make a Dataset.from_arrays(train=..., "
                     "validation=..., test=...) and pass its splits."
                 )
-            self.test.check_fits(data.image_shape, data.num_classes)
+            self.test.check_fits(data.image_shape, data.num_classes, has_pixels=self.scaling is not None)
+
+    @property
+    def _dataset(self) -> Dataset:
+        """Training and validation images, checked."""
+        given = {"train": self.train, "validation": self.validation}
+        splits = {part: Split(*map(np.asarray, arrays)) for part, arrays in given.items()}
+        return dataset_of(RawSet(self.name, splits))
 
     @property
     def recipes(self) -> tuple[Recipe, Recipe]:
@@ -239,7 +250,7 @@ class Task:
     @property
     def settings(self) -> dict[str, object]:
         """All settings that are plain data, for `config.json` and fingerprints."""
-        skipped = {"model", "train", "validation", "test", "num_classes"}
+        skipped = {"model", "train", "validation", "test", "num_classes", "scaling"}
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skipped}
         schedule, recipes = self.schedule.settings, (recipe.settings for recipe in self.recipes)
         return {**values, "schedule": schedule, **dict(zip(("recipe", "base_recipe"), recipes, strict=True))}
@@ -260,9 +271,9 @@ class Task:
     def scaled(self, scale: float) -> Task:
         """Returns the same problem on a share of its images and epochs, to rehearse what takes days.
 
-        The numbers of training images, of validation images and of epochs of both recipes are multiplied by `scale`. At
-        least one epoch is left, one batch of training images, and an image of each class. Network, schedule, batches,
-        test images and numbers of base networks stay as they are.
+        The numbers of training, validation and calibration images and of epochs of both recipes are multiplied by
+        `scale`. At least one epoch is left, one batch of training images, an image of each class for validation and two
+        for calibration. Network, schedule, batches, test images and numbers of base networks stay as they are.
 
         Args:
           scale: in (0, 1].
@@ -283,14 +294,18 @@ class Task:
             raise ValueError(f"scale needs to be a share above 0 and at most 1, such as 0.05, got {scale}.")
         recipes = [_shortened(recipe, scale) for recipe in self.recipes]
         smallest = max(self.num_classes, *(recipe.batch_size for recipe in recipes))
-        whole = Dataset.from_arrays(self.name, train=self.train, validation=self.validation)
+        whole = self._dataset
         num_train, num_validation = (len(split.labels) for split in (whole.train, whole.validation))
         some = whole.limited(
             num_train=min(num_train, max(smallest, round(num_train * scale))),
             num_validation=min(num_validation, max(self.num_classes, round(num_validation * scale))),
         )
         return self.replace(
-            train=some.train, validation=some.validation, recipe=recipes[0], base_recipe=recipes[1]
+            train=some.train,
+            validation=some.validation,
+            recipe=recipes[0],
+            base_recipe=recipes[1],
+            calibration=min(self.calibration, max(2 * self.num_classes, round(self.calibration * scale))),
         )
 
 
@@ -313,7 +328,8 @@ def check_network(task: Task, model: nnx.Module) -> None:
     """
     images = task.train[0]
     network, weights = split_network(model)
-    example = jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype)
+    whole = jax.ShapeDtypeStruct(images.shape, jnp.float32)
+    example = jax.ShapeDtypeStruct((2, *images.shape[1:]), jnp.float32)
     outputs = jax.eval_shape(network.logits, weights, example)
     is_logits = (
         isinstance(outputs, jax.ShapeDtypeStruct) and len(outputs.shape) == 2 and outputs.shape[0] == 2
@@ -333,7 +349,7 @@ def check_network(task: Task, model: nnx.Module) -> None:
     for recipe in task.recipes:
         try:
             recipe.num_steps(len(images))
-            jax.eval_shape(partial(augment, kind=recipe.augment), jax.random.key(0), images)
+            jax.eval_shape(partial(augment, kind=recipe.augment), jax.random.key(0), whole)
         except ValueError as error:
             raise ValueError(f"task {task.name!r}: {error}") from error
 

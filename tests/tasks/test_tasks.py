@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxprune.datasets.guarded_split import GuardedSplit, Split
 from jaxprune.nets import PlainConvNet
 from jaxprune.search.settings import PRESETS, find_preset
 from jaxprune.tasks.named_tasks import PREPARED, TASKS, find_task
-from jaxprune.tasks.task_programs import TaskPrograms
+from jaxprune.tasks.task_programs import TaskPrograms, examples_of
 from jaxprune.tasks.tasks import Schedule, Task, check_unique
 from jaxprune.training.recipes import RECIPES
 
@@ -138,6 +139,7 @@ def test_a_scaled_task_has_a_share_of_images_and_epochs() -> None:
     assert small.recipes[0].warmup == 0.5
     assert (small.bases, small.num_classes, small.schedule) == (task.bases, 4, task.schedule)
     assert small.data_fingerprint != task.data_fingerprint
+    assert [task.scaled(scale).calibration for scale in (1.0, 0.25, 0.001)] == [1000, 250, 8]
     np.testing.assert_array_equal(np.bincount(small.train[1]), [4, 4, 4, 3])
 
 
@@ -219,3 +221,39 @@ def test_the_paper_preset_takes_other_tasks() -> None:
     with pytest.raises(ValueError, match=r"one of quick, thorough, paper, got 'quik'. Did you mean 'quick'"):
         find_preset("quik")
     assert all(set(preset.tasks) <= set(TASKS) for preset in PRESETS.values())
+
+
+class TestPixels:
+    """Images of 8 bits stay so on the host, and are standardised on the device."""
+
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
+
+    def make(self, **changes):
+        split = (self.pixels, np.arange(40) % 4)
+        return make_task(train=split, validation=split, **changes)
+
+    def test_they_stay_as_they_are(self):
+        task = self.make()
+        assert task.train[0].dtype == np.uint8 and task.scaling is not None
+        assert make_task().scaling is None
+        again = task.replace(bases=7)
+        assert again.train[0].dtype == np.uint8 and again.data_fingerprint == task.data_fingerprint
+        assert task.scaled(0.5).train[0].dtype == np.uint8
+        assert "scaling" not in task.settings
+
+    def test_the_device_gets_what_standardising_before_gives(self):
+        task = self.make()
+        examples = examples_of(task, task.train)
+        assert examples.x.dtype == np.float32
+        np.testing.assert_array_equal(np.asarray(examples.x), task.scaling(self.pixels))
+        floating = make_task()
+        np.testing.assert_array_equal(np.asarray(examples_of(floating, floating.train).x), floating.train[0])
+
+    def test_test_images_are_pixels_too(self):
+        split = Split(self.pixels, np.arange(40, dtype=np.int32) % 4)
+        assert self.make(test=GuardedSplit("mine", split)).test is not None
+        wrong = GuardedSplit("mine", Split(split.images.astype(np.float32), split.labels))
+        with pytest.raises(
+            ValueError, match=r"needs uint8 images, as those of training, .* got dtype float32\."
+        ):
+            self.make(test=wrong)
