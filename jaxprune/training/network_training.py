@@ -85,7 +85,8 @@ def train_network(
         process's rows. Where the recipe augments, they must not have been augmented before.
       recipe: optimiser, schedule, augmentation, precision; its batch size is that of all processes together.
       num_steps: steps of the whole run, >= 1, on which the schedule depends.
-      mean: mean of each colour, or one for all, where 1 is the largest value of a pixel.
+      mean: mean of each colour, or one for all, where 1 is the largest value of a pixel; images of floats are not
+        normalised.
       std: standard deviations, likewise.
       seed: of dropout and augmentation, in [0, 2**31).
       data: names the data, with a fingerprint, so that checkpoints of another data set are refused.

@@ -36,6 +36,11 @@ def test_pixels_are_scaled_to_one_and_normalised():
     np.testing.assert_allclose(np.ravel(jax.jit(PIXELS)(images)), [-2.0, 2.0])
 
 
+def test_images_of_floats_are_not_normalised_again():
+    images = np.full((2, 1, 1, 1), -0.5, np.float32)
+    assert PIXELS(images) is images
+
+
 def test_percentages():
     counts = TopCounts(3, 4, 8)
     assert (counts.top1_percent, counts.top5_percent) == (37.5, 50.0)
