@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "score": "score the channels of a network by one or many functions",
     "prune": "prune a trained network, fine-tune it, and save plan and network",
     "prepare": "download image sets, or take archives, and write them as the other commands read them",
+    "transfer": "take a frozen function, or the winner of a run, to networks and images of full size",
     "report": "write the report of a run again, from its files",
     "explain": "show a formula (type, LaTeX, code, cost on a network), or what of a network can be pruned",
     "list": "list tasks, presets, functions, operands, operators and recipes",

@@ -69,7 +69,7 @@ class RunDirectory:
         self._notice = notice
         with explained(f"create the run directory {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.path)
+        self._lock = lock_folder(self.path)
         self.journal: Journal | None = None
         if num_damaged := repair_events(self.path):
             self.notice(
@@ -212,8 +212,18 @@ def load_run(path: Path | str, problem: Problem) -> SearchState:
     return state_of(read_run_file(state_path), problem, state_path)
 
 
-def _lock(folder: Path) -> int:
-    """Locks the directory; returns the descriptor, with which the system releases the lock when the process ends."""
+def lock_folder(folder: Path) -> int:
+    """Locks a folder for this process, by a file in it.
+
+    Args:
+      folder: must exist.
+
+    Returns:
+      The descriptor; when it is closed, or the process ends, the system releases the lock.
+
+    Raises:
+      RunDirectoryError: if another process uses the folder, or the file cannot be written.
+    """
     path = folder / "lock"
     with explained(f"lock the run directory {folder}"):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

@@ -1,0 +1,252 @@
+"""The networks of a transfer: made fresh, read, cut by their plans, and checked to be those that were measured."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import cached_property
+from math import prod, sqrt
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxprune.comparison.transfer_folder import TransferFolder
+from jaxprune.comparison.transfer_plans import Planned
+from jaxprune.comparison.transfer_records import DENSE
+from jaxprune.comparison.transfer_setup import TransferSetup, read_base_weights
+from jaxprune.files import RunDirectoryError, explained
+from jaxprune.keys import derive, generator
+from jaxprune.pruning.planning import Plan
+from jaxprune.pruning.slimming import slim
+from jaxprune.search.task_problem import kept_digest
+from jaxprune.structure.model_state import FlatState, dotted, merge_model, split_model
+from jaxprune.structure.model_state import Path as ArrayPath
+from jaxprune.training.checkpoint import DamagedNetworkError, load_network, save_network
+
+_AGAIN = "give the same command again"
+_REMEDY = "Restore it from a backup, or start in another folder."
+
+
+class TransferNetworks:
+    """Networks and plans in the folder of a transfer.
+
+    Args:
+      setup: what is done.
+      folder: where they are.
+    """
+
+    def __init__(self, setup: TransferSetup, folder: TransferFolder) -> None:
+        self.setup, self.folder = setup, folder
+        self._loaded: tuple[int, nnx.Module] | None = None
+
+    def key(self, base: int) -> jax.Array:
+        """Returns the key that everything random about a base follows from.
+
+        Args:
+          base: its number.
+        """
+        return derive(self._start, "transfer", base)
+
+    def fresh(self, base: int, purpose: str) -> nnx.Module:
+        """Makes a network with fresh weights.
+
+        Args:
+          base: number of the base network.
+          purpose: what it is for.
+        """
+        return self.setup.make_network(whole_number(derive(self.key(base), purpose), 31))
+
+    def base(self, base: int) -> nnx.Module:
+        """Returns a base network.
+
+        Args:
+          base: its number.
+
+        Raises:
+          RunDirectoryError: if it is not the one that was measured.
+        """
+        if self._loaded is None or self._loaded[0] != base:
+            self._loaded = (base, self._read_base(base))
+        return self._loaded[1]
+
+    def given_base(self, base: int) -> nnx.Module:
+        """Makes a base network of weights that were given.
+
+        Args:
+          base: its number.
+        """
+        graph, _, rest = split_model(self.setup.make_network(0))
+        return merge_model(graph, read_base_weights(self.setup, self._path_of(base)), rest)
+
+    def pruned(self, base: int, name: str) -> nnx.Module:
+        """Returns a network as it is before fine-tuning.
+
+        Args:
+          base: number of the base network.
+          name: of the row; "scratch" is the slim network with fresh weights.
+        """
+        plan = self.plan(base, name)
+        if name == "scratch":
+            return rescaled(slim(self.fresh(base, name), plan), self.setup.structure.shapes)
+        return slim(self.base(base), plan)
+
+    def finetuned(self, base: int, name: str) -> nnx.Module:
+        """Reads a network as it is after fine-tuning.
+
+        Args:
+          base: number of the base network.
+          name: of the row.
+
+        Raises:
+          RunDirectoryError: if it is missing or damaged.
+        """
+        like = slim(self.setup.make_network(0), self.plan(base, name))
+        return self._read(self.folder.network(base, name), like, base, name)
+
+    def save(self, base: int, name: str, weights: FlatState) -> None:
+        """Stores a trained network.
+
+        Args:
+          base: number of the base network.
+          name: of the row.
+          weights: path -> array.
+
+        Raises:
+          RunDirectoryError: if it cannot be written.
+        """
+        place = self.folder.base(base) if name == DENSE else self.folder.network(base, name)
+        with explained(f"store {place}", again=_AGAIN, place="folder"):
+            save_network(place, weights, {}, self._identity(base, name))
+
+    def save_plan(self, base: int, name: str, planned: Planned) -> None:
+        """Writes a plan beside where its network will be, and notes that.
+
+        Args:
+          base: number of the base network.
+          name: of the row.
+          planned: the plan.
+
+        Raises:
+          RunDirectoryError: if it cannot be written.
+        """
+        path = self.folder.plan(base, name)
+        with explained(f"write {path}", again=_AGAIN, place="folder"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            planned.plan.save(path)
+        digest, groups = kept_digest(planned.plan.to_kept()), list(planned.fallback_groups)
+        record = {"base": base, "name": name, "kept_digest": digest, "fallback_groups": groups}
+        self.folder.add("plan", record)
+
+    def plan(self, base: int, name: str) -> Plan:
+        """Reads the plan of a row.
+
+        Args:
+          base: number of the base network.
+          name: of the row.
+
+        Raises:
+          RunDirectoryError: if it is not the one that was noted.
+        """
+        path, expected = self.folder.plan(base, name), self.folder.planned[base, name].kept_digest
+        try:
+            plan = Plan.load(path)
+        except (OSError, ValueError) as error:
+            raise RunDirectoryError(
+                f"{path} needs to be a plan, but it is missing or damaged ({error}). {_REMEDY}"
+            ) from error
+        if kept_digest(plan.to_kept()) != expected:
+            raise RunDirectoryError(
+                f"{path} needs the plan that was made, but it was changed since. {_REMEDY}"
+            )
+        return plan
+
+    def _read_base(self, base: int) -> nnx.Module:
+        """Reads a base network, which has to be the one that was measured."""
+        if self.setup.settings.base_recipe is not None:
+            return self._read(self.folder.base(base), self.setup.make_network(0), base, DENSE)
+        model = self.given_base(base)
+        if weights_digest(split_model(model)[1]) != self.folder.rows[base, DENSE].digest:
+            raise RunDirectoryError(
+                f"base {base} needs the weights that the transfer was started with, but {self._path_of(base)} holds "
+                f"others now. {_REMEDY}"
+            )
+        return model
+
+    def _read(self, path: Path, like: nnx.Module, base: int, name: str) -> nnx.Module:
+        """Reads a network that was stored."""
+        graph, weights, rest = split_model(like)
+        try:
+            loaded = load_network(path, weights, self._identity(base, name))
+        except DamagedNetworkError as error:
+            raise RunDirectoryError(
+                f"{path} needs the network that was stored, but {error}. {_REMEDY}"
+            ) from error
+        if loaded is None:
+            raise RunDirectoryError(f"{path} needs the network that was stored, got nothing there. {_REMEDY}")
+        return merge_model(graph, loaded[0], rest)
+
+    def _path_of(self, base: int) -> str:
+        """The checkpoint of a base network that was given."""
+        weights = self.setup.settings.weights
+        return weights[base % len(weights)]
+
+    @cached_property
+    def _start(self) -> jax.Array:
+        """The key of the seed."""
+        return jax.random.key(self.setup.settings.seed)
+
+    def _identity(self, base: int, name: str) -> str:
+        """What a network is, as it is written into its file."""
+        settings = self.setup.settings
+        return f"transfer to {settings.network} on {settings.data}, base {base}, {name}, seed {settings.seed}"
+
+
+def whole_number(key: jax.Array, bits: int) -> int:
+    """Draws a whole number below 2**bits.
+
+    Args:
+      key: a typed key.
+      bits: at most 63.
+
+    Example:
+      >>> 0 <= whole_number(jax.random.key(0), 31) < 2**31
+      True
+    """
+    return int(generator(key).integers(2**bits))
+
+
+def rescaled(model: nnx.Module, full_shapes: Mapping[ArrayPath, tuple[int, ...]]) -> nnx.Module:
+    """Returns a slice of a fresh network with the scale of kernels that a fresh slim network has.
+
+    Args:
+      model: a slim network, cut from one with fresh weights.
+      full_shapes: path -> shape of the array before it was cut.
+    """
+    graph, weights, rest = split_model(model)
+    scaled = {
+        path: array * sqrt(prod(full_shapes[path][:-1]) / prod(array.shape[:-1]))
+        if array.ndim >= 2 and path in full_shapes
+        else array
+        for path, array in weights.items()
+    }
+    return merge_model(graph, scaled, rest)
+
+
+def weights_digest(weights: FlatState) -> str:
+    """Computes a hash over names, types, shapes and bits of a network's arrays.
+
+    Args:
+      weights: path -> array.
+
+    Example:
+      >>> weights_digest({("kernel",): np.zeros(2)}) == weights_digest({("kernel",): np.ones(2)})
+      False
+    """
+    digest = hashlib.sha256()
+    for path in sorted(weights, key=dotted):
+        array = np.ascontiguousarray(weights[path])
+        digest.update(f"{dotted(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:16]
