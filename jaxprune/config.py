@@ -32,8 +32,8 @@ TASK_OPTIONS: Mapping[str, tuple[type, str]] = {
     "weight": (float, "weight of a task in the fitness"),
     "scale": (
         float,
-        "share of the training images, validation images and epochs that is used, above 0 and at most 1, to rehearse "
-        "what takes days (--epochs and --base-epochs count after it; how much is searched is not scaled)",
+        "share of the images and epochs that is used, above 0 and at most 1, to rehearse what takes days; --epochs and "
+        "--base-epochs count after it, and --generations and --population are not scaled",
     ),
     "kept_fraction": (float, "share of each group's channels left at the end"),
     "rounds": (int, "rounds of pruning and fine-tuning, with --kept-fraction"),

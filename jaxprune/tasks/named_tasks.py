@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from jaxprune.datasets.dataset import load_dataset
+from jaxprune.datasets.dataset import Dataset, load_dataset
 from jaxprune.nets import VGG16, CifarResNet, DepthwiseNet, LeNet5, PlainConvNet, SmallConvNet
 from jaxprune.nets.factories import import_attribute, needed_parameters
 from jaxprune.tasks.tasks import ModelFactory, Schedule, Task
@@ -99,9 +99,23 @@ def fashion() -> Task:
 
 def mnist_lenet5(data_dir: DataDir = None) -> Task:
     """28x28 MNIST, LeNet-5 cut in three rounds from 20-50-500 to 5-11-40 channels, as in the paper (tfds:mnist)."""
-    data = load_dataset("tfds:mnist", data_dir=data_dir).standardised()
+    return lenet5_task("mnist-lenet5", load_dataset("tfds:mnist", data_dir=data_dir))
+
+
+def cifar10_vgg16(data_dir: DataDir = None) -> Task:
+    """32x32 CIFAR-10, VGG-16 cut in two rounds to 3/5 of each layer's channels, as in the paper (tfds:cifar10)."""
+    return vgg16_task("cifar10-vgg16", load_dataset("tfds:cifar10", data_dir=data_dir))
+
+
+def lenet5_task(name: str, data: Dataset) -> Task:
+    """Makes the paper's task for LeNet-5, on MNIST or on other images of its kind.
+
+    Args:
+      name: of the task.
+      data: images [N, 28, 28, 1] of ten classes.
+    """
     return Task(
-        "mnist-lenet5",
+        name,
         lambda rngs: LeNet5(rngs, widths=(20, 50, 500)),
         data.train,
         data.validation,
@@ -112,15 +126,19 @@ def mnist_lenet5(data_dir: DataDir = None) -> Task:
     ).replace(**_PAPER)
 
 
-def cifar10_vgg16(data_dir: DataDir = None) -> Task:
-    """32x32 CIFAR-10, VGG-16 cut in two rounds to 3/5 of each layer's channels, as in the paper (tfds:cifar10)."""
-    data = load_dataset("tfds:cifar10", data_dir=data_dir).standardised()
+def vgg16_task(name: str, data: Dataset) -> Task:
+    """Makes the paper's task for VGG-16, on CIFAR-10 or on other images of its kind; layers are scored in sequence.
+
+    Args:
+      name: of the task.
+      data: images [N, 32, 32, 3] of ten classes.
+    """
     return Task(
-        "cifar10-vgg16",
+        name,
         lambda rngs: VGG16(rngs, dropout_rate=0.15),
         data.train,
         data.validation,
-        Schedule(kept_counts=_VGG_ROUNDS),
+        Schedule(kept_counts=_VGG_ROUNDS, scoring="sequential"),
         recipe="paper_vgg",
         base_recipe=VGG_BASE,
         test=data.test,

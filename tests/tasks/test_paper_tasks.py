@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from prepared_data import write_prepared
 
@@ -27,7 +28,7 @@ def test_both_read_prepared_sets(tasks: dict[str, Task]) -> None:
         assert task.name == name and task.test is not None and task.test.num_examples == 20
         assert len(task.validation[1]) == 10 and task.num_classes == 10
         assert (task.bases, task.extra_bases, task.final_bases) == (1, 3, 4)
-        assert abs(float(task.train[0].mean())) < 1e-4  # standardised
+        assert task.train[0].dtype == np.uint8 and task.scaling is not None
 
 
 def test_lenet_loses_the_channels_of_the_paper(tasks: dict[str, Task]) -> None:
@@ -48,6 +49,11 @@ def test_vgg_loses_the_channels_of_the_paper(tasks: dict[str, Task]) -> None:
         tuple(a - b for a, b in zip(*pair, strict=True)) for pair in zip(whole, whole[1:], strict=False)
     ]
     assert removed == [(12, 12, 25, 25, 51, 51, 51, *(102,) * 7)] * 2
+
+
+def test_vgg_is_scored_layer_after_layer_and_lenet_at_once(tasks: dict[str, Task]) -> None:
+    scoring = {name: task.schedule.scoring for name, task in tasks.items()}
+    assert scoring == {"mnist-lenet5": "joint", "cifar10-vgg16": "sequential"}
 
 
 def test_recipes_are_those_of_the_paper(tasks: dict[str, Task]) -> None:
