@@ -192,6 +192,21 @@ def import_tfds() -> ModuleType:
     return module
 
 
+def import_pillow() -> ModuleType:
+    """Imports Pillow's `Image`, which decodes and encodes images.
+
+    Raises:
+      ImportError: if it is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError(
+            "Reading images needs Pillow, got no PIL. Run pip install 'jaxprune[data]'."
+        ) from error
+    return Image
+
+
 def how_to_prepare(set_name: str, config: str, root: Path) -> str:
     """Returns the end of a message: the command that prepares a set.
 

@@ -15,7 +15,7 @@ from typing import Any
 from jaxprune.datasets.preparation import Tell, check_disk, summary, tell_leftovers
 from jaxprune.datasets.prepared_folders import find_prepared, is_prepared
 from jaxprune.datasets.prepared_images import CHUNK
-from jaxprune.datasets.prepared_sets import PREFIX, SHRUNK, PreparedSet, import_tfds
+from jaxprune.datasets.prepared_sets import PREFIX, SHRUNK, PreparedSet, import_pillow, import_tfds
 
 SMALLEST = 32
 """The smallest allowed limit of the shorter side, in pixels."""
@@ -106,10 +106,9 @@ def shrunk_image(content: bytes, side: int) -> bytes | None:
     Raises:
       ImportError: if Pillow is missing.
     """
-    from PIL import Image
-
+    pillow = import_pillow()
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with pillow.open(io.BytesIO(content)) as image:
             factor = side / min(image.size)
             if factor >= 1:
                 image.load()
@@ -118,7 +117,7 @@ def shrunk_image(content: bytes, side: int) -> bytes | None:
             kind = image.format or "PNG"
             plain = image if image.mode in ("L", "RGB") else image.convert("RGB")
             file = io.BytesIO()
-            plain.resize(size, Image.Resampling.LANCZOS).save(file, kind, quality=QUALITY)
+            plain.resize(size, pillow.Resampling.LANCZOS).save(file, kind, quality=QUALITY)
             return file.getvalue()
     except MemoryError:
         raise

@@ -17,7 +17,7 @@ from jaxprune.datasets.encoded_images import EncodedImages, FolderImages, read_f
 from jaxprune.datasets.guarded_split import Split
 from jaxprune.datasets.prepared_folders import find_prepared
 from jaxprune.datasets.prepared_images import CHUNK, PreparedImages
-from jaxprune.datasets.prepared_sets import PREFIX, PreparedSet
+from jaxprune.datasets.prepared_sets import PREFIX, PreparedSet, import_pillow
 
 MOST_BYTES = 4 * 2**30
 """Sets whose pixels take more are not read into memory: CIFAR takes 0.2 GiB, ImageNet at 224 pixels 180."""
@@ -235,14 +235,9 @@ def _decode_all(
 
 def _open_image(content: bytes, name: str, *, num_colours: int | None = None) -> np.ndarray:
     """Decodes an image to [H, W] or [H, W, 3] uint8: grey ones become coloured where `num_colours` is 3."""
+    pillow = import_pillow()
     try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError(
-            "Reading images needs Pillow, got no PIL. Run pip install 'jaxprune[data]'."
-        ) from error
-    try:
-        with Image.open(io.BytesIO(content)) as image:
+        with pillow.open(io.BytesIO(content)) as image:
             is_grey = image.mode in ("1", "L", "LA")
             if num_colours == 1 and not is_grey:
                 return np.asarray(image.convert("RGB"))  # whose shape is refused

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import warnings
 
 import numpy as np
@@ -120,6 +121,27 @@ class TestPreparedSets:
         with pytest.raises(ValueError, match=r"tfds:mnist needs .* GiB as an array, got a limit of"):
             load_dataset("tfds:mnist", data_dir=tmp_path)
 
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (jpeg(made_up_image(1, (40, 40, 3), 0))[:300], r"needs a whole JPEG or PNG image, got 300 bytes"),
+            (
+                jpeg(made_up_image(1, (31, 32, 3), 0)),
+                r"needs an image of size \(32, 32, 3\), .* got \(31, 32, 3\)",
+            ),
+        ],
+    )
+    def test_corrupt_and_odd_images_are_named(self, tmp_path, monkeypatch, content, message):
+        write_prepared("cifar10", tmp_path)
+        read = prepared_images.PreparedImages.read_many
+
+        def with_one_replaced(self, indices):
+            return [(content, 0) if index == 7 else pair for index, pair in enumerate(read(self, indices))]
+
+        monkeypatch.setattr(prepared_images.PreparedImages, "read_many", with_one_replaced)
+        with pytest.raises(ValueError, match=r"tfds:cifar10, split train, example 7: " + message):
+            load_dataset("tfds:cifar10", data_dir=tmp_path)
+
     def test_records_damaged_in_the_middle_are_refused(self, tmp_path):
         for file in write_prepared("mnist", tmp_path).glob("mnist-train*"):
             content = bytearray(file.read_bytes())
@@ -145,6 +167,13 @@ class TestDecoding:
     def test_cmyk_becomes_red_green_blue(self):
         cmyk = self.encode(Image.new("CMYK", (4, 4), (255, 0, 0, 0)), "JPEG")
         assert small_sets._open_image(cmyk, "x", num_colours=3).shape == (4, 4, 3)
+
+    def test_without_pillow_the_extra_is_named(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "PIL", None)
+        with pytest.raises(
+            ImportError, match=r"needs Pillow, got no PIL\. Run pip install 'jaxprune\[data\]'"
+        ):
+            small_sets._open_image(b"", "x")
 
     @pytest.mark.parametrize("cut", [0, 3, 300])
     def test_a_corrupt_jpeg_is_named(self, cut):
