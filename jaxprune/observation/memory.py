@@ -6,6 +6,7 @@ the largest producer takes. The images, the network itself, gradients and covari
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -238,8 +239,10 @@ def _explain(sizes: Sizes, positions: int | None, max_bytes: int) -> str:
         largest = max(sizes.working_bytes(each, positions, num_classes) for each in _groups(sizes.structure))
         return sizes.operand_bytes(positions, num_classes) + largest
 
-    fitting = next((k for k in range(sizes.num_classes - 1, 1, -1) if least(k) <= max_bytes), None)
-    if fitting is not None:
+    fitting = 1 + bisect.bisect_right(range(2, sizes.num_classes), max_bytes, key=least)
+    while fitting > 1 and least(fitting) > max_bytes:  # the sample's share of a class is rounded
+        fitting -= 1
+    if fitting > 1:
         remedy = f"At most {fitting} coarse classes fit: classes={fitting}."
     else:
         remedy = (
