@@ -223,7 +223,9 @@ def _decode_all(
         rows = range(start, min(start + CHUNK, len(source)))
         for row, (content, label) in zip(rows, source.read_many(rows), strict=True):
             pixels = _open_image(content, name(row), num_colours=shape[-1])
-            pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+            pixels = (
+                pixels[..., None] if pixels.ndim == 2 else pixels
+            )  # coloured ones among grey ones are refused
             if pixels.shape != shape:
                 raise ValueError(
                     f"{name(row)}: needs an image of size {shape}, as the others, got {pixels.shape}. Resize it, or "
@@ -239,9 +241,8 @@ def _open_image(content: bytes, name: str, *, num_colours: int | None = None) ->
     try:
         with pillow.open(io.BytesIO(content)) as image:
             is_grey = image.mode in ("1", "L", "LA")
-            if num_colours == 1 and not is_grey:
-                return np.asarray(image.convert("RGB"))  # whose shape is refused
-            return np.asarray(image.convert("L" if is_grey and num_colours != 3 else "RGB"))
+            mode = "L" if is_grey and num_colours != 3 else "RGB"
+            return np.asarray(image if image.mode == mode else image.convert(mode))
     except MemoryError:
         raise
     except Exception as error:  # damaged bytes make Pillow raise errors of many types
