@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-TASKS = ("mnist-lenet5", "cifar10-vgg16")
-"""The paper's tasks, on the whole data sets."""
-
-PART_TASKS = ("parts:mnist_part", "parts:cifar_part")
-"""The same networks, schedules and recipes on parts of the data sets, under names of their own."""
+PART_TASKS = {"mnist": "parts:mnist_part", "cifar": "parts:cifar_part"}
+"""The paper's networks, schedules and recipes on parts of the data sets, under names of their own."""
 
 WHOLE = ("--preset", "paper")
 """Everything as in the paper: 40 x 10, 100 epochs a round."""
@@ -22,7 +19,9 @@ PARTS = (
         "--preset",
         "paper",
         "--scale",
-        "mnist-part=0.1,cifar-part=0.01",
+        "0.1",
+        "--base-epochs",
+        "30",
         "--generations",
         "3",
         "--population",
@@ -30,7 +29,7 @@ PARTS = (
     ),
     *("--elites", "1", "--extra-bases", "0", "--final-bases", "1"),
 )
-"""What two busy cores do in a quarter of an hour; options of the command line come on top."""
+"""A tenth of the images and of the epochs of fine-tuning, base networks of 30 epochs, and a short search."""
 
 REHEARSAL_IMAGES = {"mnist": (250, 50), "cifar10": (160, 50)}
 """Training and test images that the rehearsal writes: one batch of each set is left beside the validation images."""

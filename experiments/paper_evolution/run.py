@@ -1,6 +1,6 @@
 """Runs the paper's evolution: on the whole data sets, as a rehearsal on stand-ins, or on parts of the data sets.
 
-python experiments/paper_evolution/run.py [--data-dir DIR] [--rehearse | --images DIR] [--run-dir DIR] [more options]
+python experiments/paper_evolution/run.py [--data-dir DIR | --rehearse | --images DIR [--part NAME]] [--run-dir DIR]
 Other options are passed on to `jaxprune evolve`. Going on after an interruption is the same command.
 """
 
@@ -66,18 +66,23 @@ def main() -> None:
         "--images", type=Path, metavar="DIR", help="folder with archives of parts of both sets"
     )
     parser.add_argument(
+        "--part", action="append", choices=PART_TASKS, help="with --images: which (default: all)"
+    )
+    parser.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="where jaxprune prepare has put the whole sets"
     )
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/paper_evolution/NAME")
     options, further = parser.parse_known_args()
-    name = "rehearsal" if options.rehearse else "whole" if options.images is None else "parts"
+    name = "rehearsal" if options.rehearse else "whole"
+    if options.images is not None:
+        name = "-".join([*(options.part or PART_TASKS), "part"])
     run, data_dir, arguments = options.run_dir or Path("runs/paper_evolution") / name, options.data_dir, WHOLE
     if options.rehearse:
         data_dir, arguments = run.parent / "stand-ins", REHEARSAL
         write_stand_ins(data_dir)
     elif options.images is not None:
         os.environ[IMAGES] = str(options.images)
-        arguments = (*PARTS, *(part for task in PART_TASKS for part in ("--task", task)))
+        arguments = (*PARTS, *(f"--task={PART_TASKS[part]}" for part in options.part or PART_TASKS))
     where = [] if data_dir is None else ["--data-dir", str(data_dir)]
     start = time.monotonic()
     status = jaxprune(["evolve", *arguments, *further, *where, "--run-dir", str(run), "--resume"])
