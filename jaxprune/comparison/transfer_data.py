@@ -9,10 +9,9 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.datasets.batch_makers import ArrayTraining, HostBatch, Rows
@@ -222,7 +221,7 @@ class ArrayData:
         """Returns training images to observe networks on."""
         images, labels = self.dataset.train
         rows = np.sort(balanced_sample(labels, num_images))
-        return Split(np.asarray(self.pixels(jnp.asarray(images[rows]))), labels[rows])
+        return Split(_as_inputs(self.pixels, images[rows]), labels[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -347,7 +346,8 @@ class EncodedData:
         with self._in_order(SomeImages(self.train, rows), min(256, len(rows)), None) as batches:
             for images, batch_labels, weights in batches:
                 is_real = np.asarray(weights) > 0
-                found.append((np.asarray(self.pixels(images))[is_real], np.asarray(batch_labels)[is_real]))
+                inputs = _as_inputs(self.pixels, np.asarray(images)[is_real])
+                found.append((inputs, np.asarray(batch_labels)[is_real]))
         return Split(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
     def _in_order(
@@ -362,6 +362,11 @@ class EncodedData:
             workers=self.workers,
             sharding=sharding,
         )
+
+
+def _as_inputs(pixels: Pixels, images: np.ndarray) -> np.ndarray:
+    """Images as a network takes them, on the host, where nothing compiles."""
+    return np.asarray(pixels(cast(jax.Array, images)))
 
 
 def open_data(

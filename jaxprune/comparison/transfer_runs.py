@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxprune.comparison.transfer_data import Part
 from jaxprune.comparison.transfer_folder import TransferFolder
 from jaxprune.comparison.transfer_networks import TransferNetworks, weights_digest, whole_number
 from jaxprune.comparison.transfer_plans import Planned, first_channels_plan, plan_functions, random_plan
@@ -19,7 +21,7 @@ from jaxprune.datasets.input_pipeline import Batch, Batches
 from jaxprune.keys import derive
 from jaxprune.structure.model_state import split_model
 from jaxprune.training.data_parallel import BATCH_AXIS, TopCounts, data_mesh
-from jaxprune.training.network_training import evaluate_network, train_network
+from jaxprune.training.network_training import TrainedNetwork, evaluate_network, train_network
 from jaxprune.training.recipes import Recipe
 from jaxprune.training.training_run import Evaluation, TrainingDivergedError, TrainingProgress
 from jaxprune.types import Invalid
@@ -123,10 +125,23 @@ class TransferRun:
             return
         kind: Kind = "random" if name == "random" else "scratch" if name == "scratch" else "function"
         record = self.folder.planned[base, name]
+        if kind != "scratch" and (twin := self._twin(base, name)) is not None:
+            self.on_message(f"base {base}, {name}: keeps the channels of {twin.name}, and has its result")
+            self.networks.save(base, name, split_model(self.networks.finetuned(base, twin.name))[1])
+            row = replace(twin, name=name, kind=kind, fallback_groups=record.fallback_groups)
+            self.folder.add("row", row.to_json())
+            return
         self._train(
             base, name, kind, self.networks.pruned(base, name), self.setup.settings.recipe,
             kept_digest=record.kept_digest, fallback_groups=record.fallback_groups,
         )  # fmt: skip
+
+    def _twin(self, base: int, name: str) -> TransferRow | None:
+        """The row of a function that keeps the same channels and was fine-tuned already."""
+        digest = self.folder.planned[base, name].kept_digest
+        rows = self.folder.rows.values()
+        same = (row for row in rows if row.base == base and row.kept_digest == digest)
+        return next((row for row in same if row.kind != "scratch"), None)
 
     def test(self, base: int, name: str, opened: Split) -> None:
         """Measures a network on the test images, and notes it.
@@ -169,12 +184,37 @@ class TransferRun:
         fallback_groups: tuple[str, ...] = (),
     ) -> None:
         """Trains a network from its last checkpoint on, stores it, and notes the row."""
+        clock = _Clock(f"base {base}, {name}", self.on_message)
+        trained = self._trained(base, name, model, recipe, clock)
+        self.networks.save(base, name, trained.weights)
+        num_steps = recipe.num_steps(self.setup.data.num_train)
+        row = TransferRow(
+            base=base,
+            name=name,
+            kind=kind,
+            before=None if kind == "base" else self._accuracy(trained.history[0].counts),
+            after=self._accuracy(trained.history[-1].counts),
+            curve=tuple(_curve(trained.history, num_steps // recipe.epochs)),
+            steps=num_steps,
+            seconds=clock.seconds(num_steps),
+            num_devices=self._mesh.size,
+            digest=weights_digest(trained.weights),
+            kept_digest=kept_digest,
+            fallback_groups=fallback_groups,
+        )
+        self.folder.add("row", row.to_json())
+        shutil.rmtree(self.folder.training(base, name), ignore_errors=True)
+        before = "" if row.before is None else f"{row.before.top1:.2f} % before, "
+        self.on_message(f"base {base}, {name}: {before}{row.after.top1:.2f} % on validation images")
+
+    def _trained(
+        self, base: int, name: str, model: nnx.Module, recipe: Recipe, clock: _Clock
+    ) -> TrainedNetwork:
+        """Trains a network from its last checkpoint on."""
         data = self.setup.data
         num_steps = recipe.num_steps(data.num_train)
-        per_epoch = num_steps // recipe.epochs
         # Equal for all rows of a base, so that these see the same images in the same order.
-        key = derive(self.networks.key(base), "base" if kind == "base" else "finetune")
-        clock = _Clock(f"base {base}, {name}", self.on_message)
+        key = derive(self.networks.key(base), "base" if name == DENSE else "finetune")
 
         def batches(start_step: int) -> Batches:
             clock.start(start_step)
@@ -186,20 +226,19 @@ class TransferRun:
                 sharding=self._sharding,
             )
 
-        training, pixels = self.folder.training(base, name), data.pixels
         try:
-            trained = train_network(
+            return train_network(
                 model,
                 batches,
                 recipe,
                 num_steps=num_steps,
-                mean=pixels.mean,
-                std=pixels.std,
+                mean=data.pixels.mean,
+                std=data.pixels.std,
                 seed=whole_number(derive(key, "train"), 31),
                 data=data.fingerprint,
                 evaluate=lambda: self._validation(recipe.batch_size),
-                evaluate_every=per_epoch * -(-recipe.epochs // _MOST_POINTS),
-                checkpoint_dir=training,
+                evaluate_every=num_steps // recipe.epochs * -(-recipe.epochs // _MOST_POINTS),
+                checkpoint_dir=self.folder.training(base, name),
                 save_every=max(_LEAST_STEPS, num_steps // _CHECKPOINTS),
                 mesh=self._mesh,
                 on_progress=clock.tell,
@@ -207,25 +246,6 @@ class TransferRun:
             )
         except TrainingDivergedError as error:
             raise ValueError(f"base {base}, {name}: {error}") from error
-        self.networks.save(base, name, trained.weights)
-        row = TransferRow(
-            base=base,
-            name=name,
-            kind=kind,
-            before=None if kind == "base" else self._accuracy(trained.history[0].counts),
-            after=self._accuracy(trained.history[-1].counts),
-            curve=tuple(_curve(trained.history, per_epoch)),
-            steps=num_steps,
-            seconds=clock.seconds(num_steps),
-            num_devices=self._mesh.size,
-            digest=weights_digest(trained.weights),
-            kept_digest=kept_digest,
-            fallback_groups=fallback_groups,
-        )
-        self.folder.add("row", row.to_json())
-        shutil.rmtree(training, ignore_errors=True)
-        before = "" if row.before is None else f"{row.before.top1:.2f} % before, "
-        self.on_message(f"base {base}, {name}: {before}{row.after.top1:.2f} % on validation images")
 
     def _validation(self, batch_size: int) -> Iterator[Batch]:
         """The validation images in batches."""
@@ -238,8 +258,8 @@ class TransferRun:
     def _evaluate(self, model: nnx.Module, opened: Split | None) -> TopCounts:
         """Counts right answers on validation images, or on test images that were opened."""
         data, size = self.setup.data, self.setup.settings.recipe.batch_size
-        part = "validation" if opened is None else "test"
-        with data.part_batches(part, batch_size=size, sharding=self._sharding, opened=opened) as batches:  # type: ignore[arg-type]
+        part: Part = "validation" if opened is None else "test"
+        with data.part_batches(part, batch_size=size, sharding=self._sharding, opened=opened) as batches:
             return evaluate_network(
                 model, batches, mean=data.pixels.mean, std=data.pixels.std, mesh=self._mesh
             )

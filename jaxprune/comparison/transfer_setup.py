@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from jaxprune.comparison.transfer_data import ArrayData, TransferData, open_data
-from jaxprune.comparison.transfer_records import DENSE, Scoring, TransferFacts, TransferSettings
+from jaxprune.comparison.transfer_records import CONTROLS, DENSE, Scoring, TransferFacts, TransferSettings
 from jaxprune.datasets.dataset import Dataset
 from jaxprune.language.expression import Expression
 from jaxprune.nets.factories import NETWORKS, find_network
@@ -158,44 +158,19 @@ def set_up_transfer(
       ValueError, ImportError: as `transfer`.
     """
     _check_numbers(bases=bases, seed=seed, calibration_images=calibration_images, coarse=coarse_classes)
-    if (kept_fraction is None) == (macs_fraction is None):
-        raise ValueError(
-            "a transfer needs one budget, kept_fraction or macs_fraction (--kept-fraction or --macs-fraction), got "
-            f"{'none' if kept_fraction is None else 'both'}."
-        )
-    if scoring not in ("joint", "sequential"):
-        raise ValueError(f"scoring must be 'joint' or 'sequential', got {scoring!r}.")
-    if scope == "global" and scoring == "sequential":
-        raise ValueError(
-            "scoring='sequential' needs scope='group', because a ranking of all channels needs all scores at once, got "
-            "scope='global'. Change one of them."
-        )
+    _check_choices(scoring, scope, kept_fraction=kept_fraction, macs_fraction=macs_fraction)
     functions = _named(function, name, [each for each in against if each not in ("random", "scratch")])
     finetune = find_recipe(recipe)
-    base = None if weights else _base_recipe(finetune, base_recipe)
-    if weights and base_recipe is not None:
-        raise ValueError(
-            "base networks are either loaded or trained, got both weights and a base recipe. Leave one out."
-        )
+    base = _base_recipe(finetune, base_recipe, has_weights=bool(weights))
     images = open_data(data, data_dir=data_dir, image_size=image_size, workers=workers)
     for each in (finetune, base):
-        if each is not None:
-            _check_recipe(each, images)
+        _check_recipe(each, images)
     network = canonical_network(network)
     structure = _trace(network, images)
-    for f in functions.values():
-        if absence := _absence(f, structure):
-            raise ValueError(absence)
+    _check_operands(functions.values(), structure)
     settings = TransferSettings(
         functions={row: name_of(f) for row, f in functions.items()},
-        controls=tuple(
-            control
-            for control, is_asked in (
-                ("random", "random" in against),
-                ("scratch", with_scratch or "scratch" in against),
-            )
-            if is_asked
-        ),
+        controls=_controls(against, with_scratch),
         network=network,
         data=data if isinstance(data, str) else data.name,
         recipe=finetune,
@@ -207,21 +182,13 @@ def set_up_transfer(
         multiple_of=multiple_of,
         bases=bases,
         seed=seed,
-        calibration_images=min(
-            images.num_train,
-            calibration_images or max(CALIBRATION_IMAGES, _PER_CLASS * images.num_classes),
-        ),
+        calibration_images=_num_observed(calibration_images, images),
         coarse_classes=coarse_classes,
         scoring=scoring,
         image_size=image_size,
     )
-    _check_calibration(settings, images)
     setup = TransferSetup(settings, functions, images, structure)
-    setup.counts({group: np.arange(width) + 1.0 for group, width in structure.widths.items()})
-    for path in settings.weights:
-        read_base_weights(setup, path)
-    if isinstance(images, ArrayData) and images.test is not None and images.dataset.scaling is None:
-        images.test.check_fits(images.image_shape, images.num_classes)
+    _check_setup(setup)
     return setup
 
 
@@ -297,8 +264,31 @@ def _named(function: Function, name: str | None, rivals: Sequence[str]) -> dict[
     return rows
 
 
-def _base_recipe(finetune: Recipe, given: str | Recipe | None) -> Recipe:
-    """The recipe that trains base networks."""
+def _check_choices(scoring: str, scope: str, **budgets: float | None) -> None:
+    """Checks that there is one budget, and that scoring and scope go together."""
+    given = [name for name, value in budgets.items() if value is not None]
+    if len(given) != 1:
+        raise ValueError(
+            "a transfer needs one budget, kept_fraction or macs_fraction (--kept-fraction or --macs-fraction), got "
+            f"{' and '.join(given) or 'none'}."
+        )
+    if scoring not in ("joint", "sequential"):
+        raise ValueError(f"scoring must be 'joint' or 'sequential', got {scoring!r}.")
+    if scope == "global" and scoring == "sequential":
+        raise ValueError(
+            "scoring='sequential' needs scope='group', because a ranking of all channels needs all scores at once, got "
+            "scope='global'. Change one of them."
+        )
+
+
+def _base_recipe(finetune: Recipe, given: str | Recipe | None, *, has_weights: bool) -> Recipe | None:
+    """The recipe that trains base networks; None where these are loaded."""
+    if has_weights:
+        if given is not None:
+            raise ValueError(
+                "base networks are either loaded or trained, got both weights and a base recipe. Leave one out."
+            )
+        return None
     if given is not None:
         return find_recipe(given)
     if finetune.name not in BASE_RECIPES:
@@ -309,8 +299,22 @@ def _base_recipe(finetune: Recipe, given: str | Recipe | None) -> Recipe:
     return find_recipe(BASE_RECIPES[finetune.name])
 
 
-def _check_recipe(recipe: Recipe, data: TransferData) -> None:
-    """Checks that a recipe can train on the images and devices, before hours are spent."""
+def _controls(against: Sequence[str], with_scratch: bool) -> tuple[str, ...]:
+    """The rows without a function."""
+    asked = {"random": "random" in against, "scratch": with_scratch or "scratch" in against}
+    return tuple(control for control in CONTROLS if asked[control])
+
+
+def _num_observed(given: int | None, data: TransferData) -> int:
+    """How many training images are observed."""
+    usual = max(CALIBRATION_IMAGES, _PER_CLASS * data.num_classes)
+    return min(data.num_train, usual if given is None else given)
+
+
+def _check_recipe(recipe: Recipe | None, data: TransferData) -> None:
+    """Checks that a recipe, if there is one, can train on the images and devices, before hours are spent."""
+    if recipe is None:
+        return
     num_devices = data_mesh().size
     if recipe.batch_size % num_devices:
         near = max(1, round(recipe.batch_size / num_devices)) * num_devices
@@ -354,6 +358,13 @@ def _trace(network: str, data: TransferData) -> Structure:
     return structure
 
 
+def _check_operands(functions: Iterable[PruningFunction], structure: Structure) -> None:
+    """Checks that the network has all operands that functions read."""
+    for f in functions:
+        if absence := _absence(f, structure):
+            raise ValueError(absence)
+
+
 def _absence(f: PruningFunction, structure: Structure) -> str:
     """Says which operands a function reads that the network has nowhere; "" if it has all."""
     names = f.operands if isinstance(f, Expression | Metric) else frozenset()
@@ -365,8 +376,14 @@ def _absence(f: PruningFunction, structure: Structure) -> str:
     return explain_absent(f, absent) if absent else ""
 
 
-def _check_calibration(settings: TransferSettings, data: TransferData) -> None:
-    """Checks that there is an image of each class to observe, and no more coarse classes than classes."""
+def _check_setup(setup: TransferSetup) -> None:
+    """Checks that the budget can be met, weights fit, there are images enough, and test images are like the others."""
+    settings, data = setup.settings, setup.data
+    setup.counts({group: np.arange(width) + 1.0 for group, width in setup.structure.widths.items()})
+    for path in settings.weights:
+        read_base_weights(setup, path)
+    if isinstance(data, ArrayData) and data.test is not None and data.dataset.scaling is None:
+        data.test.check_fits(data.image_shape, data.num_classes)
     if settings.calibration_images < data.num_classes:
         raise ValueError(
             f"calibration_images must be at least the number of classes, {data.num_classes}, got "
