@@ -23,6 +23,8 @@ import numpy as np
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from PIL import Image
+
 Decoder = Literal["simplejpeg", "pillow"]
 """Who decodes: simplejpeg with OpenCV, or Pillow alone."""
 
@@ -184,6 +186,19 @@ def centre_box(width: int, height: int, fraction: float) -> Box:
     return _centred(width, height, side, side)
 
 
+def with_eight_bits(image: Image.Image) -> Image.Image:
+    """Returns an image with 8 bits a colour: grey ones of 16 bits keep the upper eight; Pillow would clip at 255.
+
+    Args:
+      image: an image of Pillow, decoded or not.
+    """
+    from PIL import Image
+
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+
+
 def _centred(width: int, height: int, box_width: int, box_height: int) -> Box:
     """A box of the given size at the centre."""
     return Box((width - box_width) // 2, (height - box_height) // 2, box_width, box_height)
@@ -217,10 +232,7 @@ def _pillow_pixels(encoded: bytes) -> np.ndarray | Unreadable:
 
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            if image.mode.startswith("I;16"):  # grey with 16 bits, which Pillow would clip at 255
-                grey = (np.asarray(image) >> 8).astype(np.uint8)
-                return np.repeat(grey[..., None], 3, axis=2)
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(with_eight_bits(image).convert("RGB"))
     except MemoryError:
         raise
     except Exception as error:  # damaged bytes make Pillow raise errors of many types

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jaxprune.datasets.decoding import with_eight_bits
 from jaxprune.datasets.preparation import Tell, check_disk, summary, tell_leftovers
 from jaxprune.datasets.prepared_folders import find_prepared, is_prepared
 from jaxprune.datasets.prepared_images import CHUNK
@@ -115,7 +116,8 @@ def shrunk_image(content: bytes, side: int) -> bytes | None:
                 return content
             size = (max(side, round(image.width * factor)), max(side, round(image.height * factor)))
             kind = image.format or "PNG"
-            plain = image if image.mode in ("L", "RGB") else image.convert("RGB")
+            plain = with_eight_bits(image)
+            plain = plain if plain.mode in ("L", "RGB") else plain.convert("RGB")
             file = io.BytesIO()
             plain.resize(size, pillow.Resampling.LANCZOS).save(file, kind, quality=QUALITY)
             return file.getvalue()

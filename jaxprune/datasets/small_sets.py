@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxprune.datasets.array_cache import DAMAGES, cached_arrays
+from jaxprune.datasets.decoding import with_eight_bits
 from jaxprune.datasets.encoded_images import EncodedImages, FolderImages, read_folder
 from jaxprune.datasets.guarded_split import Split
 from jaxprune.datasets.prepared_folders import find_prepared
@@ -239,7 +240,8 @@ def _open_image(content: bytes, name: str, *, num_colours: int | None = None) ->
     """Decodes an image to [H, W] or [H, W, 3] uint8: grey ones become coloured where `num_colours` is 3."""
     pillow = import_pillow()
     try:
-        with pillow.open(io.BytesIO(content)) as image:
+        with pillow.open(io.BytesIO(content)) as stored:
+            image = with_eight_bits(stored)
             is_grey = image.mode in ("1", "L", "LA")
             mode = "L" if is_grey and num_colours != 3 else "RGB"
             return np.asarray(image if image.mode == mode else image.convert(mode))

@@ -44,6 +44,12 @@ class TestOneImage:
             assert (image.format, image.mode, image.size) == ("PNG", "L", (40, 40))
             assert (np.asarray(image) == 7).all()
 
+    def test_grey_of_sixteen_bits_keeps_its_upper_eight(self):
+        file = io.BytesIO()
+        Image.fromarray(np.full((80, 80), 100 * 256 + 9, np.uint16)).save(file, "PNG")
+        with Image.open(io.BytesIO(shrunk_image(file.getvalue(), 40))) as image:
+            assert (np.asarray(image) == 100).all()
+
     def test_what_cannot_be_decoded_is_none(self):
         content = jpeg(made_up_image(1, (80, 80, 3), 0))
         assert shrunk_image(content[:200], 40) is None

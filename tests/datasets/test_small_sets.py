@@ -164,6 +164,11 @@ class TestDecoding:
         assert small_sets._open_image(grey, "x").shape == (2, 2)
         assert (small_sets._open_image(grey, "x", num_colours=3) == np.full((2, 2, 3), 7)).all()
 
+    def test_grey_of_sixteen_bits_keeps_its_upper_eight(self):
+        content = self.encode(Image.fromarray(np.full((2, 2), 100 * 256 + 9, np.uint16)))
+        assert small_sets._open_image(content, "x").tolist() == [[100, 100], [100, 100]]
+        assert small_sets._open_image(content, "x", num_colours=3).tolist() == [[[100] * 3] * 2] * 2
+
     def test_cmyk_becomes_red_green_blue(self):
         cmyk = self.encode(Image.new("CMYK", (4, 4), (255, 0, 0, 0)), "JPEG")
         assert small_sets._open_image(cmyk, "x", num_colours=3).shape == (4, 4, 3)
