@@ -129,6 +129,8 @@ class StepMeasures(NamedTuple):
     """The int32 number of rightly classified examples that count."""
     num_examples: jax.Array
     """The int32 number of examples that count."""
+    num_unknown: jax.Array
+    """How many of these have a label that is no class of the network, int32."""
 
 
 def make_step(
@@ -212,8 +214,9 @@ def make_measured_step(
             average = {path: _moved(average[path], new_weights[path], recipe.ema) for path in average}
         is_counted = jnp.ones(labels.shape, bool) if counted is None else counted > 0
         is_correct = is_counted & (jnp.argmax(logits, -1) == labels)
+        is_unknown = is_counted & ((labels < 0) | (labels >= logits.shape[-1]))
         measures = StepMeasures(
-            batch_loss, *(jnp.sum(of, dtype=jnp.int32) for of in (is_correct, is_counted))
+            batch_loss, *(jnp.sum(of, dtype=jnp.int32) for of in (is_correct, is_counted, is_unknown))
         )
         return StepState(new_weights, optimiser_state, average), measures
 

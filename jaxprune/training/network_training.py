@@ -104,7 +104,8 @@ def train_network(
 
     Raises:
       ValueError: if the batch does not divide among the devices, a number is out of range, `checkpoint_dir` holds
-        another run or only damaged checkpoints, or there are too few batches or batches of another size.
+        another run or only damaged checkpoints, there are too few batches or batches of another size, or a label is no
+        class of the network.
       TrainingDivergedError: if the loss is not finite.
       TrainingInterrupted: after SIGTERM or Ctrl-C, if there is a `checkpoint_dir`.
       OSError: if there is too little room for checkpoints.

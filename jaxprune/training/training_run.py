@@ -192,6 +192,7 @@ class TrainingRun:
         """Waits for the results of all steps but the last few.
 
         Raises:
+          ValueError: if a label is no class of the network.
           TrainingDivergedError: if a loss is not finite.
         """
         while len(self.pending) > num_left:
@@ -199,6 +200,11 @@ class TrainingRun:
             with self.speed.device():
                 loss, num_examples = float(measures.loss), int(measures.num_examples)
             self.learning_rate = float(rate)
+            if num_unknown := int(measures.num_unknown):
+                raise ValueError(
+                    f"batches need labels from 0 to the number of logits less one, got {num_unknown} others among the "
+                    f"{num_examples} examples of step {number}. Make the network with as many classes as the data have."
+                )
             if not math.isfinite(loss):
                 raise TrainingDivergedError(
                     f"Training diverged: the loss of step {number} of {self.num_steps} is {loss}, at a learning rate "

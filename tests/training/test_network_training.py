@@ -178,6 +178,18 @@ class TestRefusals:
         with pytest.raises(ValueError, match="batches need 16 images, labels and weights, got 8, 8, 8"):
             train(batches=lambda start: toy_batches(start, batch_size=8), evaluate=None)
 
+    @pytest.mark.parametrize("label", [4, -1])  # a loss with smoothed labels would be finite
+    def test_labels_that_are_no_class_of_the_network(self, tmp_path, label):
+        def batches(start):
+            for batch in toy_batches(start):
+                yield batch._replace(labels=np.where(np.arange(16) == 3, label, batch.labels))
+
+        with pytest.raises(
+            ValueError, match=r"got 1 others among the 16 examples of step 0\. Make the network with as many"
+        ):
+            train(tmp_path, batches=batches, evaluate=None, save_every=1)
+        assert not (tmp_path / "1").exists()
+
     def test_a_mesh_without_the_axis(self):
         with pytest.raises(ValueError, match='axis "data", over which batches are split, got the axes model'):
             data_mesh(jax.sharding.Mesh(np.array(jax.devices()), ("model",)))
