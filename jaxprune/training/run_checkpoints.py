@@ -64,7 +64,8 @@ class RunCheckpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
-            check_room(self.folder, (_NUM_KEPT + 1) * size)
+            num_there = sum(entry.name.isdigit() for entry in self.folder.iterdir())
+            check_room(self.folder, (_NUM_KEPT + 1 - min(num_there, _NUM_KEPT)) * size)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(_NUM_KEPT), cleanup_tmp_directories=True
         )

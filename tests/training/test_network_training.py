@@ -17,9 +17,11 @@ from flax import nnx
 from toy_training import IMAGES, LABELS, NUM_STEPS, PIXELS, RECIPE, ToyNet, evaluation_batches, toy_batches
 
 from jaxprune.datasets.input_pipeline import Batch
+from jaxprune.training import run_checkpoints
 from jaxprune.training.data_parallel import data_mesh
-from jaxprune.training.loop import split_network
+from jaxprune.training.loop import StepState, split_network
 from jaxprune.training.network_training import evaluate_network, train_network
+from jaxprune.training.run_checkpoints import RunCheckpoints
 from jaxprune.training.training_run import TrainingDivergedError, TrainingInterrupted
 
 SCRIPT = Path(__file__).parents[1] / "support" / "toy_training.py"
@@ -142,6 +144,17 @@ class TestDamagedCheckpoints:
         ):
             train(copy)
         assert (copy / "30").is_dir()
+
+
+def test_room_is_needed_for_the_checkpoints_that_are_not_there_yet(tmp_path, monkeypatch):
+    needed: list[int] = []
+    monkeypatch.setattr(run_checkpoints, "check_room", lambda folder, num_bytes: needed.append(num_bytes))
+    state = StepState({("kernel",): np.zeros(10, np.float32)}, ())
+    for name in ("first", "10", "20"):
+        (tmp_path / name).mkdir()
+        with RunCheckpoints(tmp_path, {}, state):
+            pass
+    assert needed == [120, 80, 40]
 
 
 class TestRefusals:
