@@ -237,5 +237,5 @@ def _keep_programs(out: Path) -> None:
     """Lets JAX keep compiled programs in the folder, as rows share them, unless it keeps them elsewhere already."""
     import jax
 
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if jax.config.values.get("jax_compilation_cache_dir") is None:
         jax.config.update("jax_compilation_cache_dir", str(out / "compiled"))

@@ -113,6 +113,32 @@ class Transfer:
             "differences": {rival: self.paired(first, rival)._asdict() for rival in rivals},
         }
 
+    def summary(self) -> dict[str, Any]:
+        """Returns what was found in a few numbers: accuracies by row and base, differences, sizes and times."""
+        bases = range(self.settings.bases)
+        rows = {
+            name: {
+                "before": [row.before.top1 for row in found if row.before is not None],
+                "after": [row.after.top1 for row in found],
+                "test": [each.top1 for each in self.final(name)] if self.is_tested else [],
+                "seconds": [round(row.seconds) for row in found],
+            }
+            for name in (DENSE, *self.names)
+            for found in [[self.row(base, name) for base in bases]]
+        }
+        first = next(iter(self.names), None)
+        rivals = [name for name in (*self.names, DENSE) if first is not None and name != first]
+        return {
+            "functions": dict(self.settings.functions),
+            "bases": self.settings.bases,
+            "num_train": self.facts.num_train,
+            "macs": [self.facts.macs, self.facts.slim_macs],
+            "parameters": [self.facts.parameters, self.facts.slim_parameters],
+            "top1": rows,
+            "differences": {rival: self.paired(str(first), rival)._asdict() for rival in rivals},
+            "refused": dict(self.refused),
+        }
+
     @staticmethod
     def from_json(plain: Mapping[str, Any]) -> Transfer:
         """Returns the transfer that `to_json` wrote.

@@ -125,6 +125,7 @@ class TransferRun:
             return
         kind: Kind = "random" if name == "random" else "scratch" if name == "scratch" else "function"
         record = self.folder.planned[base, name]
+        self.networks.plan(base, name)  # has to be there, and unchanged
         if kind != "scratch" and (twin := self._twin(base, name)) is not None:
             self.on_message(f"base {base}, {name}: keeps the channels of {twin.name}, and has its result")
             self.networks.save(base, name, split_model(self.networks.finetuned(base, twin.name))[1])

@@ -217,12 +217,14 @@ def read_base_weights(setup: TransferSetup, path: str) -> FlatState:
       ValueError: if there is no checkpoint of this network there; if it is one for another number of classes, the
         message says which.
     """
-    like = split_model(setup.make_network(0))[1]
+    make = partial(
+        find_network, setup.settings.network, image_shape=setup.data.image_shape, has_weights=False
+    )
+    like = split_model(make(num_classes=setup.data.num_classes))[1]
     try:
         return read_weights(path, like)
     except ValueError as error:
-        others = partial(find_network, setup.settings.network, image_shape=setup.data.image_shape)
-        wider = split_model(others(num_classes=setup.data.num_classes + 1))[1]
+        wider = split_model(make(num_classes=setup.data.num_classes + 1))[1]
         of_classes = {dotted(key) for key in like if like[key].shape != wider[key].shape}
         found = re.findall(r"(\S+) is \(([\d, ]+)\) and not", str(error))
         if not found or {name for name, _ in found} - of_classes or "missing" in str(error):
