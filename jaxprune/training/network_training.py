@@ -212,9 +212,9 @@ def _identity(
         "network": fingerprint(weights),
         "starting weights": checksum(sorted(contents)),
         **{f"recipe {name}": value for name, value in recipe.settings.items()},
-        "num_steps": num_steps,
-        "mean": pixels.mean,
-        "std": pixels.std,
-        "seed": seed,
+        "num_steps": int(num_steps),  # NumPy's numbers are not written as JSON
+        "mean": [float(value) for value in pixels.mean],
+        "std": [float(value) for value in pixels.std],
+        "seed": int(seed),
         "data": data,
     }

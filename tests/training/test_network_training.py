@@ -94,6 +94,10 @@ class TestWholeRuns:
 
         assert_equal(train(finished, batches=batches), whole)
 
+    def test_numbers_of_numpy_are_the_same_run(self, finished, whole):
+        numbers = {name: tuple(np.float32(value)) for name, value in PIXELS.items()}
+        assert_equal(train(finished, num_steps=np.int64(NUM_STEPS), seed=np.int64(0), **numbers), whole)
+
 
 class TestInterruptedRuns:
     def test_after_a_kill_it_ends_with_the_same_weights(self, tmp_path, whole):
