@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         _flush_help()
         return 0
-    from jaxprune.search.interrupts import ctrl_c_once_more
+    from jaxprune.interrupts import ctrl_c_once_more
 
     try:
         if sys.stdout is None and parsed.command != "evolve":

@@ -35,7 +35,7 @@ sys.exit(cli.main())
     [
         ("raise KeyboardInterrupt", 130, "stopped."),
         (
-            "from jaxprune.search.interrupts import SearchInterrupted; raise SearchInterrupted('saved', 15)",
+            "from jaxprune.interrupts import SearchInterrupted; raise SearchInterrupted('saved', 15)",
             143,
             "saved",
         ),

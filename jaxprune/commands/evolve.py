@@ -94,8 +94,8 @@ def run_evolve(arguments: argparse.Namespace) -> int:
       ValueError: for settings that do not fit.
       SearchInterrupted: if a signal stopped the search or the report.
     """
+    from jaxprune.interrupts import SearchInterrupted
     from jaxprune.report.live_table import LiveTable
-    from jaxprune.search.interrupts import SearchInterrupted
     from jaxprune.search.run_files import log_event
     from jaxprune.search.search import evolve_problem, make_problem
 
@@ -192,8 +192,8 @@ def _reported(
     resume: str,
 ) -> Path:
     """Writes the report of a search; returns its path. `resume` says how to go on if a signal stops it."""
+    from jaxprune.interrupts import Interrupts, SearchInterrupted
     from jaxprune.report.writing import write_report
-    from jaxprune.search.interrupts import Interrupts, SearchInterrupted
 
     interrupts = Interrupts()
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxprune.files import atomic_file, check_writable, is_disk_full
-from jaxprune.search.interrupts import look_for_interrupts
+from jaxprune.interrupts import look_for_interrupts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jaxprune.interrupts import look_for_interrupts
 from jaxprune.search.evaluation import TrialRecord
-from jaxprune.search.interrupts import look_for_interrupts
 from jaxprune.search.state import GenerationSummary, SearchState
 from jaxprune.tasks.base_networks import warn
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
+from jaxprune.interrupts import Interrupts, SearchInterrupted
 from jaxprune.search.callbacks import notify
 from jaxprune.search.evaluation import (
     FAILURES,
@@ -20,7 +21,6 @@ from jaxprune.search.evaluation import (
     verify,
 )
 from jaxprune.search.finishing import simplified_winner, tuned_leaders, without_finish
-from jaxprune.search.interrupts import Interrupts, SearchInterrupted
 from jaxprune.search.problem import BankFacts, LandscapeProblem
 from jaxprune.search.proposals import ProposalBatch, propose
 from jaxprune.search.run_directory import RunDirectory

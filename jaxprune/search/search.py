@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxprune.interrupts import Interrupts
 from jaxprune.language.expression import Expression
 from jaxprune.language.parsing import parse
 from jaxprune.search.bank import refuse_rounds
 from jaxprune.search.callbacks import notify, notify_or_warn
 from jaxprune.search.foreign_files import refuse_foreign_files
 from jaxprune.search.generations import Generations
-from jaxprune.search.interrupts import Interrupts
 from jaxprune.search.problem import InfrastructureError, LandscapeProblem, Problem
 from jaxprune.search.run_directory import RunDirectory
 from jaxprune.search.settings import EvolveConfig

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from jax.sharding import Mesh
 
 from jaxprune.datasets.input_pipeline import IMAGENET_MEAN, IMAGENET_STD, Batch
 from jaxprune.files import checksum
+from jaxprune.interrupts import Interrupts
 from jaxprune.structure.model_state import (
     FlatState,
     array_content,
@@ -37,7 +39,7 @@ from jaxprune.training.data_parallel import DataParallel, Pixels, TopCounts, dat
 from jaxprune.training.loop import StepState, split_network
 from jaxprune.training.recipes import Recipe
 from jaxprune.training.run_checkpoints import RunCheckpoints
-from jaxprune.training.training_run import Evaluation, StopSignals, TrainingProgress, TrainingRun
+from jaxprune.training.training_run import Evaluation, TrainingProgress, TrainingRun
 from jaxprune.types import is_whole
 
 
@@ -139,7 +141,10 @@ def train_network(
             like = jax.eval_shape(init, weights)
             run.checkpoints = stack.enter_context(RunCheckpoints(checkpoint_dir, identity, like))
             state = run.restore()
-            run.signals = stack.enter_context(StopSignals())
+            if (
+                jax.process_count() == 1
+            ):  # else JAX itself notes SIGTERM, which a handler of Python's would prevent
+                run.interrupts = stack.enter_context(Interrupts(signal.SIGINT, signal.SIGTERM))
         if state is None:
             host = jax.tree.map(np.asarray, weights)
             state = jax.jit(init, in_shardings=devices.replicated, out_shardings=devices.replicated)(host)

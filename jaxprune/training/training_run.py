@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from jaxprune.datasets.input_pipeline import Batch
 from jaxprune.datasets.input_speed import InputSpeed, SpeedFacts
+from jaxprune.interrupts import Interrupted, Interrupts
 from jaxprune.training.data_parallel import DataParallel, Step, TopCounts
 from jaxprune.training.loop import StepMeasures, StepState
 from jaxprune.training.recipes import Recipe
@@ -58,18 +57,8 @@ class TrainingDivergedError(ArithmeticError):
     """The loss is infinite or not a number; the message names step and learning rate."""
 
 
-class TrainingInterrupted(KeyboardInterrupt):
-    """The run was asked to stop. It has saved everything and can go on.
-
-    Args:
-      message: what happened and how to go on.
-      signal_number: the signal's number.
-    """
-
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
-        self.signal_number = signal_number
-        self.exit_status = 128 + signal_number
+class TrainingInterrupted(Interrupted):
+    """The training was asked to stop; see `Interrupted`."""
 
 
 class TrainingRun:
@@ -100,7 +89,7 @@ class TrainingRun:
         self.batches, self.evaluate, self.on_progress = batches, evaluate, on_progress
         self.evaluate_every, self.save_every, self.report_every = evaluate_every, save_every, report_every
         self.checkpoints: RunCheckpoints | None = None
-        self.signals: StopSignals | None = None
+        self.interrupts: Interrupts | None = None
         self.history: list[Evaluation] = []
         self.start = 0
         whole, split = devices.replicated, devices.split
@@ -174,18 +163,18 @@ class TrainingRun:
             self.checkpoints.save(num_done, state, [(done, *counts) for done, counts in self.history])
         if is_told:
             self.checkpoints.wait()
-            number = self.signals.received if self.signals and self.signals.received else signal.SIGTERM
+            noted = self.interrupts.received if self.interrupts else None
             raise TrainingInterrupted(
                 f"Training was interrupted after {num_done} of {self.num_steps} steps and saved in "
                 f"{self.checkpoints.folder}. Start it again in the same way to go on.",
-                number,
+                noted or signal.SIGTERM,
             )
 
     def _is_told_to_stop(self, num_done: int) -> bool:
         """Tells whether a signal came, to any process."""
         if self.checkpoints is None:
             return False
-        is_noted = self.signals is not None and self.signals.received is not None
+        is_noted = self.interrupts is not None and self.interrupts.received is not None
         return self.checkpoints.is_preempted(num_done) or is_noted
 
     def _settle(self, num_left: int) -> None:
@@ -229,35 +218,3 @@ class TrainingRun:
                     self.history[-1] if self.history else None,
                 )
             )
-
-
-class StopSignals:
-    """Notes the first SIGTERM or Ctrl-C; the second acts as usual.
-
-    With several processes, JAX itself takes note of SIGTERM (`RunCheckpoints.is_preempted`), which a handler of
-    Python's would prevent. Outside the main thread, where Python allows no handlers, signals act as usual.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) is not None:  # None: not Python's, which could not be put back
-                    self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        """Notes the signal."""
-        self.received = number
-        self._restore()
-
-    def _restore(self) -> None:
-        """Gives signals the handlers that they had before."""
-        while self._previous:
-            signal.signal(*self._previous.popitem())

@@ -15,8 +15,8 @@ from toy_problem import LANDSCAPE, ToyLandscapeProblem
 from jaxprune.cli import main
 from jaxprune.commands.comparison_options import functions_named, split_formulas
 from jaxprune.comparison.functions import Frozen, frozen_function, winner_of
+from jaxprune.interrupts import SearchInterrupted
 from jaxprune.language.library import library, own_seeds
-from jaxprune.search.interrupts import SearchInterrupted
 from jaxprune.search.search import evolve_problem
 from jaxprune.text import columns
 

@@ -17,7 +17,7 @@ import pytest
 from jaxprune.cli import main
 from jaxprune.commands.evolve import default_run_dir, evolve_config
 from jaxprune.config import RunConfig
-from jaxprune.search.interrupts import SearchInterrupted
+from jaxprune.interrupts import SearchInterrupted
 from jaxprune.search.run_directory import RunDirectory
 from jaxprune.search.settings import PRESETS
 

@@ -16,10 +16,10 @@ from toy_problem import SMALL, ToyProblem
 
 from jaxprune.cli import main
 from jaxprune.commands.output import note
+from jaxprune.interrupts import Interrupts, SearchInterrupted
 from jaxprune.language.expression import Expression
 from jaxprune.search.callbacks import notify
 from jaxprune.search.evaluation import SearchStopped, evaluate
-from jaxprune.search.interrupts import Interrupts, SearchInterrupted
 from jaxprune.search.problem import Behaviour, Outcome, Trial
 from jaxprune.search.proposals import ask
 from jaxprune.search.search import evolve_problem, init_search

@@ -19,11 +19,11 @@ from test_search import Recorder, contents
 from toy_problem import LANDSCAPE, SMALL, TASKS, ToyBatchProblem, ToyLandscapeProblem, ToyProblem, noise
 
 from jaxprune.files import RunDirectoryError
+from jaxprune.interrupts import SearchInterrupted
 from jaxprune.language.expression import Expression
 from jaxprune.language.library import library
 from jaxprune.search.evaluation import FINALISTS, FIRST_BASES, START_FORMULAS
 from jaxprune.search.fitness import Fitness, fitness_of, predicted_fitness
-from jaxprune.search.interrupts import SearchInterrupted
 from jaxprune.search.journal import read_journal
 from jaxprune.search.landscape import MIN_PLANS, NUM_FOLDS
 from jaxprune.search.problem import (

@@ -19,11 +19,11 @@ from toy_problem import SMALL, TASKS, ToyProblem
 
 from jaxprune import files
 from jaxprune.files import RunDirectoryError
+from jaxprune.interrupts import SearchInterrupted
 from jaxprune.language.expression import Expression
 from jaxprune.language.library import library
 from jaxprune.search.callbacks import Callback
 from jaxprune.search.evaluation import TrialRecord
-from jaxprune.search.interrupts import SearchInterrupted
 from jaxprune.search.journal import read_journal, without_times
 from jaxprune.search.problem import Behaviour, InfrastructureError, Outcome, TaskInfo, Trial
 from jaxprune.search.search import SearchResult, evolve_problem

@@ -1,4 +1,4 @@
-"""Handles Ctrl-C and SIGTERM as requests: the running fine-tuning ends, everything is saved, then the run stops.
+"""Handles Ctrl-C and SIGTERM as requests: what is running ends in good order, everything is saved, then the run stops.
 
 While work is done that may be dropped (`Interrupts.at_once`), a signal ends it at once by a `KeyboardInterrupt`. Python
 drops that exception if it was inside a callback of JAX's, a finaliser or a garbage collection at that moment. So the
@@ -15,8 +15,8 @@ from types import FrameType
 from typing import Any
 
 
-class SearchInterrupted(KeyboardInterrupt):
-    """The search was asked to stop. It has saved everything and can be resumed.
+class Interrupted(KeyboardInterrupt):
+    """A run was asked to stop. It has saved everything and can go on.
 
     Args:
       message: what happened and how to go on.
@@ -31,6 +31,10 @@ class SearchInterrupted(KeyboardInterrupt):
     def exit_status(self) -> int:
         """The exit status that a shell expects: 130 after Ctrl-C, 143 after SIGTERM."""
         return 128 + self.signal_number
+
+
+class SearchInterrupted(Interrupted):
+    """The search was asked to stop; see `Interrupted`."""
 
 
 class Interrupts:
@@ -54,6 +58,8 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
             for number in set(self.numbers) - {signal.SIGHUP}:
+                if signal.getsignal(number) is None:  # not Python's handler, which could not be put back
+                    continue
                 self._previous_handlers[number] = signal.signal(number, self._note)
             is_usual = (
                 signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
