@@ -262,5 +262,14 @@ def _described(place: _Place, folder: Path, builder: Any, label_key: str) -> Pre
         tuple(features[image_key].shape),
         {name: int(split.num_examples) for name, split in splits.items()},
         {name: int(split.num_bytes) for name, split in splits.items()},
+        _checksums(tfds, place.set_name),
         str(builder.info.citation or builder.info.homepage or ""),
     )
+
+
+def _checksums(tfds: ModuleType, set_name: str) -> tuple[str, ...]:
+    """Different checksums of the archives of a set that the library knows; it checks them when it prepares the set."""
+    if set_name not in tfds.list_builders(with_community_datasets=False):
+        return ()
+    infos = tfds.builder_cls(set_name).url_infos or {}
+    return tuple(sorted({str(info.checksum) for info in infos.values()}))

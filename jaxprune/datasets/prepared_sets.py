@@ -55,6 +55,7 @@ class PreparedSet:
       image_shape: [H, W, C], None where images differ.
       num_examples: split -> number of examples.
       num_bytes: split -> bytes of its examples.
+      checksums: of the archives that the library prepares the set from, in order; none where it knows none.
       citation: how to cite the set, or where it comes from.
     """
 
@@ -68,6 +69,7 @@ class PreparedSet:
     image_shape: tuple[int | None, ...]
     num_examples: Mapping[str, int]
     num_bytes: Mapping[str, int]
+    checksums: tuple[str, ...] = field(repr=False)
     citation: str = field(repr=False)
 
     @property
@@ -81,7 +83,9 @@ class PreparedSet:
         return replace(self, label_key=next(iter(self.labels)))
 
     def fingerprint(self, split: str) -> str:
-        """Returns a short digest of name, version, label, split, and numbers of examples and bytes, reading no image.
+        """Returns a short digest of what the images of a split are, reading none of them.
+
+        It is made of name, version, label, split, numbers of examples and bytes, and checksums of the archives.
 
         Args:
           split: one of `num_examples`.
@@ -91,7 +95,7 @@ class PreparedSet:
         """
         self.check_split(split)
         parts = (self.full_name, self.label_key, split, self.num_examples[split], self.num_bytes[split])
-        return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()[:16]
+        return hashlib.sha256(" ".join(map(str, parts + self.checksums)).encode()).hexdigest()[:16]
 
     def cache_file(self, split: str, content: str) -> Path:
         """Returns the file for what was read of a split, named after all that it depends on.

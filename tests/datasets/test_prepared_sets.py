@@ -99,6 +99,17 @@ class TestDescription:
         assert first.fingerprint("test") == second.fingerprint("test")
         assert len({first.fingerprint("train"), second.fingerprint("train"), first.fingerprint("test")}) == 3
 
+    def test_fingerprints_follow_the_checksums_of_the_archives(self, mnist, monkeypatch):
+        import tensorflow_datasets as tfds
+
+        prepared = find_prepared("mnist", mnist[0])
+        train_images = "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"
+        assert len(prepared.checksums) == 4 and train_images in prepared.checksums
+        monkeypatch.setattr(tfds, "list_builders", lambda **_: [])
+        of_its_own = find_prepared("mnist", mnist[0])
+        assert of_its_own.checksums == ()
+        assert of_its_own.fingerprint("train") != prepared.fingerprint("train")
+
 
 class TestImages:
     @pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100"])
