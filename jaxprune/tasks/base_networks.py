@@ -363,7 +363,9 @@ class BasePool:
         for folder in self._folders():
             path = folder / f"{self.pool}-{index}"
             try:
-                loaded = load_network(path, like, self._identity(index), is_checked=folder == self.folder)
+                loaded = load_network(
+                    path, like, self._identity(index, folder), is_checked=folder == self.folder
+                )
             except DamagedNetworkError as error:
                 with self._storing(f"put the damaged base network {path} aside"):
                     aside = put_aside(path)
@@ -404,17 +406,17 @@ class BasePool:
         """Stores a base network with what it is."""
         assert self.folder is not None
         path = self.folder / f"{self.pool}-{base.index}"
-        save_network(path, base.weights, {"accuracy": base.accuracy}, self._identity(base.index))
+        save_network(path, base.weights, {"accuracy": base.accuracy}, self._identity(base.index, self.folder))
 
-    def _identity(self, index: int) -> str:
-        """What a base network is, as it is written into its file."""
+    def _identity(self, index: int, folder: FilePath) -> str:
+        """What a base network is, as it is written into its file; the folder's name ends with the seed."""
         return (
-            f"{self.pool} base {index} of task {self.task.name}-{self.programs.fingerprint}, seed {self.seed}"
+            f"{self.pool} base {index} of task {folder.name.removesuffix(f'-{self.seed}')}, seed {self.seed}"
         )
 
     @cached_property
     def _earlier_folders(self) -> tuple[FilePath, ...]:
-        """Folders where earlier versions of jaxprune stored the same base networks, without checksums."""
+        """Folders where earlier versions of jaxprune stored the same base networks, some without checksums."""
         assert self.folder is not None
         others = set(self.folder.parent.glob(f"{self.task.name}-*-{self.seed}")) - {self.folder}
         if not others:

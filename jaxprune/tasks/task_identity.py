@@ -15,6 +15,7 @@ from typing import TypedDict
 import jax
 from flax import nnx
 
+from jaxprune.datasets.dataset import Dataset
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import split_model
 from jaxprune.structure.program import trace_program
@@ -62,23 +63,28 @@ def fingerprint_of(identity: Identity) -> str:
 def earlier_fingerprints(task: Task, model: nnx.Module, structure: Structure) -> tuple[str, ...]:
     """Returns the fingerprints that jaxprune gave the task before, with the JAX that is installed.
 
-    They hashed JAX's text of the network, which has colours if standard output is a terminal.
+    The first versions hashed JAX's text of the network, which has colours if standard output is a terminal. Later ones
+    still hashed 8-bit images after standardising them, which rounded the last digit of some otherwise than today.
 
     Args:
       task, model, structure: as for `identity_of`.
 
     Returns:
-      That of a run without a terminal, and that of a run on one.
+      That of a run without a terminal, that of a run on one, and for a task of 8-bit images the later one.
     """
+    data = task.data_fingerprint
+    if task.scaling is not None:
+        data = Dataset.from_arrays(task.name, train=task.train, validation=task.validation).fingerprint
     network, weights = split_network(model)
     program = jax.make_jaxpr(network.logits)(weights, structure.example)
     settings = {name: value for name, value in task.settings.items() if name not in _UNIMPORTANT}
+    settings["data_fingerprint"] = data
     texts = [re.sub(r"0x[0-9a-f]+", "", program.pretty_print(use_color=color)) for color in (False, True)]
     settings_text = json.dumps(settings, sort_keys=True)
-    return tuple(
-        _hash("\n".join([task.data_fingerprint, structure.fingerprint, text, settings_text]))
-        for text in texts
-    )
+    first = tuple(_hash("\n".join([data, structure.fingerprint, text, settings_text])) for text in texts)
+    if data == task.data_fingerprint:
+        return first
+    return (*first, fingerprint_of({**identity_of(task, model, structure), "data": data}))
 
 
 def _hash(text: str) -> str:

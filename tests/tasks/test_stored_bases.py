@@ -10,11 +10,15 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from tiny_task import tiny_programs
+from tiny_task import tiny_programs, tiny_task
 
 from jaxprune.files import RunDirectoryError
 from jaxprune.structure.model_state import dotted
 from jaxprune.tasks.base_networks import Base, BasePool
+from jaxprune.tasks.task_identity import fingerprint_of
+from jaxprune.tasks.task_programs import TaskPrograms
+from jaxprune.training.checkpoint import save_network
+from jaxprune.training.loop import split_network
 
 PATH = ("conv1", "kernel")
 
@@ -115,6 +119,21 @@ def test_a_damaged_base_that_cannot_be_put_aside_stops(folder: Path, monkeypatch
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(RunDirectoryError, match=r"could not put the damaged base network .*search-1 aside"):
         _ = pool_of(folder, []).bases
+
+
+def test_bases_on_pixels_of_earlier_versions_are_used(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), np.uint8)
+    split = (pixels, np.arange(60) % 4)
+    task = tiny_task("mine").replace(train=split, validation=split, test=None, calibration=40)
+    programs = TaskPrograms(task)
+    old = fingerprint_of({**programs.identity, "data": "fca8aef4b3171777"})  # of the standardised images
+    assert programs.is_known_as(old) and programs.earlier_fingerprints[2] == old
+    weights = split_network(programs.model)[1]
+    name = f"search base 0 of task mine-{old}, seed 0"
+    save_network(tmp_path / f"mine-{old}-0" / "search-0", weights, {"accuracy": 12.5}, name)
+    messages: list[str] = []
+    pool = BasePool(programs, 0, "search", 1, folder=tmp_path, on_message=messages.append)
+    assert pool.bases[0].accuracy == 12.5 and not messages
 
 
 @pytest.mark.parametrize("where", [0, 1], ids=["in a pipe", "on a terminal"])
