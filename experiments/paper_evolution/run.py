@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from pathlib import Path
 from statistics import fmean
 
@@ -35,15 +34,17 @@ def summary(run: Path) -> dict[str, object]:
         own = [line for line in trials if line["task"] == facts.name]
         tasks[facts.name] = {
             "validation_accuracy_of_final_bases": [round(float(value), 2) for value in facts.base_accuracies],
-            "fine_tunings": sum(not line["is_cached"] for line in own),
-            "known_from_equal_plans": sum(bool(line["is_cached"]) for line in own),
+            "fine_tunings": len(own),
             "seconds_of_fine_tuning": round(sum(line["seconds"] for line in own)),
             "validation_accuracy_in_the_search": {
                 "lowest": min(line["accuracy"] for line in own),
                 "highest": max(line["accuracy"] for line in own),
             },
-            "validation_accuracy_in_the_report": {
-                name: round(fmean(finals.comparison.by_base(name, facts.name).values()), 2)
+            "accuracy_in_the_report": {
+                name: {
+                    on: round(fmean(finals.comparison.by_base(name, facts.name, on=on).values()), 2)
+                    for on in ("validation", "test")
+                }
                 for name in finals.comparison.names(facts.name)
             },
         }
@@ -53,6 +54,7 @@ def summary(run: Path) -> dict[str, object]:
         "candidates": sum(line["kind"] == "candidate" for line in lines),
         "search": {name: config["config"][name] for name in ("generations", "population", "elites", "seed")},
         "task_options": config["settings"]["task_options"],
+        "seconds_of_search": round(sum(line["seconds"] for line in lines if line["kind"] == "generation")),
         "seconds_of_final_comparison": round(finals.seconds),
         "tasks": tasks,
     }
@@ -84,11 +86,10 @@ def main() -> None:
         os.environ[IMAGES] = str(options.images)
         arguments = (*PARTS, *(f"--task={PART_TASKS[part]}" for part in options.part or PART_TASKS))
     where = [] if data_dir is None else ["--data-dir", str(data_dir)]
-    start = time.monotonic()
     status = jaxprune(["evolve", *arguments, *further, *where, "--run-dir", str(run), "--resume"])
     if status:
         raise SystemExit(status)
-    found = {"name": name, "seconds_of_this_call": round(time.monotonic() - start), **summary(run)}
+    found = {"name": name, **summary(run)}
     RESULTS.mkdir(exist_ok=True)
     write_atomically(RESULTS / f"{name}.json", json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
