@@ -4,10 +4,11 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup evolve test test-slow check lint format bench constraints clean distclean FORCE
+.PHONY: help setup evolve transfer test test-slow check lint format bench constraints clean distclean FORCE
 
 ARGS ?=
 JOBS ?= 2
+FUNCTION ?= mean_shift
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -60,6 +61,10 @@ $(READY): pyproject.toml constraints.txt
 
 evolve: $(READY)  ## evolve pruning functions with the quick preset; ARGS="..." are passed on (see --help)
 	@$(BIN)/jaxprune evolve $(ARGS)
+
+transfer: $(READY)  ## rehearse a transfer on packaged digits; FUNCTION="..." names the function, ARGS="..." are passed on
+	@$(BIN)/jaxprune transfer --function "$(FUNCTION)" --network experiments.cifar_transfer.networks:resnet8 --data digits \
+	  --macs-fraction 0.5 --recipe adam_short --base-epochs 6 --bases 2 --out runs/transfer $(ARGS)
 
 test: $(READY)  ## run the fast tests and the examples in docstrings
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m 'not slow and not gpu' $(ARGS)
