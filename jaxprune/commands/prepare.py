@@ -44,12 +44,13 @@ def run_prepare(arguments: argparse.Namespace) -> int:
       ImportError: if TensorFlow or TensorFlow Datasets is missing.
       ValueError: if a set cannot be prepared; those before it are.
     """
-    from jaxprune.datasets.preparation import prepare, summary
+    from jaxprune.datasets.preparation import check_names, prepare, summary
     from jaxprune.datasets.prepared_sets import PREFIX
     from jaxprune.datasets.shrinking import check_side, shrink
 
     if arguments.shrink is not None:
         check_side(arguments.shrink)
+    check_names(arguments.names, arguments.data_dir)
     for name in arguments.names:
         prepared = prepare(name, data_dir=arguments.data_dir, manual_dir=arguments.manual_dir, tell=note)
         if arguments.shrink is not None:

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -98,6 +98,22 @@ def prepare(
     prepared = find_prepared(name, root)
     tell(f"{PREFIX}{prepared.name} is prepared: {summary(prepared)}")
     return prepared
+
+
+def check_names(names: Iterable[str], data_dir: str | os.PathLike[str] | None = None) -> None:
+    """Checks names of sets before the first one is prepared, which can take hours.
+
+    Args:
+      names: as for `prepare`.
+      data_dir: likewise.
+
+    Raises:
+      ImportError: if TensorFlow Datasets is missing.
+      ValueError: if there is no such set.
+    """
+    tfds, root = import_tfds(), data_directory(data_dir)
+    for name in names:
+        check_known(tfds, parse_name(name)[0], root)
 
 
 def summary(prepared: PreparedSet) -> str:

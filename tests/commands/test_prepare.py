@@ -32,6 +32,13 @@ def test_the_data_directory_is_that_of_tensorflow_datasets_by_default(tmp_path, 
     assert main(["prepare", "mnist"]) == 0
 
 
+def test_all_names_are_checked_before_the_first_set_is_prepared(tmp_path, capsys):
+    write_prepared("mnist", tmp_path)
+    assert main(["prepare", "mnist", "cifra10", "--data-dir", str(tmp_path)]) == 2
+    output = capsys.readouterr()
+    assert "tfds:cifra10 needs to be a set" in output.err and "mnist" not in output.out + output.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
