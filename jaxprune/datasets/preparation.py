@@ -25,7 +25,7 @@ from jaxprune.datasets.prepared_folders import (
     is_prepared,
     parse_name,
 )
-from jaxprune.datasets.prepared_sets import PREFIX, PreparedSet, import_tfds
+from jaxprune.datasets.prepared_sets import PREFIX, SHRUNK, PreparedSet, how_to_prepare, import_tfds
 from jaxprune.files import is_disk_full
 
 DISK_FACTOR = 3
@@ -190,6 +190,9 @@ def _builder(tfds: ModuleType, set_name: str, parts: list[str], version: str, ro
         )
     known = list(tfds.builder_cls(set_name).builder_configs)
     if len(parts) > 1 or (parts and parts[0] not in known):
+        if len(parts) == 1 and (shrunk := SHRUNK.fullmatch(parts[0])) and (shrunk[1] or "") in ("", *known):
+            how = how_to_prepare(set_name, parts[0], root)
+            raise ValueError(f"{PREFIX}{set_name}/{parts[0]} is made with an option: {how}")
         configs = f"one of the configurations {', '.join(known)}" if known else "no configuration"
         raise ValueError(
             f"{PREFIX}{set_name} is prepared with {configs}, got {'/'.join(parts)!r}. All labels are prepared together."

@@ -95,6 +95,12 @@ class TestRefusedBefore:
         ):
             prepare("cifar100/coarse_label", data_dir=tmp_path)
 
+    def test_smaller_images_are_asked_for_with_an_option(self, tmp_path, tensorflow):
+        with pytest.raises(
+            ValueError, match=r"made with an option: run jaxprune prepare imagenet2012 --shrink 64 --data-dir"
+        ):
+            prepare("imagenet2012/shrunk64", data_dir=tmp_path)
+
     def test_unknown_versions_are_refused(self, tmp_path, tensorflow):
         with pytest.raises(ValueError, match=r"tfds:mnist cannot be prepared: .*"):
             prepare("mnist:77.0.0", data_dir=tmp_path)
