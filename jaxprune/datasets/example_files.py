@@ -10,9 +10,10 @@ import numpy as np
 from jaxprune.datasets.array_cache import DAMAGES
 from jaxprune.datasets.dataset import DATASETS, load_dataset
 from jaxprune.datasets.guarded_split import Split
-from jaxprune.datasets.prepared_sets import PREFIX
+from jaxprune.datasets.prepared_sets import PREFIX, USUAL_SETS
 from jaxprune.observation.checks import check_labels, check_real
 from jaxprune.observation.sample import balanced_sample
+from jaxprune.text import closest
 
 IMAGE_NAMES = ("images", "x", "x_train")
 LABEL_NAMES = ("labels", "y", "y_train")
@@ -39,13 +40,14 @@ def load_examples(source: str | os.PathLike[str], *, data_dir: str | os.PathLike
       (1097, 8, 8, 1)
     """
     name, path = str(source), Path(source)
-    if name in DATASETS or name.startswith(PREFIX) or (path / "train").is_dir():
+    if name in DATASETS or name.startswith(PREFIX) or (path.is_dir() and path.suffix != ".npz"):
         return load_dataset(name, data_dir=data_dir).standardised().train
     if path.suffix != ".npz" or not path.is_file():
-        reason = "neither" if path.suffix != ".npz" else "a folder" if path.is_dir() else "no such file"
+        reason = "none of these" if path.suffix != ".npz" else "a folder" if path.is_dir() else "no such file"
+        hint = closest(name, (*DATASETS, *(f"{PREFIX}{usual}" for usual in USUAL_SETS)))
         raise ValueError(
             f"data needs to be one of {', '.join(DATASETS)}, {PREFIX}NAME, a folder of images or a file FILE.npz, got "
-            f"{name}: {reason}. Write one with numpy.savez(file, images=images, labels=labels)."
+            f"{name}: {reason}.{hint} Write a file with numpy.savez(file, images=images, labels=labels)."
         )
     try:
         archive = np.load(path, allow_pickle=False)

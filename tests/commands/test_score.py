@@ -270,8 +270,10 @@ def test_data_that_cannot_be_used_is_explained(arrays, message, tmp_path, capsys
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--data", "mnist"], "got mnist: none of these. Did you mean 'tfds:mnist'? Write a file with numpy.savez("),
+        (["--data", "."], "needs a folder train with a folder for each class, got none."),
         (["--data", "numbers"], "data needs to be one of digits, fashion, tfds:NAME, a folder of images or a file"),
-        (["--data", "numbers.npz"], "got numbers.npz: no such file. Write one with numpy.savez"),
+        (["--data", "numbers.npz"], "got numbers.npz: no such file. Write a file with numpy.savez"),
         ([], "--network needs images to observe it on, got none. Name them with --data."),
         (["--data", "digits", "--task", "digits"], "got --network and --task, which is about a task. Leave one out."),
         (["--data", "digits", "--base-epochs", "3"], "got --network and --base-epochs, which is about a task."),
