@@ -20,12 +20,12 @@ OBSERVED = ("--classes", "50", "--calibration-images", "5000")
 DATA = "tfds:imagenet2012"
 
 REHEARSAL = (
-    *("--image-size", "64", "--bases", "1", "--epochs", "1", "--base-epochs", "1", "--batch-size", "50"),
+    *("--image-size", "32", "--bases", "1", "--epochs", "1", "--base-epochs", "1", "--batch-size", "50"),
     *("--no-scratch", "--against", "l2"),
 )
-"""The whole path in minutes: 64 pixels, one epoch of a few batches, one base network."""
+"""The whole path in minutes: 32 pixels, one epoch of a few batches, one base network."""
 
 REHEARSAL_OBSERVED = ("--classes", "20", "--calibration-images", "1000")
 
-REHEARSAL_IMAGES = (3000, 100)
-"""Training and test images that the rehearsal writes: three for each of the 1,000 classes."""
+REHEARSAL_IMAGES = (2000, 100)
+"""Training and test images that the rehearsal writes; of two of each class, one becomes a validation image."""

@@ -156,8 +156,8 @@ def run_transfer(arguments: argparse.Namespace) -> int:
       ValueError: for options that do not fit, before anything is trained.
       RunDirectoryError: if the folder, or the run of `--function`, cannot be used.
     """
-    from jaxprune.comparison.transfer import run_transfer as run
     from jaxprune.comparison.transfer_cost import transfer_cost
+    from jaxprune.comparison.transfer_protocol import run_transfer as run
     from jaxprune.report.transfer_report import accuracy_table, difference_table, write_transfer_report
 
     setup = _set_up(arguments)

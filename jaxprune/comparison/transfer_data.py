@@ -14,7 +14,6 @@ from typing import Literal, Protocol, cast
 import jax
 import numpy as np
 
-from jaxprune.datasets.batch_makers import ArrayTraining, HostBatch, Rows
 from jaxprune.datasets.dataset import DATASETS, Dataset, load_dataset
 from jaxprune.datasets.encoded_images import EncodedImages, SomeImages, cut_validation, read_folder
 from jaxprune.datasets.guarded_split import GuardedSplit, Split
@@ -190,56 +189,29 @@ class ArrayData:
     ) -> Batches:
         """Returns the training batches from a step on; the step of the training shifts and mirrors images."""
         images, labels = self.dataset.train
-        if images.dtype == np.uint8:
-            return array_batches(
-                images,
-                labels,
-                batch_size=batch_size,
-                seed=seed,
-                num_steps=num_steps,
-                start_step=start_step,
-                augment=False,
-                sharding=sharding,
-            )
-        rows = Rows(batch_size)
-        make = ArrayTraining(images, labels, rows, seed, augment=False)
-        numbers = range(start_step, num_steps)
-        return Batches(make, numbers, rows, per_epoch=len(labels) // batch_size, sharding=sharding)
+        return array_batches(
+            images,
+            labels,
+            batch_size=batch_size,
+            seed=seed,
+            num_steps=num_steps,
+            start_step=start_step,
+            augment=False,
+            sharding=sharding,
+        )
 
     def part_batches(
         self, part: Part, *, batch_size: int, sharding: jax.sharding.Sharding | None, opened: Split | None
     ) -> Batches:
         """Returns all validation or test images in batches."""
         images, labels = self.dataset.validation if opened is None else opened
-        if images.dtype == np.uint8:
-            return array_evaluation_batches(images, labels, batch_size=batch_size, sharding=sharding)
-        rows, num_batches = Rows(batch_size), -(-len(labels) // batch_size)
-        make = _FloatTesting(images, labels, rows)
-        return Batches(make, range(num_batches), rows, per_epoch=num_batches, sharding=sharding)
+        return array_evaluation_batches(images, labels, batch_size=batch_size, sharding=sharding)
 
     def calibration(self, num_images: int) -> Split:
         """Returns training images to observe networks on."""
         images, labels = self.dataset.train
         rows = np.sort(balanced_sample(labels, num_images))
         return Split(_as_inputs(self.pixels, images[rows]), labels[rows])
-
-
-@dataclass(frozen=True, eq=False)
-class _FloatTesting:
-    """Makes test batches of floating-point images, in order and as they are."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    rows: Rows
-
-    def __call__(self, number: int) -> HostBatch:
-        """Makes a batch."""
-        indices = self.rows.in_order(number, len(self.labels))
-        num_missing = self.rows.count - len(indices)
-        padding = [(0, num_missing)] + [(0, 0)] * (self.images.ndim - 1)
-        weights = np.pad(np.ones(len(indices), np.float32), (0, num_missing))
-        labels = np.pad(self.labels[indices], (0, num_missing), constant_values=-1)
-        return HostBatch(np.pad(self.images[indices], padding), labels, weights)
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,7 +84,7 @@ LINES = {
 
 @pytest.mark.parametrize("message", LINES)
 def test_what_cannot_work_is_said_before_anything_is_trained(message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("jaxprune.comparison.transfer.TransferRun", None)
+    monkeypatch.setattr("jaxprune.comparison.transfer_protocol.TransferRun", None)
     line = ["transfer", "--function", "l1", *DIGITS, "--out", "out"]
     for option, value in zip(LINES[message][::2], LINES[message][1::2], strict=True):
         line = [*line, option, value] if option not in line else replaced(line, option, value)
@@ -204,6 +204,7 @@ def facts(out: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_transfer_ends_with_the_same_weights_and_rows(number, tmp_path):
     """The second signal falls into a fine-tuning, which goes on from its checkpoint."""

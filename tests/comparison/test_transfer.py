@@ -11,10 +11,10 @@ import pytest
 from flax import nnx
 from toy_transfer import FUNCTION, RECIPE, settings, small_data
 
-from jaxprune.comparison.transfer import run_transfer, transfer
 from jaxprune.comparison.transfer_folder import TransferFolder, check_folder, file_name
 from jaxprune.comparison.transfer_networks import rescaled, weights_digest
 from jaxprune.comparison.transfer_plans import first_channels_plan, random_plan
+from jaxprune.comparison.transfer_protocol import run_transfer, transfer
 from jaxprune.comparison.transfer_records import DENSE
 from jaxprune.comparison.transfer_results import Transfer, load_transfer
 from jaxprune.comparison.transfer_setup import set_up_transfer
