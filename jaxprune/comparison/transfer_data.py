@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from jaxprune.datasets.dataset import DATASETS, Dataset, load_dataset
+from jaxprune.datasets.decoding import choose_decoder
 from jaxprune.datasets.encoded_images import EncodedImages, SomeImages, cut_validation, read_folder
 from jaxprune.datasets.guarded_split import GuardedSplit, Split
 from jaxprune.datasets.input_pipeline import (
@@ -261,8 +262,8 @@ class EncodedData:
 
     @property
     def fingerprint(self) -> str:
-        """A short digest of both parts."""
-        text = f"{self.train.fingerprint} {self.validation.fingerprint} {self.image_size}"
+        """A short digest of both parts, of the size, and of who decodes: pixels differ between decoders."""
+        text = f"{self.train.fingerprint} {self.validation.fingerprint} {self.image_size} {choose_decoder()}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
