@@ -256,7 +256,7 @@ class SomeImages:
 
 
 def cut_validation(source: EncodedImages, *, num_per_class: int) -> tuple[SomeImages, SomeImages]:
-    """Cuts validation images out of training images: the last ones of each class, equally many.
+    """Cuts validation images out of training images: the last ones of each class that has images, equally many.
 
     Args:
       source: the training images.
@@ -266,11 +266,11 @@ def cut_validation(source: EncodedImages, *, num_per_class: int) -> tuple[SomeIm
       The rest, and the validation images, both in their old order; the same ones on every machine.
 
     Raises:
-      ValueError: if a class would keep no training image.
+      ValueError: if a class that has images would keep none for training.
     """
     labels = source.labels
     counts = np.bincount(labels, minlength=source.num_classes)
-    small = [source.class_names[k] for k in np.flatnonzero(counts <= num_per_class)]
+    small = [source.class_names[k] for k in np.flatnonzero((counts > 0) & (counts <= num_per_class))]
     if num_per_class < 1 or small:
         raise ValueError(
             f"validation images need to be at least one of each class, and fewer than there are, got {num_per_class} a "

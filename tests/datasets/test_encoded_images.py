@@ -104,6 +104,11 @@ class TestParts:
         with pytest.raises(ValueError, match=rf"at least one of each class, .* got {number} a class"):
             cut_validation(source, num_per_class=number)
 
+    def test_a_class_without_any_image_has_no_validation_image(self, tmp_path):
+        source = read_folder(make_folder(tmp_path, ant="1.jpg", cat="1.jpg 2.jpg", dog="1.jpg 2.jpg"))
+        train, validation = cut_validation(SomeImages(source, np.arange(1, 5)), num_per_class=1)
+        assert (train.labels.tolist(), validation.labels.tolist()) == ([1, 2], [1, 2])
+
     def test_a_part_of_a_part_keeps_its_order(self, tmp_path):
         source = read_folder(make_folder(tmp_path, cat="1.jpg 2.jpg", dog="3.jpg 4.jpg"))
         part = SomeImages(SomeImages(source, np.array([3, 1, 0])), np.array([2, 0]))
