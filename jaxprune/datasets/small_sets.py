@@ -195,7 +195,7 @@ def _too_large(name: str, num_bytes: int) -> str:
     """The message about a set that does not fit into memory."""
     return (
         f"{name} needs {num_bytes / 2**30:.1f} GiB as an array, got a limit of {MOST_BYTES / 2**30:.0f} GiB. Read it "
-        "with the input pipeline (`jaxprune transfer` does)."
+        "with the input pipeline (`jaxprune transfer --image-size 224` does)."
     )
 
 
@@ -229,8 +229,8 @@ def _decode_all(
             )  # coloured ones among grey ones are refused
             if pixels.shape != shape:
                 raise ValueError(
-                    f"{name(row)}: needs an image of size {shape}, as the others, got {pixels.shape}. Resize it, or "
-                    "read images of many sizes with the input pipeline."
+                    f"{name(row)}: needs an image of size {shape}, as the others, got {pixels.shape}. Resize it; "
+                    "`jaxprune transfer --image-size 224` crops and resizes images of many sizes."
                 )
             images[row], labels[row] = pixels, label
     return images, labels
