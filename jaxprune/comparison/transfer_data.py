@@ -352,7 +352,8 @@ def open_data(
     """Opens the images of a transfer.
 
     Sets of images of one size that fit into memory are read whole. Others, and all for which `image_size` is given, are
-    decoded batch by batch; ten of each class (a fifth of small classes) become validation images.
+    decoded batch by batch; ten of each class (a fifth of small classes) become validation images, unless a folder has
+    validation images of its own.
 
     Args:
       data: a `Dataset`, or its name as `load_dataset` takes it.
@@ -384,10 +385,15 @@ def open_data(
             return _encoded(data, source, train, held_out, image_size or IMAGE_SIZE, workers, threads)
     elif image_size is not None and Path(data).is_dir() and data not in DATASETS:
         train_folder = read_folder(Path(data) / "train")
-        test_folder = Path(data) / "test"
-        names = train_folder.class_names
-        held_out_folder = read_folder(test_folder, class_names=names) if test_folder.is_dir() else None
+        validation, held_out_folder = (
+            read_folder(folder, class_names=train_folder.class_names) if folder.is_dir() else None
+            for folder in (Path(data) / "validation", Path(data) / "test")
+        )
         name = Path(data).resolve().name
+        if validation is not None:
+            return EncodedData(
+                name, name, train_folder, validation, held_out_folder, image_size, workers, threads
+            )
         return _encoded(name, name, train_folder, held_out_folder, image_size, workers, threads)
     elif image_size is not None:
         raise ValueError(
