@@ -252,7 +252,7 @@ def file_name(name: str) -> str:
       ('l1', 'mean-X-2-37eac3')
     """
     plain = re.sub(r"[^\w.]+", "-", name, flags=re.ASCII).strip("-.")[:40]
-    return plain if plain == name else f"{plain}-{checksum(name)[:6]}"
+    return plain if plain == name else f"{plain or 'row'}-{checksum(name)[:6]}"
 
 
 def _shown(value: object) -> str:
