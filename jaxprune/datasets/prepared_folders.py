@@ -60,7 +60,7 @@ def find_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -> 
     place, parts, version = _place(tfds, name, root)
     versions = _versions(place.folder)
     if not versions or (version and version not in versions):
-        raise ValueError(_why_absent(tfds, place, versions))
+        raise ValueError(_why_absent(tfds, place, versions, version))
     folder = place.folder / (version or versions[-1])
     if len(parts) > 1:
         raise ValueError(f"{place.name} needs at most one key of a label, got {', '.join(parts)}.")
@@ -174,7 +174,7 @@ def check_known(tfds: ModuleType, set_name: str, root: Path) -> None:
         )
 
 
-def _why_absent(tfds: ModuleType, place: _Place, versions: Sequence[str]) -> str:
+def _why_absent(tfds: ModuleType, place: _Place, versions: Sequence[str], wanted: str) -> str:
     """The message about a set that is not prepared; an error if it is not known at all."""
     check_known(tfds, place.set_name, place.root)
     got = "nothing of it there"
@@ -184,8 +184,9 @@ def _why_absent(tfds: ModuleType, place: _Place, versions: Sequence[str]) -> str
         got = "no such folder"
     elif any(place.folder.glob("*incomplete*")):
         got = "a preparation that did not end"
+    how = how_to_prepare(place.set_name, place.config, place.root, wanted)
     return (
-        f"{place.name} needs to be prepared in {place.root} first, got {got}. To do so, {place.how} If it is prepared "
+        f"{place.name} needs to be prepared in {place.root} first, got {got}. To do so, {how} If it is prepared "
         "elsewhere, name that folder with --data-dir (data_dir=)."
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -211,20 +212,22 @@ def import_pillow() -> ModuleType:
     return Image
 
 
-def how_to_prepare(set_name: str, config: str, root: Path) -> str:
+def how_to_prepare(set_name: str, config: str, root: Path, version: str = "") -> str:
     """Returns the end of a message: the command that prepares a set.
 
     Args:
       set_name: the set.
       config: its configuration, "" for none.
       root: the data directory.
+      version: a version that is asked for.
 
     Example:
       >>> how_to_prepare("imagenet2012", "shrunk256", Path("data"))
-      'run jaxprune prepare imagenet2012 --shrink 256 --data-dir data.'
+      'run `jaxprune prepare imagenet2012 --shrink 256 --data-dir data`.'
     """
     shrunk = SHRUNK.fullmatch(config)
     own_config = (shrunk[1] or "") if shrunk else config
     name = f"{set_name}/{own_config}" if own_config else set_name
+    name += f":{version}" if version else ""
     name += f" --shrink {shrunk[2]}" if shrunk else ""
-    return f"run jaxprune prepare {name} --data-dir {root}."
+    return f"run `jaxprune prepare {name} --data-dir {shlex.quote(str(root))}`."

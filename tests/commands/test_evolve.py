@@ -273,7 +273,7 @@ def test_a_missing_matplotlib_is_told_before_the_search(toy, tmp_path, monkeypat
         ),
         (
             ["--preset", "paper", "--data-dir", "nowhere"],
-            "To do so, run jaxprune prepare mnist --data-dir nowhere.",
+            "To do so, run `jaxprune prepare mnist --data-dir nowhere`.",
         ),
         (["--task", "cli_tasks:small", "--scale", "1.5"], "scale needs to be a share above 0 and at most 1"),
         (["--task", "fashoin"], "Did you mean 'fashion'?"),

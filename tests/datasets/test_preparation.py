@@ -97,7 +97,8 @@ class TestRefusedBefore:
 
     def test_smaller_images_are_asked_for_with_an_option(self, tmp_path, tensorflow):
         with pytest.raises(
-            ValueError, match=r"made with an option: run jaxprune prepare imagenet2012 --shrink 64 --data-dir"
+            ValueError,
+            match=r"made with an option: run `jaxprune prepare imagenet2012 --shrink 64 --data-dir",
         ):
             prepare("imagenet2012/shrunk64", data_dir=tmp_path)
 

@@ -168,21 +168,22 @@ class TestWhatCannotBeRead:
         ("name", "command"),
         [
             ("kmnist", "kmnist"),
-            ("mnist:1.0.0", "mnist"),
+            ("mnist:1.0.0", "mnist:1.0.0"),
+            ("imagenet2012/shrunk256:5.1.0", "imagenet2012:5.1.0 --shrink 256"),
             ("imagenette/320px-v2", "imagenette/320px-v2"),
             ("imagenet2012/shrunk256", "imagenet2012 --shrink 256"),
         ],
     )
     def test_what_is_not_prepared_gets_the_command_that_prepares_it(self, data_dir, name, command):
         with pytest.raises(
-            ValueError, match=rf"first, got .* run jaxprune prepare {command} --data-dir {data_dir}"
+            ValueError, match=rf"first, got .* run `jaxprune prepare {command} --data-dir {data_dir}`\."
         ):
             find_prepared(f"tfds:{name}", data_dir)
 
     def test_an_unfinished_preparation_is_none(self, tmp_path):
         (tmp_path / "mnist" / "incomplete.AB_3.0.1").mkdir(parents=True)
         with pytest.raises(
-            ValueError, match=r"first, got a preparation that did not end\. To do so, run jaxprune"
+            ValueError, match=r"first, got a preparation that did not end\. To do so, run `jaxprune"
         ):
             find_prepared("tfds:mnist", tmp_path)
 

@@ -70,5 +70,5 @@ def test_recipes_are_those_of_the_paper(tasks: dict[str, Task]) -> None:
 
 @pytest.mark.parametrize(("name", "data"), [("mnist-lenet5", "mnist"), ("cifar10-vgg16", "cifar10")])
 def test_without_data_the_command_that_prepares_them_is_named(name: str, data: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"tfds:{data} needs to be prepared in .* jaxprune prepare {data}"):
+    with pytest.raises(ValueError, match=f"tfds:{data} needs to be prepared in .*jaxprune prepare {data}"):
         find_task(name, tmp_path)
