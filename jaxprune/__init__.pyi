@@ -3,6 +3,7 @@
 from jaxprune._version import __version__ as __version__
 from jaxprune.comparison.calibration import calibrate as calibrate
 from jaxprune.comparison.protocol import compare as compare
+from jaxprune.comparison.transfer_protocol import transfer as transfer
 from jaxprune.datasets.dataset import Dataset as Dataset
 from jaxprune.datasets.dataset import load_dataset as load_dataset
 from jaxprune.figures.network_diagram import groups_figure as groups_figure
@@ -24,6 +25,7 @@ from jaxprune.pruning.masking import mask as mask
 from jaxprune.pruning.planning import Plan as Plan
 from jaxprune.pruning.planning import plan as plan
 from jaxprune.pruning.slimming import slim as slim
+from jaxprune.pruning.sequential import sequential_plan as sequential_plan
 from jaxprune.report.writing import write_report as write_report
 from jaxprune.scoring.compiled import compile as compile
 from jaxprune.scoring.metrics import metrics as metrics
@@ -42,4 +44,5 @@ from jaxprune.tasks.named_tasks import find_task as find_task
 from jaxprune.tasks.tasks import Schedule as Schedule
 from jaxprune.tasks.tasks import Task as Task
 from jaxprune.training.recipes import Recipe as Recipe
+from jaxprune.training.network_training import train_network as train_network
 from jaxprune.types import Invalid as Invalid
