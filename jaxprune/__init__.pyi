@@ -24,8 +24,8 @@ from jaxprune.observation.operands import Operands as Operands
 from jaxprune.pruning.masking import mask as mask
 from jaxprune.pruning.planning import Plan as Plan
 from jaxprune.pruning.planning import plan as plan
-from jaxprune.pruning.slimming import slim as slim
 from jaxprune.pruning.sequential import sequential_plan as sequential_plan
+from jaxprune.pruning.slimming import slim as slim
 from jaxprune.report.writing import write_report as write_report
 from jaxprune.scoring.compiled import compile as compile
 from jaxprune.scoring.metrics import metrics as metrics
@@ -43,6 +43,6 @@ from jaxprune.structure.tracing import trace_structure as trace_structure
 from jaxprune.tasks.named_tasks import find_task as find_task
 from jaxprune.tasks.tasks import Schedule as Schedule
 from jaxprune.tasks.tasks import Task as Task
-from jaxprune.training.recipes import Recipe as Recipe
 from jaxprune.training.network_training import train_network as train_network
+from jaxprune.training.recipes import Recipe as Recipe
 from jaxprune.types import Invalid as Invalid
