@@ -157,6 +157,8 @@ class RunCheckpoints:
         try:
             record = self._manager.restore(num_done, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
             stored, history, expected = (record["record"][k] for k in ("identity", "history", "checksum"))
+        except MemoryError:
+            raise
         except Exception as error:  # damaged files raise all kinds of errors inside Orbax and below
             raise DamagedNetworkError("its record cannot be read") from error
         self._check_identity(stored)
@@ -165,6 +167,8 @@ class RunCheckpoints:
             arguments = ocp.args.Composite(state=ocp.args.StandardRestore(like))
             with quiet():
                 tree = self._manager.restore(num_done, args=arguments)["state"]
+        except MemoryError:
+            raise
         except Exception as error:
             raise DamagedNetworkError("its arrays cannot be read") from error
         if _checksum(tree, stored, history) != expected:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from toy_training import IMAGES, LABELS, NUM_STEPS, PIXELS, RECIPE, ToyNet, evaluation_batches, toy_batches
@@ -148,6 +149,26 @@ class TestDamagedCheckpoints:
         ):
             train(copy)
         assert (copy / "30").is_dir()
+
+
+def test_a_lack_of_memory_is_no_damage(tmp_path, monkeypatch):
+    state = StepState({("kernel",): np.zeros(10, np.float32)}, ())
+    with RunCheckpoints(tmp_path, {}, state) as checkpoints:
+        checkpoints.save(1, jax.tree.map(jax.numpy.asarray, state), [])
+        checkpoints.wait()
+        restore = ocp.CheckpointManager.restore
+        for part in ("record", "state"):
+
+            def fail(self, step, args, part=part):
+                if part in args:
+                    raise MemoryError
+                return restore(self, step, args=args)
+
+            monkeypatch.setattr(ocp.CheckpointManager, "restore", fail)
+            with pytest.raises(MemoryError):
+                checkpoints.restore()
+        monkeypatch.undo()
+        assert checkpoints.restore().num_done == 1
 
 
 def test_room_is_needed_for_the_checkpoints_that_are_not_there_yet(tmp_path, monkeypatch):
