@@ -40,6 +40,8 @@ SMALLEST_AREA = 0.08
 LONGEST_SIDE = 4 / 3
 """The largest ratio of the sides of a random box."""
 
+_END_OF_JPEG = b"\xff\xd9"
+
 _MODULES = {"simplejpeg": ("simplejpeg", "cv2", "PIL"), "pillow": ("PIL",)}
 
 
@@ -206,7 +208,10 @@ def _centred(width: int, height: int, box_width: int, box_height: int) -> Box:
 
 def _pixels(encoded: bytes, decoder: Decoder) -> np.ndarray | Unreadable:
     """Decodes an image as it is, [H, W, 3] uint8; its EXIF orientation is ignored, as everywhere with ImageNet."""
-    if decoder == "simplejpeg" and encoded[:2] == b"\xff\xd8":
+    is_jpeg = encoded[:2] == b"\xff\xd8"
+    if is_jpeg and _END_OF_JPEG not in encoded:  # decoders may tell of another damage alone, or of none
+        return Unreadable("premature end of JPEG file")
+    if is_jpeg and decoder == "simplejpeg":
         return _jpeg_pixels(encoded)
     return _pillow_pixels(encoded)
 

@@ -149,11 +149,12 @@ class TestEveryDecoder:
         [
             (lambda content: b"", "not an image"),
             (lambda content: b"hello", "not an image"),
-            (lambda content: content[:200], "truncated"),
+            (lambda content: content[:200], "premature end"),
             (lambda content: content[: len(content) * 3 // 4], "truncated|premature"),
+            (lambda content: content[:2000] + b"\xff\xd5" + content[2002:4000], "truncated|premature"),
             (lambda content: encoded(smooth_pixels(40, 32), "PNG")[:200], "truncated"),
         ],
-        ids=["empty", "text", "header only", "most of a jpeg", "some of a png"],
+        ids=["empty", "text", "header only", "most of a jpeg", "with another damage", "some of a png"],
     )
     def test_damaged_files_are_values_with_a_reason(self, damage, reason, decoder):
         content = damage(encoded(smooth_pixels(200, 150)))
