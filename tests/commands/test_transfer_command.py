@@ -228,21 +228,21 @@ def test_a_killed_transfer_ends_with_the_same_weights_and_rows(number, tmp_path)
 @pytest.mark.slow
 def test_sets_of_the_real_format_are_read_in_memory_and_from_the_disk(tmp_path, capsys):
     pytest.importorskip("tensorflow_datasets")
-    write_prepared("cifar100", tmp_path, num_train=400, num_test=100)
+    write_prepared("cifar100", tmp_path, num_train=500, num_test=100)
     more = "--kept-fraction 0.5 --recipe cifar_finetune --base-epochs 1 --epochs 1 --batch-size 100 --bases 1"
     line = [
         "transfer",
         "--function",
         "l1",
         "--network",
-        "resnet20",
+        "small_conv_net",
         *more.split(),
         "--data-dir",
         str(tmp_path),
     ]
     line += ["--against", "l1", "--no-scratch", "--classes", "10", "--calibration-images", "200"]
     assert main([*line, "--data", "tfds:cifar100", "--out", str(tmp_path / "memory")]) == 0
-    assert load_transfer(tmp_path / "memory").facts.num_train == 300
+    assert load_transfer(tmp_path / "memory").facts.num_train == 400
     line = [*line, "--image-size", "32"]
     assert main([*line, "--data", "tfds:cifar100", "--out", str(tmp_path / "disk")]) == 0
     result = load_transfer(tmp_path / "disk")
