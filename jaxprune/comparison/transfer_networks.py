@@ -226,7 +226,7 @@ def rescaled(model: nnx.Module, full_shapes: Mapping[ArrayPath, tuple[int, ...]]
     """
     graph, weights, rest = split_model(model)
     scaled = {
-        path: array * sqrt(prod(full_shapes[path][:-1]) / prod(array.shape[:-1]))
+        path: jax.device_put(np.asarray(array) * sqrt(prod(full_shapes[path][:-1]) / prod(array.shape[:-1])))
         if array.ndim >= 2 and path in full_shapes
         else array
         for path, array in weights.items()
