@@ -23,7 +23,7 @@ from jaxprune.tasks.base_networks import Base, BasePool
 from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.tasks.tasks import Task, check_unique
 
-EVALUATIONS = 5
+EVALUATIONS = 3
 """Number of points of the accuracy curves, if a fine-tuning has as many steps."""
 
 DRAWS = 3
