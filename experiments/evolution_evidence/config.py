@@ -33,10 +33,10 @@ FINAL_SEED = 1000
 """Seed of the base networks that judge; no search uses them."""
 
 FINAL_BASES = {
-    "digits": 48,
-    "digits-deep": 48,
-    "digits-dw": 32,
-    "digits-res": 24,
+    "digits": 64,
+    "digits-deep": 64,
+    "digits-dw": 64,
+    "digits-res": 48,
     "fashion": 8,
     "mnist": 8,
     "cifar": 8,

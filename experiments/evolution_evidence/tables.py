@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from config import SEARCHED
 
-from jaxprune.comparison.pooled import StandingTable, standing
+from jaxprune.comparison.measurements import Split
+from jaxprune.comparison.pooled import StandingTable, mean_accuracies, standing, task_sd
 from jaxprune.comparison.regret import ranks
 from jaxprune.comparison.results import Comparison
 from jaxprune.files import write_atomically
+from jaxprune.language.library import library, own_seeds
 from jaxprune.scoring.metrics import metrics
+
+HANDMADE = [name for name in own_seeds if not name.startswith("evolved_")]
+"""Our own seeds that no search has found."""
 
 
 def write_tables(
@@ -35,7 +40,9 @@ def write_tables(
         refused=tuple(refused for each in measured for refused in each.refused),
     )
     known = [
-        name for name in metrics if all(name in comparison.names(task) for task in comparison.task_names)
+        name
+        for name in {**metrics, **own_seeds}
+        if name != "random" and all(name in comparison.names(task) for task in comparison.task_names)
     ]
     cells = list(next(iter(winners.values())))
     for cell in cells:
@@ -47,7 +54,18 @@ def write_tables(
     for split in ("test", "validation"):
         tasks = [t for t in comparison.task_names if split == "validation" or _has_test(comparison, t)]
         for name, chosen in (("all tasks", tasks), ("unseen tasks", [t for t in tasks if t in unseen])):
-            pairs = [(f"winner: {cell}", f"start: {cell}") for cell in cells]
+            rivals = [_best(comparison, names, known, split, chosen) for names in (library, HANDMADE)]
+            pairs = [
+                (f"winner: {cell}", other)
+                for cell in cells
+                for other in (f"start: {cell}", *(rivals if cell.startswith("evolution") else ()))
+            ]
+            # The default seeds hold what earlier searches found: is the default search ahead of where these began?
+            pairs += [
+                ("winner: evolution", f"{role}, handmade seeds")
+                for role in ("start: evolution", "winner: random")
+                if {"evolution", "random, handmade seeds"} <= set(cells)
+            ]
             pairs += [
                 (f"winner: {cell}", f"winner: {cell.replace('evolution', 'random')}")
                 for cell in cells
@@ -72,6 +90,20 @@ def write_tables(
     text = "\n".join(lines)
     write_atomically(path, text + "\n")
     return text
+
+
+def _best(
+    comparison: Comparison, names: Iterable[str], known: Sequence[str], split: Split, tasks: Sequence[str]
+) -> str:
+    """The best of some known functions on the judging networks themselves, which favours it."""
+
+    def in_sd(name: str) -> float:
+        means = [mean_accuracies(comparison, task, known, split) for task in tasks]
+        return sum(
+            (of[name] or 0.0) / task_sd(of, known, task) for of, task in zip(means, tasks, strict=True)
+        )
+
+    return max((name for name in names if name in known), key=in_sd)
 
 
 def _has_test(comparison: Comparison, task: str) -> bool:
