@@ -136,7 +136,7 @@ class TestFiniteDifferences:
     @staticmethod
     def lenet_like(net, x=None, images=None):
         if x is None:
-            return observation.jnp.asarray(_pool(jax.nn.relu(net.conv1(images))))
+            return jnp.asarray(_pool(jax.nn.relu(net.conv1(images))))
         x = _pool(jax.nn.relu(net.conv2(x)))
         return net.output(jax.nn.relu(net.dense(flat(x))))
 

@@ -25,6 +25,7 @@ from jaxprune.search import bank as bank_module
 from jaxprune.search.bank import REFERENCES, draw_plan, measure_bank, reference_scores
 from jaxprune.search.landscape import Bank, channel_features, fit_landscape, held_out_correlation
 from jaxprune.tasks.base_networks import BasePool, Entry, FirstRoundPlan, StackedPlan
+from jaxprune.tasks.tasks import Schedule
 from jaxprune.types import Invalid, Kept
 
 WIDTHS, COUNTS = {"conv": 6, "dense": 9}, {"conv": 2, "dense": 5}
@@ -48,7 +49,7 @@ class FakePool:
     ) -> None:
         first_round = SimpleNamespace(counts=counts, structure=SimpleNamespace(widths=widths))
         self.programs = SimpleNamespace(rounds=[first_round] * num_rounds, fingerprint=fingerprint)
-        self.task = SimpleNamespace(name="toy")
+        self.task = SimpleNamespace(name="toy", schedule=Schedule(kept_fraction=0.5))
         self.seed, self.pool, self.num_bases = 0, "search", num_bases
         self.folder = None if folder is None else folder / "toy-0"
         self.key = derive(jax.random.key(0), "toy", "search")
