@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxprune.comparison.variance import rank_correlation
-from jaxprune.search.bank import measure_bank, reference_scores
+from jaxprune.search.bank import check_bank_fits, measure_bank, reference_scores
 from jaxprune.search.generations import BLIND
 from jaxprune.search.landscape import (
     Bank,
@@ -159,7 +159,7 @@ def check_plans(programs: TaskPrograms, plans: int) -> None:
       plans: number of plans per base; 0 for no landscape.
 
     Raises:
-      ValueError: for too few plans, or a task of several rounds of pruning.
+      ValueError: for too few plans, or as `check_bank_fits`.
     """
     if not plans:
         return
@@ -167,11 +167,7 @@ def check_plans(programs: TaskPrograms, plans: int) -> None:
         raise ValueError(
             f"calibrate needs plans >= {MIN_PLANS} to fit a landscape, or 0 to leave it out, got {plans}."
         )
-    if len(programs.rounds) > 1:
-        raise ValueError(
-            f"a landscape needs a task of one round of pruning, got {len(programs.rounds)} of task "
-            f"{programs.task.name!r}. Leave it out with plans=0 (--plans 0); evolve on it with fitness='finetune'."
-        )
+    check_bank_fits(programs)
 
 
 def measure_landscape_quality(

@@ -23,6 +23,7 @@ from jaxprune.scoring.lookup import find_function
 from jaxprune.search.landscape import Bank
 from jaxprune.search.problem import as_bits, pack_kept, unpack_kept
 from jaxprune.tasks.base_networks import BasePool, Entry, FirstRoundPlan
+from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.types import Kept
 
 REFERENCES = (
@@ -106,7 +107,7 @@ def measure_bank(
       ValueError: if the task has several rounds of pruning, or no known function can rank the channels of a base.
       RunDirectoryError: if the file cannot be read or written; everything measured before is kept.
     """
-    refuse_rounds(pool)
+    check_bank_fits(pool.programs)
     counts = pool.programs.rounds[0].counts
     widths = {group: pool.programs.rounds[0].structure.widths[group] for group in counts}
     file = None if pool.folder is None else _BankFile(pool, pool.folder)
@@ -129,26 +130,26 @@ def measure_bank(
     return Bank(widths, counts, np.reshape(plans, (*shape, -1)), accuracies.reshape(shape))
 
 
-def refuse_rounds(pool: BasePool) -> None:
+def check_bank_fits(programs: TaskPrograms) -> None:
     """Refuses a task of which a bank cannot be measured, before anything is trained.
 
     Args:
-      pool: the base networks.
+      programs: the task's machinery.
 
     Raises:
       ValueError: if the task has several rounds of pruning, or scores groups one after another.
     """
-    if pool.task.schedule.scoring == "sequential":
+    name, num_rounds = programs.task.name, len(programs.rounds)
+    advice = 'Use fitness="finetune" (--fitness finetune) to search, and plans=0 (--plans 0) to calibrate.'
+    if programs.task.schedule.scoring == "sequential":
         raise ValueError(
-            f'a bank of plans is for tasks with scoring "joint", got "sequential" of task {pool.task.name!r}, where a '
-            "group's scores depend on what earlier groups lost, so that a plan has no scores of its own. "
-            'Use fitness="finetune" (--fitness finetune).'
+            f'a bank of plans is for tasks with scoring "joint", got "sequential" of task {name!r}, where a group\'s '
+            f"scores depend on what earlier groups lost, so that a plan has no scores of its own. {advice}"
         )
-    if len(pool.programs.rounds) > 1:
+    if num_rounds > 1:
         raise ValueError(
-            f"a bank of plans is for tasks of one round of pruning, got {len(pool.programs.rounds)} of task "
-            f"{pool.task.name!r}, where a plan of the first round does not determine the result. "
-            'Use fitness="finetune" (--fitness finetune).'
+            f"a bank of plans is for tasks of one round of pruning, got {num_rounds} of task {name!r}, where a plan of "
+            f"the first round does not determine the result. {advice}"
         )
 
 

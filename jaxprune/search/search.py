@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jaxprune.interrupts import Interrupts
 from jaxprune.language.expression import Expression
 from jaxprune.language.parsing import parse
-from jaxprune.search.bank import refuse_rounds
+from jaxprune.search.bank import check_bank_fits
 from jaxprune.search.callbacks import notify, notify_or_warn
 from jaxprune.search.foreign_files import refuse_foreign_files
 from jaxprune.search.generations import Generations
@@ -184,7 +184,7 @@ def make_problem(
         on_message=partial(notify_or_warn, callbacks),
     )
     for pool in problem.pools.values() if config.fitness == "landscape" else ():
-        refuse_rounds(pool)
+        check_bank_fits(pool.programs)
     return problem
 
 

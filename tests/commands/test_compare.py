@@ -129,7 +129,7 @@ def test_without_matplotlib_there_is_a_note_instead_of_a_figure(bases_dir, tmp_p
         (["calibrate", *TASK, "--plans", "9"], "or 0 to leave it out, got 9."),
         (
             ["calibrate", *TASK, "--kept-fraction", "0.25", "--rounds", "2"],
-            "needs a task of one round of pruning, got 2 of task 'small'. Leave it out with plans=0 (--plans 0)",
+            "a bank of plans is for tasks of one round of pruning, got 2 of task 'small'",
         ),
         (["compare", *TASK, "--function", "l1o"], "Did you mean"),
         (["compare", *TASK, "--function", "runs/nowhere"], "There is no run folder of that name either."),

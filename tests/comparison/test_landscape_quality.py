@@ -15,6 +15,7 @@ from jaxprune.comparison.landscape_quality import (
     landscape_quality,
 )
 from jaxprune.search.landscape import Bank, fit_landscape
+from jaxprune.tasks.tasks import Schedule
 
 WIDTHS, COUNTS = {"conv": 8}, {"conv": 4}
 
@@ -130,12 +131,18 @@ def test_functions_that_are_all_equal_have_no_optimism_in_sd():
 
 
 def test_plans_are_checked_before_any_training():
-    one, two = (SimpleNamespace(rounds=[None] * count, task=SimpleNamespace(name="toy")) for count in (1, 2))
+    task = SimpleNamespace(name="toy", schedule=Schedule(kept_fraction=0.5))
+    one, two = (SimpleNamespace(rounds=[None] * count, task=task) for count in (1, 2))
     check_plans(one, 10)
     check_plans(two, 0)
     with pytest.raises(ValueError, match="plans >= 10 to fit a landscape, or 0 to leave it out, got 9"):
         check_plans(one, 9)
-    with pytest.raises(
-        ValueError, match=r"one round of pruning, got 2 of task 'toy'\. Leave it out with plans=0"
-    ):
+    with pytest.raises(ValueError, match=r"one round of pruning, got 2 of task 'toy'.*plans=0 \(--plans 0\)"):
         check_plans(two, 10)
+
+
+def test_a_task_that_scores_group_after_group_has_no_landscape():
+    """What a plan loses in one group changes the scores of the next, so equal plans may come from other scores."""
+    task = SimpleNamespace(name="toy", schedule=Schedule(kept_fraction=0.5, scoring="sequential"))
+    with pytest.raises(ValueError, match=r'with scoring "joint", got "sequential" of task .toy.*--plans 0'):
+        check_plans(SimpleNamespace(rounds=[None], task=task), 10)

@@ -50,6 +50,7 @@ class FakePool:
         first_round = SimpleNamespace(counts=counts, structure=SimpleNamespace(widths=widths))
         self.programs = SimpleNamespace(rounds=[first_round] * num_rounds, fingerprint=fingerprint)
         self.task = SimpleNamespace(name="toy", schedule=Schedule(kept_fraction=0.5))
+        self.programs.task = self.task
         self.seed, self.pool, self.num_bases = 0, "search", num_bases
         self.folder = None if folder is None else folder / "toy-0"
         self.key = derive(jax.random.key(0), "toy", "search")
@@ -233,7 +234,7 @@ class TestBank:
 
     def test_tasks_of_several_rounds_are_refused(self) -> None:
         with pytest.raises(
-            ValueError, match=r"got 2 of task 'toy'.* Use fitness=\"finetune\" \(--fitness finetune\)\."
+            ValueError, match=r"got 2 of task 'toy'.* Use fitness=\"finetune\" \(--fitness finetune\)"
         ):
             measure_bank(FakePool(num_rounds=2), 5)
 
