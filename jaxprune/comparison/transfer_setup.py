@@ -157,6 +157,11 @@ def set_up_transfer(
     Raises:
       ValueError, ImportError: as `transfer`.
     """
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"a transfer needs one process, which uses all devices of its host, got {jax.process_count()} processes. "
+            "Start it on one host, without jax.distributed."
+        )
     _check_numbers(bases=bases, seed=seed, calibration_images=calibration_images, coarse=coarse_classes)
     _check_choices(scoring, scope, kept_fraction=kept_fraction, macs_fraction=macs_fraction)
     functions = _named(function, name, [each for each in against if each not in ("random", "scratch")])
