@@ -157,11 +157,7 @@ def set_up_transfer(
     Raises:
       ValueError, ImportError: as `transfer`.
     """
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"a transfer needs one process, which uses all devices of its host, got {jax.process_count()} processes. "
-            "Start it on one host, without jax.distributed."
-        )
+    _check_one_process()
     _check_numbers(bases=bases, seed=seed, calibration_images=calibration_images, coarse=coarse_classes)
     _check_choices(scoring, scope, kept_fraction=kept_fraction, macs_fraction=macs_fraction)
     functions = _named(function, name, [each for each in against if each not in ("random", "scratch")])
@@ -240,6 +236,15 @@ def read_base_weights(setup: TransferSetup, path: str) -> FlatState:
             f"{path} for {stored} classes. Train a base network on these images (leave the weights out), or name "
             "another checkpoint."
         ) from error
+
+
+def _check_one_process() -> None:
+    """Checks that no other process would decode the same batches and write the same folder."""
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"a transfer needs one process, which uses all devices of its host, got {jax.process_count()} processes. "
+            "Start it on one host, without jax.distributed."
+        )
 
 
 def _check_numbers(**numbers: int | None) -> None:
