@@ -22,7 +22,8 @@ from jaxprune.keys import derive, generator
 from jaxprune.scoring.lookup import find_function
 from jaxprune.search.landscape import Bank
 from jaxprune.search.problem import as_bits, pack_kept, unpack_kept
-from jaxprune.tasks.base_networks import BasePool, Entry, FirstRoundPlan
+from jaxprune.tasks.base_networks import BasePool, Entry
+from jaxprune.tasks.round_plans import FirstRoundPlan
 from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.types import Kept
 

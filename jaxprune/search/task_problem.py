@@ -31,7 +31,8 @@ from jaxprune.search.problem import (
     pack_kept,
     unpack_kept,
 )
-from jaxprune.tasks.base_networks import Base, BasePool, Entry, Pool, StackedPlan
+from jaxprune.tasks.base_networks import Base, BasePool, Entry, Pool
+from jaxprune.tasks.round_plans import StackedPlan
 from jaxprune.tasks.task_identity import Identity
 from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.tasks.tasks import Task, check_unique

@@ -28,9 +28,13 @@ from jaxprune.pruning.planning import highest, select
 from jaxprune.scoring.metrics import PruningFunction, name_of
 from jaxprune.scoring.ranking import Ranking, rank_population, rank_stack
 from jaxprune.structure.model_state import FlatState
-from jaxprune.tasks.round_plans import FirstRoundPlan as FirstRoundPlan
-from jaxprune.tasks.round_plans import StackedPlan as StackedPlan
-from jaxprune.tasks.round_plans import later_kept, plan_sequentially, stack_plans
+from jaxprune.tasks.round_plans import (
+    FirstRoundPlan,
+    StackedPlan,
+    later_kept,
+    plan_sequentially,
+    stack_plans,
+)
 from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.training.checkpoint import DamagedNetworkError, load_network, save_network
 from jaxprune.training.loop import batch_order, split_network

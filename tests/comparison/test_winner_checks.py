@@ -18,7 +18,7 @@ from jaxprune.scoring.ranking import Ranking
 from jaxprune.search.problem import SEARCH_POOL, Behaviour
 from jaxprune.search.simplification import ablations
 from jaxprune.search.state import Individual
-from jaxprune.tasks.base_networks import FirstRoundPlan
+from jaxprune.tasks.round_plans import FirstRoundPlan
 from jaxprune.types import Invalid
 
 

@@ -24,7 +24,8 @@ from jaxprune.scoring.ranking import Ranking
 from jaxprune.search import bank as bank_module
 from jaxprune.search.bank import REFERENCES, draw_plan, measure_bank, reference_scores
 from jaxprune.search.landscape import Bank, channel_features, fit_landscape, held_out_correlation
-from jaxprune.tasks.base_networks import BasePool, Entry, FirstRoundPlan, StackedPlan
+from jaxprune.tasks.base_networks import BasePool, Entry
+from jaxprune.tasks.round_plans import FirstRoundPlan, StackedPlan
 from jaxprune.tasks.tasks import Schedule
 from jaxprune.types import Invalid, Kept
 

@@ -19,7 +19,8 @@ from jaxprune.search.problem import Behaviour, Trial
 from jaxprune.search.search import evolve_problem
 from jaxprune.search.settings import EvolveConfig
 from jaxprune.search.task_problem import TaskProblem
-from jaxprune.tasks.base_networks import BasePool, Entry, FirstRoundPlan
+from jaxprune.tasks.base_networks import BasePool, Entry
+from jaxprune.tasks.round_plans import FirstRoundPlan
 from jaxprune.types import Invalid
 
 CHUNK = 4

@@ -23,7 +23,8 @@ from jaxprune.search.problem import Behaviour, Trial
 from jaxprune.search.proposals import seeds
 from jaxprune.search.task_problem import TaskProblem, available_operands, kept_digest
 from jaxprune.tasks import base_networks as bases
-from jaxprune.tasks.base_networks import BasePool, Entry, FirstRoundPlan
+from jaxprune.tasks.base_networks import BasePool, Entry
+from jaxprune.tasks.round_plans import FirstRoundPlan
 from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.tasks.tasks import Schedule
 from jaxprune.training.loop import Examples, split_network

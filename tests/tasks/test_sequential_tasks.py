@@ -14,7 +14,8 @@ from jaxprune.language.library import library
 from jaxprune.language.parsing import parse
 from jaxprune.pruning.sequential import rank_sequentially
 from jaxprune.search.bank import measure_bank
-from jaxprune.tasks.base_networks import Base, BasePool, Entry, FirstRoundPlan, StackedPlan
+from jaxprune.tasks.base_networks import Base, BasePool, Entry
+from jaxprune.tasks.round_plans import FirstRoundPlan, StackedPlan
 from jaxprune.tasks.task_identity import fingerprint_of, identity_of
 from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.tasks.tasks import Schedule
