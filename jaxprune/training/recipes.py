@@ -229,15 +229,8 @@ class Recipe:
         )
         if self.weight_decay == 0:
             return optimizer
-        if self.decay_on == "all":
-            return optax.chain(optax.add_decayed_weights(self.weight_decay), optimizer)
-        decay = optax.add_decayed_weights(
-            self.weight_decay,
-            mask=lambda params: jax.tree.map(
-                lambda array: array.ndim >= 2, params
-            ),  # kernels, not biases or norms
-        )
-        return optax.chain(decay, optimizer)
+        mask = None if self.decay_on == "all" else _are_kernels
+        return optax.chain(optax.add_decayed_weights(self.weight_decay, mask), optimizer)
 
     def _checks(self) -> list[tuple[bool, str]]:
         """(whether a setting is in its range, the range and the value as text) of every setting with a range."""
@@ -270,6 +263,11 @@ class Recipe:
             (0 <= self.ema < 1, f"ema in [0, 1), such as 0.9999, got {self.ema}"),
             (self.compute in get_args(ComputeType), f"compute float32 or bfloat16, got {self.compute!r}"),
         ]
+
+
+def _are_kernels(params: optax.Params) -> optax.Params:
+    """Which arrays have two or more axes, as biases and scales of norms have not."""
+    return jax.tree.map(lambda array: array.ndim >= 2, params)
 
 
 def find_recipe(recipe: str | Recipe) -> Recipe:
