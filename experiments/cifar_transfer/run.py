@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import sys
 from pathlib import Path
 
@@ -18,8 +17,7 @@ import numpy as np
 from config import CASES, PART, PART_NETWORK, REHEARSAL, REHEARSAL_IMAGES, REHEARSED
 
 from jaxprune.cli import main as jaxprune
-from jaxprune.comparison.transfer_results import load_transfer
-from jaxprune.files import write_atomically
+from jaxprune.comparison.transfer_results import write_summary
 
 RESULTS = Path(__file__).parent / "results"
 SUPPORT = Path(__file__).parents[2] / "tests" / "support"
@@ -79,9 +77,7 @@ def main() -> None:
         if status:
             raise SystemExit(status)
         if not options.rehearse:
-            RESULTS.mkdir(exist_ok=True)
-            text = json.dumps(load_transfer(out / name).summary(), indent=1)
-            write_atomically(RESULTS / f"{name}.json", text + "\n")
+            write_summary(out / name, RESULTS / f"{name}.json")
 
 
 if __name__ == "__main__":

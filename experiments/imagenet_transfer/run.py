@@ -8,15 +8,13 @@ Further options are passed on to `jaxprune transfer`, such as --weights, --batch
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from config import CASES, DATA, OBSERVED, REHEARSAL, REHEARSAL_IMAGES, REHEARSAL_OBSERVED
 
 from jaxprune.cli import main as jaxprune
-from jaxprune.comparison.transfer_results import load_transfer
-from jaxprune.files import write_atomically
+from jaxprune.comparison.transfer_results import write_summary
 
 RESULTS = Path(__file__).parent / "results"
 SUPPORT = Path(__file__).parents[2] / "tests" / "support"
@@ -58,9 +56,7 @@ def main() -> None:
         if status:
             raise SystemExit(status)
         if not options.rehearse:
-            RESULTS.mkdir(exist_ok=True)
-            text = json.dumps(load_transfer(out / name).summary(), indent=1)
-            write_atomically(RESULTS / f"{name}.json", text + "\n")
+            write_summary(out / name, RESULTS / f"{name}.json")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -202,3 +203,17 @@ def load_transfer(folder: Path) -> Transfer:
         return Transfer.from_json(content)
     except (KeyError, TypeError, ValueError) as error:
         raise RunDirectoryError(f"{path} is damaged ({error!r}). {_REMEDY}") from error
+
+
+def write_summary(folder: Path, path: Path) -> None:
+    """Writes what a finished transfer found in a few numbers, small enough to be kept under version control.
+
+    Args:
+      folder: of the transfer.
+      path: the JSON file; folders that are missing are made.
+
+    Raises:
+      RunDirectoryError: as `load_transfer`, or if the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(load_transfer(folder).summary(), indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from made_up_transfer import made_up_transfer
 
 from jaxprune.comparison.transfer_folder import file_name
 from jaxprune.comparison.transfer_records import DENSE
-from jaxprune.comparison.transfer_results import mean_accuracy, save_transfer
+from jaxprune.comparison.transfer_results import mean_accuracy, save_transfer, write_summary
 from jaxprune.files import RunDirectoryError
 from jaxprune.report.transfer_report import (
     accuracy_table,
@@ -90,6 +91,13 @@ def test_the_summary_has_every_row_on_every_base():
     }  # fmt: skip
     assert summary["differences"]["l1"] == {"mean": 1.5, "se": 0.5, "n": 2}
     assert mean_accuracy([1.0]) == (1.0, None)
+
+
+def test_the_summary_of_a_finished_transfer_is_written_as_json(tmp_path):
+    save_transfer(tmp_path, made_up_transfer())
+    write_summary(tmp_path, tmp_path / "results" / "case.json")
+    written = json.loads((tmp_path / "results" / "case.json").read_text())
+    assert written == json.loads(json.dumps(made_up_transfer().summary()))
 
 
 def test_report_and_figures_are_written_beside_the_result(tmp_path):
