@@ -115,9 +115,9 @@ class Dataset:
         """
         train = _first(self.train, num_train, self.num_classes, "num_train")
         validation = _first(self.validation, num_validation, self.num_classes, "num_validation")
-        identity = self.identity
-        if identity and (num_train, num_validation) != (None, None):
-            identity += f" limited to {num_train} and {num_validation}"
+        identity, sizes = self.identity, (len(train.labels), len(validation.labels))
+        if identity and sizes != (len(self.train.labels), len(self.validation.labels)):
+            identity += f" limited to {sizes[0]} and {sizes[1]}"
         return replace(self, train=train, validation=validation, identity=identity)
 
     def standardised(self) -> Dataset:
@@ -272,15 +272,8 @@ def dataset_of(raw: RawSet) -> Dataset:
     """
     checked = {part: _check_split(raw.name, part, split) for part, split in raw.splits.items()}
     if any(split.images.dtype != np.uint8 or split.images.ndim == 2 for split in checked.values()):
-        given: Mapping[str, Split | None] = {"validation": None, "test": None, **raw.splits}
-        return Dataset.from_arrays(
-            raw.name,
-            train=raw.splits["train"],
-            validation=given["validation"],
-            test=given["test"],
-            num_classes=raw.num_classes,
-            source=raw.source,
-        )
+        data = Dataset.from_arrays(raw.name, **raw.splits, num_classes=raw.num_classes, source=raw.source)
+        return replace(data, identity=raw.identity)
     classes = _check_splits(raw.name, checked, raw.num_classes)
     _check_scales(raw.name, checked)
     parts = {

@@ -123,6 +123,7 @@ def lenet5_task(name: str, data: Dataset) -> Task:
         recipe="paper_lenet",
         base_recipe=LENET_BASE,
         test=data.test,
+        data_identity=data.identity,
     ).replace(**_PAPER)
 
 
@@ -142,6 +143,7 @@ def vgg16_task(name: str, data: Dataset) -> Task:
         recipe="paper_vgg",
         base_recipe=VGG_BASE,
         test=data.test,
+        data_identity=data.identity,
     ).replace(**_PAPER)
 
 

@@ -150,9 +150,11 @@ class Task:
       num_samples: number of these images in the sample, which functions of whole sample matrices read.
       max_positions: most positions of an activation map in the sample; larger maps are average-pooled.
       finetune: "slim" trains physically smaller networks, "masked" full-shape ones with pruned weights held at zero.
+      data_identity: what the images are, told without reading them (`Dataset.identity`), such as builder, version and
+        checksums of a prepared set; "" takes the digest of the images themselves.
       num_classes: number of classes, read from the training labels; not an argument.
       scaling: standardises uint8 images, which stay uint8 on the host; None for other images; not an argument.
-      data_fingerprint: a digest of the images and labels; not an argument.
+      data_fingerprint: a digest of the images and labels, or of what they are; not an argument.
 
     Raises:
       ValueError: if a setting is out of range, or the data does not fit (see `Dataset.from_arrays`), the test images
@@ -184,6 +186,7 @@ class Task:
     num_samples: int = 100
     max_positions: int = 16
     finetune: Literal["slim", "masked"] = "slim"
+    data_identity: str = ""
     num_classes: int = field(init=False)
     scaling: Scaling | None = field(init=False)
     data_fingerprint: str = field(init=False)
@@ -239,7 +242,7 @@ class Task:
         """Training and validation images, checked."""
         given = {"train": self.train, "validation": self.validation}
         splits = {part: Split(*map(np.asarray, arrays)) for part, arrays in given.items()}
-        return dataset_of(RawSet(self.name, splits))
+        return dataset_of(RawSet(self.name, splits, identity=self.data_identity))
 
     @property
     def recipes(self) -> tuple[Recipe, Recipe]:
@@ -250,7 +253,7 @@ class Task:
     @property
     def settings(self) -> dict[str, object]:
         """All settings that are plain data, for `config.json` and fingerprints."""
-        skipped = {"model", "train", "validation", "test", "num_classes", "scaling"}
+        skipped = {"model", "train", "validation", "test", "num_classes", "scaling", "data_identity"}
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skipped}
         schedule, recipes = self.schedule.settings, (recipe.settings for recipe in self.recipes)
         return {**values, "schedule": schedule, **dict(zip(("recipe", "base_recipe"), recipes, strict=True))}
@@ -259,13 +262,15 @@ class Task:
         """Returns a copy with some fields changed, checked again.
 
         Args:
-          changes: field name -> new value.
+          changes: field name -> new value. Other images are told by their pixels, unless `data_identity` comes along.
 
         Raises:
           TypeError: if there is no such field.
           ValueError: if a value is out of range.
         """
         copy: Callable[..., Task] = dataclasses.replace
+        if "train" in changes or "validation" in changes:
+            changes = {"data_identity": "", **changes}
         return copy(self, **changes)
 
     def scaled(self, scale: float) -> Task:
@@ -303,6 +308,7 @@ class Task:
         return self.replace(
             train=some.train,
             validation=some.validation,
+            data_identity=some.identity,
             recipe=recipes[0],
             base_recipe=recipes[1],
             calibration=min(self.calibration, max(2 * self.num_classes, round(self.calibration * scale))),

@@ -149,6 +149,27 @@ def test_a_scaled_task_keeps_a_batch_and_an_image_of_each_class() -> None:
     assert make_task().scaled(1.0).data_fingerprint == make_task().data_fingerprint
 
 
+def test_images_with_an_identity_are_not_hashed() -> None:
+    task, other = make_task(data_identity="mnist 3.0.1 abc"), make_task(data_identity="mnist 3.0.2 abc")
+    (images, labels), pixels = task.train, make_task().data_fingerprint
+    same = make_task(data_identity="mnist 3.0.1 abc", train=(np.asarray(images) + 1, labels))
+    assert task.data_fingerprint == same.data_fingerprint
+    assert len({pixels, task.data_fingerprint, other.data_fingerprint}) == 3
+    assert "data_identity" not in task.settings
+    assert task.replace(bases=7).scaled(1.0).data_fingerprint == task.data_fingerprint
+    assert task.scaled(0.5).data_fingerprint not in (
+        task.data_fingerprint,
+        task.scaled(0.75).data_fingerprint,
+    )
+
+
+def test_other_images_do_not_keep_an_identity() -> None:
+    task = make_task(data_identity="mnist 3.0.1 abc")
+    assert task.replace(train=task.train).data_fingerprint == make_task().data_fingerprint
+    kept = task.replace(train=task.train, data_identity="mnist 3.0.1 abc")
+    assert kept.data_fingerprint == task.data_fingerprint
+
+
 @pytest.mark.parametrize("scale", [0.0, -0.1, 1.01, float("nan")])
 def test_a_scale_is_a_share(scale: float) -> None:
     with pytest.raises(
