@@ -91,7 +91,27 @@ def max_pool(x: jax.Array) -> jax.Array:
     rows, columns = height // 2, width // 2
     if (height, width) != (2 * rows, 2 * columns):
         x = x[:, : 2 * rows, : 2 * columns]
-    return jnp.max(x.reshape(n, rows, 2, columns, 2, channels), axis=(2, 4))
+    return _window_max(x.reshape(n, rows, 2, columns, 2, channels))
+
+
+@jax.custom_jvp
+def _window_max(x: jax.Array) -> jax.Array:
+    """The maximum over both axes of two of [N, h, 2, w, 2, C]; of equal values the first one gets the derivative."""
+    return jnp.max(x, axis=(2, 4))
+
+
+@_window_max.defjvp
+def _window_max_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Chooses by comparing neighbours.
+
+    JAX's own derivative looks for the maximum among the inputs. Where XLA computes these a second time for it and
+    rounds otherwise (a normalisation before the pooling, say), it finds none, and divides zero by zero.
+    """
+    x, tangent = primals[0], tangents[0]
+    is_upper = x[:, :, 0] >= x[:, :, 1]
+    rows, tangent = (jnp.where(is_upper, each[:, :, 0], each[:, :, 1]) for each in (x, tangent))
+    is_left = rows[:, :, :, 0] >= rows[:, :, :, 1]
+    return _window_max(x), jnp.where(is_left, tangent[:, :, :, 0], tangent[:, :, :, 1])
 
 
 def flatten(x: jax.Array) -> jax.Array:

@@ -24,6 +24,25 @@ class TestMaxPool:
         images = jax.random.normal(key, shape)
         np.testing.assert_array_equal(max_pool(images), nnx.max_pool(images, (2, 2), strides=(2, 2)))
 
+    def test_its_derivative_is_the_libraries_and_divides_by_nothing(self, key):
+        """XLA may compute the images a second time and round otherwise; dividing by a count of maxima fails then."""
+        images = jax.random.normal(key, (2, 4, 4, 3))
+
+        def loss(x, pool):
+            return jnp.sum(pool(x) * jnp.arange(24.0).reshape(2, 2, 2, 3))
+
+        def library_pool(x):
+            return nnx.max_pool(x, (2, 2), strides=(2, 2))
+
+        gradient = jax.grad(loss)(images, max_pool)
+        np.testing.assert_array_equal(gradient, jax.grad(loss)(images, library_pool))
+        operations = str(jax.make_jaxpr(jax.grad(lambda x: loss(x, max_pool)))(images))
+        assert "select_n" in operations and " div" not in operations
+
+    def test_of_equal_values_the_first_one_gets_the_derivative(self):
+        gradient = jax.grad(lambda x: jnp.sum(max_pool(x)))(jnp.ones((1, 2, 2, 1)))
+        assert gradient[0, :, :, 0].tolist() == [[1.0, 0.0], [0.0, 0.0]]
+
     @pytest.mark.parametrize("shape", [(4, 4, 3), (2, 1, 4, 3), (2, 4, 1, 3)])
     def test_too_few_positions_are_refused(self, shape):
         with pytest.raises(ValueError, match=r"max_pool needs \[N, H, W, C\] with H, W >= 2, got shape"):
