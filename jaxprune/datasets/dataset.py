@@ -15,7 +15,6 @@ import importlib.resources
 import io
 import os
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
