@@ -271,7 +271,14 @@ def dataset_of(raw: RawSet) -> Dataset:
     """
     checked = {part: _check_split(raw.name, part, split) for part, split in raw.splits.items()}
     if any(split.images.dtype != np.uint8 or split.images.ndim == 2 for split in checked.values()):
-        data = Dataset.from_arrays(raw.name, **raw.splits, num_classes=raw.num_classes, source=raw.source)
+        data = Dataset.from_arrays(
+            raw.name,
+            train=raw.splits["train"],
+            validation=raw.splits.get("validation"),
+            test=raw.splits.get("test"),
+            num_classes=raw.num_classes,
+            source=raw.source,
+        )
         return replace(data, identity=raw.identity)
     classes = _check_splits(raw.name, checked, raw.num_classes)
     _check_scales(raw.name, checked)
