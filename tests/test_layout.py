@@ -33,6 +33,7 @@ LAZY = {
     "matplotlib",
     "pandas",
     "PIL",
+    "safetensors",
     "simplejpeg",
     "sympy",
     "tensorflow",

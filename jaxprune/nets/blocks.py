@@ -61,9 +61,9 @@ def dense(c_in: int, c_out: int, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(c_in, c_out, kernel_init=WEIGHT_INIT, rngs=rngs)
 
 
-def batch_norm(c_out: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    """Makes a batch normalisation whose statistics settle within a few dozen steps, for short training runs."""
-    return nnx.BatchNorm(c_out, momentum=0.9, use_fast_variance=False, rngs=rngs)
+def batch_norm(c_out: int, rngs: nnx.Rngs, *, epsilon: float = 1e-5, momentum: float = 0.9) -> nnx.BatchNorm:
+    """Makes a batch normalisation, by default one whose statistics settle in few steps, for short training runs."""
+    return nnx.BatchNorm(c_out, momentum=momentum, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
 
 
 def max_pool(x: jax.Array) -> jax.Array:

@@ -17,6 +17,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxprune.nets.efficientnet import EfficientNetLite0
+from jaxprune.nets.imagenet_vgg import ImageNetVGG
 from jaxprune.nets.mobilenet import MobileNetV2
 from jaxprune.nets.resnets import CifarResNet, ImageNetResNet, PreActResNet
 from jaxprune.nets.small_nets import DepthwiseNet, LeNet5, PlainConvNet, SmallConvNet
@@ -38,7 +40,10 @@ NETWORKS: Mapping[str, Callable[..., nnx.Module]] = MappingProxyType(
         "resnet18": partial(ImageNetResNet, depth=18),
         "resnet34": partial(ImageNetResNet, depth=34),
         "resnet50": partial(ImageNetResNet, depth=50),
+        "imagenet_vgg16": partial(ImageNetVGG, depth=16),
+        "imagenet_vgg19": partial(ImageNetVGG, depth=19),
         "mobilenet_v2": MobileNetV2,
+        "efficientnet_lite0": EfficientNetLite0,
     }
 )
 """Name -> network; each takes `rngs` and the keywords `widths`, `num_classes`, `image_shape`."""

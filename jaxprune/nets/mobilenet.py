@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +15,35 @@ from jaxprune.nets.resnets import ConvNorm
 MOBILENET_V2_WIDTHS = (32, 16, 24, 32, 64, 96, 160, 320, 1280)
 """Channels of the stem, the seven stages and the head."""
 
-_LAYERS = ("stem", *(f"stage{i}" for i in range(1, 8)), "head")
+INVERTED_LAYERS = ("stem", *(f"stage{i}" for i in range(1, 8)), "head")
+"""Names of the layers that have a width of their own."""
 _STEM_STRIDES = 2
 _DIVISOR = 8
 """Scaled widths are multiples of this."""
 
 
 class InvertedResidual(nnx.Module):
-    """1x1 convolution to `expansion` times the channels, depthwise 3x3, 1x1 without ReLU.
+    """1x1 convolution to `expansion` times the channels, depthwise convolution, 1x1 without ReLU.
 
     The input is added where it has the shape of the result. With an expansion of 1 the first convolution is left out.
+    `size` is the side of the depthwise kernel; `conv_norm` makes the convolutions, as `ConvNorm` does.
     """
 
-    def __init__(self, c_in: int, c_out: int, strides: int, expansion: int, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        strides: int,
+        expansion: int,
+        rngs: nnx.Rngs,
+        *,
+        size: int = 3,
+        conv_norm: Callable[..., ConvNorm] = ConvNorm,
+    ) -> None:
         inner = expansion * c_in
-        self.expand = ConvNorm(c_in, inner, 1, rngs) if expansion != 1 else None
-        self.depthwise = ConvNorm(inner, inner, 3, rngs, strides=strides, groups=inner)
-        self.project = ConvNorm(inner, c_out, 1, rngs)
+        self.expand = conv_norm(c_in, inner, 1, rngs) if expansion != 1 else None
+        self.depthwise = conv_norm(inner, inner, size, rngs, strides=strides, groups=inner)
+        self.project = conv_norm(inner, c_out, 1, rngs)
         self.adds = strides == 1 and c_in == c_out
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -82,9 +94,9 @@ class MobileNetV2(nnx.Module):
             raise ValueError(
                 f"MobileNetV2 needs a multiplier > 0, got {multiplier}. 1.0 is the published size."
             )
-        repeats = _check_stages("repeats", repeats)
-        strides = _check_stages("strides", strides)
-        widths = check_widths("MobileNetV2", widths, _LAYERS)
+        self.repeats = repeats = check_stages("MobileNetV2", "repeats", repeats)
+        strides = check_stages("MobileNetV2", "strides", strides)
+        widths = check_widths("MobileNetV2", widths, INVERTED_LAYERS)
         if multiplier != 1:
             head = _scaled(widths[-1], max(1.0, multiplier))
             widths = (*(_scaled(width, multiplier) for width in widths[:-1]), head)
@@ -118,11 +130,24 @@ def _scaled(width: int, multiplier: float) -> int:
     return rounded if rounded >= 0.9 * scaled else rounded + _DIVISOR
 
 
-def _check_stages(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    """Checks that there is a whole number >= 1 for each of the seven stages."""
+def check_stages(owner: str, name: str, values: Sequence[int]) -> tuple[int, ...]:
+    """Checks that there is a whole number >= 1 for each of the seven stages.
+
+    Args:
+      owner, name: names of the network and of the setting, for error messages.
+      values: the setting.
+
+    Returns:
+      The values as a tuple.
+
+    Raises:
+      ValueError: if there are not seven values, or some are not whole numbers >= 1.
+
+    Example:
+      >>> check_stages("MyNet", "repeats", [1] * 7)
+      (1, 1, 1, 1, 1, 1, 1)
+    """
     values = tuple(values)
     if len(values) != 7 or not all(type(value) is int and value >= 1 for value in values):
-        raise ValueError(
-            f"MobileNetV2 needs {name} for seven stages, each a whole number >= 1, got {values}."
-        )
+        raise ValueError(f"{owner} needs {name} for seven stages, each a whole number >= 1, got {values}.")
     return values

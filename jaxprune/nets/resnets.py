@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxprune.nets.blocks import batch_norm, check_input, check_sizes, check_widths, strided_convolution
+from jaxprune.nets.blocks import (
+    batch_norm,
+    check_input,
+    check_sizes,
+    check_widths,
+    convolution,
+    strided_convolution,
+)
 
 Shortcut = Literal["A", "B"]
 """Shortcut where sizes change: "A" subsamples and pads channels with zeros, "B" is a 1x1 convolution and a norm."""
@@ -229,13 +236,29 @@ class ImageNetResNet(nnx.Module):
 
 
 class ConvNorm(nnx.Module):
-    """A convolution without bias and the batch normalisation after it, [N, H, W, c_in] to [N, H', W', c_out]."""
+    """A convolution without bias and the batch normalisation after it, [N, H, W, c_in] to [N, H', W', c_out].
+
+    Padding is equal on both sides, or "SAME", which pads a strided convolution more at the end.
+    """
 
     def __init__(
-        self, c_in: int, c_out: int, size: int, rngs: nnx.Rngs, *, strides: int = 1, groups: int = 1
+        self,
+        c_in: int,
+        c_out: int,
+        size: int,
+        rngs: nnx.Rngs,
+        *,
+        strides: int = 1,
+        groups: int = 1,
+        padding: Literal["equal", "SAME"] = "equal",
+        epsilon: float = 1e-5,
+        momentum: float = 0.9,
     ) -> None:
-        self.conv = strided_convolution(c_in, c_out, size, strides, rngs, groups=groups)
-        self.norm = batch_norm(c_out, rngs)
+        zeros = size // 2 if padding == "equal" else padding
+        self.conv = convolution(
+            c_in, c_out, size, zeros, rngs, strides=strides, groups=groups, use_bias=False
+        )
+        self.norm = batch_norm(c_out, rngs, epsilon=epsilon, momentum=momentum)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolves and normalises `x`."""

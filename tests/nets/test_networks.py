@@ -34,13 +34,15 @@ NARROW = {
     "resnet164": (2, 3, 4),
     "resnet18": (3, 4, 5, 6, 7),
     "resnet50": (3, 2, 3, 2, 3),
+    "imagenet_vgg16": (3,) * 8 + (4, 5),
     "mobilenet_v2": (3, 4, 4, 5, 4, 3, 4, 5, 6),
+    "efficientnet_lite0": (3, 4, 4, 5, 4, 3, 4, 5, 6),
 }
 """One network of each kind, with widths to test it at. What differs in depth only is in `test_published_sizes`."""
 
 SMALLEST = {
     "plain_conv_net": 4, "small_conv_net": 4, "depthwise_net": 4, "lenet5": 16, "vgg16": 32, "resnet56": 4,
-    "resnet164": 4, "resnet18": 32, "resnet50": 32, "mobilenet_v2": 8,
+    "resnet164": 4, "resnet18": 32, "resnet50": 32, "imagenet_vgg16": 32, "mobilenet_v2": 8, "efficientnet_lite0": 8,
 }  # fmt: skip
 
 SHALLOW = {
@@ -48,7 +50,9 @@ SHALLOW = {
     "resnet164": {"depth": 11},
     "resnet18": {"depth": 10},
     "resnet50": {"depth": 14},
+    "imagenet_vgg16": {"depth": 11},
     "mobilenet_v2": {"repeats": (1, 2, 1, 1, 1, 1, 1), "strides": (1, 2, 1, 1, 1, 2, 1)},
+    "efficientnet_lite0": {"repeats": (1, 2, 1, 1, 1, 1, 1), "strides": (1, 2, 1, 1, 1, 2, 1)},
 }
 
 OPTIMISED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
@@ -59,7 +63,9 @@ FIRST_AND_LAST = {
     "resnet164": ("stage1", "stage3"),
     "resnet18": ("stem", "stage4"),
     "resnet50": ("stem", "stage4"),
+    "imagenet_vgg16": ("conv1", "dense2"),
     "mobilenet_v2": ("stem", "head"),
+    "efficientnet_lite0": ("stem", "head"),
 }
 
 
@@ -199,7 +205,7 @@ class TestContract:
             values = np.asarray(gradient[...])
             assert np.isfinite(values).all(), path
             # Nothing but 1x1 convolutions into norms follows these, and those take any constant away.
-            if name == "mobilenet_v2" and path[-3:] == ("project", "norm", "bias"):
+            if name in ("mobilenet_v2", "efficientnet_lite0") and path[-3:] == ("project", "norm", "bias"):
                 continue
             assert np.abs(values).max() > 1e-5, path
 

@@ -16,7 +16,9 @@ from jaxprune.nets import (
     NETWORKS,
     VGG19,
     CifarResNet,
+    EfficientNetLite0,
     ImageNetResNet,
+    ImageNetVGG,
     MobileNetV2,
     PreActResNet,
     count_macs,
@@ -24,6 +26,7 @@ from jaxprune.nets import (
 )
 from jaxprune.nets.cost import parameter_sizes
 from jaxprune.nets.factories import find_network
+from jaxprune.nets.imagenet_vgg import mean_to_positions
 from jaxprune.nets.resnets import BasicBlock, pad_channels
 
 # By hand: convolutions with biases, their norms, the dense layer with bias and norm, the output.
@@ -38,7 +41,10 @@ PARAMETERS = {
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
     "resnet50": 25_557_032,
+    "imagenet_vgg16": 138_357_544,
+    "imagenet_vgg19": 143_667_240,
     "mobilenet_v2": 3_504_872,
+    "efficientnet_lite0": 4_652_008,
 }
 MACS = {
     "resnet20": 40_551_040,
@@ -46,7 +52,10 @@ MACS = {
     "resnet18": 1_814_073_344,
     "resnet34": 3_663_761_408,
     "resnet50": 4_089_184_256,
+    "imagenet_vgg16": 15_470_264_320,
+    "imagenet_vgg19": 19_632_062_464,
     "mobilenet_v2": 300_774_272,
+    "efficientnet_lite0": 385_187_552,
 }
 
 
@@ -100,6 +109,13 @@ def test_deeper_bottlenecks_have_their_published_parameters(depth, count):
     assert count_parameters(abstract(ImageNetResNet, depth=depth)) == count
 
 
+@pytest.mark.parametrize(
+    ("depth", "count"), [(11, 132_868_840), (13, 133_053_736), (16, 138_365_992), (19, 143_678_248)]
+)
+def test_vgg_networks_with_norms_have_their_published_parameters(depth, count):
+    assert count_parameters(abstract(ImageNetVGG, depth=depth, has_norms=True)) == count
+
+
 @pytest.mark.parametrize(("multiplier", "count"), [(0.5, 1_968_680), (1.4, 6_108_776)])
 def test_the_multiplier_scales_to_the_published_sizes(multiplier, count):
     assert count_parameters(abstract(MobileNetV2, multiplier=multiplier)) == count
@@ -138,6 +154,27 @@ class TestShortcuts:
         assert not any("projection" in path and path.endswith(("scale", "bias")) for path in sizes)
 
 
+class TestPositions:
+    def test_means_are_over_overlapping_windows_where_the_side_does_not_divide(self):
+        x = jnp.arange(5.0).reshape(1, 5, 1, 1) * jnp.ones((1, 1, 5, 1))
+        means = mean_to_positions(x, 3)
+        assert means[0, :, 0, 0].tolist() == [0.5, 2.0, 3.5]  # rows 0-1, 1-3, 3-4
+        assert means.shape == (1, 3, 3, 1)
+
+    def test_few_positions_are_repeated_and_fitting_ones_stay(self):
+        x = jnp.arange(2.0).reshape(1, 1, 2, 1)
+        assert mean_to_positions(x, 3)[0, 0, :, 0].tolist() == [0.0, 0.5, 1.0]
+        fitting = jnp.ones((2, 3, 3, 4))
+        assert mean_to_positions(fitting, 3) is fitting
+
+    def test_same_padding_puts_the_stems_zeros_behind_even_images(self):
+        published, equal = (
+            abstract(EfficientNetLite0, padding=kind, repeats=(1,) * 7) for kind in ("SAME", "equal")
+        )
+        assert published.stem.conv.padding == "SAME"
+        assert equal.stem.conv.padding == 1 and equal.blocks[2].depthwise.conv.padding == 2
+
+
 class TestStems:
     def test_the_small_stem_keeps_the_size_of_the_image(self):
         model = abstract(ImageNetResNet, depth=18, stem="3x3", num_classes=10, image_shape=(32, 32, 3))
@@ -166,6 +203,11 @@ class TestStems:
         (MobileNetV2, {"multiplier": float("nan")}, r"needs a multiplier > 0, got nan"),
         (MobileNetV2, {"repeats": (1, 2)}, r"needs repeats for seven stages, .*got \(1, 2\)"),
         (MobileNetV2, {"strides": (1, 0, 1, 1, 1, 1, 1)}, r"needs strides for seven stages, each a whole number"),
+        (EfficientNetLite0, {"padding": "VALID"}, r'padding "SAME" \(as published\) or "equal" .*got \'VALID\''),
+        (EfficientNetLite0, {"epsilon": 0.0}, r"EfficientNetLite0 needs an epsilon > 0, got 0\.0\. 0\.001 is as"),
+        (EfficientNetLite0, {"repeats": (1, 2)}, r"EfficientNetLite0 needs repeats for seven stages, .*got \(1, 2\)"),
+        (ImageNetVGG, {"depth": 12}, r"ImageNetVGG needs a depth of 11, 13, 16, 19, got 12"),
+        (ImageNetVGG, {"dropout_rate": 1.0}, r"ImageNetVGG needs dropout_rate in \[0, 1\), the part dropped, got 1\.0"),
         (VGG19, {"dropout_rate": 1.0}, r"VGG19 needs dropout_rate in \[0, 1\)"),
         (VGG19, {"widths": (4,) * 14}, r"VGG19 needs 17 widths, one each for conv1, .*conv16, dense, got 14"),
     ],

@@ -1,0 +1,1 @@
+"""Deployment: weights from files of other libraries, and back."""
