@@ -1,10 +1,11 @@
-"""Weights of a network, dense or slim, as a safetensors file in the names of other libraries."""
+"""Weights of a network, dense or slim, to a safetensors file in the names of other libraries."""
 
 from __future__ import annotations
 
 import json
 import os
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -13,7 +14,7 @@ from jaxprune.deploy.pretrained import METADATA_FORMAT, METADATA_KEY
 from jaxprune.deploy.tensor_files import write_tensors
 from jaxprune.deploy.weight_names import Layout, known_kinds, layouts_of, stored_tensors
 from jaxprune.pruning.planning import Plan
-from jaxprune.structure.model_state import dotted, take_apart
+from jaxprune.structure.model_state import FlatState, dotted, fingerprint, take_apart
 
 
 def export_weights(
@@ -27,8 +28,8 @@ def export_weights(
 
     A network of the same widths there loads the file as it is. `load_pretrained` reads it back, bit by bit the same; a
     slim network needs its plan for that, which is kept in the file's metadata: under "jaxprune" there is a JSON object
-    with `plan`, as `Plan.to_json` writes it, and `kept`, which gives for the weight that makes a group's channels (in
-    the names of the file) the indices of the rows of the dense network that are left.
+    with `plan`, as `Plan.to_json` writes it with the kept indices of each group, and with `producers`, which gives the
+    name that a group's first producer has in the file.
 
     Args:
       model: a ResNet, MobileNetV2, EfficientNet-lite0 or VGG network for large images, of `find_network` or
@@ -52,13 +53,17 @@ def export_weights(
     if layout not in layouts_of(model):
         raise ValueError(_no_names(model, layout))
     flat = take_apart(model).flat
+    if any(isinstance(array, jax.ShapeDtypeStruct) for array in flat.values()):
+        raise ValueError("export_weights needs a network with weights, got one of shapes alone.")
     tensors = stored_tensors(model, layout)
     record: dict[str, object] = {"format": METADATA_FORMAT, "jaxprune": __version__, "layout": layout}
     if plan is not None:
-        _check_slim(flat_shapes={dotted(where): array.shape for where, array in flat.items()}, plan=plan)
+        _check_slim(flat, plan)
         names = {dotted(tensor.path): tensor.name for tensor in tensors}
-        record["kept"] = {names[group]: list(kept) for group, kept in plan.kept.items()}
-        record["plan"] = json.loads(plan.to_json())
+        record |= {
+            "plan": json.loads(plan.to_json()),
+            "producers": {group: names[group] for group in plan.kept},
+        }
     arrays = {tensor.name: tensor.to_stored(np.asarray(flat[tensor.path])) for tensor in tensors}
     write_tensors(path, arrays, {"format": "pt", METADATA_KEY: json.dumps(record)})
 
@@ -74,14 +79,16 @@ def _no_names(model: nnx.Module, layout: str) -> str:
     )
 
 
-def _check_slim(flat_shapes: dict[str, tuple[int, ...]], plan: Plan) -> None:
-    """Checks that a network has the numbers of channels that a plan leaves."""
+def _check_slim(flat: FlatState, plan: Plan) -> None:
+    """Checks that a plan may have made a network; whether it did shows when the file is loaded."""
+    sizes = {dotted(where): array.shape[-1] for where, array in flat.items()}
     problems = [
-        f"{group} keeps {count} channels, the network has "
-        f"{flat_shapes[group][-1] if group in flat_shapes else 'no such array'}"
+        f"{group} keeps {count} channels, the network has {sizes.get(group, 'no such array')}"
         for group, count in plan.kept_counts.items()
-        if group not in flat_shapes or flat_shapes[group][-1] != count
+        if count > sizes.get(group, 0)
     ]
+    if fingerprint(flat) == plan.fingerprint and plan.kept_counts != plan.widths:
+        problems.append("this is the network before slimming")
     if problems:
         raise ValueError(
             f"export_weights needs the plan that the slim network was made with, but: {'; '.join(problems)}. "

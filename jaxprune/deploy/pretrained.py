@@ -55,6 +55,9 @@ PRETRAINED: Mapping[str, str] = MappingProxyType(
 _OUTPUTS = ("fc", "linear", "classifier", "classifier.1", "classifier.6", "head.fc", "_fc")
 """What the output layer may be called."""
 
+_NUM_CLASSES = 1000
+"""Of a network whose output layer the file does not have."""
+
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _PREFIX = "module."
 """What data-parallel training in PyTorch writes before every name."""
@@ -133,8 +136,8 @@ def load_pretrained(
     dtype = _checked_dtype(dtype)
     with open_tensors(path) as (file, shapes):
         source = _source(os.fspath(path), file, shapes)
-        classes = num_classes if new_output else source.num_classes
-        classes = (1000 if num_classes is None else num_classes) if classes is None else classes
+        classes = num_classes if new_output or source.num_classes is None else source.num_classes
+        classes = classes or source.num_classes or _NUM_CLASSES
         if not image_shape and source.plan is not None:
             image_shape = source.plan.example_shape[1:]
         form: dict[str, Any] = {**_settings_in(name, source), **settings}
@@ -236,8 +239,7 @@ def _checked_tensors(
     network: str, parts: Parts, source: _Source, *, asked: int | None, has_output: bool
 ) -> list[StoredTensor]:
     """Returns where each array of the network is found in the file, after checking that they fit each other."""
-    model = merge_model(parts.graphdef, parts.flat, parts.rest)
-    layout, tensors = fitting_tensors(model, source.shapes)
+    layout, tensors = fitting_tensors(parts.model, source.shapes)
     expected = [tensor for tensor in tensors if has_output or tensor.path[0] != "output"]
     names = {tensor.name for tensor in tensors}
     found = [tensor for tensor in expected if tensor.name in source.shapes]
@@ -272,7 +274,7 @@ def _checked_tensors(
     if problems:
         raise ValueError(
             f"{source.path} needs to hold the weights of {network} in the names of "
-            f"{' or '.join(layouts_of(model))} (nearest: {layout}), but: {'; '.join(problems)}. {advice}"
+            f"{' or '.join(layouts_of(parts.model))} (nearest: {layout}), but: {'; '.join(problems)}. {advice}"
         )
     return expected
 
