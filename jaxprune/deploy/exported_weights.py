@@ -27,9 +27,9 @@ def export_weights(
     """Writes the weights of a network as safetensors, in the names and layouts of another library.
 
     A network of the same widths there loads the file as it is. `load_pretrained` reads it back, bit by bit the same; a
-    slim network needs its plan for that, which is kept in the file's metadata: under "jaxprune" there is a JSON object
-    with `plan`, as `Plan.to_json` writes it with the kept indices of each group, and with `producers`, which gives the
-    name that a group's first producer has in the file.
+    slim network needs its plan for that, which is kept in the file's metadata: under "jaxprune_weights" there is a JSON
+    object with `plan`, as `Plan.to_json` writes it with the kept indices of each group, and with `producers`, which
+    gives the name that a group's first producer has in the file.
 
     Args:
       model: a ResNet, MobileNetV2, EfficientNet-lite0 or VGG network for large images, of `find_network` or

@@ -31,7 +31,7 @@ from jaxprune.structure.tracing import trace_structure
 from jaxprune.text import closest
 from jaxprune.types import Array
 
-METADATA_KEY = "jaxprune"
+METADATA_KEY = "jaxprune_weights"
 """Under which `export_weights` keeps the plan of a slim network."""
 
 METADATA_FORMAT = 1
@@ -59,8 +59,8 @@ _NUM_CLASSES = 1000
 """Of a network whose output layer the file does not have."""
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_PREFIX = "module."
-"""What data-parallel training in PyTorch writes before every name."""
+_PREFIXES = ("module.", "model.", "_orig_mod.")
+"""What data-parallel training, trainers and compilation in PyTorch write before every name."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,8 @@ def _checked_dtype(dtype: DTypeLike) -> np.dtype:
 
 def _source(path: str, file: TensorFile, shapes: Mapping[str, TensorShape]) -> _Source:
     """Returns an open file, without what its names may have in common, and with the plan in its metadata."""
-    prefix = _PREFIX if shapes and all(name.startswith(_PREFIX) for name in shapes) else ""
+    common = (each for each in _PREFIXES if shapes and all(name.startswith(each) for name in shapes))
+    prefix = next(common, "")
     plain = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
     text = (file.metadata() or {}).get(METADATA_KEY)
     plan = None

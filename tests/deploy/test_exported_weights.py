@@ -92,7 +92,7 @@ def test_a_slim_network_comes_back_bit_by_bit_with_its_plan(name, tmp_path, key)
     images = jax.ShapeDtypeStruct((2, *model.image_shape), jnp.float32)
     assert output_of(loaded, images).shape == (2, 3)
     with open_tensors(path) as (file, shapes):
-        record = json.loads(file.metadata()["jaxprune"])
+        record = json.loads(file.metadata()["jaxprune_weights"])
     assert jp.Plan.from_json(json.dumps(record["plan"])) == plan
     assert set(record["producers"]) == set(plan.kept) and set(record["producers"].values()) <= set(shapes)
 

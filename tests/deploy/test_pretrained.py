@@ -29,6 +29,7 @@ LITE = {"widths": (4, 2, 3, 5, 10, 14, 24, 40, 160)}
 CASES = {
     "torchvision resnet18": ("resnet18", RESNET),
     "torchvision resnet50": ("resnet50", RESNET),
+    "pytorch_cifar resnet8": ("resnet20", {"widths": (4, 8, 16), "depth": 8}),
     "torchvision vgg16": ("vgg16", VGG),
     "timm vgg16_bn": ("vgg16_bn", VGG),
     "torchvision mobilenet_v2": ("mobilenet_v2", MOBILE),
@@ -107,11 +108,12 @@ def path(tmp_path):
 
 
 class TestWhatIsRead:
-    def test_counters_are_ignored_and_prefixes_of_data_parallel_training_taken_off(self, path):
-        arrays = {f"module.{name}": array for name, array in small_weights().items()}
-        arrays["module.bn1.num_batches_tracked"] = np.array(7)
+    @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+    def test_counters_are_ignored_and_prefixes_of_training_taken_off(self, path, prefix):
+        arrays = {f"{prefix}{name}": array for name, array in small_weights().items()}
+        arrays[f"{prefix}bn1.num_batches_tracked"] = np.array(7)
         model = load_small(path, arrays)
-        np.testing.assert_array_equal(model.stem.norm.mean[...], arrays["module.bn1.running_mean"])
+        np.testing.assert_array_equal(model.stem.norm.mean[...], arrays[f"{prefix}bn1.running_mean"])
 
     def test_half_and_double_precision_become_float32(self, path):
         kernel = small_weights()["conv1.weight"].astype(np.float16)
@@ -183,7 +185,9 @@ class TestBadInput:
 
     def test_weights_of_another_network_are_refused(self, path):
         write_tensors(path, small_weights(), {})
-        with pytest.raises(ValueError, match=r"weights of mobilenet_v2 in .* missing: .*33 not known to the netw"):
+        with pytest.raises(
+            ValueError, match=r"weights of mobilenet_v2 in .* missing: .*33 not known to the netw"
+        ):
             load_pretrained("mobilenet_v2", path)
 
     def test_unknown_networks_are_refused(self, path):
@@ -239,7 +243,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("{", r"model\.safetensors: the metadata 'jaxprune' Expecting"),
+            ("{", r"model\.safetensors: the metadata 'jaxprune_weights' Expecting"),
             ("[]", "needs metadata of format 1, got"),
             ('{"format": 2}', "needs metadata of format 1, got"),
             (
@@ -250,7 +254,7 @@ class TestBadInput:
     )
     def test_damaged_metadata_is_refused(self, path, text, message):
         with pytest.raises(ValueError, match=message):
-            load_small(path, small_weights(), {"jaxprune": text})
+            load_small(path, small_weights(), {"jaxprune_weights": text})
 
     def test_a_slim_network_needs_the_settings_of_the_dense_one(self, path):
         plan = Plan({"stem.conv.kernel": (0,)}, {"stem.conv.kernel": 5}, "0" * 16, (1, 32, 32, 3), "float32")
@@ -259,4 +263,4 @@ class TestBadInput:
             ValueError,
             match=r"holds a slim network, .*: group stem\.conv\.kernel has 2 channels, not 5\. Pass the same",
         ):
-            load_small(path, small_weights(), {"jaxprune": json.dumps(record)})
+            load_small(path, small_weights(), {"jaxprune_weights": json.dumps(record)})

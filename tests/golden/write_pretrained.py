@@ -31,9 +31,45 @@ def efficientnet_lite0() -> torch.nn.Module:
         return EfficientNet.from_name("efficientnet-lite0", num_classes=CLASSES, image_size=IMAGE_SHAPE[:2])
 
 
+class PaddedBlock(torch.nn.Module):
+    """A basic block as in the repositories of ResNets for CIFAR-10, with a zero-padded shortcut."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(c_out)
+        self.conv2 = torch.nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
+        self.bn2 = torch.nn.BatchNorm2d(c_out)
+        self.stride = stride
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        if self.stride > 1:
+            missing = y.shape[1] - x.shape[1]
+            x = torch.nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, missing // 2, missing // 2))
+        return torch.relu(y + x)
+
+
+class CifarResNet(torch.nn.Module):
+    """He et al. 2016, sec. 4.2, under the names of these repositories; one block in each stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(3, 32, 3, 1, 1, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(32)
+        for stage, (c_in, c_out, stride) in enumerate(((32, 32, 1), (32, 64, 2), (64, 128, 2)), 1):
+            setattr(self, f"layer{stage}", torch.nn.Sequential(PaddedBlock(c_in, c_out, stride)))
+        self.linear = torch.nn.Linear(128, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layer3(self.layer2(self.layer1(torch.relu(self.bn1(self.conv1(x))))))
+        return self.linear(x.mean(dim=(2, 3)))
+
+
 MODELS = {  # name -> (divisor of the widths, scale of the norms, network)
     "torchvision resnet18": (16, 0.6, lambda: torchvision.models.resnet18(num_classes=CLASSES)),
     "torchvision resnet50": (16, 0.6, lambda: torchvision.models.resnet50(num_classes=CLASSES)),
+    "pytorch_cifar resnet8": (8, 1.0, CifarResNet),
     "torchvision vgg16": (16, 1.0, lambda: torchvision.models.vgg16(num_classes=CLASSES)),
     "timm vgg16_bn": (16, 1.0, lambda: timm.create_model("vgg16_bn", num_classes=CLASSES)),
     "torchvision mobilenet_v2": (8, 1.0, lambda: torchvision.models.mobilenet_v2(num_classes=CLASSES)),
