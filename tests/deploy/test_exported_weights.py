@@ -15,7 +15,7 @@ from zoo.randomise import randomise
 
 import jaxprune as jp
 from jaxprune import export_weights, load_pretrained
-from jaxprune.deploy.tensor_files import open_tensors
+from jaxprune.deploy.tensor_files import open_tensors, write_tensors
 from jaxprune.nets import NETWORKS, LeNet5, find_network
 from jaxprune.structure.model_state import take_apart
 
@@ -150,6 +150,21 @@ class TestBadInput:
         ):
             export_weights(narrow, tmp_path / "x.safetensors", plan=plan)
         assert not list(tmp_path.iterdir())
+
+    def test_a_plan_edited_in_the_file_is_noticed_when_it_is_loaded(self, tmp_path, key):
+        model = network("resnet20", key)
+        plan = planned("resnet20", model, key)
+        path = tmp_path / "slim.safetensors"
+        export_weights(jp.slim(model, plan), path, plan=plan)
+        with open_tensors(path) as (file, shapes):
+            arrays = {name: file.get_tensor(name) for name in shapes}
+            record = json.loads(file.metadata()["jaxprune_weights"])
+        record["plan"]["groups"]["blocks.0.first.conv.kernel"]["kept"] = [0, 1, 2]
+        write_tensors(path, arrays, {"jaxprune_weights": json.dumps(record)})
+        with pytest.raises(
+            ValueError, match=r"of another shape: .*layer1\.0\.conv1\.weight \(needs \(3, 2, 3, 3\), got"
+        ):
+            load("resnet20", path)
 
     def test_a_file_that_cannot_be_written_leaves_nothing(self, tmp_path, key, monkeypatch):
         model = network("resnet20", key)
