@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import optax
 from flax import nnx
 
 from jaxprune.pruning.planning import KeptIndices, Plan, check_plan, index_arrays
+from jaxprune.pruning.tree_paths import find_places, names_of
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.layouts import keep_mask
 from jaxprune.structure.model_state import FlatState, Path, dotted, merge_model, put_beside, take_apart
@@ -148,7 +148,8 @@ def keep_masked(
 def _masked_tree(tree: optax.Updates, masks: Mapping[Path, Array]) -> optax.Updates:
     """Returns a tree of arrays with zeros where the masks of its leaves are False."""
     leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    leaf_masks = [_mask_of_leaf(keys, masks) for keys, _ in leaves]
+    places = find_places([names_of(keys) for keys, _ in leaves], masks)
+    leaf_masks = [None if place is None or place.before else masks[place.parameter] for place in places]
     if masks and all(leaf_mask is None for leaf_mask in leaf_masks):
         paths = ", ".join(jax.tree_util.keystr(keys) for keys, _ in leaves[:3])
         raise ValueError(
@@ -167,16 +168,3 @@ def _zeroed(array: Array, is_kept: Array) -> Array:
     if isinstance(array, np.ndarray) and isinstance(is_kept, np.ndarray):
         return np.where(is_kept, array, np.zeros_like(array))
     return jnp.where(is_kept, array, jnp.zeros_like(array))
-
-
-def _mask_of_leaf(keys: tuple[Any, ...], masks: Mapping[Path, Array]) -> Array | None:
-    """Looks up a leaf's mask by its tree path, without the keys that NNX variables add at the end."""
-    path: list[str | int] = []
-    for key in keys:
-        name = getattr(key, "key", getattr(key, "idx", getattr(key, "name", None)))
-        path.extend(name if isinstance(name, tuple) else (name,) if isinstance(name, str | int) else ())
-    while path:
-        if tuple(path) in masks:
-            return masks[tuple(path)]
-        path.pop()
-    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import overload
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from flax import nnx
 
 from jaxprune.observation.observed import Observed
 from jaxprune.pruning.compensation import check_compensable, compensated_state
+from jaxprune.pruning.optimizer_states import OptimizerState, slim_optimizer
 from jaxprune.pruning.planning import KeptIndices, Plan, check_plan, index_arrays
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.layer_sizes import stored_sizes
@@ -19,13 +21,36 @@ from jaxprune.structure.verification import Attributes, find_misfit, slim_graph
 from jaxprune.types import Array
 
 
+@overload
 def slim(
     model: nnx.Module,
     plan: Plan,
     *,
     attributes: Attributes | None = None,
     compensate: Observed | None = None,
-) -> nnx.Module:
+    optimizer: None = None,
+) -> nnx.Module: ...
+
+
+@overload
+def slim(
+    model: nnx.Module,
+    plan: Plan,
+    *,
+    attributes: Attributes | None = None,
+    compensate: Observed | None = None,
+    optimizer: OptimizerState,
+) -> tuple[nnx.Module, OptimizerState]: ...
+
+
+def slim(
+    model: nnx.Module,
+    plan: Plan,
+    *,
+    attributes: Attributes | None = None,
+    compensate: Observed | None = None,
+    optimizer: OptimizerState | None = None,
+) -> nnx.Module | tuple[nnx.Module, OptimizerState]:
     """Returns a smaller model without the pruned channels.
 
     It computes what the masked model computes, except where activations are normalised across pruned channels: there it
@@ -37,21 +62,29 @@ def slim(
     With `compensate`, the layers that read pruned channels are corrected first: by least squares, the channels that
     stay take over what can be predicted of the others (`jaxprune/pruning/compensation.py` has the formulas).
 
+    With `optimizer`, its state is cut along, and training goes on where it was: the next update of the channels that
+    stay is that of the masked network (`jaxprune/pruning/optimizer_states.py` says what is cut how). Averages of
+    weights in it are cut and not corrected by `compensate`.
+
     Args:
       model: the network that the plan was made for; it is not changed.
       plan: which channels to keep.
       attributes: new values for whole numbers that classes of your own store, by dotted path, such as
         `{"blocks.0.attention.head_dim": 16}`.
       compensate: what `observe` returned for this model; None cuts without a correction.
+      optimizer: an `nnx.Optimizer` of this model, a state of Optax, or any pytree of these and of averages of the
+        weights; it is not changed.
 
     Returns:
       A new model, whose arrays are on the same devices. They are split as before where the new sizes divide evenly, and
-      replicated elsewhere.
+      replicated elsewhere. With `optimizer`, the new model and a new optimizer (or state) for it.
 
     Raises:
+      TypeError: if `optimizer` is an Optax transformation, which has no state.
       ValueError: if the plan was made for another network, or if code of the model still relies on an old size; the
         message names the attributes that hold an old size, with the values they need. With `compensate`, also if
         something other than dense layers and convolutions reads pruned channels; the message names groups and readers.
+        With `optimizer`, if it was made for another network, or its state cannot be cut exactly (Adafactor's, say).
     """
     parts = take_apart(model)
     structure = check_plan(parts, plan)
@@ -74,7 +107,10 @@ def slim(
             if compensate is not None:
                 flat = compensated_state(structure, flat, kept, compensate.covariances())
             arrays = slim_state(structure, flat, plan.kept)
-            return merge_model(graphdef, put_beside(arrays, parts.flat), parts.rest)
+            smaller = merge_model(graphdef, put_beside(arrays, parts.flat), parts.rest)
+            if optimizer is None:
+                return smaller
+            return smaller, slim_optimizer(optimizer, structure, kept, model, smaller)
         problem = misfit.reason
         required = stored_sizes(model, {plan.widths[name]: len(channels) for name, channels in kept.items()})
     missing = {path: size for path, size in required.items() if path not in attributes}
