@@ -45,6 +45,10 @@ from jaxprune.structure.tracing import trace_structure as trace_structure
 from jaxprune.tasks.named_tasks import find_task as find_task
 from jaxprune.tasks.tasks import Schedule as Schedule
 from jaxprune.tasks.tasks import Task as Task
+from jaxprune.training.finetuning import finetune as finetune
 from jaxprune.training.network_training import train_network as train_network
+from jaxprune.training.recalibration import recalibrate as recalibrate
 from jaxprune.training.recipes import Recipe as Recipe
+from jaxprune.training.sparse_regularisers import group_lasso as group_lasso
+from jaxprune.training.sparse_regularisers import scale_l1 as scale_l1
 from jaxprune.types import Invalid as Invalid

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxprune.datasets.input_pipeline import Batch, normalised
 from jaxprune.structure.model_state import FlatState
-from jaxprune.training.loop import Network, StepMeasures, StepState, make_measured_step
+from jaxprune.training.loop import Network, StepMeasures, StepState, Teacher, make_measured_step
 from jaxprune.training.recipes import Recipe
 from jaxprune.types import Array
 
@@ -71,11 +71,18 @@ class TopCounts(NamedTuple):
         return 100.0 * self.top5 / max(self.num_examples, 1)
 
 
-Step = Callable[[StepState, Batch, jax.Array | np.int32], tuple[StepState, StepMeasures, jax.Array]]
+Step = Callable[..., tuple[StepState, StepMeasures, jax.Array]]
+"""(state, batch, number of the step, weights of a teacher if there is one) -> (state, measures, learning rate)."""
 
 
 def training_step(
-    network: Network, recipe: Recipe, num_steps: int, pixels: Pixels, *, seed: int = 0
+    network: Network,
+    recipe: Recipe,
+    num_steps: int,
+    pixels: Pixels,
+    *,
+    seed: int = 0,
+    teacher: Teacher | None = None,
 ) -> tuple[Callable[[FlatState], StepState], Step]:
     """Makes the two pure functions of a run on batches of stored images, to be jitted or exported.
 
@@ -85,22 +92,28 @@ def training_step(
       num_steps: steps of the whole run.
       pixels: mean and standard deviation of the images.
       seed: of dropout and augmentation.
+      teacher: None, or what the network learns from beside labels.
 
     Returns:
       `init(weights) -> StepState`, whose arrays are new ones, and
-      `step(state, batch, number) -> (StepState, StepMeasures, learning rate)` for the step of that number, from 0.
+      `step(state, batch, number) -> (StepState, StepMeasures, learning rate)` for the step of that number, from 0. With
+      a teacher, its weights come last: `step(state, batch, number, teacher_weights)`.
     """
-    make_state, measured_step = make_measured_step(network, recipe, num_steps, prepare=pixels)
+    make_state, measured_step = make_measured_step(
+        network, recipe, num_steps, prepare=pixels, teacher=teacher
+    )
     rates = recipe.learning_rates(num_steps)
 
     def init(weights: FlatState) -> StepState:
         return make_state(jax.tree.map(jnp.copy, weights))
 
     def step(
-        state: StepState, batch: Batch, number: jax.Array | np.int32
+        state: StepState, batch: Batch, number: jax.Array | np.int32, teacher_weights: FlatState | None = None
     ) -> tuple[StepState, StepMeasures, jax.Array]:
         key = jax.random.fold_in(jax.random.key(seed), number)
-        state, measures = measured_step(state, batch.images, batch.labels, key, None, batch.weights)
+        state, measures = measured_step(
+            state, batch.images, batch.labels, key, None, batch.weights, teacher_weights
+        )
         return state, measures, jnp.asarray(rates(number), jnp.float32)
 
     return init, step

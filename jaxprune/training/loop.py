@@ -27,7 +27,7 @@ from jaxprune.structure.model_state import (
     random_state,
     split_model,
 )
-from jaxprune.training.objective import mean_loss, training_pass
+from jaxprune.training.objective import distillation_loss, mean_loss, training_pass
 from jaxprune.training.recipes import Augmentation, Recipe
 from jaxprune.types import Array
 
@@ -62,6 +62,20 @@ class Network:
         """Returns [N, K] logits of examples `x` in evaluation mode."""
         model = merge_to_run(self.evaluation, weights, self.rest)
         return model(x)
+
+
+class Teacher(NamedTuple):
+    """A network whose soft classes another one learns, in evaluation mode and full precision.
+
+    Attributes:
+      network: the teacher without its weights, which each step is given.
+      temperature: of `distillation_loss`.
+      weight: share of that loss; the rest is the loss on labels.
+    """
+
+    network: Network
+    temperature: float
+    weight: float
 
 
 def split_network(model: nnx.Module) -> tuple[Network, FlatState]:
@@ -164,18 +178,20 @@ def make_measured_step(
     num_steps: int,
     *,
     prepare: Callable[[jax.Array], jax.Array] | None = None,
+    teacher: Teacher | None = None,
 ) -> tuple[Callable[[FlatState], StepState], Callable[..., tuple[StepState, StepMeasures]]]:
     """Makes `init` and `step` as `make_step` does; the step also returns its loss and its number of right answers.
 
     Args:
       network, recipe, num_steps: as for `make_step`.
       prepare: is applied to the images after augmentation, such as a normalisation of bytes to floats.
+      teacher: None, or what the network learns from beside labels.
 
     Returns:
       `init(weights) -> StepState` and
-      `step(state, images, labels, key, masks=None, counted=None) -> (StepState, StepMeasures)`. `counted` is None or
-      [N] float32 weights of the examples: those of weight 0 add nothing to loss and counts, but pass through the
-      network with the others, so that batch statistics see them.
+      `step(state, images, labels, key, masks=None, counted=None, teacher_weights=None) -> (StepState, StepMeasures)`.
+      `counted` is None or [N] float32 weights of the examples: those of weight 0 add nothing to loss and counts, but
+      pass through the network with the others, so that batch statistics see them.
     """
     optimiser = recipe.transformation(num_steps)
 
@@ -192,6 +208,7 @@ def make_measured_step(
         key: jax.Array,
         masks: FlatState | None = None,
         counted: jax.Array | None = None,
+        teacher_weights: FlatState | None = None,
     ) -> tuple[StepState, StepMeasures]:
         weights, optimiser_state, average = state
         params = _trained(network, weights)
@@ -203,7 +220,12 @@ def make_measured_step(
             logits, after = training_pass(
                 network.training, network.trained, weights | params, rest, x, recipe.compute
             )
-            return mean_loss(logits, labels, recipe.label_smoothing, counted), (after, logits)
+            total = mean_loss(logits, labels, recipe.label_smoothing, counted)
+            if teacher is not None:
+                soft_logits = teacher.network.logits(teacher_weights or {}, x)
+                soft = distillation_loss(logits, soft_logits, teacher.temperature, counted)
+                total = (1 - teacher.weight) * total + teacher.weight * soft
+            return total, (after, logits)
 
         (batch_loss, (new_weights, logits)), gradients = jax.value_and_grad(loss, has_aux=True)(params)
         updates, optimiser_state = optimiser.update(gradients, optimiser_state, params)

@@ -36,11 +36,25 @@ from jaxprune.structure.model_state import (
     split_model,
 )
 from jaxprune.training.data_parallel import DataParallel, Pixels, TopCounts, data_mesh, training_step
-from jaxprune.training.loop import StepState, split_network
+from jaxprune.training.loop import StepState, Teacher, split_network
 from jaxprune.training.recipes import Recipe
 from jaxprune.training.run_checkpoints import RunCheckpoints
 from jaxprune.training.training_run import Evaluation, TrainingProgress, TrainingRun
 from jaxprune.types import is_whole
+
+
+class Distillation(NamedTuple):
+    """What a network learns from another one, beside labels.
+
+    Attributes:
+      teacher: from the same images to as many logits; it runs in evaluation mode, and is not changed.
+      temperature: see `distillation_loss`.
+      weight: share of that loss in [0, 1]; the rest is the loss on labels.
+    """
+
+    teacher: nnx.Module
+    temperature: float = 4.0
+    weight: float = 0.5
 
 
 class TrainedNetwork(NamedTuple):
@@ -74,6 +88,7 @@ def train_network(
     mesh: Mesh | None = None,
     on_progress: Callable[[TrainingProgress], None] | None = None,
     report_every: int = 50,
+    distill: Distillation | None = None,
 ) -> TrainedNetwork:
     """Trains a network on batches that are split among all devices.
 
@@ -100,6 +115,7 @@ def train_network(
       mesh: has an axis "data"; by default all devices of all processes.
       on_progress: is told how the run goes.
       report_every: steps between reports, >= 1.
+      distill: None, or a teacher whose soft classes the network learns. It sees the same augmented images.
 
     Returns:
       The trained network and its evaluations.
@@ -128,16 +144,22 @@ def train_network(
     network, weights = split_network(model)
     devices = DataParallel(network, Pixels(tuple(mean), tuple(std)), data_mesh(mesh))
     devices.check_batch_size(recipe.batch_size)
-    init, step = training_step(network, recipe, num_steps, devices.pixels, seed=seed)
+    teacher, teacher_weights = None, None
+    if distill is not None:
+        teacher_network, teacher_weights = split_network(distill.teacher)
+        teacher = Teacher(teacher_network, float(distill.temperature), float(distill.weight))
+    init, step = training_step(network, recipe, num_steps, devices.pixels, seed=seed, teacher=teacher)
     run = TrainingRun(
         recipe, num_steps, devices, step, batches, evaluate,
         evaluate_every=evaluate_every or num_steps, save_every=save_every, report_every=report_every,
-        on_progress=on_progress,
+        on_progress=on_progress, teacher_weights=teacher_weights,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         state: StepState | None = None
         if checkpoint_dir is not None:
             identity = _identity(weights, recipe, num_steps, devices.pixels, seed, data)
+            if teacher is not None and teacher_weights is not None:
+                identity["teacher"] = [_content_of(teacher_weights), teacher.temperature, teacher.weight]
             like = jax.eval_shape(init, weights)
             run.checkpoints = stack.enter_context(RunCheckpoints(checkpoint_dir, identity, like))
             state = run.restore()
@@ -212,10 +234,9 @@ def _identity(
     weights: FlatState, recipe: Recipe, num_steps: int, pixels: Pixels, seed: int, data: str
 ) -> dict[str, Any]:
     """What tells this run from others, by name."""
-    contents = [[dotted(path), *map(str, array_content(array))] for path, array in weights.items()]
     return {
         "network": fingerprint(weights),
-        "starting weights": checksum(sorted(contents)),
+        "starting weights": _content_of(weights),
         **{f"recipe {name}": value for name, value in recipe.settings.items()},
         "num_steps": int(num_steps),  # NumPy's numbers are not written as JSON
         "mean": [float(value) for value in pixels.mean],
@@ -223,3 +244,10 @@ def _identity(
         "seed": int(seed),
         "data": data,
     }
+
+
+def _content_of(weights: FlatState) -> str:
+    """A hash over paths, types, shapes and bits."""
+    return checksum(
+        sorted([dotted(path), *map(str, array_content(array))] for path, array in weights.items())
+    )

@@ -90,6 +90,49 @@ def mean_loss(
     else:
         one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
         losses = optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, label_smoothing))
+    return _mean(losses, counted)
+
+
+def distillation_loss(
+    logits: jax.Array, teacher_logits: jax.Array, temperature: float, counted: jax.Array | None = None
+) -> jax.Array:
+    """Averages how far the soft classes of a network are from those of its teacher.
+
+    It is T^2 times the divergence KL(teacher || network) of the softmax of logits / T: as the gradients of the soft
+    part go with 1 / T^2, its weight against a cross entropy does not depend on T. It is 0 for equal logits.
+
+    Args:
+      logits: [N, K] of the network.
+      teacher_logits: [N, K] of the teacher; no gradient flows into them.
+      temperature: T > 0; the higher, the more the classes count that the teacher holds for unlikely.
+      counted: None or [N] weights of the examples, >= 0.
+
+    Returns:
+      The loss, a scalar >= 0; 0 if all weights are 0.
+
+    Raises:
+      ValueError: if the teacher has other outputs.
+
+    Example:
+      >>> logits = jnp.array([[0.0, 0.0]])
+      >>> round(float(distillation_loss(logits, jnp.array([[2.0, -2.0]]), temperature=2.0)), 4)
+      1.3113
+
+    Source:
+      Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, sec. 2.
+    """
+    if logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"distillation needs a teacher with the outputs of the network, [N, K], got {teacher_logits.shape} of the "
+            f"teacher and {logits.shape} of the network. Use a teacher for the same classes."
+        )
+    targets = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
+    found = jax.nn.log_softmax(logits / temperature)
+    return temperature**2 * _mean(jnp.sum(jnp.exp(targets) * (targets - found), axis=-1), counted)
+
+
+def _mean(losses: jax.Array, counted: jax.Array | None) -> jax.Array:
+    """The mean over the examples that count."""
     if counted is None:
         return losses.mean()
     total = counted.sum()

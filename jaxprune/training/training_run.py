@@ -15,6 +15,7 @@ import numpy as np
 from jaxprune.datasets.input_pipeline import Batch
 from jaxprune.datasets.input_speed import InputSpeed, SpeedFacts
 from jaxprune.interrupts import Interrupted, Interrupts
+from jaxprune.structure.model_state import FlatState
 from jaxprune.training.data_parallel import DataParallel, Step, TopCounts
 from jaxprune.training.loop import StepMeasures, StepState
 from jaxprune.training.recipes import Recipe
@@ -69,6 +70,7 @@ class TrainingRun:
       devices: where batches go.
       step: the step to be compiled, from `training_step`.
       evaluate_every, save_every, report_every: numbers of steps.
+      teacher_weights: of the step's teacher, if it has one; each step is given them.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class TrainingRun:
         save_every: int,
         report_every: int,
         on_progress: Callable[[TrainingProgress], None] | None,
+        teacher_weights: FlatState | None = None,
     ) -> None:
         self.recipe, self.num_steps, self.devices = recipe, num_steps, devices
         self.batches, self.evaluate, self.on_progress = batches, evaluate, on_progress
@@ -93,9 +96,14 @@ class TrainingRun:
         self.history: list[Evaluation] = []
         self.start = 0
         whole, split = devices.replicated, devices.split
-        self.step: Step = jax.jit(
-            step, donate_argnums=0, in_shardings=(whole, split, whole), out_shardings=whole
+        constants = () if teacher_weights is None else (jax.device_put(teacher_weights, whole),)
+        compiled = jax.jit(
+            step,
+            donate_argnums=0,
+            in_shardings=(whole, split, whole, *(whole for _ in constants)),
+            out_shardings=whole,
         )
+        self.step: Step = lambda state, batch, number: compiled(state, batch, number, *constants)
         self.speed = InputSpeed()
         self.pending: deque[tuple[int, StepMeasures, jax.Array]] = deque()
         self.sums = np.zeros(3)  # loss times examples, right answers, examples since the last report

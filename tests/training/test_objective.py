@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 
 from jaxprune.nets import SmallConvNet
-from jaxprune.training.loop import make_measured_step, split_network
-from jaxprune.training.objective import mean_loss, training_pass
+from jaxprune.training.loop import Teacher, make_measured_step, split_network
+from jaxprune.training.objective import distillation_loss, mean_loss, training_pass
 from jaxprune.training.recipes import Recipe
 
 PLAIN = Recipe("plain", "sgd", 0.1, epochs=1, batch_size=4, momentum=0.0)
@@ -127,3 +127,40 @@ class TestMeasuredStep:
         moved = float(state.weights[("scale",)][0]) - 1.0
         assert moved == pytest.approx(-0.1 * (math.e / (1 + math.e) - 0.5), rel=1e-4)
         assert float(state.result[("scale",)][0]) == pytest.approx(1.0 + 0.25 * moved, rel=1e-6)
+
+
+class TestDistillation:
+    TEACHER = np.array([[2.0, -2.0], [0.0, 0.0]], np.float32)
+
+    def test_by_hand(self):
+        """T = 2: the teacher's probabilities are s = 1 / (1 + exp(-2)) and 1 - s, the network's one half each."""
+        s = 1 / (1 + math.exp(-2))
+        expected = 4 * (s * math.log(2 * s) + (1 - s) * math.log(2 * (1 - s)))
+        logits = np.zeros((2, 2), np.float32)
+        counted = jnp.array([1.0, 0.0])
+        assert math.isclose(distillation_loss(logits, self.TEACHER, 2.0, counted), expected, rel_tol=1e-5)
+        assert math.isclose(distillation_loss(logits, self.TEACHER, 2.0), expected / 2, rel_tol=1e-5)
+        assert float(distillation_loss(self.TEACHER, self.TEACHER, 2.0)) == 0.0
+
+    def test_a_step_weighs_labels_and_teacher(self):
+        network, weights = split_network(Scale())
+        x, labels = np.array([[1.0, 0.5], [-1.0, 1.0]], np.float32), np.array([1, 1])
+        teacher_weights = {("scale",): jnp.array([3.0, -1.0])}
+        _, step = make_measured_step(network, PLAIN, 1, teacher=Teacher(network, 3.0, 0.25))
+        init, _ = make_measured_step(network, PLAIN, 1)
+        key = jax.random.key(0)
+        state, measures = jax.jit(step)(init(weights), x, labels, key, None, None, teacher_weights)
+
+        def total(scale):
+            soft = distillation_loss(x * scale[None], x * np.float32([[3.0, -1.0]]), 3.0)
+            return 0.75 * mean_loss(x * scale[None], labels) + 0.25 * soft
+
+        loss, gradient = jax.value_and_grad(total)(jnp.ones(2))
+        np.testing.assert_allclose(measures.loss, loss, rtol=1e-5)
+        np.testing.assert_allclose(state.weights["scale",], 1 - 0.1 * gradient, rtol=1e-5)
+
+    def test_a_teacher_of_other_classes(self):
+        with pytest.raises(
+            ValueError, match=r"teacher with the outputs of the network, \[N, K\], got \(2, 3\) of"
+        ):
+            distillation_loss(jnp.zeros((2, 2)), jnp.zeros((2, 3)), 1.0)
