@@ -23,6 +23,7 @@ from jaxprune.nets.small_nets import LeNet5 as LeNet5
 from jaxprune.nets.small_nets import PlainConvNet as PlainConvNet
 from jaxprune.observation.observer import observe as observe
 from jaxprune.observation.operands import Operands as Operands
+from jaxprune.pruning.compensation_gain import compensation_gains as compensation_gains
 from jaxprune.pruning.masking import mask as mask
 from jaxprune.pruning.planning import Plan as Plan
 from jaxprune.pruning.planning import plan as plan

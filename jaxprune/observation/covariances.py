@@ -140,11 +140,13 @@ def _sites(structure: Structure) -> dict[str, ConsumerSite]:
 
 
 def _key(site: ConsumerSite) -> str:
-    return f"{site.group} in value {site.value}"
+    return (
+        f"{site.group} in value {site.value}" if site.block is None else f"{site.name} in value {site.value}"
+    )
 
 
 def _channels_last(value: jax.Array, site: ConsumerSite) -> jax.Array:
     """[N, *space, C] what enters a consumer."""
     moved = jnp.moveaxis(value, site.batch_axis, 0)
     axis = site.value_axis + (site.value_axis < site.batch_axis)
-    return with_channels_last(moved, [axis], site.positions)
+    return with_channels_last(moved, [axis], site.value_positions)

@@ -9,6 +9,9 @@ The consumer's weights for the kept channels become W_k + sum_r A_kr W_r, at eac
 is the constant sum_r b_r W_r, summed over the window. It is added to the consumer's bias, or subtracted from the mean
 of the batch norm behind it; a consumer that has neither gets the best prediction without a constant. At borders that
 are padded with zeros the constant is not exact, because it counts the channels as if they went on there.
+
+A grouped convolution is corrected block by block: its outputs read the channels of one block only, so S and m are those
+of that block. A depthwise convolution mixes no channels and is left alone; what mixes them behind it takes over.
 """
 
 from __future__ import annotations
@@ -130,7 +133,10 @@ def _compensate(
 ) -> None:
     """Changes the kernel of a consumer, and what shifts its output, in place."""
     weights, constant = predict_removed(covariance, kept, has_constant=site.shift is not None)
-    rows = np.moveaxis(arrays[site.kernel], site.axis, 0)
+    kernel = arrays[site.kernel]
+    if site.kernel_axis is not None:
+        kernel = site.own_outputs(kernel, site.kernel_axis)
+    rows = np.moveaxis(kernel, site.axis, 0)
     removed = np.setdiff1d(np.arange(len(site.positions)), kept)
     of_removed = rows[site.positions[removed]]  # [removed, positions of a channel, *other axes]
     rows[site.positions[kept]] += np.tensordot(weights, of_removed, axes=1)
@@ -138,4 +144,5 @@ def _compensate(
         path, sign, axis = site.shift
         by_output = np.moveaxis(of_removed, axis + 1 + (axis < site.axis), -1)
         sums = by_output.reshape(len(removed), -1, by_output.shape[-1]).sum(axis=1)
-        arrays[path] += sign * (constant @ sums)
+        shift = site.own_outputs(arrays[path], 0)  # a view
+        shift += sign * (constant @ sums)

@@ -1,8 +1,9 @@
 """Consumer sites: the layers that read the channels of a group, and what a correction of their weights has to know.
 
 A layer qualifies if its output is a sum over channels with a stored kernel that nothing else reads. Then it can make
-good for removed channels what it can compute of them from those that stay (see `pruning/compensation.py`). For
-everything else that reads channels of a group there is a reason in words why it cannot.
+good for removed channels what it can compute of them from those that stay (see `pruning/compensation.py`). A grouped
+convolution is several such layers, one for each block of channels that it reads. For everything else that reads
+channels of a group there is a reason in words why it cannot.
 """
 
 from __future__ import annotations
@@ -42,25 +43,45 @@ class Shift(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ConsumerSite:
-    """A layer that reads the channels of a group, as a sum over them with a kernel."""
+    """A layer, or a block of a grouped convolution, that reads the channels of a group as a sum with a kernel."""
 
     group: str
     kernel: Path
     axis: int
     """Axis of the kernel that the channels lie on."""
     positions: np.ndarray
-    """[C, m] the indices of each channel on that axis, and on `value_axis`."""
+    """[C, m] the indices of each channel on that axis."""
     shift: Shift | None
     """None if nothing shifts the output by one number a channel."""
     value: int
     """Number of the activations that enter the layer, in the program."""
     value_axis: int
+    value_positions: np.ndarray
+    """[C, m] the indices of each channel on `value_axis`: the same, but for a block those within the block."""
     batch_axis: int
+    kernel_axis: int | None
+    """Axis of the kernel for the channels that it makes; None where several axes are, or a stride lies in the input."""
+    block: tuple[int, int] | None = None
+    """(number, count) where this is one block of a grouped convolution, which makes a block of channels."""
 
     @property
     def name(self) -> str:
         """The group and the layer, for keys and messages."""
-        return f"{self.group} -> {dotted(self.kernel)}"
+        block = "" if self.block is None else f" block {self.block[0] + 1} of {self.block[1]}"
+        return f"{self.group} -> {dotted(self.kernel)}{block}"
+
+    def own_outputs(self, array: np.ndarray, axis: int) -> np.ndarray:
+        """Returns a view of the part of an array that makes this block's channels.
+
+        Args:
+          array: the kernel, or a vector that shifts its output.
+          axis: the axis of the channels that it makes.
+        """
+        if self.block is None:
+            return array
+        number, count = self.block
+        size = array.shape[axis] // count
+        return array[(slice(None),) * axis + (slice(number * size, (number + 1) * size),)]
 
 
 class Consumers(NamedTuple):
@@ -77,7 +98,8 @@ def find_consumers(structure: Structure) -> Consumers:
     """Finds who reads the channels of each group.
 
     A depthwise convolution, and any other operation that treats each channel on its own, only passes channels on: what
-    reads its output counts.
+    reads its output counts. A grouped convolution passes on whole blocks of its channels likewise, and mixes the
+    channels within each block.
 
     Args:
       structure: groups of the network.
@@ -90,7 +112,7 @@ def find_consumers(structure: Structure) -> Consumers:
     for family, name in enumerate(structure.groups):
         reads = [structure.families.trace.reads[index] for index in structure.families.reads[family]]
         found = [finder.find(family, name, read) for read in reads]
-        sites[name] = tuple(site for site in found if isinstance(site, ConsumerSite))
+        sites[name] = tuple(site for sites in found if isinstance(sites, tuple) for site in sites)
         words = [*(text for text in found if isinstance(text, str)), *finder.reductions.get(family, ())]
         if words:
             problems[name] = tuple(dict.fromkeys(words))
@@ -116,8 +138,8 @@ class _Finder:
         self.reductions = self._find_reductions()
         """Family -> what is computed from all its channels together, in words."""
 
-    def find(self, family: int, group: str, read: ChannelRead) -> ConsumerSite | str | None:
-        """Returns the layer that reads channels, why it does not qualify, or None if it passes each of them on."""
+    def find(self, family: int, group: str, read: ChannelRead) -> tuple[ConsumerSite, ...] | str | None:
+        """Returns the layer or its blocks that read channels, why it does not qualify, or None if it passes them on."""
         operations = [
             operation for operation in self._users.get(read.value_number, []) if self._is_of(operation, read)
         ]
@@ -132,8 +154,6 @@ class _Finder:
         operation = operations[0]
         if read.kernel is None:
             return f"the product with {kernel} in {operation.location}"
-        if operation.name == _CONV and int(operation.equation.params["feature_group_count"]) > 1:
-            return f"{kernel}, a grouped convolution"
         number = operation.inputs[1 - operation.inputs.index(read.value_number)]
         if len(operations) > 1 or self._source(number, _SAME) != read.kernel:
             return f"{kernel}, which is not read just once, and as it is stored"
@@ -146,18 +166,34 @@ class _Finder:
             or value_channels is None
             or len(value_channels.axes) != 1
             or [read.value.shape[axis] for axis in batch_axes] != [batch_size]
-            or not np.array_equal(channels.positions, value_channels.positions)
         ):
             return f"{kernel}, whose input has no plain batch and channel axes"
-        return ConsumerSite(
-            group=group,
-            kernel=read.kernel,
-            axis=channels.axes[0],
-            positions=channels.positions,
-            shift=self._find_shift(operation, _made_axes(operation, read)),
-            value=read.value_number,
-            value_axis=value_channels.axes[0],
-            batch_axis=batch_axes[0],
+        made = _made_axes(operation, read)
+        count = int(operation.equation.params["feature_group_count"]) if operation.name == _CONV else 1
+        if count > 1 and channels.axes[0] == operation.equation.params["dimension_numbers"].rhs_spec[0]:
+            return None  # whole blocks, with the channels that are made of them
+        in_blocks = _in_blocks(
+            value_channels.positions, channels.positions, count, read.value.shape[value_channels.axes[0]]
+        )
+        if in_blocks is None or (count > 1 and made is None):
+            kind = ", a grouped convolution" if count > 1 else ""
+            return f"{kernel}{kind}, whose input has no plain batch and channel axes"
+        shift = self._find_shift(operation, made)
+        return tuple(
+            ConsumerSite(
+                group=group,
+                kernel=read.kernel,
+                axis=channels.axes[0],
+                positions=channels.positions,
+                shift=shift,
+                value=read.value_number,
+                value_axis=value_channels.axes[0],
+                value_positions=positions,
+                batch_axis=batch_axes[0],
+                kernel_axis=None if made is None else made[0],
+                block=(number, count) if count > 1 else None,
+            )
+            for number, positions in enumerate(in_blocks)
         )
 
     def _is_of(self, operation: Operation, read: ChannelRead) -> bool:
@@ -239,6 +275,23 @@ def _is_passed_on(operation: Operation, read: ChannelRead, axes: Sequence[int]) 
         num_groups, spec = int(params["feature_group_count"]), params["dimension_numbers"].lhs_spec
         return side == 0 and num_groups > 1 and read.value.shape[spec[1]] == num_groups
     return set(axes) <= set(params["dimension_numbers"][1][side])
+
+
+def _in_blocks(
+    in_value: np.ndarray, in_kernel: np.ndarray, count: int, length: int
+) -> list[np.ndarray] | None:
+    """Returns the positions [C, m] of each channel in each block of an input; None where blocks are not alike.
+
+    Args:
+      in_value: [C, count * m] positions in the whole input, rising.
+      in_kernel: [C, m] positions on the axis of the kernel, which is as long as a block.
+      count: number of blocks.
+      length: of the whole input.
+    """
+    if count == 1:
+        return [in_value] if np.array_equal(in_value, in_kernel) else None
+    blocks = [in_kernel + number * (length // count) for number in range(count)]
+    return blocks if np.array_equal(np.concatenate(blocks, axis=1), in_value) else None
 
 
 def _made_axes(operation: Operation, read: ChannelRead) -> tuple[int, int] | None:

@@ -72,6 +72,21 @@ def test_a_transposed_convolution_has_no_constant():
     assert site.kernel == ("up", "kernel") and site.shift is None
 
 
+def test_a_grouped_convolution_is_one_consumer_for_each_block():
+    layers = {"conv1": conv(1, 8), "conv2": conv(8, 4, 1, feature_group_count=2), "head": linear(4, 3, 2)}
+    net = Net(layers, lambda n, x: n.head(nnx.relu(n.conv2(nnx.relu(n.conv1(x)))).mean((1, 2))))
+    sites, problems = consumers_of(net)
+    assert not problems
+    first, second = sites["conv1.kernel:inner"]
+    assert first.name == "conv1.kernel:inner -> conv2.kernel block 1 of 2"
+    assert first.positions.tolist() == second.positions.tolist() == [[0], [1], [2], [3]]
+    assert (first.value_positions.tolist(), second.value_positions.tolist()) == (
+        [[0], [1], [2], [3]], [[4], [5], [6], [7]],
+    )  # fmt: skip
+    assert second.own_outputs(np.arange(4), 0).tolist() == [2, 3]
+    assert [site.kernel for site in sites["conv1.kernel:outer"]] == [("head", "kernel")]
+
+
 def test_examples_that_are_cut_into_pieces_are_told():
     layers = {"conv1": conv(1, 6), "fc": linear(6, 4, 1), "head": linear(4, 3, 2)}
 
