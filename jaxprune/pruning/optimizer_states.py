@@ -68,7 +68,7 @@ def slim_optimizer(
                 "Pass its own network: slim(optimizer.model, plan, optimizer=optimizer)."
             )
         _check_fits(optimizer, optimizer.opt_state, model)
-        state = slim_tree(optimizer.opt_state, structure, kept)
+        state = slim_tree(optimizer.opt_state, structure, kept, is_own=True)
         _check_fits(optimizer, state, smaller, is_cut=True)
         graphdef, variables = nnx.split(optimizer)
         copied = nnx.merge(graphdef, jax.tree.map(lambda array: array, variables))  # merging keeps variables
@@ -80,13 +80,16 @@ def slim_optimizer(
     return slim_tree(optimizer, structure, kept)
 
 
-def slim_tree(tree: OptimizerState, structure: Structure, kept: Mapping[str, np.ndarray]) -> OptimizerState:
+def slim_tree(
+    tree: OptimizerState, structure: Structure, kept: Mapping[str, np.ndarray], *, is_own: bool = False
+) -> OptimizerState:
     """Returns a pytree whose arrays at the paths of parameters are cut as these are.
 
     Args:
       tree: any pytree.
       structure: groups of the network.
       kept: group -> rising kept indices; groups left out stay whole.
+      is_own: whether it is known that the tree was made for this network.
 
     Returns:
       A tree of the same structure. All its arrays are new ones, on the devices of those that they replace.
@@ -115,7 +118,7 @@ def slim_tree(tree: OptimizerState, structure: Structure, kept: Mapping[str, np.
         for (keys, leaf), own, place in zip(keyed, names, find_places(names, structure.shapes), strict=True)
     ]
     cutter = _Cutter(structure, kept)
-    cutter.check(leaves)
+    cutter.check(leaves, is_own=is_own)
     host: dict[Path, Array] = {}
     for index, leaf in enumerate(leaves):
         layout = cutter.layout_of(leaf)
@@ -172,14 +175,14 @@ class _Cutter:
             return None
         return self._follow(leaf, leaf.place.parameter)
 
-    def check(self, leaves: Sequence[_Leaf]) -> None:
+    def check(self, leaves: Sequence[_Leaf], *, is_own: bool) -> None:
         """Checks that it is known of all arrays how they follow the network's.
 
         Raises:
           ValueError: if not; names them.
         """
         arrays = [leaf for leaf in leaves if not leaf.is_kept_as_it_is]
-        if foreign := list(self._foreign(arrays)):
+        if foreign := [] if is_own else list(self._foreign(arrays)):
             raise ValueError(
                 f"needs an optimizer that was made for this network, got {_listed(foreign)}. Pass the optimizer whose "
                 "updates this network was trained with."

@@ -221,6 +221,19 @@ class TestRefused:
         _, cut = slim(net, made(net, {"fc1.kernel": (0, 1)})[1], optimizer=optimizer)
         assert cut.tx is optimizer.tx
 
+    def test_moments_of_lower_rank(self):
+        """As GaLore's: there is no such array for the smaller kernel."""
+
+        def init(params):
+            return {"fc2": {"kernel": jnp.zeros((4, 4))}}
+
+        net, transformation = mlp(), optax.GradientTransformation(init, lambda u, s, p=None: (u, s))
+        optimizer = nnx.Optimizer(net, transformation, wrt=nnx.Param)
+        with pytest.raises(
+            ValueError, match=r"\(4, 4\) belongs to fc2.kernel \(8, 7\) and is not of its shape"
+        ):
+            slim(net, made(net, {"fc1.kernel": (0,)})[1], optimizer=optimizer)
+
     def test_a_state_whose_form_follows_from_sizes(self):
         def init(params):
             return {"fc1": {"bias": jnp.zeros(params["fc1"]["bias"].size // 8)}}
