@@ -130,10 +130,11 @@ def test_an_optax_state_an_average_and_a_model_and_optimizer_give_the_same():
     assert cut.model is smaller and owner.model is net
     params = nnx.state(net, nnx.Param)
     state = OPTIMIZERS["adam"].init(params)
-    _, (cut_state, average) = slim(net, plan, optimizer=(state, params))
+    everything = nnx.state(net, (nnx.Param, nnx.BatchStat))
+    _, (cut_state, average) = slim(net, plan, optimizer=(state, everything))
     shapes = [leaf.shape for leaf in jax.tree.leaves(cut_state[0].mu)]
     assert shapes == [leaf.shape for leaf in jax.tree.leaves(nnx.state(smaller, nnx.Param))]
-    jax.tree.map(np.testing.assert_array_equal, average, nnx.state(smaller, nnx.Param))
+    jax.tree.map(np.testing.assert_array_equal, average, nnx.state(smaller, (nnx.Param, nnx.BatchStat)))
     assert [leaf.shape for leaf in jax.tree.leaves(nnx.as_pure(cut.opt_state)[0].mu)] == shapes
 
 

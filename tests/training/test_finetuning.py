@@ -11,10 +11,13 @@ from flax import nnx
 from toy_training import IMAGES, LABELS, PIXELS, RECIPE, ToyNet, evaluation_batches, toy_batches
 
 from jaxprune.datasets.dataset import Dataset
+from jaxprune.datasets.guarded_split import Split
 from jaxprune.datasets.input_pipeline import array_batches
+from jaxprune.datasets.scaling import scaling_of
 from jaxprune.nets import PlainConvNet
 from jaxprune.structure.model_state import split_model
-from jaxprune.training.finetuning import finetune
+from jaxprune.training.data_parallel import Pixels
+from jaxprune.training.finetuning import _source_of, finetune
 from jaxprune.training.network_training import train_network
 
 DATA, NUM_STEPS = (IMAGES, LABELS), 6
@@ -106,6 +109,14 @@ def test_a_dataset_brings_its_validation_split_and_scaling():
     assert [evaluation.counts.num_examples for evaluation in tuned.history] == [
         len(data.validation.labels)
     ] * 2
+
+
+def test_a_dataset_of_bytes_brings_mean_and_deviation_of_its_pixels():
+    scaling = scaling_of(IMAGES)
+    split = Split(IMAGES, LABELS)
+    source = _source_of(Dataset("bytes", split, split, None, 4, scaling=scaling), None, None)
+    pixels = Pixels(source.mean, source.std)
+    np.testing.assert_allclose(pixels(jax.numpy.asarray(IMAGES)), scaling(IMAGES), rtol=1e-4, atol=1e-5)
 
 
 class TestRefused:
