@@ -55,7 +55,7 @@ def slim_optimizer(
       The same kind of object. A `ModelAndOptimizer` holds the smaller network.
 
     Raises:
-      TypeError: for an Optax transformation, which has no state.
+      TypeError: for an Optax transformation or its name, which have no state.
       ValueError: if the optimizer was made for another network, or its state holds arrays of which it is not known how
         they follow the parameters that are cut; names them.
     """
@@ -107,10 +107,10 @@ def slim_tree(
       Array([1., 3.], dtype=float32)
     """
     keyed, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    if any(callable(leaf) for _, leaf in keyed):
+    if any(callable(leaf) or isinstance(leaf, str) for _, leaf in keyed):
         raise TypeError(
             f"optimizer needs an nnx.Optimizer or the state of an Optax transformation, got {type(tree).__name__} with "
-            "functions in it. Pass what transformation.init(params) returned, after its last update."
+            "functions or texts in it. Pass what transformation.init(params) returned, after its last update."
         )
     names = [names_of(keys) for keys, _ in keyed]
     leaves = [

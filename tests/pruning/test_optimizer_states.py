@@ -159,12 +159,13 @@ def test_compensation_and_an_optimizer_go_together():
 
 
 class TestRefused:
-    def test_a_transformation_without_its_state(self):
+    @pytest.mark.parametrize("optimizer", [optax.sgd(0.1), "sgd"])
+    def test_a_transformation_without_its_state(self, optimizer):
         net = mlp()
         with pytest.raises(
             TypeError, match=r"needs an nnx.Optimizer or the state .* what transformation.init"
         ):
-            slim(net, made(net, {"fc1.kernel": (0,)})[1], optimizer=optax.sgd(0.1))
+            slim(net, made(net, {"fc1.kernel": (0,)})[1], optimizer=optimizer)
 
     def test_an_optimizer_of_another_network(self):
         net = conv_norm_relu()

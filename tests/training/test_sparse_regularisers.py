@@ -46,13 +46,15 @@ class TestGroupLasso:
         def penalty(params):
             total = 0.0
             for group in structure.groups.values():
-                squares = [0.0] * group.size
+                squares = jnp.zeros(group.size)
                 for member in group.members:
                     if member.path in structure.trained:
-                        rows = jnp.moveaxis(params[member.path], member.axis, 0)
-                        for index, channel in enumerate(member.channels.tolist()):
-                            squares[channel] += jnp.sum(rows[index] ** 2) if channel >= 0 else 0.0
-                total += sum(jnp.sqrt(square) for square in squares)
+                        rows = jnp.moveaxis(params[member.path], member.axis, 0).reshape(
+                            len(member.channels), -1
+                        )
+                        is_of = member.channels[None] == np.arange(group.size)[:, None]
+                        squares += is_of @ (rows**2).sum(1)
+                total += jnp.sqrt(squares).sum()
             return 0.5 * total
 
         expected = jax.jit(jax.grad(penalty))(params)
