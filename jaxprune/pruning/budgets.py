@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
+from jaxprune.pruning.budget_records import BUDGETS, Budget
+from jaxprune.pruning.latency import SecondsOf, fastest_enough
+from jaxprune.pruning.repair import Counts
+from jaxprune.pruning.scopes import Limits, RoomLimits, check_patterns, matching, rooms_of
+from jaxprune.pruning.targets import (
+    Rules,
+    checked_fraction,
+    label_of,
+    reach,
+    solve,
+    target_of,
+    targets_of,
+)
 from jaxprune.structure.groups import Structure
 from jaxprune.types import Array, is_whole
 
@@ -15,48 +27,86 @@ Scope = Literal["group", "global"]
 """Whether every group keeps the same fraction, or the channels of all groups compete in one ranking."""
 Factor = Literal["inner", "outer", "both"]
 """Which of two groups that share every index loses channels: dimensions of heads (inner), heads (outer) or both."""
+Fraction = float | Mapping[str, float]
+"""One fraction for the network, or fractions by name or pattern of groups."""
+
+NEAR = 0.01
+"""A budget is met if what is kept differs by no more from what was asked, but for rounding."""
 
 
-def budget_counts(
-    structure: Structure,
-    *,
-    kept_fraction: float | None = None,
-    kept_counts: Mapping[str, int] | None = None,
-    macs_fraction: float | None = None,
-    params_fraction: float | None = None,
-    scores: Mapping[str, Array] | None = None,
-    scope: Scope = "group",
-    multiple_of: int = 1,
-    ignore: Sequence[str] = (),
-    factor: Factor = "inner",
-) -> dict[str, int]:
+class BudgetOptions(TypedDict, total=False):
+    """Keywords of `plan`: one budget, and how it is met."""
+
+    kept_fraction: Fraction | None
+    kept_counts: Mapping[str, int] | None
+    macs_fraction: Fraction | None
+    params_fraction: Fraction | None
+    latency_fraction: float | None
+    scores: Mapping[str, Array] | None
+    scope: Scope
+    multiple_of: int
+    min_kept: Limits | None
+    max_kept: Limits | None
+    ignore: Sequence[str]
+    factor: Factor
+
+
+class Choice(NamedTuple):
+    """How many channels each group keeps, and what of the budget that meets."""
+
+    counts: Counts
+    budget: Budget
+    remarks: tuple[str, ...] = ()
+    """Where the budget is missed, and which groups stay whole unexpectedly; `plan` warns of them."""
+
+
+def budget_counts(structure: Structure, **options: Unpack[BudgetOptions]) -> Counts:
     """Returns the number of channels that each group keeps under exactly one budget.
 
     Args:
       structure: groups of the network.
-      kept_fraction, kept_counts, macs_fraction, params_fraction: the budget; see `plan`.
-      scores: group name -> [C] scores; only read with `scope="global"`.
-      scope, multiple_of, ignore, factor: see `plan`.
+      **options: see `choose_counts`.
 
     Returns:
       Group name -> kept channels, for every group in program order.
 
     Raises:
+      ValueError: as `choose_counts` does.
+    """
+    return choose_counts(structure, **options).counts
+
+
+def choose_counts(
+    structure: Structure, *, seconds_of: SecondsOf | None = None, **options: Unpack[BudgetOptions]
+) -> Choice:
+    """Chooses the number of channels that each group keeps under exactly one budget, and says what is met.
+
+    Args:
+      structure: groups of the network.
+      seconds_of: measures the latency of a slim network; needed for `latency_fraction` alone.
+      **options: the budget, and how it is met; see `plan`. `scores` are only read with `scope="global"`.
+
+    Returns:
+      The counts and what they meet.
+
+    Raises:
       ValueError: if not exactly one budget is given, or if an option is out of range or cannot be met.
     """
-    budgets = {
-        "kept_fraction": kept_fraction,
-        "kept_counts": kept_counts,
-        "macs_fraction": macs_fraction,
-        "params_fraction": params_fraction,
-    }
-    given = sorted(name for name, value in budgets.items() if value is not None)
+    budgets = {name: options.get(name) for name in BUDGETS}
+    given = [name for name, value in budgets.items() if value is not None]
     if len(given) != 1:
         raise ValueError(f"Give exactly one budget out of {', '.join(budgets)}, got {given or 'none'}.")
+    scope, multiple_of = options.get("scope", "group"), options.get("multiple_of", 1)
+    factor, ignore = options.get("factor", "inner"), options.get("ignore", ())
+    min_kept, max_kept = options.get("min_kept"), options.get("max_kept")
     _check_options(scope, multiple_of, factor)
     free = _free_groups(structure, ignore)
+    kept_counts = options.get("kept_counts")
     if kept_counts is not None:
-        return _explicit_counts(structure, kept_counts, free)
+        if min_kept is not None or max_kept is not None:
+            raise ValueError("kept_counts says what each group keeps. Leave out min_kept and max_kept.")
+        counts = _explicit_counts(structure, kept_counts, free)
+        return Choice(counts, Budget("kept_counts", counts, counts))
     always_whole = structure.shared_groups(factor)
     free = [name for name in free if name not in always_whole]
     if not free:
@@ -64,7 +114,22 @@ def budget_counts(
             f"nothing is left to prune: with factor={factor!r} and ignore={list(ignore)} every group stays whole. "
             f"The groups are {', '.join(structure.groups)}."
         )
-    return _counts_within(structure, given[0], budgets[given[0]], free, scores or {}, scope, multiple_of)
+    is_global = scope == "global"
+    limits = RoomLimits(min_kept, max_kept)
+    rules = Rules(
+        structure,
+        rooms_of(structure, free, limits, multiple_of=multiple_of, keep_odd_widths=is_global),
+        rooms_of(structure, free, limits),
+        check_scores(structure, options.get("scores") or {}, needed=free) if is_global else {},
+        is_global,
+        multiple_of,
+    )
+    asked = budgets[given[0]]
+    if given[0] == "latency_fraction":
+        counts, budget = _within_latency(rules, asked, seconds_of)
+    else:
+        counts, budget = _within_size(rules, given[0], asked)
+    return Choice(counts, budget, _remarks(rules, counts, budget))
 
 
 def check_scores(
@@ -117,14 +182,9 @@ def _check_options(scope: object, multiple_of: object, factor: object) -> None:
 def _free_groups(structure: Structure, ignore: Sequence[str]) -> list[str]:
     """Returns the groups that no pattern of `ignore` matches."""
     patterns = [ignore] if isinstance(ignore, str) else list(ignore)
-    unmatched = [
-        pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in structure.groups)
-    ]
-    if unmatched:
-        raise ValueError(
-            f"ignore needs names or patterns of groups, {', '.join(structure.groups)}, got {unmatched}."
-        )
-    return [name for name in structure.groups if not any(fnmatchcase(name, pattern) for pattern in patterns)]
+    check_patterns("ignore", patterns, structure.groups)
+    ignored = {name for pattern in patterns for name in matching(pattern, structure.groups)}
+    return [name for name in structure.groups if name not in ignored]
 
 
 def _explicit_counts(structure: Structure, counts: Mapping[str, int], free: Sequence[str]) -> dict[str, int]:
@@ -146,93 +206,74 @@ def _explicit_counts(structure: Structure, counts: Mapping[str, int], free: Sequ
     return {name: int(counts.get(name, width)) for name, width in structure.widths.items()}
 
 
-def _counts_within(
-    structure: Structure,
-    budget: str,
-    fraction: object,
-    free: Sequence[str],
-    scores: Mapping[str, Array],
-    scope: Scope,
-    multiple_of: int,
-) -> dict[str, int]:
-    """Returns the largest counts whose size is at most a fraction of the full network's."""
-    if (
-        not isinstance(fraction, int | float | np.number)
-        or isinstance(fraction, bool)
-        or not 0 < fraction <= 1
-    ):
-        raise ValueError(f"{budget} must be in (0, 1], got {fraction!r}. It is the fraction that stays.")
-    if budget == "kept_fraction" and scope == "group":
-        return {**structure.widths, **_uniform_counts(structure, free, float(fraction), multiple_of)}
-    if scope == "global":
-        arrays = check_scores(structure, scores, needed=free)
-        falling_counts = _falling_global_counts(structure, arrays, free, multiple_of)
-    else:
-        falling_counts = _falling_uniform_counts(structure, free, multiple_of)
-    size_of: Callable[[Mapping[str, int]], int] = {
-        "kept_fraction": lambda counts: sum(counts[name] for name in free),
-        "macs_fraction": structure.count_macs,
-        "params_fraction": structure.count_parameters,
-    }[budget]
-    full_size = size_of(structure.widths)
-    limit = round(fraction * full_size) if budget == "kept_fraction" else fraction * full_size
-    counts = structure.widths
-    for counts in falling_counts:
-        if size_of(counts) <= limit:
-            return counts
-    raise ValueError(
-        f"{budget}={fraction} cannot be met: the smallest network that keeps a channel of every group has "
-        f"{size_of(counts) / full_size:.4f} of the full cost. Raise it, ignore fewer groups or lower multiple_of."
-    )
+def _within_size(rules: Rules, budget: str, asked: object) -> tuple[Counts, Budget]:
+    """Returns the largest counts within a budget of channels, multiply-adds or parameters."""
+    targets = targets_of(rules, budget, asked)
+    counts = reach(rules, targets)
+    met = {target.pattern: target.met(counts) for target in targets}
+    if not isinstance(asked, Mapping):
+        return counts, Budget(budget, targets[0].fraction, met[""])
+    return counts, Budget(budget, {target.pattern: target.fraction for target in targets}, met)
 
 
-def _uniform_counts(
-    structure: Structure, free: Sequence[str], fraction: float, multiple_of: int
-) -> dict[str, int]:
-    """Returns the same fraction of every free group, rounded to a multiple (up on a tie; at least one multiple)."""
-    counts = {}
-    for name in free:
-        width = structure.widths[name]
-        count = max(1, round(fraction * width))
-        rounded = max(1, (2 * count + multiple_of) // (2 * multiple_of)) * multiple_of
-        if rounded > width:
-            rounded = max(width // multiple_of * multiple_of, min(width, multiple_of))
-        counts[name] = width if fraction == 1 else rounded
-    return counts
+def _within_latency(rules: Rules, asked: object, seconds_of: SecondsOf | None) -> tuple[Counts, Budget]:
+    """Returns the largest counts, among a few networks of different sizes, that are measured to be fast enough."""
+    if isinstance(asked, Mapping):
+        raise ValueError(
+            f"latency_fraction is of the whole network, got {dict(asked)}. Give one number, and say with ignore= or "
+            "max_kept= which groups lose channels."
+        )
+    fraction = checked_fraction("latency_fraction", asked)
+    if seconds_of is None:
+        raise ValueError("latency_fraction needs a network to measure. Use jp.plan(model, ...).")
+    widths = rules.structure.widths
+
+    def counts_within(macs_fraction: float) -> Counts | None:
+        target = target_of(rules, "macs_fraction", "", macs_fraction, list(rules.rooms))
+        found = solve(rules, target, widths)
+        return None if found is None else {**widths, **found}
+
+    smallest = {**widths, **{name: room.counts[0] for name, room in rules.rooms.items()}}
+    found = fastest_enough(rules.structure, smallest, fraction, counts_within, seconds_of)
+    return found.counts, Budget("latency_fraction", fraction, found.met, found.table)
 
 
-def _falling_uniform_counts(
-    structure: Structure, free: Sequence[str], multiple_of: int
-) -> Iterator[dict[str, int]]:
-    """Yields uniform counts at every fraction where a count changes, from the largest to the smallest."""
-    fractions = {
-        (kept + 0.5) / structure.widths[name] for name in free for kept in range(structure.widths[name])
-    }
-    yield dict(structure.widths)
-    for fraction in sorted(fractions, reverse=True):
-        # Just below the half, where the count that rounds up at the half has already fallen.
-        just_below = min(1.0, fraction) * (1 - 1e-9)
-        yield {**structure.widths, **_uniform_counts(structure, free, just_below, multiple_of)}
+def _remarks(rules: Rules, counts: Counts, budget: Budget) -> tuple[str, ...]:
+    """Says in words where a budget is missed, and which groups stay whole although a reader would think otherwise."""
+    amounts = {"": budget.asked} if isinstance(budget.asked, float) else budget.asked
+    met = {"": budget.met} if isinstance(budget.met, float) else budget.met
+    remarks = []
+    if all(counts[name] == room.width for name, room in rules.rooms.items()):
+        remarks.append(f"{budget.name}={_asked(budget)} prunes nothing")
+    if all(fraction == 1 for fraction in amounts.values()):
+        return (*remarks, "1.0 is the fraction that stays") if remarks else ()
+    narrow = [
+        name
+        for name, room in rules.rooms.items()
+        if room.width == room.counts[0] != rules.fine_rooms[name].counts[0]
+    ]
+    if narrow:
+        remarks.append(
+            f"multiple_of={rules.multiple_of} leaves groups whole that are too narrow for it: {', '.join(narrow)}"
+        )
+    is_at_top = all(counts[name] >= room.counts[-1] for name, room in rules.rooms.items())
+    for pattern, fraction in amounts.items():
+        missed = f"{label_of(budget.name, pattern)}={fraction:.4g} is met with {met[pattern]:.4g}"
+        if met[pattern] > fraction + NEAR + _rounding(rules, budget.name, pattern):
+            remarks.append(f"{missed}, because groups keep at least a channel or a multiple")
+        elif met[pattern] < fraction - NEAR and is_at_top:
+            remarks.append(f"{missed}, because max_kept allows no more")
+    return tuple(remarks)
 
 
-def _falling_global_counts(
-    structure: Structure, scores: Mapping[str, np.ndarray], free: Sequence[str], multiple_of: int
-) -> Iterator[dict[str, int]]:
-    """Yields counts after each removal of the block of channels with the lowest mean score in any group."""
-    widths, counts = structure.widths, dict(structure.widths)
-    rising_scores = {name: np.sort(scores[name]) for name in free}
-    while True:
-        yield dict(counts)
-        smaller_counts = {
-            name: (counts[name] - 1) // multiple_of * multiple_of
-            for name in free
-            if counts[name] > multiple_of
-        }
-        if not smaller_counts:
-            return
-        block_means = {
-            name: float(rising_scores[name][widths[name] - counts[name] : widths[name] - smaller].mean())
-            for name, smaller in smaller_counts.items()
-        }
-        lowest = min(block_means, key=block_means.__getitem__)
-        counts[lowest] = smaller_counts[lowest]
+def _asked(budget: Budget) -> object:
+    """Returns what was asked as a caller typed it."""
+    return dict(budget.asked) if isinstance(budget.asked, Mapping) else budget.asked
+
+
+def _rounding(rules: Rules, budget: str, pattern: str) -> float:
+    """Returns how far rounding single channels may be from a fraction of all of them."""
+    if budget != "kept_fraction" or rules.multiple_of > 1:
+        return 0.0
+    widths = [room.width for name, room in rules.rooms.items() if not pattern or matching(pattern, [name])]
+    return 0.5 * len(widths) / sum(widths)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, permutations
@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxprune.structure.channel_classes import ChannelFamilies, find_families, name_families
 from jaxprune.structure.labels import Labels, distinct
-from jaxprune.structure.layouts import Field, Layout, count_kept
+from jaxprune.structure.layouts import Field, Layout, count_kept, holds_any
 from jaxprune.structure.model_state import Path, dotted
 from jaxprune.structure.producer_sites import ProducerSite, find_sites
 from jaxprune.structure.program import Operation, Program
@@ -126,24 +126,32 @@ class Structure:
         has_inner = (name for name, group in self.groups.items() if group.inner)
         return frozenset((*has_inner, *(name for name in self.attributes if self.groups[name].is_of_blocks)))
 
-    def count_macs(self, widths: Mapping[str, int] | None = None) -> int:
+    def count_macs(
+        self, widths: Mapping[str, int] | None = None, among: Collection[str] | None = None
+    ) -> int:
         """Counts the multiply-adds of convolutions and matrix products for one example.
 
         Args:
           widths: group -> number of channels; groups left out are whole.
+          among: counts only products that make or read channels of these groups; all by default.
         """
         return sum(
             constant * prod(count_kept(fields, length, widths or {}) for fields, length in factors)
             for constant, factors in self._macs_factors
+            if holds_any((fields for fields, _ in factors), among)
         )
 
-    def count_parameters(self, widths: Mapping[str, int] | None = None) -> int:
+    def count_parameters(
+        self, widths: Mapping[str, int] | None = None, among: Collection[str] | None = None
+    ) -> int:
         """Counts the trained parameters.
 
         Args:
           widths: group -> number of channels; groups left out are whole.
+          among: counts only arrays with channels of these groups; all by default.
         """
-        return sum(prod(self.slim_shape(path, widths or {})) for path in self.trained)
+        paths = (path for path in self.trained if holds_any(self.layouts[path], among))
+        return sum(prod(self.slim_shape(path, widths or {})) for path in paths)
 
     def slim_shape(self, path: Path, widths: Mapping[str, int]) -> tuple[int, ...]:
         """Returns the shape of an array for some widths of the groups.

@@ -8,7 +8,7 @@ there are is known.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple, TypeAlias
@@ -146,6 +146,17 @@ def count_kept(fields: Sequence[Field], length: int, counts: Mapping[str, int]) 
         times * prod(counts.get(group, size) for group, size in groups)
         for times, groups in axis_terms(fields, length)
     )
+
+
+def holds_any(axes: Iterable[Fields], among: Collection[str] | None) -> bool:
+    """Tells whether channels of one of some groups lie on any of these axes; None stands for all groups and for none.
+
+    Example:
+      >>> layout = ((), (Field("conv", np.arange(3)),))
+      >>> holds_any(layout, {"conv"}), holds_any(layout, {"dense"}), holds_any(layout, None)
+      (True, False, True)
+    """
+    return among is None or any(field.group in among for fields in axes for field in fields)
 
 
 def axis_terms(fields: Sequence[Field], length: int) -> tuple[Term, ...]:
