@@ -27,6 +27,7 @@ from jaxprune.pruning.compensation_gain import compensation_gains as compensatio
 from jaxprune.pruning.masking import mask as mask
 from jaxprune.pruning.planning import Plan as Plan
 from jaxprune.pruning.planning import plan as plan
+from jaxprune.pruning.schedules import round_fractions as round_fractions
 from jaxprune.pruning.sequential import sequential_plan as sequential_plan
 from jaxprune.pruning.slimming import slim as slim
 from jaxprune.report.writing import write_report as write_report

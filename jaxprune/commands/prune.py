@@ -264,7 +264,7 @@ def prune_base(
     model = merge_model(graphdef, trained.weights, rest)
     images, recipe = programs.data.x, programs.recipe()
     example = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
-    kept = plan(model, ranking.scores, example, **options)
+    kept = plan(model, ranking.scores, example, metric=f, **options)
     slim_model = slim(model, kept, compensate=observed if compensate else None)
     network, weights = split_network(slim_model)
     trainer = Trainer(slim_model, recipe, programs.data, programs.validation, strategy=programs.strategy)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import flax
+import jax
+
+from jaxprune._version import __version__
 from jaxprune.pruning.plan_checks import shown
 from jaxprune.types import is_whole
 
@@ -72,6 +78,69 @@ class Budget:
         ):
             raise ValueError(f"table of a budget must be rows of numbers, got {shown(table)}")
         return cls(record["name"], record["asked"], record["met"], tuple(record.get("table", ())))
+
+
+def versions_now() -> dict[str, str]:
+    """Returns the versions of jaxprune, JAX and Flax that are running."""
+    return {"jaxprune": __version__, "jax": jax.__version__, "flax": flax.__version__}
+
+
+def kept_digest(kept: Mapping[str, Sequence[int]]) -> str:
+    """Returns a digest of the channels that a plan keeps, by which a file tells that they were changed in it.
+
+    Example:
+      >>> kept_digest({"conv": (0, 2)}) == kept_digest({"conv": [0, 2]}) != kept_digest({"conv": (0, 1)})
+      True
+    """
+    text = json.dumps([[name, list(channels)] for name, channels in kept.items()])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def origin_problem(record: Mapping[str, Any]) -> str | None:
+    """Says in words what is wrong with what the record of a plan tells about its origin.
+
+    Args:
+      record: of a plan, with or without budget, metric and versions.
+
+    Returns:
+      What was needed and what came; None if nothing is wrong.
+
+    Example:
+      >>> origin_problem({"metric": 3})
+      'metric must be a text, got 3'
+    """
+    if "metric" in record and not (isinstance(record["metric"], str) and record["metric"]):
+        return f"metric must be a text, got {shown(record['metric'])}"
+    versions = record.get("versions", {"": ""})
+    if (
+        not isinstance(versions, dict)
+        or not versions
+        or not all(isinstance(each, str) for each in versions.values())
+    ):
+        return f"versions must be texts by package, got {shown(versions)}"
+    if ("budget" in record) != ("kept_digest" in record):
+        return "a budget and the digest of the kept channels go together, and one of them is missing"
+    if "budget" in record:
+        try:
+            Budget.from_record(record["budget"])
+        except ValueError as error:
+            return str(error)
+    return None
+
+
+def digest_problem(record: Mapping[str, Any], kept: Mapping[str, Sequence[int]]) -> str | None:
+    """Says in words that the channels of a record are not those that it was saved with; None if they are.
+
+    Args:
+      record: of a plan; one without a budget may hold any channels.
+      kept: group name -> kept channels, of the record.
+    """
+    if record.get("kept_digest", digest := kept_digest(kept)) == digest:
+        return None
+    return (
+        "needs the kept channels that the plan was saved with, but they were changed in the file: they need not "
+        "meet its budget. Restore the file, or make the plan again."
+    )
 
 
 def _text(amounts: Amounts) -> str:

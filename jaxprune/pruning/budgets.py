@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxprune.pruning.budget_records import BUDGETS, Budget
 from jaxprune.pruning.latency import SecondsOf, fastest_enough
-from jaxprune.pruning.repair import Counts
+from jaxprune.pruning.repair import NEAR, Counts
 from jaxprune.pruning.scopes import Limits, RoomLimits, check_patterns, matching, rooms_of
 from jaxprune.pruning.targets import (
     Rules,
@@ -29,9 +29,6 @@ Factor = Literal["inner", "outer", "both"]
 """Which of two groups that share every index loses channels: dimensions of heads (inner), heads (outer) or both."""
 Fraction = float | Mapping[str, float]
 """One fraction for the network, or fractions by name or pattern of groups."""
-
-NEAR = 0.01
-"""A budget is met if what is kept differs by no more from what was asked, but for rounding."""
 
 
 class BudgetOptions(TypedDict, total=False):

@@ -10,7 +10,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxprune.pruning.planning import KeptIndices, Plan, check_plan, index_arrays
+from jaxprune.pruning.plan_checks import KeptIndices, index_arrays
+from jaxprune.pruning.planning import Plan, check_plan
 from jaxprune.pruning.tree_paths import find_places, names_of
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.layouts import keep_mask

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.structure.groups import Structure
 from jaxprune.text import shortened
-from jaxprune.types import Array, is_whole
+from jaxprune.types import Array, Kept, is_whole
 
 _LONGEST = 120
 """Most characters of a value that a message repeats."""
+
+
+KeptIndices = Mapping[str, Sequence[int] | Array] | Kept
+"""Group name -> kept indices, as a mapping or as the pairs of `types.Kept`; indices may be traced arrays."""
 
 
 def kept_problem(name: str, kept: Sequence[int] | Array, width: int) -> str | None:
@@ -92,6 +97,37 @@ def network_problems(widths: Mapping[str, int], network_widths: Mapping[str, int
         elif width != network_widths[name]:
             problems.append(f"group {name} has {network_widths[name]} channels, not {shown(width)}")
     return problems
+
+
+def index_arrays(structure: Structure, kept: KeptIndices) -> dict[str, Array]:
+    """Returns kept indices as integer arrays, after checking that they fit the groups.
+
+    Args:
+      structure: groups of the network.
+      kept: group name -> kept indices.
+
+    Returns:
+      Group name -> [kept channels] int32; groups that `kept` leaves out are left out here too, and stay whole.
+
+    Raises:
+      ValueError: for unknown groups, no index at all, or indices out of order or out of range. The values of traced
+        indices are not checked.
+    """
+    pairs: Iterable[tuple[str, Sequence[int] | Array]] = kept.items() if isinstance(kept, Mapping) else kept
+    arrays: dict[str, Array] = {}
+    problems: list[str] = []
+    for name, indices in pairs:
+        if name in arrays:
+            problems.append(f"group {name} is listed twice")
+        elif name not in structure.groups:
+            problems.append(f"no group is called {name!r} (groups: {', '.join(structure.groups)})")
+        elif problem := kept_problem(name, indices, structure.groups[name].size):
+            problems.append(problem)
+        else:
+            arrays[name] = indices if isinstance(indices, jax.core.Tracer) else np.asarray(indices, np.int32)
+    if problems:
+        raise ValueError(f"needs kept indices that fit the network's groups: {'; '.join(problems)}.")
+    return arrays
 
 
 def is_sequence(value: object) -> TypeGuard[Sequence[object]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path as FilePath
 from types import MappingProxyType
 from typing import Any
@@ -16,21 +17,22 @@ import numpy as np
 from flax import nnx
 
 from jaxprune.files import atomic_file
-from jaxprune.pruning.budgets import Factor, Scope, budget_counts, check_scores
+from jaxprune.pruning.budget_records import Budget, digest_problem, kept_digest, origin_problem, versions_now
+from jaxprune.pruning.budgets import Factor, Fraction, Scope, check_scores, choose_counts
+from jaxprune.pruning.latency import make_timer
 from jaxprune.pruning.plan_checks import (
+    index_arrays,
     is_sequence,
-    kept_problem,
     network_problems,
     plan_problems,
     shown,
 )
+from jaxprune.pruning.scopes import Limits
+from jaxprune.scoring.metrics import PruningFunction, name_of
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import Parts, fingerprint
 from jaxprune.structure.tracing import structure_of_parts, trace_structure
 from jaxprune.types import Array, Kept, is_whole
-
-KeptIndices = Mapping[str, Sequence[int] | Array] | Kept
-"""Group name -> kept indices, as a mapping or as the pairs of `types.Kept`; indices may be traced arrays."""
 
 _FORMAT = 1
 
@@ -62,6 +64,12 @@ class Plan:
     """What the slim network does otherwise than the full one without those channels, in words."""
     source: str = field(default="", compare=False, repr=False)
     """The file that the plan was loaded from, for messages."""
+    budget: Budget | None = field(default=None, compare=False)
+    """What was asked and what is met; None for a plan of given channels."""
+    metric: str = field(default="", compare=False)
+    """Text of the formula, or name of the function, that scored the channels; "" if it was not told."""
+    versions: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Versions of jaxprune, JAX and Flax that made the plan."""
 
     def __post_init__(self) -> None:
         """Checks the kept indices and makes them tuples of whole numbers."""
@@ -106,6 +114,12 @@ class Plan:
         }
         if self.notes:
             record["notes"] = list(self.notes)
+        if self.metric:
+            record["metric"] = self.metric
+        if self.budget is not None:
+            record |= {"budget": self.budget.to_record(), "kept_digest": kept_digest(self.kept)}
+        if self.versions:
+            record["versions"] = dict(self.versions)
         return json.dumps(record, indent=1)
 
     @classmethod
@@ -120,7 +134,7 @@ class Plan:
     @classmethod
     def _from_record(cls, record: Mapping[str, Any], source: str = "") -> Plan:
         """Returns the plan that a record holds."""
-        return cls(
+        plan = cls(
             kept={name: group["kept"] for name, group in record["groups"].items()},
             widths={name: group["width"] for name, group in record["groups"].items()},
             fingerprint=record["fingerprint"],
@@ -128,7 +142,13 @@ class Plan:
             example_dtype=record["example"]["dtype"],
             notes=tuple(record.get("notes", ())),
             source=source,
+            budget=Budget.from_record(record["budget"]) if "budget" in record else None,
+            metric=record.get("metric", ""),
+            versions=record.get("versions", {}),
         )
+        if problem := digest_problem(record, plan.kept):
+            raise ValueError(problem)
+        return plan
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as JSON; a reader sees either the old file or the complete new one.
@@ -159,61 +179,87 @@ def plan(
     scores: Mapping[str, Array],
     example: Array | jax.ShapeDtypeStruct,
     *,
-    kept_fraction: float | None = None,
+    kept_fraction: Fraction | None = None,
     kept_counts: Mapping[str, int] | None = None,
-    macs_fraction: float | None = None,
-    params_fraction: float | None = None,
+    macs_fraction: Fraction | None = None,
+    params_fraction: Fraction | None = None,
+    latency_fraction: float | None = None,
     scope: Scope = "group",
     multiple_of: int = 1,
-    ignore: tuple[str, ...] = (),
+    min_kept: Limits | None = None,
+    max_kept: Limits | None = None,
+    ignore: Sequence[str] = (),
     factor: Factor = "inner",
+    metric: PruningFunction | str = "",
 ) -> Plan:
     """Chooses the channels to keep: those with the highest scores, under exactly one budget.
 
     With `scope="group"` every group keeps the same fraction t of its channels: `round(t * C)` (half to even), at
-    least 1, then rounded to the nearest multiple of `multiple_of` (up on a tie, at least one multiple, at most C).
-    `kept_fraction` is t itself; for `macs_fraction` and `params_fraction`, t is the largest fraction whose slim network
-    is within the budget. With `scope="global"` the channels of all groups compete by score (`jp.score` divides scores
-    by their group's mean), and the lowest are removed in blocks of `multiple_of` until the budget is met; every group
-    keeps at least one channel. Among equal scores, the lower index is removed first.
+    least 1. `kept_fraction` is t itself; for the others, t is the largest fraction whose slim network is within the
+    budget. With `scope="global"` the channels of all groups compete by score (`jp.score` divides scores by their
+    group's mean), and the lowest are removed in steps of `multiple_of` until the budget is met; every group keeps at
+    least one channel. Then single groups keep a step more, as long as that fits, so that the network comes as near to
+    the budget as steps allow. Among equal scores, the lower index is removed first.
+
+    `plan.budget` says what was asked and what is met. A budget that is missed by more than 1 %, a plan that prunes
+    nothing, and groups that stay whole because of `multiple_of` are warnings.
 
     Args:
       model: NNX network; it is not changed.
       scores: group name -> [C] finite scores, for every group that is not ignored.
       example: images as the network takes them, or their shape and dtype.
-      kept_fraction: fraction of channels kept, in (0, 1].
+      kept_fraction: fraction of channels kept, in (0, 1]; or fractions by name or shell pattern of groups, such as
+        `{"encoder.*": 0.5, "decoder.*": 0.75}`, and groups that no pattern matches stay whole. In multiples every
+        group's count is rounded to the nearest (up on a tie), then some are rounded the other way if that brings all
+        channels nearer to the fraction; without multiples, only if `min_kept` or `max_kept` changes a count.
       kept_counts: group name -> channels kept; groups left out stay whole, and `multiple_of` is not applied.
-      macs_fraction, params_fraction: fraction of multiply-adds or of trained parameters kept, in (0, 1].
+      macs_fraction, params_fraction: fraction of multiply-adds or of trained parameters kept, in (0, 1]; or fractions
+        by pattern, each of the layers that make or read channels of the groups that it matches.
+      latency_fraction: fraction of the full network's time for a call, jitted, on a batch like `example`, in (0, 1].
+        A few networks are compiled and timed (see `jaxprune.pruning.latency`): it holds for this machine.
       scope: one fraction per group, or all channels in one ranking.
-      multiple_of: counts are multiples of this in groups that are at least that wide.
+      multiple_of: counts are multiples of this in groups that are at least that wide; narrower ones stay whole.
+      min_kept, max_kept: the fewest and the most channels that groups keep: whole numbers of channels, or floats that
+        are fractions of a group; one for all groups, or by name or pattern. Other groups make up for them.
       ignore: names of groups that stay whole; shell patterns such as `"layers.*"` are allowed.
       factor: which of two groups that share every index loses channels. Whole heads, or whole groups of a grouped
         convolution, are `"outer"`; the channels within each of them are `"inner"`; `"both"` prunes both, so that the
         product of the two fractions is left. `kept_counts` may name any group.
+      metric: what scored the channels, to be saved with the plan.
 
     Returns:
       The plan.
 
     Raises:
       ValueError: if nothing can be pruned; for missing, unknown, wrongly sized or non-finite scores (the message names
-        group and channel); for a budget that is out of range or cannot be met; if not exactly one budget is given.
+        group and channel); for a budget that is out of range or cannot be met (the message says what can); for patterns
+        that match nothing, and options that contradict each other; if not exactly one budget is given.
     """
     structure = trace_structure(model, example)
     structure.require_groups()
-    counts = budget_counts(
+    choice = choose_counts(
         structure,
         kept_fraction=kept_fraction,
         kept_counts=kept_counts,
         macs_fraction=macs_fraction,
         params_fraction=params_fraction,
+        latency_fraction=latency_fraction,
         scores=scores,
         scope=scope,
         multiple_of=multiple_of,
+        min_kept=min_kept,
+        max_kept=max_kept,
         ignore=ignore,
         factor=factor,
+        seconds_of=None if latency_fraction is None else make_timer(model, structure, example),
     )
+    if choice.remarks:
+        warnings.warn(f"{'; '.join(choice.remarks)}.", stacklevel=2)
+    counts = choice.counts
     pruned_groups = [name for name, count in counts.items() if count < structure.widths[name]]
-    return make_plan(structure, select(check_scores(structure, scores, needed=pruned_groups), counts))
+    kept = select(check_scores(structure, scores, needed=pruned_groups), counts)
+    text = metric if isinstance(metric, str) else name_of(metric)
+    return replace(make_plan(structure, kept), budget=choice.budget, metric=text)
 
 
 def make_plan(structure: Structure, kept: Kept | Mapping[str, tuple[int, ...]]) -> Plan:
@@ -246,6 +292,7 @@ def make_plan(structure: Structure, kept: Kept | Mapping[str, tuple[int, ...]]) 
             for weight in weights
             if weight.is_norm and len(all_kept[name]) < structure.widths[name]
         ),
+        versions=versions_now(),
     )
 
 
@@ -318,37 +365,6 @@ def check_plan(parts: Parts, plan: Plan) -> Structure:
     return structure
 
 
-def index_arrays(structure: Structure, kept: KeptIndices) -> dict[str, Array]:
-    """Returns kept indices as integer arrays, after checking that they fit the groups.
-
-    Args:
-      structure: groups of the network.
-      kept: group name -> kept indices.
-
-    Returns:
-      Group name -> [kept channels] int32; groups that `kept` leaves out are left out here too, and stay whole.
-
-    Raises:
-      ValueError: for unknown groups, no index at all, or indices out of order or out of range. The values of traced
-        indices are not checked.
-    """
-    pairs: Iterable[tuple[str, Sequence[int] | Array]] = kept.items() if isinstance(kept, Mapping) else kept
-    arrays: dict[str, Array] = {}
-    problems: list[str] = []
-    for name, indices in pairs:
-        if name in arrays:
-            problems.append(f"group {name} is listed twice")
-        elif name not in structure.groups:
-            problems.append(f"no group is called {name!r} (groups: {', '.join(structure.groups)})")
-        elif problem := kept_problem(name, indices, structure.groups[name].size):
-            problems.append(problem)
-        else:
-            arrays[name] = indices if isinstance(indices, jax.core.Tracer) else np.asarray(indices, np.int32)
-    if problems:
-        raise ValueError(f"needs kept indices that fit the network's groups: {'; '.join(problems)}.")
-    return arrays
-
-
 def _read_record(text: str) -> dict[str, Any]:
     """Returns what a plan's JSON text holds, after checking everything but the kept indices and widths."""
     try:
@@ -378,6 +394,8 @@ def _read_record(text: str) -> dict[str, Any]:
     groups, notes = record["groups"], record.get("notes", [])
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         raise _no_plan(f"notes must be a list of texts, got {shown(notes)}")
+    if problem := origin_problem(record):
+        raise _no_plan(problem)
     if not isinstance(groups, dict):
         raise _no_plan(f"groups must be an object, got {shown(groups)}")
     for name, group in groups.items():

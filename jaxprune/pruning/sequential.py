@@ -7,6 +7,7 @@ that read pruned channels are zeros among the others: means over weights count t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from flax import nnx
 from jaxprune.observation.coarse_classes import Classes
 from jaxprune.observation.observed import Observed
 from jaxprune.observation.observer import Observer, make_observer
-from jaxprune.pruning.budgets import budget_counts
+from jaxprune.pruning.budgets import choose_counts
 from jaxprune.pruning.masking import apply_masks, channel_masks, check_maskable
 from jaxprune.pruning.planning import Plan, make_plan, select
 from jaxprune.scoring.metrics import PruningFunction, name_of
@@ -73,7 +74,7 @@ def sequential_plan(
     """
     structure = trace_structure(model, jax.ShapeDtypeStruct(np.shape(images), np.asarray(images[:1]).dtype))
     structure.require_groups()
-    wanted = budget_counts(structure, kept_counts=counts)
+    wanted, budget, _ = choose_counts(structure, kept_counts=counts)
     check_maskable(structure, wanted)
     observer = make_observer(
         model,
@@ -90,7 +91,7 @@ def sequential_plan(
     found = rank_sequentially(function, structure, observer, arrays, wanted, aggregation=aggregation)
     if isinstance(found, Invalid):
         raise ValueError(f"{name_of(function)} needs a score for every channel; it is {found}.")
-    return make_plan(structure, found.kept)
+    return replace(make_plan(structure, found.kept), budget=budget, metric=name_of(function))
 
 
 def rank_sequentially(

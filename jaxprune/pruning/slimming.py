@@ -12,7 +12,8 @@ from flax import nnx
 from jaxprune.observation.observed import Observed
 from jaxprune.pruning.compensation import check_compensable, compensated_state
 from jaxprune.pruning.optimizer_states import OptimizerState, slim_optimizer
-from jaxprune.pruning.planning import KeptIndices, Plan, check_plan, index_arrays
+from jaxprune.pruning.plan_checks import KeptIndices, index_arrays
+from jaxprune.pruning.planning import Plan, check_plan
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.layer_sizes import stored_sizes
 from jaxprune.structure.layouts import gather

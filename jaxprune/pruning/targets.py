@@ -180,30 +180,30 @@ def solve(rules: Rules, target: Target, others: Mapping[str, int]) -> Counts | N
     rooms = {name: rules.rooms[name] for name in target.groups}
     fine = {name: rules.fine_rooms[name] for name in target.groups}
 
-    def fits(counts: Mapping[str, int]) -> bool:
-        return target.fits({**others, **counts})
+    def load(counts: Mapping[str, int]) -> float:
+        return target.size_of({**others, **counts}) / max(target.limit, 1e-9)
 
     if target.fraction == 1:
         whole = {
             name: room.width if _top(fine[name]) == room.width else _top(room) for name, room in rooms.items()
         }
-        if fits(whole):
+        if load(whole) <= 1:
             return whole
     if rules.is_global:
-        return ranked_counts(rooms, rules.scores, fits)
+        return ranked_counts(rooms, rules.scores, load)
     if target.budget == "kept_fraction" and not _are_limits_felt(fine, target.fraction):
         if rules.multiple_of == 1:
             return uniform_counts(fine, target.fraction)
         return nearest_counts(rooms, target.fraction, round(target.limit))
-    fraction, next_fraction = uniform_fraction(fine, fits)
+    fraction, next_fraction = uniform_fraction(fine, load)
     if rules.multiple_of > 1:
-        return rounded_counts(rooms, fraction, fits)
+        return rounded_counts(rooms, fraction, load)
     counts, next_counts = uniform_counts(fine, fraction), uniform_counts(fine, next_fraction)
-    if not fits(counts):
+    if load(counts) > 1:
         return None
     # All groups of one width change at the same fraction: take those along that still fit.
     steps = {name: range(count, next_counts[name] + 1) for name, count in counts.items()}
-    return raised(counts, steps, fits, lambda name, count: -count / rooms[name].width)
+    return raised(counts, steps, load, lambda name, count: -count / rooms[name].width)
 
 
 def _top(room: Room) -> int:
