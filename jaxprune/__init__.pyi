@@ -2,6 +2,7 @@
 
 from jaxprune._version import __version__ as __version__
 from jaxprune.comparison.calibration import calibrate as calibrate
+from jaxprune.comparison.group_sensitivity import sensitivity as sensitivity
 from jaxprune.comparison.protocol import compare as compare
 from jaxprune.comparison.transfer_protocol import transfer as transfer
 from jaxprune.datasets.dataset import Dataset as Dataset

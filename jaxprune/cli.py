@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, str] = {
     "compare": "compare pruning functions fairly on several base networks",
     "calibrate": "measure what a task can tell about functions, and how much there is to gain",
     "score": "score the channels of a network by one or many functions",
+    "sensitivity": "measure how accuracy falls when single groups of channels are pruned",
     "prune": "prune a trained network, fine-tune it, and save plan and network",
     "prepare": "download image sets, or take archives, and write them as the other commands read them",
     "transfer": "take a frozen function, or the winner of a run, to networks and images of full size",

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxprune.commands.output import check_folder, note, on_base
 from jaxprune.config import TASK_OPTIONS, make_tasks, task_options
 
 if TYPE_CHECKING:
+    from flax import nnx
+
     from jaxprune.observation.observed import Observed
     from jaxprune.tasks.base_networks import BasePool
     from jaxprune.tasks.tasks import Task
+    from jaxprune.types import Array
 
 DEFAULT_TASK = "digits"
 BASES_DIR = "runs/bases"
@@ -177,12 +180,61 @@ def observed_of(arguments: argparse.Namespace) -> tuple[str, Observed]:
       ValueError: for options that exclude each other, an unknown network, data that do not fit it, or weights of
         another network.
     """
+    from jaxprune.observation.observer import observe
+
+    if not _is_own_network(arguments):
+        pool, base = base_pool(arguments), arguments.base or 0
+        return f"{pool.task.name}, base {base}", pool.observed(base)
+    return f"{arguments.network} on {arguments.data}", observe(*_own_network(arguments))
+
+
+class MeasuredNetwork(NamedTuple):
+    """A trained network, what was observed on it, and examples to measure its accuracy on."""
+
+    title: str
+    model: nnx.Module
+    observed: Observed
+    images: Array
+    labels: Array
+
+
+def measured_network(arguments: argparse.Namespace) -> MeasuredNetwork:
+    """Returns the network that the command line names, to measure its accuracy on validation images.
+
+    Of a file of `--data`, which holds no validation images, the images that are observed are measured too.
+
+    Args:
+      arguments: the command line.
+
+    Raises:
+      ValueError: as `observed_of` does.
+    """
+    from jaxprune.datasets.example_files import load_validation
+    from jaxprune.observation.observer import observe
+    from jaxprune.structure.model_state import merge_model, split_model
+
+    if not _is_own_network(arguments):
+        pool, base = base_pool(arguments), arguments.base or 0
+        graphdef, _, rest = split_model(pool.programs.model)
+        model = merge_model(graphdef, pool.bases[base].weights, rest)
+        title = f"{pool.task.name}, base {base}"
+        return MeasuredNetwork(title, model, pool.observed(base), *pool.programs.validation)
+    model, images, labels = _own_network(arguments)
+    observed = observe(model, images, labels)
+    validation = load_validation(arguments.data, data_dir=arguments.data_dir)
+    if validation is None:
+        note("note: accuracy is measured on the images of --data, which the scores come from as well")
+    title = f"{arguments.network} on {arguments.data}"
+    return MeasuredNetwork(title, model, observed, *(validation or (images, labels)))
+
+
+def _is_own_network(arguments: argparse.Namespace) -> bool:
+    """Returns whether the command line names a network instead of a task, and refuses options of both."""
     if arguments.network is None:
         own = [flag(name) for name in _OWN_NETWORK if getattr(arguments, name) is not None]
         if own:
             raise ValueError(f"{own[0]} needs --network, got none. A task has its own network and images.")
-        pool, base = base_pool(arguments), arguments.base or 0
-        return f"{pool.task.name}, base {base}", pool.observed(base)
+        return False
     of_tasks = ("task", "base", *TASK_OPTIONS)
     given = [flag(name) for name in of_tasks if getattr(arguments, name, None) is not None]
     if given:
@@ -195,7 +247,7 @@ def observed_of(arguments: argparse.Namespace) -> tuple[str, Observed]:
         )
     if arguments.data is None:
         raise ValueError("--network needs images to observe it on, got none. Name them with --data.")
-    return f"{arguments.network} on {arguments.data}", _observe_own_network(arguments)
+    return True
 
 
 def base_pool(arguments: argparse.Namespace, without: Collection[str] = ()) -> BasePool:
@@ -244,13 +296,12 @@ def tasks_of(
     return make_tasks(names, options, data_dir=arguments.data_dir)
 
 
-def _observe_own_network(arguments: argparse.Namespace) -> Observed:
-    """Makes the network of `--network`, loads its weights, and observes it on the images of `--data`."""
+def _own_network(arguments: argparse.Namespace) -> tuple[nnx.Module, Array, Array]:
+    """Makes the network of `--network`, loads its weights, and reads the images and labels of `--data`."""
     import numpy as np
 
     from jaxprune.datasets.example_files import balanced, load_examples
     from jaxprune.nets.factories import find_network, look_in_working_directory
-    from jaxprune.observation.observer import observe
     from jaxprune.structure.model_state import merge_model, split_model
     from jaxprune.training.checkpoint import read_weights
 
@@ -266,4 +317,4 @@ def _observe_own_network(arguments: argparse.Namespace) -> Observed:
         note(f"note: no --weights, so {arguments.network} has the weights that it is made with")
     else:
         weights = read_weights(arguments.weights, weights)
-    return observe(merge_model(graphdef, weights, rest), images, labels)
+    return merge_model(graphdef, weights, rest), images, labels

@@ -23,8 +23,9 @@ from jaxprune.text import columns
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from jaxprune.pruning.budgets import Factor, Scope
+    from jaxprune.pruning.budgets import Scope
     from jaxprune.pruning.planning import Plan
+    from jaxprune.pruning.scopes import Factor
     from jaxprune.scoring.metrics import PruningFunction
     from jaxprune.structure.model_state import FlatState
     from jaxprune.tasks.base_networks import BasePool

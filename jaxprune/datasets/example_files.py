@@ -40,7 +40,7 @@ def load_examples(source: str | os.PathLike[str], *, data_dir: str | os.PathLike
       (1097, 8, 8, 1)
     """
     name, path = str(source), Path(source)
-    if name in DATASETS or name.startswith(PREFIX) or (path.is_dir() and path.suffix != ".npz"):
+    if _is_dataset(name):
         return load_dataset(name, data_dir=data_dir).standardised().train
     if path.suffix != ".npz" or not path.is_file():
         reason = "none of these" if path.suffix != ".npz" else "a folder" if path.is_dir() else "no such file"
@@ -67,6 +67,25 @@ def load_examples(source: str | os.PathLike[str], *, data_dir: str | os.PathLike
     return Split(images if images.dtype == np.float64 else images.astype(np.float32), labels)
 
 
+def load_validation(
+    source: str | os.PathLike[str], *, data_dir: str | os.PathLike[str] | None = None
+) -> Split | None:
+    """Loads the validation images of a dataset, standardised; None for a file, which has none.
+
+    Args:
+      source, data_dir: as for `load_examples`.
+
+    Raises:
+      ValueError: as `load_dataset` does.
+
+    Example:
+      >>> load_validation("digits").images.shape
+      (350, 8, 8, 1)
+    """
+    name = str(source)
+    return load_dataset(name, data_dir=data_dir).standardised().validation if _is_dataset(name) else None
+
+
 def balanced(images: np.ndarray, labels: np.ndarray, count: int) -> Split:
     """Returns the first examples of each class, equally many of each as far as there are, in their old order.
 
@@ -89,6 +108,12 @@ def balanced(images: np.ndarray, labels: np.ndarray, count: int) -> Split:
         )
     chosen = np.sort(balanced_sample(labels, count))
     return Split(images[chosen], labels[chosen])
+
+
+def _is_dataset(name: str) -> bool:
+    """Tells whether examples come from a dataset with splits, not from a file."""
+    path = Path(name)
+    return name in DATASETS or name.startswith(PREFIX) or (path.is_dir() and path.suffix != ".npz")
 
 
 def _why(error: Exception) -> str:

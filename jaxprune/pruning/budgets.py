@@ -10,7 +10,15 @@ import numpy as np
 from jaxprune.pruning.budget_records import BUDGETS, Budget
 from jaxprune.pruning.latency import SecondsOf, fastest_enough
 from jaxprune.pruning.repair import NEAR, Counts
-from jaxprune.pruning.scopes import Limits, RoomLimits, check_patterns, matching, rooms_of
+from jaxprune.pruning.scopes import (
+    Factor,
+    Limits,
+    RoomLimits,
+    free_groups,
+    matching,
+    rooms_of,
+    unignored_groups,
+)
 from jaxprune.pruning.targets import (
     Rules,
     checked_fraction,
@@ -25,8 +33,6 @@ from jaxprune.types import Array, is_whole
 
 Scope = Literal["group", "global"]
 """Whether every group keeps the same fraction, or the channels of all groups compete in one ranking."""
-Factor = Literal["inner", "outer", "both"]
-"""Which of two groups that share every index loses channels: dimensions of heads (inner), heads (outer) or both."""
 Fraction = float | Mapping[str, float]
 """One fraction for the network, or fractions by name or pattern of groups."""
 
@@ -97,21 +103,14 @@ def choose_counts(
     factor, ignore = options.get("factor", "inner"), options.get("ignore", ())
     min_kept, max_kept = options.get("min_kept"), options.get("max_kept")
     _check_options(scope, multiple_of, factor)
-    free = _free_groups(structure, ignore)
     kept_counts = options.get("kept_counts")
     if kept_counts is not None:
         if min_kept is not None or max_kept is not None:
             raise ValueError("kept_counts says what each group keeps. Leave out min_kept and max_kept.")
-        counts = _explicit_counts(structure, kept_counts, free)
+        counts = _explicit_counts(structure, kept_counts, unignored_groups(structure, ignore))
         return Choice(counts, Budget("kept_counts", counts, counts))
-    always_whole = structure.shared_groups(factor)
-    free = [name for name in free if name not in always_whole]
-    if not free:
-        raise ValueError(
-            f"nothing is left to prune: with factor={factor!r} and ignore={list(ignore)} every group stays whole. "
-            f"The groups are {', '.join(structure.groups)}."
-        )
     is_global = scope == "global"
+    free = free_groups(structure, ignore, factor)
     limits = RoomLimits(min_kept, max_kept)
     rules = Rules(
         structure,
@@ -174,14 +173,6 @@ def _check_options(scope: object, multiple_of: object, factor: object) -> None:
         raise ValueError(f"multiple_of must be a whole number >= 1, got {multiple_of}.")
     if factor not in ("inner", "outer", "both"):
         raise ValueError(f"factor must be 'inner', 'outer' or 'both', got {factor!r}.")
-
-
-def _free_groups(structure: Structure, ignore: Sequence[str]) -> list[str]:
-    """Returns the groups that no pattern of `ignore` matches."""
-    patterns = [ignore] if isinstance(ignore, str) else list(ignore)
-    check_patterns("ignore", patterns, structure.groups)
-    ignored = {name for pattern in patterns for name in matching(pattern, structure.groups)}
-    return [name for name in structure.groups if name not in ignored]
 
 
 def _explicit_counts(structure: Structure, counts: Mapping[str, int], free: Sequence[str]) -> dict[str, int]:

@@ -108,6 +108,37 @@ def apply_masks(flat: Mapping[Path, Array], masks: Mapping[Path, Array]) -> Flat
     return {path: _zeroed(array, masks[path]) if path in masks else array for path, array in flat.items()}
 
 
+def zero_channels(
+    structure: Structure, flat: Mapping[Path, Array], is_kept: Mapping[str, Array]
+) -> FlatState:
+    """Returns the arrays with zeros at the channels that are not kept.
+
+    It does what `apply_masks` does with `channel_masks`, but its arguments have the same shapes however many channels
+    stay, so that one compiled program serves all plans.
+
+    Args:
+      structure: groups of the network, which can be masked (`check_maskable`).
+      flat: path -> array.
+      is_kept: group name -> [C] bool, NumPy or traced; groups left out stay whole.
+
+    Returns:
+      Path -> array.
+    """
+    tables: dict[str, Array] = {
+        name: np.append(each, True) if isinstance(each, np.ndarray) else jnp.append(each, True)
+        for name, each in is_kept.items()
+    }
+    masked = dict(flat)
+    for path, layout in structure.layouts.items():
+        for axis, fields in enumerate(layout):
+            for group, channels in fields:
+                if group in tables and path in masked:
+                    along_axis = [-1 if other == axis else 1 for other in range(len(layout))]
+                    # -1, where no channel of the group lies, reads the last entry, which is True.
+                    masked[path] = _zeroed(masked[path], tables[group][channels].reshape(along_axis))
+    return masked
+
+
 def keep_masked(
     masks: Mapping[Path, Array], optimizer: optax.GradientTransformation | None = None
 ) -> optax.GradientTransformation:

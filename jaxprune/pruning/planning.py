@@ -18,7 +18,7 @@ from flax import nnx
 
 from jaxprune.files import atomic_file
 from jaxprune.pruning.budget_records import Budget, digest_problem, kept_digest, origin_problem, versions_now
-from jaxprune.pruning.budgets import Factor, Fraction, Scope, check_scores, choose_counts
+from jaxprune.pruning.budgets import Fraction, Scope, check_scores, choose_counts
 from jaxprune.pruning.latency import make_timer
 from jaxprune.pruning.plan_checks import (
     index_arrays,
@@ -27,7 +27,7 @@ from jaxprune.pruning.plan_checks import (
     plan_problems,
     shown,
 )
-from jaxprune.pruning.scopes import Limits
+from jaxprune.pruning.scopes import Factor, Limits
 from jaxprune.scoring.metrics import PruningFunction, name_of
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import Parts, fingerprint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,9 @@ KeptLimit = int | float
 
 Limits = KeptLimit | Mapping[str, KeptLimit]
 """One limit for every group, or limits by name or pattern of groups."""
+
+Factor = Literal["inner", "outer", "both"]
+"""Which of two groups that share every index loses channels: dimensions of heads (inner), heads (outer) or both."""
 
 _Value = TypeVar("_Value")
 
@@ -91,6 +94,39 @@ def check_patterns(option: str, patterns: Collection[str], names: Collection[str
     unmatched = [pattern for pattern in patterns if not matching(pattern, names)]
     if unmatched:
         raise ValueError(f"{option} needs names or patterns of groups, {', '.join(names)}, got {unmatched}.")
+
+
+def unignored_groups(structure: Structure, ignore: Sequence[str]) -> list[str]:
+    """Returns the groups that no pattern of `ignore` matches, in program order.
+
+    Raises:
+      ValueError: for patterns that match nothing.
+    """
+    patterns = [ignore] if isinstance(ignore, str) else list(ignore)
+    check_patterns("ignore", patterns, structure.groups)
+    ignored = {name for pattern in patterns for name in matching(pattern, structure.groups)}
+    return [name for name in structure.groups if name not in ignored]
+
+
+def free_groups(structure: Structure, ignore: Sequence[str], factor: Factor) -> list[str]:
+    """Returns the groups that may lose channels, in program order.
+
+    Args:
+      structure: groups of the network.
+      ignore: names or patterns of groups that stay whole.
+      factor: which of two groups that share every index loses channels.
+
+    Raises:
+      ValueError: for patterns that match nothing, and if no group is left.
+    """
+    always_whole = structure.shared_groups(factor)
+    free = [name for name in unignored_groups(structure, ignore) if name not in always_whole]
+    if not free:
+        raise ValueError(
+            f"nothing is left to prune: with factor={factor!r} and ignore={list(ignore)} every group stays whole. "
+            f"The groups are {', '.join(structure.groups)}."
+        )
+    return free
 
 
 def rooms_of(

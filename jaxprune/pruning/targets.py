@@ -20,6 +20,11 @@ from jaxprune.pruning.repair import (
 from jaxprune.pruning.scopes import Room, matching, values_by_group
 from jaxprune.structure.groups import Structure
 
+_SIZES = {
+    "kept_fraction": "all channels",
+    "macs_fraction": "all multiply-adds",
+    "params_fraction": "all parameters",
+}
 _MOST_PASSES = 3
 """How often limits that share layers are met in turn."""
 
@@ -227,6 +232,6 @@ def _unreachable(rules: Rules, target: Target, others: Mapping[str, int]) -> Val
     floor = "keeps what min_kept says" if is_limited else "keeps a channel of every group"
     return ValueError(
         f"{target.label}={target.fraction} cannot be met: the smallest network that {floor} has "
-        f"{closest:.4f} of the full cost, the closest that can be reached. Raise it, ignore fewer groups or lower "
-        f"multiple_of{' or min_kept' if is_limited else ''}."
+        f"{closest:.4f} of {_SIZES[target.budget]}, the closest that can be reached. Raise it, ignore fewer groups or "
+        f"lower multiple_of{' or min_kept' if is_limited else ''}."
     )

@@ -231,7 +231,7 @@ class TestFloorsAndCeilings:
         with pytest.raises(
             ValueError,
             match=r"kept_fraction=0\.3 cannot be met: the smallest network that keeps what "
-            r"min_kept says has 0\.5000 of the full cost, the closest that can be reached",
+            r"min_kept says has 0\.5000 of all channels, the closest that can be reached",
         ):
             choose_counts(WIDE, kept_fraction=0.3, min_kept=0.5)
         assert choose_counts(WIDE, kept_fraction=0.5, min_kept=0.5).budget.met == 0.5
