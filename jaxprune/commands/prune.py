@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
+from jaxprune.commands.budget_options import add_limit_options, read_limits
 from jaxprune.commands.network_options import (
     SEARCH_ONLY,
     add_base_options,
@@ -25,16 +26,20 @@ if TYPE_CHECKING:
 
     from jaxprune.pruning.budgets import Scope
     from jaxprune.pruning.planning import Plan
-    from jaxprune.pruning.scopes import Factor
+    from jaxprune.pruning.scopes import Factor, Limits
     from jaxprune.scoring.metrics import PruningFunction
     from jaxprune.structure.model_state import FlatState
     from jaxprune.tasks.base_networks import BasePool
 
-BUDGETS = ("kept_fraction", "macs_fraction", "params_fraction", "kept_counts")
+BUDGETS = ("kept_fraction", "macs_fraction", "params_fraction", "latency_fraction", "kept_counts")
 """Options that say how much is kept: one of them, or none for what the task's own schedule keeps."""
 
 _OF_SEARCHES = ("kept_fraction", "rounds", "finetune", "compensate")
 """Options that say how a search prunes on a task; here, `--kept-fraction` is a budget instead."""
+
+
+_OF_SHARES = ("scope", "multiple_of", "min_kept", "max_kept")
+"""Options that only go with a share to keep."""
 
 
 class PlanOptions(TypedDict, total=False):
@@ -43,9 +48,12 @@ class PlanOptions(TypedDict, total=False):
     kept_fraction: float | None
     macs_fraction: float | None
     params_fraction: float | None
+    latency_fraction: float | None
     kept_counts: Mapping[str, int] | None
     scope: Scope
     multiple_of: int
+    min_kept: Limits | None
+    max_kept: Limits | None
     ignore: tuple[str, ...]
     factor: Factor
 
@@ -100,6 +108,9 @@ def add_prune(parser: argparse.ArgumentParser) -> None:
     budget.add_argument("--macs-fraction", type=float, metavar="X", help="share of the multiply-adds")
     budget.add_argument("--params-fraction", type=float, metavar="X", help="share of the parameters")
     budget.add_argument(
+        "--latency-fraction", type=float, metavar="X", help="share of the time for one image, measured here"
+    )
+    budget.add_argument(
         "--kept-counts", metavar="N,N,...", help="channels of each group, in program order or as group=N"
     )
     parser.add_argument(
@@ -115,12 +126,13 @@ def add_prune(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="round kept counts to multiples, with a share to keep (default: 1)",
     )
+    add_limit_options(parser)
     parser.add_argument(
         "--ignore",
         action="append",
         default=[],
         metavar="GROUP",
-        help="a group that stays whole; may be repeated",
+        help="a group, or pattern of groups, that stays whole; may be repeated",
     )
     parser.add_argument(
         "--factor",
@@ -215,7 +227,10 @@ def check_before_training(
     if absence := pool.programs.absence(f):
         raise ValueError(absence)
     # The smallest network, which decides whether a budget can be met, is the same for both scopes.
-    counts = budget_counts(pool.programs.structure, **(options | PlanOptions(scope="group")))
+    checked = options | PlanOptions(scope="group")
+    if options.get("latency_fraction") is not None:  # only a trained network is measured
+        checked = checked | PlanOptions(latency_fraction=None, kept_fraction=1.0)
+    counts = budget_counts(pool.programs.structure, **checked)
     if compensate and options.get("scope") != "global":  # scores decide which groups a global ranking prunes
         check_compensable(pool.programs.structure, counts)
 
@@ -298,7 +313,10 @@ def _plan_options(arguments: argparse.Namespace, pool: BasePool) -> PlanOptions:
         "kept_fraction": arguments.kept_fraction,
         "macs_fraction": arguments.macs_fraction,
         "params_fraction": arguments.params_fraction,
+        "latency_fraction": arguments.latency_fraction,
         "kept_counts": counts,
+        "min_kept": read_limits("--min-kept", arguments.min_kept),
+        "max_kept": read_limits("--max-kept", arguments.max_kept),
         "scope": arguments.scope,
         "multiple_of": arguments.multiple_of,
         "ignore": tuple(arguments.ignore),
@@ -311,16 +329,16 @@ def _check_budget(arguments: argparse.Namespace) -> None:
     flags = [flag(name) for name in BUDGETS if getattr(arguments, name) is not None]
     if len(flags) > 1:
         raise ValueError(f"Give only one budget option, got {' and '.join(flags)}.")
-    idle = [flag(name) for name in ("scope", "multiple_of") if name in arguments.given]
+    idle = [flag(name) for name in _OF_SHARES if name in arguments.given]
     if idle and flags in ([], ["--kept-counts"]):
         counts = "--kept-counts" if flags else "the counts of the task's schedule"
         raise ValueError(
-            f"{idle[0]} needs a share to keep (--kept-fraction, --macs-fraction or --params-fraction), got {counts}. "
+            f"{idle[0]} needs a share to keep (--kept-fraction, --macs-fraction, ...), got {counts}. "
             "Add one, or leave it out."
         )
     if arguments.multiple_of < 1:
         raise ValueError(f"--multiple-of needs a whole number >= 1, got {arguments.multiple_of}.")
-    for name in BUDGETS[:3]:
+    for name in BUDGETS[:-1]:
         share = getattr(arguments, name)
         if share is not None and not 0 < share <= 1:
             raise ValueError(f"{name} must be in (0, 1], got {share}. It is the fraction that stays.")

@@ -259,7 +259,7 @@ STARTS = {
     "evolve": [["--task", "digits"]],
     "report": [["nowhere"], ["plain"]],
     "list": [[], ["presets"], ["x"]],
-    **{command: [["--task", "cli_tasks:small"]] for command in ("prune", "compare", "calibrate")},
+    **{command: [["--task", "cli_tasks:small"]] for command in ("prune", "compare", "calibrate", "sensitivity")},
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 from tiny_task import tiny_programs
 
 from jaxprune.cli import main
+from jaxprune.commands.budget_options import read_limits
 from jaxprune.commands.prune import prune_base
 from jaxprune.language.library import library
 from jaxprune.pruning.budgets import budget_counts
@@ -60,6 +61,38 @@ def test_pruning_saves_plan_numbers_and_network(prune, tmp_path, capsys):
 def test_how_much_is_kept_can_be_said_in_several_ways(arguments, count, prune, tmp_path):
     assert prune(*arguments) == 0
     assert Plan.load(tmp_path / "out" / "plan.json").kept_counts == {"first.kernel": count}
+
+
+def test_limits_of_groups_are_numbers_patterns_or_a_file(prune, tmp_path):
+    (tmp_path / "floors.json").write_text('{"first.kernel": 7}')
+    for limits, count in (("7", 7), ("first*=0.75", 6), (str(tmp_path / "floors.json"), 7)):
+        assert prune("--kept-fraction", "0.9", "--max-kept", limits, "--overwrite") == 0
+        assert Plan.load(tmp_path / "out" / "plan.json").kept_counts == {"first.kernel": count}
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ("many", "--min-kept needs a number of channels, a fraction, GROUP=N,... or FILE.json, got 'many'"),
+        ("a=1,a=2", "--min-kept needs each group once, as in conv*=4,dense.kernel=0.5, got 'a=1,a=2'"),
+        (
+            "nowhere.json",
+            "--min-kept needs a JSON file with a limit for each group, got nowhere.json: No such file",
+        ),
+        ("nope=3", "min_kept needs names or patterns of groups, first.kernel, got ['nope']"),
+        ("0.9", "cannot be met: the smallest network that keeps what min_kept says has"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused_before_training(limits, message, prune, capsys):
+    assert prune("--kept-fraction", "0.5", "--min-kept", limits) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_json_file_without_limits_is_refused(tmp_path):
+    for text, reason in (("[]", "no object"), ("{", "not JSON")):
+        (tmp_path / "list.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"needs a JSON file with a limit for each group, .*: {reason}"):
+            read_limits("--max-kept", str(tmp_path / "list.json"))
 
 
 def test_compensation_is_recorded(prune, tmp_path):
