@@ -115,7 +115,10 @@ def run_sensitivity(arguments: argparse.Namespace) -> int:
         if has_matplotlib():
             from jaxprune.figures.sensitivity_figure import sensitivity_figure
 
-            write_figure(arguments.out / "sensitivity.png", sensitivity_figure(found, network.title))
+            write_figure(
+                arguments.out / "sensitivity.png",
+                sensitivity_figure(found, f"Sensitivity of {network.title}"),
+            )
     finally:  # what was measured is shown even if the disk is full
         _print(found, floors, network.title, arguments.max_drop)
     return 0

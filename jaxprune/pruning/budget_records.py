@@ -41,7 +41,7 @@ class Budget:
     met: Amounts
     """What is kept, in the same form; for a pattern, of the groups that it matches."""
     table: tuple[Mapping[str, float], ...] = ()
-    """What was measured for a latency: multiply-adds kept, seconds, and the fraction of the full network's."""
+    """What was measured for a latency: multiply-adds kept, seconds of the slim and of the full network, their ratio."""
 
     def __str__(self) -> str:
         return f"{self.name}: asked {_text(self.asked)}, met {_text(self.met)}"

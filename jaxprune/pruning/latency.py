@@ -21,16 +21,15 @@ from jaxprune.structure.model_state import merge_model, merge_to_run, set_mode, 
 from jaxprune.structure.verification import slim_graph
 from jaxprune.types import Array
 
-SecondsOf = Callable[[Mapping[str, int]], float]
-"""Group name -> kept channels, of all groups, to the seconds that one call of the slim network takes."""
+SecondsOf = Callable[[Mapping[str, int]], tuple[float, float]]
+"""Group name -> kept channels, of all groups, to the seconds of one call of the slim and of the full network."""
 
 NUM_MEASUREMENTS = 7
-"""Networks of different sizes that are measured, besides the full and perhaps the smallest one."""
-NUM_TIMINGS = 5
-"""Timings of each network, of which the fastest counts: others were disturbed."""
-
-_SECONDS_OF_A_TIMING = 0.02
-_MOST_CALLS = 1000
+"""Networks of different sizes that are measured, besides perhaps the smallest one."""
+LEAST_CALLS = 5
+"""Calls of each network that are timed at least; the fastest counts, as others were disturbed."""
+SECONDS_OF_CALLS = 0.5
+"""Calls of a slim network, and of the full one in turn, are timed for about so long."""
 
 
 class FastEnough(NamedTuple):
@@ -40,7 +39,7 @@ class FastEnough(NamedTuple):
     met: float
     """Its latency, as a fraction of the full network's."""
     table: tuple[Mapping[str, float], ...]
-    """All measurements, from the smallest network to the full one."""
+    """All measurements, from the smallest network to the largest."""
 
 
 def fastest_enough(
@@ -65,46 +64,47 @@ def fastest_enough(
     Raises:
       ValueError: if not even the smallest network is; the message says how fast that is.
     """
-    full, full_macs = structure.widths, structure.count_macs()
-    full_seconds = seconds_of(full)
-    rows = {1.0: (full, full_seconds)}
-    low, high = structure.count_macs(smallest) / full_macs, 1.0
-    for _ in range(NUM_MEASUREMENTS if fraction < 1 else 0):
-        full_seconds = min(full_seconds, seconds_of(full))  # beside each other, as other work comes and goes
-        middle = (low + high) / 2
-        counts = counts_within(middle)
-        if counts is None:
-            low = middle
-            continue
+    full_macs = structure.count_macs()
+    rows: dict[float, tuple[dict[str, int], float, float]] = {}
+
+    def is_fast(counts: dict[str, int]) -> bool:
         at = structure.count_macs(counts) / full_macs
         if at not in rows:
-            rows[at] = (counts, seconds_of(counts))
-        is_fast = rows[at][1] <= fraction * full_seconds
-        low, high = (middle, high) if is_fast else (low, middle)
-    rows[1.0] = (full, full_seconds)
-    if not any(seconds <= fraction * full_seconds for _, seconds in rows.values()):
-        rows[structure.count_macs(smallest) / full_macs] = (dict(smallest), seconds_of(smallest))
-    fast = [at for at, (_, seconds) in rows.items() if seconds <= fraction * full_seconds]
+            rows[at] = (counts, *seconds_of(counts))
+        return rows[at][1] <= fraction * rows[at][2]
+
+    if fraction == 1:
+        full_seconds = seconds_of(structure.widths)[1]
+        rows[1.0] = (structure.widths, full_seconds, full_seconds)
+    low, high = structure.count_macs(smallest) / full_macs, 1.0
+    for _ in range(NUM_MEASUREMENTS if fraction < 1 else 0):
+        middle = (low + high) / 2
+        counts = counts_within(middle)
+        low, high = (middle, high) if counts is None or is_fast(counts) else (low, middle)
+    fast = [at for at, (counts, _, _) in rows.items() if is_fast(counts)]
+    if not fast and is_fast(dict(smallest)):
+        fast = [structure.count_macs(smallest) / full_macs]
+    table = tuple(
+        {"macs_fraction": at, "seconds": seconds, "full_seconds": full, "latency_fraction": seconds / full}
+        for at, (_, seconds, full) in sorted(rows.items())
+    )
     if not fast:
-        fastest = math.ceil(min(seconds for _, seconds in rows.values()) / full_seconds * 1e4) / 1e4
+        fastest = min(table, key=lambda row: row["latency_fraction"])
         raise ValueError(
             f"latency_fraction={fraction} cannot be met: of {len(rows)} networks down to the smallest, the fastest "
-            f"took {fastest:.4f} of the full network's {full_seconds:.3g} s, the closest that can be reached here. "
-            "Raise it, ignore fewer groups, or pass an example of another batch size."
+            f"took {math.ceil(fastest['latency_fraction'] * 1e4) / 1e4:.4f} of the full network's "
+            f"{fastest['full_seconds']:.3g} s, the closest that can be reached here. Raise it, ignore fewer groups, or "
+            "pass an example of another batch size."
         )
-    table = tuple(
-        {"macs_fraction": at, "seconds": rows[at][1], "latency_fraction": rows[at][1] / full_seconds}
-        for at in sorted(rows)
-    )
-    counts, seconds = rows[max(fast)]
-    return FastEnough(counts, seconds / full_seconds, table)
+    counts, seconds, full = rows[max(fast)]
+    return FastEnough(counts, seconds / full, table)
 
 
 def make_timer(model: nnx.Module, structure: Structure, example: Array | jax.ShapeDtypeStruct) -> SecondsOf:
     """Returns a function that measures the slim network of some counts, jitted, on an example.
 
-    Each network is compiled and run once before it is timed. The fastest of a few timings counts. The full network is
-    compiled once, however often it is measured.
+    Each network is compiled and run once before it is timed; then the fastest of its calls counts. The full network is
+    timed anew beside each slim one, in turn.
 
     Args:
       model: the full network; it is not changed.
@@ -114,14 +114,12 @@ def make_timer(model: nnx.Module, structure: Structure, example: Array | jax.Sha
     parts = take_apart(set_mode(merge_model(*split_model(model)), "evaluation"))
     images = jax.device_put(_values(example))
 
-    calls: dict[str, Callable[[], object]] = {}
+    full_call: list[Callable[[], object]] = []
 
-    def seconds_of(counts: Mapping[str, int]) -> float:
-        if dict(counts) != structure.widths:
-            return _fastest(compiled(counts))
-        if "full" not in calls:
-            calls["full"] = compiled(counts)
-        return _fastest(calls["full"])
+    def seconds_of(counts: Mapping[str, int]) -> tuple[float, float]:
+        if not full_call:
+            full_call.append(compiled(structure.widths))
+        return _fastest(compiled(counts), full_call[0])
 
     def compiled(counts: Mapping[str, int]) -> Callable[[], object]:
         kept = {
@@ -151,17 +149,15 @@ def _values(example: Array | jax.ShapeDtypeStruct) -> Array:
     return values.astype(example.dtype)
 
 
-def _fastest(call: Callable[[], object]) -> float:
-    """Returns the seconds that a call takes in the fastest of some timings of many calls each."""
-    call()  # compiles
-    start = time.perf_counter()
-    call()
-    once = time.perf_counter() - start
-    num_calls = max(1, min(_MOST_CALLS, round(_SECONDS_OF_A_TIMING / max(once, 1e-9))))
-    best = math.inf
-    for _ in range(NUM_TIMINGS):
+def _fastest(call: Callable[[], object], other: Callable[[], object]) -> tuple[float, float]:
+    """Returns the seconds of the fastest calls of two functions, called in turn, so that both are disturbed alike."""
+    call(), other()  # compiles
+    times: list[tuple[float, float]] = []
+    while len(times) < LEAST_CALLS or sum(map(sum, times)) < SECONDS_OF_CALLS:
         start = time.perf_counter()
-        for _ in range(num_calls):
-            call()
-        best = min(best, (time.perf_counter() - start) / num_calls)
-    return best
+        call()
+        middle = time.perf_counter()
+        other()
+        times.append((middle - start, time.perf_counter() - middle))
+    first, second = map(min, zip(*times, strict=True))
+    return first, second

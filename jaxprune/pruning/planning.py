@@ -201,7 +201,7 @@ def plan(
     least one channel. Then single groups keep a step more, as long as that fits, so that the network comes as near to
     the budget as steps allow. Among equal scores, the lower index is removed first.
 
-    `plan.budget` says what was asked and what is met. A budget that is missed by more than 1 %, a plan that prunes
+    `plan.budget` says what was asked and what is met. A budget that is exceeded by more than 1 %, a plan that prunes
     nothing, and groups that stay whole because of `multiple_of` are warnings.
 
     Args:

@@ -102,10 +102,15 @@ def unignored_groups(structure: Structure, ignore: Sequence[str]) -> list[str]:
     Raises:
       ValueError: for patterns that match nothing.
     """
-    patterns = [ignore] if isinstance(ignore, str) else list(ignore)
+    patterns = _patterns(ignore)
     check_patterns("ignore", patterns, structure.groups)
     ignored = {name for pattern in patterns for name in matching(pattern, structure.groups)}
     return [name for name in structure.groups if name not in ignored]
+
+
+def _patterns(ignore: Sequence[str]) -> list[str]:
+    """Returns a list of patterns; a text alone is one."""
+    return [ignore] if isinstance(ignore, str) else list(ignore)
 
 
 def free_groups(structure: Structure, ignore: Sequence[str], factor: Factor) -> list[str]:
@@ -123,7 +128,7 @@ def free_groups(structure: Structure, ignore: Sequence[str], factor: Factor) -> 
     free = [name for name in unignored_groups(structure, ignore) if name not in always_whole]
     if not free:
         raise ValueError(
-            f"nothing is left to prune: with factor={factor!r} and ignore={list(ignore)} every group stays whole. "
+            f"nothing is left to prune: with factor={factor!r} and ignore={_patterns(ignore)} every group stays whole. "
             f"The groups are {', '.join(structure.groups)}."
         )
     return free

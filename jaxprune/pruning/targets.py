@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxprune.pruning.repair import (
+    NEAR,
     Counts,
     nearest_counts,
     raised,
@@ -156,7 +157,7 @@ def reach(rules: Rules, targets: Sequence[Target]) -> Counts:
     Raises:
       ValueError: if a limit cannot be met; the message says what can.
     """
-    counts = dict(rules.structure.widths)
+    counts = {**rules.structure.widths, **{name: _most(rules, name) for name in rules.rooms}}
     for number in range(_MOST_PASSES if len(targets) > 1 else 1):
         tried = dict(counts)
         for target in targets:
@@ -188,12 +189,8 @@ def solve(rules: Rules, target: Target, others: Mapping[str, int]) -> Counts | N
     def load(counts: Mapping[str, int]) -> float:
         return target.size_of({**others, **counts}) / max(target.limit, 1e-9)
 
-    if target.fraction == 1:
-        whole = {
-            name: room.width if _top(fine[name]) == room.width else _top(room) for name, room in rooms.items()
-        }
-        if load(whole) <= 1:
-            return whole
+    if target.fraction == 1 and load(whole := {name: _most(rules, name) for name in rooms}) <= 1:
+        return whole
     if rules.is_global:
         return ranked_counts(rooms, rules.scores, load)
     if target.budget == "kept_fraction" and not _are_limits_felt(fine, target.fraction):
@@ -206,14 +203,25 @@ def solve(rules: Rules, target: Target, others: Mapping[str, int]) -> Counts | N
     counts, next_counts = uniform_counts(fine, fraction), uniform_counts(fine, next_fraction)
     if load(counts) > 1:
         return None
+
     # All groups of one width change at the same fraction: take those along that still fit.
+    def urgency(name: str, count: int) -> float:
+        return -count / rooms[name].width
+
     steps = {name: range(count, next_counts[name] + 1) for name, count in counts.items()}
-    return raised(counts, steps, load, lambda name, count: -count / rooms[name].width)
+    counts = raised(counts, steps, load, urgency)
+    if (
+        1 - load(counts) > NEAR
+    ):  # few wide steps: single channels more, if these are enough to meet the budget
+        more = raised(counts, {name: room.counts for name, room in fine.items()}, load, urgency)
+        counts = more if 1 - load(more) <= NEAR else counts
+    return counts
 
 
-def _top(room: Room) -> int:
-    """The most that a group may keep."""
-    return room.counts[-1]
+def _most(rules: Rules, name: str) -> int:
+    """The most that a group may keep: all its channels, unless a ceiling of the user's says less."""
+    width, most = rules.fine_rooms[name].width, rules.fine_rooms[name].counts[-1]
+    return width if most == width else rules.rooms[name].counts[-1]
 
 
 def _are_limits_felt(rooms: Mapping[str, Room], fraction: float) -> bool:
