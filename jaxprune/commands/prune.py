@@ -194,7 +194,9 @@ def _print_pruned(pruned: Pruned, network: str) -> None:
     widths = pruned.plan.widths
     kept = [(group, f"{len(channels)} of {widths[group]}") for group, channels in pruned.plan.kept.items()]
     say(f"{pruned.formula}  on {network}")
-    say(columns([("group", "kept"), *kept]) + "\n")
+    say(columns([("group", "kept"), *kept]))
+    budget = pruned.plan.budget
+    say(f"{budget}\n" if budget is not None and budget.name != "kept_counts" else "")
     macs, parameters = (pruned.macs, pruned.slim_macs), (pruned.parameters, pruned.slim_parameters)
     accuracies = (pruned.accuracy, pruned.pruned_accuracy, pruned.finetuned_accuracy)
     rows = [

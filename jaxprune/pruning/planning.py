@@ -220,7 +220,8 @@ def plan(
       scope: one fraction per group, or all channels in one ranking.
       multiple_of: counts are multiples of this in groups that are at least that wide; narrower ones stay whole.
       min_kept, max_kept: the fewest and the most channels that groups keep: whole numbers of channels, or floats that
-        are fractions of a group; one for all groups, or by name or pattern. Other groups make up for them.
+        are fractions of a group; one for all groups, or by name or pattern, as `jp.sensitivity(...).floors()` returns.
+        Other groups make up for them, so that the budget is still met.
       ignore: names of groups that stay whole; shell patterns such as `"layers.*"` are allowed.
       factor: which of two groups that share every index loses channels. Whole heads, or whole groups of a grouped
         convolution, are `"outer"`; the channels within each of them are `"inner"`; `"both"` prunes both, so that the
