@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 from compilations import counted_compilations
-from pruned_nets import IMAGES, LABELS, conv_norm_relu, mlp, plain, run, scores_of
+from flax import nnx
+from pruned_nets import IMAGES, LABELS, Net, conv_norm_relu, linear, mlp, plain, run, scores_of
 from zoo_cases import case_of
 
 from jaxprune.comparison.group_sensitivity import Sensitivity, sensitivity
@@ -88,6 +89,18 @@ def test_a_dataset_is_measured_on_its_validation_images():
     data = Dataset.from_arrays("mine", train=(IMAGES, LABELS), validation=(IMAGES[:9], LABELS[:9]))
     found = sensitivity(mlp(), SCORES, data, fractions=[0.5], ignore=["fc1*"])
     assert found.num_labels == 9 and list(found.widths) == ["fc2.kernel"]
+
+
+def test_tokens_with_a_label_at_each_place_are_measured():
+    layers = {"embed": nnx.Embed(5, 4, rngs=nnx.Rngs(0)), "hidden": linear(4, 6), "head": linear(6, 5, 1)}
+    model = Net(layers, lambda net, x: net.head(nnx.relu(net.hidden(net.embed(x)))))
+    tokens = np.arange(14).reshape(7, 2) % 5
+    scores = scores_of(trace_structure(model, tokens))
+    found = sensitivity(model, scores, (tokens, tokens), fractions=[0.5], ignore=["embed*"], batch_size=4)
+    kept = select(scores, {"hidden.kernel": 3})
+    masked = mask(model, make_plan(trace_structure(model, tokens), kept))
+    expected = 100 * np.mean(run(masked, tokens).argmax(-1) == tokens)
+    assert found.num_labels == 14 and found.accuracies["hidden.kernel"][0] == pytest.approx(expected)
 
 
 def test_json_round_trip():
