@@ -259,7 +259,10 @@ STARTS = {
     "evolve": [["--task", "digits"]],
     "report": [["nowhere"], ["plain"]],
     "list": [[], ["presets"], ["x"]],
-    **{command: [["--task", "cli_tasks:small"]] for command in ("prune", "compare", "calibrate", "sensitivity")},
+    **{
+        command: [["--task", "cli_tasks:small"]]
+        for command in ("prune", "compare", "calibrate", "sensitivity")
+    },
 }
 
 
