@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -76,6 +77,56 @@ def atomic_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     with contextlib.suppress(
         OSError
     ):  # the rename outlasts a power cut where the file system lets one ask for it
+        _sync(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a new folder beside `path`; with what is written there it becomes `path` in one step at the end.
+
+    If anything fails, `path` stays as it was and the new folder is removed. A folder that is replaced is moved aside
+    first: a kill between the two steps leaves both under other names, beginning with a dot.
+
+    Args:
+      path: the folder to write; the folder that it is in must exist.
+      overwrite: whether what is at `path` is replaced.
+
+    Yields:
+      The folder to write to.
+
+    Raises:
+      FileExistsError: if there is something at `path` and `overwrite` is false.
+      OSError: if the folder cannot be written.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "network"
+      >>> with atomic_folder(path) as temporary:
+      ...     _ = (temporary / "plan.json").write_text("{}")
+      >>> [file.name for file in path.iterdir()], len(list(path.parent.iterdir()))
+      (['plan.json'], 1)
+    """
+    if _is_there(path) and not overwrite:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    owner = f"{os.getpid()}-{threading.get_ident()}"
+    temporary, replaced = (path.with_name(f".{path.name}.{owner}.{end}") for end in ("tmp", "old"))
+    temporary.mkdir()
+    try:
+        yield temporary
+        for written in (*temporary.rglob("*"), temporary):
+            _sync(written)
+        if _is_there(path):
+            path.rename(replaced)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if _is_there(replaced):
+                replaced.rename(path)
+            raise
+    finally:
+        for folder in (temporary, replaced):
+            shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
         _sync(path.parent)
 
 

@@ -1,1 +1,1 @@
-"""Deployment: weights from files of other libraries, and back."""
+"""Networks that leave the process: saved and loaded, exported, and measured beside the dense ones."""

@@ -84,10 +84,9 @@ def find_network(
       >>> find_network("jaxprune.nets:PlainConvNet").image_shape
       (8, 8, 1)
     """
-    known = {_letters(known_name): make for known_name, make in NETWORKS.items()}
-    if _letters(name) in known:
+    if (known := named_network(name)) is not None:
         shape = {"image_shape": tuple(image_shape)} if image_shape else {}
-        make = partial(known[_letters(name)], num_classes=num_classes, **shape, **settings)
+        make = partial(known, num_classes=num_classes, **shape, **settings)
         return make(nnx.Rngs(seed)) if has_weights else without_weights(make)
     module_name, _, attribute = name.partition(":")
     if not (module_name and attribute):
@@ -106,7 +105,9 @@ def find_network(
             f"got the class {factory.__name__}."
         )
     if callable(factory) and not isinstance(factory, nnx.Module):
-        network = _call(factory, name, nnx.Rngs(seed)) if has_weights else _shapes_of(factory, name, seed)
+        network = (
+            call_factory(factory, name, nnx.Rngs(seed)) if has_weights else _shapes_of(factory, name, seed)
+        )
     if not isinstance(network, nnx.Module):
         raise ValueError(
             f"network {name!r} needs to be a factory of a Flax NNX module (flax.nnx.Module), "
@@ -115,14 +116,26 @@ def find_network(
     return network
 
 
-def without_weights(make: Callable[[nnx.Rngs], nnx.Module]) -> nnx.Module:
+def named_network(name: str) -> Callable[..., nnx.Module] | None:
+    """Returns the network of `NETWORKS` with a name in any spelling of its words, or None.
+
+    Example:
+      >>> named_network("LeNet-5").__name__, named_network("mymodule:net")
+      ('LeNet5', None)
+    """
+    return {_letters(known): make for known, make in NETWORKS.items()}.get(_letters(name))
+
+
+def without_weights(make: Callable[[nnx.Rngs], nnx.Module], *, counts_keys: bool = False) -> nnx.Module:
     """Makes a network with shapes and dtypes in place of arrays, so that nothing is computed or stored.
 
-    This is enough for `trace_structure`, `count_macs` and `count_parameters`. It is `nnx.eval_shape`, also for arrays
-    outside of variables, with random streams that do not count, which saves most of the time on deep networks.
+    This is enough for `trace_structure`, `plan`, `slim`, `count_macs` and `count_parameters`. It is `nnx.eval_shape`,
+    also for arrays outside of variables, with random streams that do not count, which saves most of the time on deep
+    networks.
 
     Args:
       make: the network's class, or a function that makes it from `nnx.Rngs`.
+      counts_keys: whether the network gets random streams that count, which it needs if arrays are filled in later.
 
     Returns:
       The network, which cannot be run.
@@ -137,7 +150,8 @@ def without_weights(make: Callable[[nnx.Rngs], nnx.Module]) -> nnx.Module:
 
     def build() -> list[Any]:
         rngs = nnx.Rngs(0)
-        rngs.default = _ConstantStream(0, tag="default")  # type: ignore[attr-defined]
+        if not counts_keys:
+            rngs.default = _ConstantStream(0, tag="default")  # type: ignore[attr-defined]
         model = make(rngs)
         _mark_arrays(model)
         graphdef, state = nnx.split(model)
@@ -151,8 +165,23 @@ def without_weights(make: Callable[[nnx.Rngs], nnx.Module]) -> nnx.Module:
                 others[path] = value.copy()
         return arrays
 
-    shapes = {path: _placeholder(value) for path, value in zip(paths, jax.eval_shape(build), strict=True)}
+    shapes = {path: placeholder(value) for path, value in zip(paths, jax.eval_shape(build), strict=True)}
     return nnx.merge(graphdefs[0], nnx.from_flat_state([*shapes.items(), *others.items()]))
+
+
+def placeholder(value: Any) -> Any:  # noqa: ANN401 - a variable, or a shape
+    """Returns what stands for arrays in a network without weights.
+
+    A shape outside of a variable, of `nnx.WeightNorm`'s scales or a mask say, would be no state to Flax. An array of
+    zeros that share one address is, and takes no memory.
+
+    Example:
+      >>> placeholder(jax.ShapeDtypeStruct((2, 3), "float32")).strides
+      (0, 0)
+    """
+    if isinstance(value, nnx.Variable) or jax.numpy.issubdtype(value.dtype, jax.dtypes.extended):
+        return value
+    return np.broadcast_to(np.zeros((), value.dtype), value.shape)
 
 
 def _mark_arrays(model: nnx.Module) -> None:
@@ -162,17 +191,6 @@ def _mark_arrays(model: nnx.Module) -> None:
             for name, value in list(vars(node).items()):
                 if isinstance(value, jax.core.Tracer):
                     setattr(node, name, nnx.data(value))
-
-
-def _placeholder(value: Any) -> Any:  # noqa: ANN401 - a variable, or a shape
-    """Returns what stands for arrays in a network without weights.
-
-    A shape outside of a variable, of `nnx.WeightNorm`'s scales or a mask say, would be no state to Flax. An array of
-    zeros that share one address is, and takes no memory.
-    """
-    if isinstance(value, nnx.Variable) or jax.numpy.issubdtype(value.dtype, jax.dtypes.extended):
-        return value
-    return np.broadcast_to(np.zeros((), value.dtype), value.shape)
 
 
 def look_in_working_directory() -> None:
@@ -242,7 +260,7 @@ def _shapes_of(factory: Callable[..., object], name: str, seed: int) -> object:
     others: list[object] = []
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
-        network = _call(factory, name, rngs)
+        network = call_factory(factory, name, rngs)
         if isinstance(network, nnx.Module):
             return network
         others.append(network)
@@ -251,26 +269,55 @@ def _shapes_of(factory: Callable[..., object], name: str, seed: int) -> object:
     try:
         network: object = without_weights(make)
     except jax.errors.JAXTypeError:
-        return _call(factory, name, nnx.Rngs(seed))
+        return call_factory(factory, name, nnx.Rngs(seed))
     return others[0] if others else network
 
 
-def _call(factory: Callable[..., object], name: str, rngs: nnx.Rngs) -> object:
-    """Calls a factory, with random streams if it takes any."""
+def call_factory(
+    factory: Callable[..., object], name: str, rngs: nnx.Rngs, options: Mapping[str, object] | None = None
+) -> object:
+    """Calls a factory, with random streams if it takes any.
+
+    Args:
+      factory: a class, or a function.
+      name: its name, for messages.
+      rngs: the random streams.
+      options: keyword arguments to call it with.
+
+    Returns:
+      Whatever the factory returns.
+
+    Raises:
+      ValueError: if it needs other arguments.
+
+    Example:
+      >>> call_factory(lambda rngs, width: width, "mine", nnx.Rngs(0), {"width": 3})
+      3
+    """
+    options = options or {}
     parameters = _parameters(factory)
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    needed = needed_parameters(factory)
-    takes_rngs = any(p.name == "rngs" and p.kind is not p.POSITIONAL_ONLY for p in parameters)
-    if takes_rngs and set(needed) <= {"rngs"}:
-        return factory(rngs=rngs)
+    needed = [each for each in needed_parameters(factory) if each not in options]
+    if takes_rngs(factory) and set(needed) <= {"rngs"}:
+        return factory(rngs=rngs, **options)
     if not needed:
-        return factory()
+        return factory(**options)
     if needed == positional[:1]:
-        return factory(rngs)
+        return factory(rngs, **options)
     raise ValueError(
         f"network {name!r} needs a factory that takes flax.nnx.Rngs or nothing, got one that needs "
         f"{', '.join(needed)}. Write a function that fills in the others."
     )
+
+
+def takes_rngs(function: Callable[..., object]) -> bool:
+    """Tells whether a function or class has a parameter `rngs` that can be passed by name.
+
+    Example:
+      >>> takes_rngs(nnx.Linear), takes_rngs(lambda key: None)
+      (True, False)
+    """
+    return any(p.name == "rngs" and p.kind is not p.POSITIONAL_ONLY for p in _parameters(function))
 
 
 def needed_parameters(function: Callable[..., object]) -> list[str]:

@@ -15,7 +15,15 @@ from jaxprune.pruning.planning import Plan, check_plan
 from jaxprune.pruning.tree_paths import find_places, names_of
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.layouts import keep_mask
-from jaxprune.structure.model_state import FlatState, Path, dotted, merge_model, put_beside, take_apart
+from jaxprune.structure.model_state import (
+    FlatState,
+    Path,
+    dotted,
+    is_abstract,
+    merge_model,
+    put_beside,
+    take_apart,
+)
 from jaxprune.types import Array
 
 
@@ -29,7 +37,7 @@ def mask(model: nnx.Module, plan: Plan) -> nnx.Module:
     that stay, as in the slim network; weights of which a mean is taken cannot be masked.
 
     Args:
-      model: the network that the plan was made for; it is not changed.
+      model: the network that the plan was made for; it is not changed. One without weights is returned as it is.
       plan: which channels to keep.
 
     Returns:
@@ -41,6 +49,8 @@ def mask(model: nnx.Module, plan: Plan) -> nnx.Module:
     """
     parts = take_apart(model)
     masks = channel_masks(check_plan(parts, plan), plan.kept)
+    if is_abstract(parts.flat):
+        return merge_model(*parts[:3])
     # NumPy masks, and device_put moves: jnp.asarray would compile a program for each new shape.
     masked = apply_masks(jax.device_get(parts.flat), masks)
     return merge_model(parts.graphdef, put_beside(masked, parts.flat), parts.rest)

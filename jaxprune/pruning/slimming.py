@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxprune.nets.factories import placeholder
 from jaxprune.observation.observed import Observed
 from jaxprune.pruning.compensation import check_compensable, compensated_state
 from jaxprune.pruning.optimizer_states import OptimizerState, slim_optimizer
@@ -17,7 +18,14 @@ from jaxprune.pruning.planning import Plan, check_plan
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.layer_sizes import stored_sizes
 from jaxprune.structure.layouts import gather
-from jaxprune.structure.model_state import FlatState, Path, merge_model, put_beside, take_apart
+from jaxprune.structure.model_state import (
+    FlatState,
+    Path,
+    is_abstract,
+    merge_model,
+    put_beside,
+    take_apart,
+)
 from jaxprune.structure.verification import Attributes, find_misfit, slim_graph
 from jaxprune.types import Array
 
@@ -68,7 +76,8 @@ def slim(
     weights in it are cut and not corrected by `compensate`.
 
     Args:
-      model: the network that the plan was made for; it is not changed.
+      model: the network that the plan was made for; it is not changed. Of a network without weights
+        (`jaxprune.nets.without_weights`), a smaller one without weights is made.
       plan: which channels to keep.
       attributes: new values for whole numbers that classes of your own store, by dotted path, such as
         `{"blocks.0.attention.head_dim": 16}`.
@@ -103,6 +112,12 @@ def slim(
     if required.keys() <= attributes.keys():
         misfit = find_misfit(parts, structure, kept, attributes, graph=graphdef)
         if misfit is None:
+            if is_abstract(parts.flat):
+                if compensate is not None:
+                    raise ValueError(
+                        "needs a network with weights to compensate, got one of shapes alone. Leave out compensate=."
+                    )
+                return merge_model(graphdef, slim_shapes(structure, parts.flat, plan.kept), parts.rest)
             # NumPy cuts, and device_put moves: jnp.asarray would compile a program, and keep it, for each new shape.
             flat = jax.device_get(parts.flat)
             if compensate is not None:
@@ -137,6 +152,28 @@ def slim_state(structure: Structure, flat: Mapping[Path, Array], kept: KeptIndic
     return {
         path: gather(array, structure.layouts[path], indices) if path in structure.layouts else array
         for path, array in flat.items()
+    }
+
+
+def slim_shapes(structure: Structure, flat: Mapping[Path, Array], kept: KeptIndices) -> FlatState:
+    """Returns what stands for the arrays of the slim network where the full one has shapes in place of arrays.
+
+    Args:
+      structure: groups of the full network.
+      flat: path -> shape and dtype, or an array that stands for one, of a network that `without_weights` made.
+      kept: group name -> kept indices.
+
+    Returns:
+      Path -> shape and dtype, or an array of zeros that takes no memory where `flat` has an array.
+    """
+    paths = list(flat)
+    shapes = jax.eval_shape(
+        lambda arrays: list(slim_state(structure, dict(zip(paths, arrays, strict=True)), kept).values()),
+        list(flat.values()),
+    )
+    return {
+        path: shape if isinstance(flat[path], jax.ShapeDtypeStruct) else placeholder(shape)
+        for path, shape in zip(paths, shapes, strict=True)
     }
 
 

@@ -329,6 +329,16 @@ def parameter_paths(model: nnx.Module) -> frozenset[Path]:
     return take_apart(model).trained
 
 
+def is_abstract(flat: Mapping[Path, Array]) -> bool:
+    """Tells whether a network has shapes in place of arrays.
+
+    Example:
+      >>> is_abstract({("kernel",): jax.ShapeDtypeStruct((2, 3), "float32")}), is_abstract({})
+      (True, False)
+    """
+    return any(isinstance(array, jax.ShapeDtypeStruct) for array in flat.values())
+
+
 def fingerprint(flat: Mapping[Path, Array | jax.ShapeDtypeStruct]) -> str:
     """Returns sixteen hexadecimal digits that identify a network's paths, shapes and dtypes (not its values).
 

@@ -114,6 +114,34 @@ def load_network(
     return weights, numbers
 
 
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads all arrays of a network that `save_network` wrote, whatever network it is.
+
+    Args:
+      path: the folder; it is not changed.
+
+    Returns:
+      Dotted path -> array.
+
+    Raises:
+      DamagedNetworkError: if the folder holds anything else, or was changed since.
+
+    Example:
+      >>> folder = FilePath(tempfile.mkdtemp()) / "network"
+      >>> save_network(folder, {("dense", "kernel"): np.ones(2, np.float32)}, {})
+      >>> read_arrays(folder)
+      {'dense.kernel': array([1., 1.], dtype=float32)}
+    """
+    try:
+        tree = _read_tree(FilePath(path).resolve())
+        _checked_identity(tree)
+        return {name: np.asarray(array) for name, array in tree["weights"].items()}
+    except DamagedNetworkError:
+        raise
+    except Exception as error:  # damaged files raise all kinds of errors inside Orbax and below
+        raise DamagedNetworkError("it cannot be read, because files are damaged or missing") from error
+
+
 def is_saved_network(folder: FilePath) -> bool:
     """Returns whether a folder is a network that `save_network` wrote, with nothing else in it."""
     try:
