@@ -66,7 +66,7 @@ def save(
       FileExistsError: if there is something at `path`, and it is no saved network or `overwrite` is false.
       OSError: if the folder cannot be written, on a full disk for instance; nothing is left behind.
       ValueError: for a factory that cannot be imported or does not make this network (lists all arrays that differ),
-        and for arrays that the format cannot hold.
+        for arrays that the format cannot hold, and for a network without weights.
 
     Example:
       >>> import jax, tempfile
@@ -123,9 +123,9 @@ def load(path: str | os.PathLike[str], *, factory: Factory | None = None) -> nnx
     """Returns the network that `save` wrote, with bit-equal arrays.
 
     The dense network is made from its factory on shapes alone and slimmed by the plans; then the arrays are filled in.
-    Its module is imported and called, so load networks with a factory of their own only from those you trust. (Of a
-    function that takes no `rngs`, none is called with arguments from the file.) Random keys that the file does not have
-    are made anew.
+    Its module is imported and called, so load networks with a factory of their own only from people you trust;
+    arguments from the file reach classes of NNX modules and functions with a parameter `rngs` alone. Random keys that
+    the file does not have are made anew.
 
     Args:
       path: the folder.
@@ -185,7 +185,7 @@ def _rounds(
             f"attributes needs one mapping for each plan, got {len(own)} for {len(plans)} plans. Use {{}} where none "
             "was passed to slim."
         )
-    return plans, own
+    return plans, tuple({name: int(value) for name, value in each.items()} for each in own)
 
 
 def _check_place(folder: Path, *, overwrite: bool) -> None:

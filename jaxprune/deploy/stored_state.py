@@ -20,6 +20,7 @@ from jaxprune.structure.model_state import (
     Path,
     RestState,
     dotted,
+    is_abstract,
     merge_model,
     take_apart,
 )
@@ -64,7 +65,7 @@ def stored_state(model: nnx.Module) -> StoredState:
       Its arrays on the host, in the dtypes in which they are stored.
 
     Raises:
-      ValueError: if two arrays have the same dotted path.
+      ValueError: if two arrays have the same dotted path, or the network has shapes in place of arrays.
 
     Example:
       >>> state = stored_state(nnx.BatchNorm(2, rngs=nnx.Rngs(0)))
@@ -72,6 +73,10 @@ def stored_state(model: nnx.Module) -> StoredState:
       ['bias', 'mean', 'scale', 'var']
     """
     parts = take_apart(model)
+    if is_abstract(parts.flat):
+        raise ValueError(
+            "saving needs a network with weights, got one of shapes alone. Fill in its arrays first."
+        )
     found: list[tuple[str, Any]] = [(dotted(path), array) for path, array in parts.flat.items()]
     random: dict[str, str] = {}
     for path, value in parts.rest.items():

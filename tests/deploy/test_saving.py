@@ -21,7 +21,7 @@ from pruned_nets import IMAGES, Net, conv_relu_norm, linear, run, scores_of
 import jaxprune as jp
 from jaxprune.deploy import saving
 from jaxprune.deploy.stored_state import stored_state
-from jaxprune.files import sealed
+from jaxprune.files import atomic_folder, sealed
 from jaxprune.nets.small_nets import PlainConvNet
 from jaxprune.pruning.planning import make_plan
 from jaxprune.structure.model_state import merge_model, take_apart
@@ -285,6 +285,8 @@ def test_arrays_of_one_name_and_empty_arrays_are_refused(tmp_path):
     net = Net({"a": nnx.Dict({"b": linear(2, 3)}), "a.b": linear(2, 3)}, None)
     with pytest.raises(ValueError, match=r"different dotted paths, got several called a.b.bias, a.b.kernel"):
         jp.save(net, tmp_path / "net")
+    with pytest.raises(ValueError, match="saving needs a network with weights, got one of shapes alone"):
+        jp.save(jp.find_network(FACTORY, has_weights=False), tmp_path / "net")
     net = Net({"a": linear(2, 3)}, None)
     net.a.bias = nnx.Param(jnp.zeros(0))
     with pytest.raises(
@@ -332,6 +334,13 @@ def test_a_full_disk_leaves_nothing_and_the_old_network(weights, pruned, tmp_pat
     assert_same_state(
         jp.load(tmp_path / "net", factory=lambda: jp.slim(conv_relu_norm(), pruned[1])), pruned[0]
     )
+
+
+def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path):
+    (tmp_path / "net").mkdir()
+    with pytest.raises(FileExistsError, match=r"File exists: .*net"), atomic_folder(tmp_path / "net"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]
 
 
 def test_a_failing_last_step_brings_the_old_network_back(pruned, tmp_path, monkeypatch):
