@@ -82,7 +82,7 @@ def export(
       ValueError: if an operation cannot be exported, with any batch size or to a platform; the message names it with
         its line, and what to change. Also for unknown platforms, and for more than 2 GiB of weights.
       ImportError: if the package that writes the format is not installed.
-      OSError: if the file cannot be written; what was there before is still there.
+      OSError: if the file cannot be written, or its folder does not exist; what was there before is still there.
 
     Example:
       >>> import jax.numpy as jnp
@@ -92,6 +92,10 @@ def export(
       ((ShapedArray(float32[b,2]),), (5, 3))
     """
     _check_arguments(platforms, batch, format)
+    if path is not None and not Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(
+            f"the file to write needs to be in a folder that exists, got {path}. Make it first."
+        )
     forward, arrays, inputs = evaluation_call(model, example)
     num_bytes = sum(array.nbytes for array in arrays)
     if num_bytes > _MAX_BYTES:

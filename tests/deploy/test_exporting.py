@@ -179,6 +179,10 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", fill_disk)
     net = made(lambda net, x: net.first(x))
+    with pytest.raises(
+        FileNotFoundError, match=r"needs to be in a folder that exists, got .*none/net. Make it first"
+    ):
+        jp.export(net, EXAMPLE, tmp_path / "none" / "net")
     with pytest.raises(OSError, match="No space left"):
         jp.export(net, EXAMPLE, tmp_path / "net", platforms=["cpu"])
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("net", b"old")]
