@@ -15,20 +15,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+import flax
 import jax
 from flax import nnx
 from jax import export as jax_export
 from jax.extend import core as jex
 
+from jaxprune import structure
 from jaxprune.deploy.evaluation_call import evaluation_call
 from jaxprune.files import atomic_file
-from jaxprune.structure.program import is_library, source_line
+from jaxprune.structure.program import Operation
 from jaxprune.types import Array, is_whole
 
 ExportFormat = Literal["stablehlo", "onnx", "tflite"]
 Function: TypeAlias = Callable[..., Any]
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+_FOLDERS = tuple(os.path.dirname(module.__file__ or "") for module in (jax, flax, structure)) + (
+    os.path.dirname(__file__),
+)
+"""Where no code of a network is."""
 _MAX_BYTES = 2**31 - 2**20
 """What each of the formats holds in one file."""
 _PACKAGES = {
@@ -213,7 +219,7 @@ def _refused_among(
             within = (
                 name for each in inner for name in _refused_among(each, (equation, *callers), platforms)
             )
-            yield next(within, source_line(equation, *callers))
+            yield next(within, Operation(equation, inputs=(), outputs=(), callers=callers).location)
 
 
 def _evaluate(jaxpr: jex.Jaxpr, *values: Any) -> list[Any]:  # noqa: ANN401 - arrays
@@ -228,9 +234,9 @@ def _line_of(error: Exception) -> str:
 
 
 def _is_ours(file_name: str) -> bool:
-    """Tells whether a source file is of a library, of Python itself, or beside this one."""
+    """Tells whether a source file is of a library, of Python itself, or of what runs networks here."""
     is_of_python = file_name.startswith(sysconfig.get_path("stdlib")) and "site-packages" not in file_name
-    return is_of_python or is_library(file_name) or file_name.startswith(os.path.dirname(__file__))
+    return is_of_python or file_name.startswith(_FOLDERS)
 
 
 def _first_line(error: Exception) -> str:

@@ -67,33 +67,13 @@ class Operation:
     @cached_property
     def location(self) -> str:
         """The primitive's name with the line of the user's code that it comes from, for messages."""
-        return source_line(self.equation, *self.callers)
-
-
-def source_line(*equations: jex.JaxprEqn) -> str:
-    """Returns the name of an equation's primitive with the line of the user's code that it comes from, for messages.
-
-    Args:
-      *equations: the equation, and the nested calls that it is inside of, innermost first. A function that a library
-        compiles by itself has no line of the user's; its caller has.
-    """
-    name = equations[0].primitive.name
-    for equation in equations:
-        traceback: Any = equation.source_info.traceback
-        for frame in [] if traceback is None else traceback.frames:
-            if not is_library(frame.file_name):
-                return f"{name} at {frame.file_name}:{frame.line_num} ({frame.function_name})"
-    return name
-
-
-def is_library(file_name: str) -> bool:
-    """Tells whether a source file is of JAX, Flax, Optax or of our tracing, so that its lines are not the user's.
-
-    Example:
-      >>> is_library(jax.__file__), is_library("net.py")
-      (True, False)
-    """
-    return file_name.startswith(_LIBRARIES)
+        # A function that a library compiles by itself has no line of the user's; its caller has.
+        for equation in (self.equation, *self.callers):
+            traceback: Any = equation.source_info.traceback
+            for frame in [] if traceback is None else traceback.frames:
+                if not frame.file_name.startswith(_LIBRARIES):
+                    return f"{self.name} at {frame.file_name}:{frame.line_num} ({frame.function_name})"
+        return self.name
 
 
 @dataclass(frozen=True)
