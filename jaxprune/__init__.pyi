@@ -8,8 +8,8 @@ from jaxprune.comparison.transfer_protocol import transfer as transfer
 from jaxprune.datasets.dataset import Dataset as Dataset
 from jaxprune.datasets.dataset import load_dataset as load_dataset
 from jaxprune.deploy.exported_weights import export_weights as export_weights
-from jaxprune.deploy.pretrained import load_pretrained as load_pretrained
 from jaxprune.deploy.exporting import export as export
+from jaxprune.deploy.pretrained import load_pretrained as load_pretrained
 from jaxprune.deploy.saving import load as load
 from jaxprune.deploy.saving import save as save
 from jaxprune.deploy.speed import compare_speed as compare_speed

@@ -1,1 +1,1 @@
-"""Networks that leave the process: saved and loaded, exported, and measured beside the dense ones."""
+"""Networks that leave the process, and weights from elsewhere: saved, loaded, exported, converted, and measured."""

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxprune.deploy.manifest import Manifest, WeightsFormat, is_saved, read_manifest, write_manifest
 from jaxprune.deploy.network_sources import Factory, Maker, NetworkSource, as_source, maker_of
 from jaxprune.deploy.stored_state import StoredState, fill, mismatches, stored_state
-from jaxprune.deploy.tensor_file import read_tensors, write_tensors
+from jaxprune.deploy.tensor_files import read_tensors, write_tensors
 from jaxprune.files import atomic_folder
 from jaxprune.nets.factories import without_weights
 from jaxprune.pruning.planning import Plan

@@ -9,9 +9,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, Protocol
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.files import atomic_file
+
+DTYPES = tuple(
+    np.dtype(each)
+    for each in ("float64", "float32", "float16", jnp.bfloat16, "complex64", "bool")
+    + tuple(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))
+)
+"""Types of arrays that come back from a file as they were."""
 
 _PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")
 """How files of PyTorch begin: archives, and older ones."""
@@ -87,8 +95,24 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[tuple[TensorFile, dic
         )
 
 
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads all arrays of a file.
+
+    Args:
+      path: the file.
+
+    Returns:
+      Name -> array.
+
+    Raises:
+      ImportError, OSError, ValueError: as `open_tensors` does.
+    """
+    with open_tensors(path) as (file, shapes):
+        return {name: file.get_tensor(name) for name in shapes}
+
+
 def write_tensors(
-    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes named arrays to a file; a reader sees either the old file or the complete new one.
 
@@ -100,11 +124,17 @@ def write_tensors(
     Raises:
       ImportError: if safetensors is not installed.
       OSError: if the file cannot be written; nothing is left behind.
+      ValueError: for arrays of types that the library does not read back; names all of them.
     """
     library = import_safetensors()
+    if strange := [f"{name} ({array.dtype})" for name, array in arrays.items() if array.dtype not in DTYPES]:
+        raise ValueError(
+            f"safetensors needs arrays of {', '.join(map(str, DTYPES))}, got {', '.join(strange)}. Convert them, or "
+            'save with weights="orbax".'
+        )
     # The library writes the memory of an array as it lies, whatever its strides are.
     content = library.numpy.save(
-        {name: np.ascontiguousarray(array) for name, array in arrays.items()}, dict(metadata)
+        {name: np.asarray(array, order="C") for name, array in arrays.items()}, dict(metadata or {})
     )
     with atomic_file(Path(path)) as temporary:
         temporary.write_bytes(content)

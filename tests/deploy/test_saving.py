@@ -66,7 +66,7 @@ import numpy as np
 import jaxprune as jp
 from pruned_nets import IMAGES, run
 from jaxprune.deploy.stored_state import stored_state
-from jaxprune.deploy.tensor_file import write_tensors
+from jaxprune.deploy.tensor_files import write_tensors
 model = jp.load(sys.argv[1])
 write_tensors(sys.argv[2], {**stored_state(model).arrays, "outputs": np.asarray(run(model))})
 """
