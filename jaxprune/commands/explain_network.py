@@ -210,7 +210,7 @@ def _facts(structure: Structure, overview: Overview) -> dict[str, object]:
         for name, group in structure.groups.items()
     }
     return {
-        "input": [1, *structure.example.shape[1:]],
+        "input": [1, *structure.example.first.shape[1:]],
         **{name: value for name, value in vars(overview).items() if isinstance(value, int)},
         "groups": groups,
         "frozen": dict(structure.frozen),

@@ -139,13 +139,12 @@ def device_memory() -> int | None:
 def _outputs_per_image(structure: Structure) -> int:
     """Numbers that convolutions and matrix products give for one image."""
     program = structure.program
-    batch = structure.example.shape[0]
     return sum(
         prod(program.shapes[number])
         for operation in program.operations
         if operation.name in _SUMMING
         for number in operation.outputs
-    ) // max(1, program.shapes[program.example][0] or batch)
+    ) // structure.example.batch_size
 
 
 def _gib(num_bytes: int) -> str:

@@ -92,7 +92,7 @@ def diagram_of(structure: Structure, *, is_folded: bool = True) -> Diagram:
     layers = _layers(structure)
     if is_folded:
         layers = _folded(structure, layers)
-    shape = tuple(structure.example.shape[1:])
+    shape = tuple(structure.example.first.shape[1:])
     first = Line(INPUT, shape, makes=(INPUT,), frozen="input of the network", layers=(INPUT,))
     lines = [first, *layers, Line(OUTPUT, reads=(OUTPUT,), layers=(OUTPUT,))]
     rails = [rail for rail in _rails(structure, lines) if rail.makers or rail.readers]

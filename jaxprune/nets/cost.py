@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import cast
 
 import jax
 from flax import nnx
 from jax.extend import core
 
+from jaxprune.nets.inputs import Batch, abstract_call, example_of, holds_array
 
-def count_macs(model: nnx.Module, example: jax.Array | jax.ShapeDtypeStruct) -> int:
+
+def count_macs(model: nnx.Module, example: Batch) -> int:
     """Counts the multiply-accumulates of all convolutions and matrix products for one example, in evaluation mode.
 
     The network is traced, not run. Every convolution and matrix product counts the entries of its output times the
@@ -19,8 +21,9 @@ def count_macs(model: nnx.Module, example: jax.Array | jax.ShapeDtypeStruct) -> 
     pooling do not count. A compiled loop counts its body once per iteration, a branch its costliest case.
 
     Args:
-      model: any NNX model called as `model(x)`; it is not changed, and its parameters may be abstract.
-      example: a batch [N, ...] of inputs (or its shape and dtype); only shapes are read, and N does not matter.
+      model: any NNX model; it is not changed, and its parameters may be abstract.
+      example: a batch as the model takes it: an array [N, ...], a dict, a tuple of arguments, `jaxprune.Inputs`. Shapes
+        may stand in for arrays, and N does not matter.
 
     Returns:
       MACs for one example.
@@ -34,20 +37,12 @@ def count_macs(model: nnx.Module, example: jax.Array | jax.ShapeDtypeStruct) -> 
       >>> count_macs(nnx.Linear(8, 5, rngs=nnx.Rngs(0)), jnp.zeros((32, 8)))
       40
     """
-    if len(example.shape) == 0:
+    if getattr(example, "shape", None) == ():
         raise ValueError(
             "count_macs needs an example batch [N, ...], got a scalar. Pass images[:1], for instance."
         )
-    single = jax.ShapeDtypeStruct((1, *example.shape[1:]), example.dtype)
-    # The view shares the caller's variables; splitting and merging puts a copy between it and the traced call.
-    view = nnx.view(model, use_running_average=True, deterministic=True, raise_if_not_found=False)
-    graphdef, arrays, *others = nnx.split(view, lambda path, variable: holds_array(variable), ...)
-
-    def forward(arrays: nnx.State[Any, Any], x: jax.Array) -> object:
-        return nnx.merge(graphdef, arrays, *others, copy=True)(x)
-
-    traced = jax.make_jaxpr(forward)(arrays, single)
-    return _jaxpr_macs(traced.jaxpr)
+    forward, *arguments = abstract_call(model, example_of(example, model).with_batch_size(1))
+    return _jaxpr_macs(jax.make_jaxpr(forward)(*arguments).jaxpr)
 
 
 def count_parameters(model: nnx.Module) -> int:
@@ -81,17 +76,6 @@ def parameter_sizes(model: nnx.Module) -> Mapping[str, int]:
         for path, variable in flat
         if holds_array(variable)
     }
-
-
-def holds_array(variable: object) -> bool:
-    """Tells whether a variable holds one array, or the shape of one, rather than a number, a text or a tuple.
-
-    Example:
-      >>> holds_array(nnx.Param(jax.numpy.ones(2))), holds_array(nnx.Variable(3))
-      (True, False)
-    """
-    value = variable.get_raw_value() if isinstance(variable, nnx.Variable) else variable
-    return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def _jaxpr_macs(jaxpr: core.Jaxpr) -> int:

@@ -12,17 +12,16 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from jaxprune.files import atomic_file
+from jaxprune.nets.inputs import Batch, Example, is_dtype, is_shape
 from jaxprune.pruning.budget_records import Budget, digest_problem, kept_digest, origin_problem, versions_now
 from jaxprune.pruning.budgets import Fraction, Scope, check_scores, choose_counts
 from jaxprune.pruning.latency import make_timer
 from jaxprune.pruning.plan_checks import (
     index_arrays,
-    is_sequence,
     network_problems,
     plan_problems,
     shown,
@@ -34,7 +33,8 @@ from jaxprune.structure.model_state import Parts, fingerprint
 from jaxprune.structure.tracing import structure_of_parts, trace_structure
 from jaxprune.types import Array, Kept, is_whole
 
-_FORMAT = 1
+_FORMAT, _FORMAT_OF_INPUTS = 1, 2
+"""Of plans whose network takes one array, and of the others, which older versions cannot read."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,12 @@ class Plan:
     fingerprint: str
     """A digest of the network's paths, shapes and dtypes."""
     example_shape: tuple[int, ...]
-    """Shape of the images that the network takes, batch axis first."""
+    """Shape of the images that the network takes, batch axis first; of its first batched input if it takes several."""
     example_dtype: str
     notes: tuple[str, ...] = ()
     """What the slim network does otherwise than the full one without those channels, in words."""
+    inputs: Example | None = None
+    """What the network takes if that is not one array."""
     source: str = field(default="", compare=False, repr=False)
     """The file that the plan was loaded from, for messages."""
     budget: Budget | None = field(default=None, compare=False)
@@ -94,8 +96,10 @@ class Plan:
         return {name: len(kept) for name, kept in self.kept.items()}
 
     @property
-    def example(self) -> jax.ShapeDtypeStruct:
-        """Shape and dtype to trace the network with."""
+    def example(self) -> jax.ShapeDtypeStruct | Example:
+        """What to trace the network with: shape and dtype of its only array, or all that it takes."""
+        if self.inputs is not None:
+            return self.inputs
         return jax.ShapeDtypeStruct(self.example_shape, np.dtype(self.example_dtype))
 
     def to_kept(self) -> Kept:
@@ -103,11 +107,16 @@ class Plan:
         return tuple(self.kept.items())
 
     def to_json(self) -> str:
-        """Returns the plan as JSON text."""
+        """Returns the plan as JSON text.
+
+        Raises:
+          ValueError: if the network takes containers of classes that JSON cannot name.
+        """
+        example: dict[str, Any] = {"shape": list(self.example_shape), "dtype": self.example_dtype}
         record = {
-            "format": _FORMAT,
+            "format": _FORMAT if self.inputs is None else _FORMAT_OF_INPUTS,
             "fingerprint": self.fingerprint,
-            "example": {"shape": list(self.example_shape), "dtype": self.example_dtype},
+            "example": example if self.inputs is None else self.inputs.to_record(),
             "groups": {
                 name: {"width": self.widths[name], "kept": list(kept)} for name, kept in self.kept.items()
             },
@@ -134,13 +143,18 @@ class Plan:
     @classmethod
     def _from_record(cls, record: Mapping[str, Any], source: str = "") -> Plan:
         """Returns the plan that a record holds."""
+        example, inputs = record["example"], None
+        if "shape" not in example:
+            inputs = Example.from_record(example)
+            example = {"shape": inputs.first.shape, "dtype": str(inputs.first.dtype)}
         plan = cls(
             kept={name: group["kept"] for name, group in record["groups"].items()},
             widths={name: group["width"] for name, group in record["groups"].items()},
             fingerprint=record["fingerprint"],
-            example_shape=tuple(record["example"]["shape"]),
-            example_dtype=record["example"]["dtype"],
+            example_shape=tuple(example["shape"]),
+            example_dtype=example["dtype"],
             notes=tuple(record.get("notes", ())),
+            inputs=inputs,
             source=source,
             budget=Budget.from_record(record["budget"]) if "budget" in record else None,
             metric=record.get("metric", ""),
@@ -177,7 +191,7 @@ class Plan:
 def plan(
     model: nnx.Module,
     scores: Mapping[str, Array],
-    example: Array | jax.ShapeDtypeStruct,
+    example: Batch,
     *,
     kept_fraction: Fraction | None = None,
     kept_counts: Mapping[str, int] | None = None,
@@ -207,7 +221,7 @@ def plan(
     Args:
       model: NNX network; it is not changed.
       scores: group name -> [C] finite scores, for every group that is not ignored.
-      example: images as the network takes them, or their shape and dtype.
+      example: a batch as the network takes it, or its shapes and dtypes, as for `trace_structure`.
       kept_fraction: fraction of channels kept, in (0, 1]; or fractions by name or shell pattern of groups, such as
         `{"encoder.*": 0.5, "decoder.*": 0.75}`, and groups that no pattern matches stay whole. In multiples every
         group's count is rounded to the nearest (up on a tie), then some are rounded the other way if that brings all
@@ -276,7 +290,7 @@ def make_plan(structure: Structure, kept: Kept | Mapping[str, tuple[int, ...]]) 
     Raises:
       ValueError: for indices that do not fit the groups.
     """
-    indices = index_arrays(structure, kept)
+    indices, example = index_arrays(structure, kept), structure.example
     all_kept = {
         name: tuple(np.asarray(indices.get(name, range(width))).tolist())
         for name, width in structure.widths.items()
@@ -285,8 +299,9 @@ def make_plan(structure: Structure, kept: Kept | Mapping[str, tuple[int, ...]]) 
         kept=all_kept,
         widths=structure.widths,
         fingerprint=structure.fingerprint,
-        example_shape=tuple(structure.example.shape),
-        example_dtype=str(structure.example.dtype),
+        example_shape=tuple(example.first.shape),
+        example_dtype=str(example.first.dtype),
+        inputs=None if example.is_one_array else example,
         notes=tuple(
             f"{weight}, which loses channels of {name}: the slim network normalises over those that stay"
             for name, weights in structure.normalised.items()
@@ -378,18 +393,25 @@ def _read_record(text: str) -> dict[str, Any]:
     if missing:
         raise _no_plan(f"{', '.join(missing)} missing, got {text[:60]!r}")
     version, digest, example = record["format"], record["fingerprint"], record["example"]
-    if is_whole(version) and version > _FORMAT:
+    has_inputs = isinstance(example, dict) and "batch" in example
+    newest = _FORMAT_OF_INPUTS if has_inputs else _FORMAT
+    if is_whole(version) and version > newest:
         raise ValueError(
-            f"needs a plan of format {_FORMAT} or older, got {shown(version)}. Use a newer jaxprune to read it."
+            f"needs a plan of format {newest} or older, got {shown(version)}. Use a newer jaxprune to read it."
         )
     if not is_whole(version, smallest=1):
-        raise _no_plan(f"format must be {_FORMAT}, got {shown(version)}")
+        raise _no_plan(f"format must be {newest}, got {shown(version)}")
     if not isinstance(digest, str):
         raise _no_plan(f"fingerprint must be a text, got {shown(digest)}")
-    if (
+    if has_inputs:
+        try:
+            Example.from_record(example)
+        except ValueError as error:
+            raise _no_plan(str(error)) from error
+    elif (
         not isinstance(example, dict)
-        or not _is_shape(example.get("shape"))
-        or not _is_dtype(example.get("dtype"))
+        or not (is_shape(shape := example.get("shape")) and shape)
+        or not is_dtype(example.get("dtype"))
     ):
         raise _no_plan(f"example must have a shape and a dtype of JAX, got {shown(example)}")
     groups, notes = record["groups"], record.get("notes", [])
@@ -411,25 +433,6 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(set(names)) < len(names):
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is listed twice")
     return dict(pairs)
-
-
-def _is_shape(value: object) -> bool:
-    """Tells whether a value of a plan is the shape of a batch of images."""
-    return (
-        is_sequence(value)
-        and len(value) > 0
-        and all(is_whole(size, smallest=1) and size < 2**31 for size in value)
-    )
-
-
-def _is_dtype(value: object) -> bool:
-    """Tells whether a value of a plan names a type of numbers that JAX has."""
-    try:
-        return isinstance(value, str) and (
-            np.dtype(value) == bool or bool(jnp.issubdtype(np.dtype(value), jnp.number))
-        )
-    except TypeError:
-        return False
 
 
 def _no_plan(problem: str) -> ValueError:

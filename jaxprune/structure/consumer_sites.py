@@ -160,7 +160,7 @@ class _Finder:
         channels = indices_in_array(self._families, family, read.kernel, sorted(read.kernel_axes))
         batch_marker = self._trace.labels.fixed_marker(BATCH)
         batch_axes = [axis for axis, marker in enumerate(read.value.fixed) if marker == batch_marker]
-        batch_size = self._program.shapes[self._program.example][0]
+        batch_size = self._program.example.batch_size
         if (
             channels is None
             or value_channels is None

@@ -15,9 +15,9 @@ from itertools import combinations, permutations
 from math import prod
 from typing import Literal
 
-import jax
 import numpy as np
 
+from jaxprune.nets.inputs import Example
 from jaxprune.structure.channel_classes import ChannelFamilies, find_families, name_families
 from jaxprune.structure.labels import Labels, distinct
 from jaxprune.structure.layouts import Field, Layout, count_kept, holds_any
@@ -98,13 +98,16 @@ class Structure:
     """Paths of the trained parameters, without batch statistics."""
     fingerprint: str
     """A digest of the network's paths, shapes and dtypes."""
-    example: jax.ShapeDtypeStruct
-    """The images that the network was traced with."""
     program: Program
     families: ChannelFamilies
     """The groups before they had names, and the trace that they come from."""
     attributes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """Group -> whole numbers in the user's own classes that must follow its width (see `slim`)."""
+
+    @property
+    def example(self) -> Example:
+        """The inputs that the network was traced with."""
+        return self.program.example
 
     @property
     def widths(self) -> dict[str, int]:
@@ -169,7 +172,7 @@ class Structure:
     def _macs_factors(self) -> list[tuple[int, list[tuple[tuple[Field, ...], int]]]]:
         """For each contraction its multiply-adds for one example: a constant, and (fields, length) of other factors."""
         names, families = list(self.groups), self.families
-        batch_size = self.program.shapes[self.program.example][0]
+        batch_size = self.example.batch_size
         contractions = []
         for macs in families.trace.contraction_macs:
             constant = macs.constant
@@ -259,15 +262,12 @@ class Structure:
             )
 
 
-def structure_from(
-    trace: Trace, digest: str, example: jax.ShapeDtypeStruct, never: Mapping[int, str] | None = None
-) -> Structure:
+def structure_from(trace: Trace, digest: str, never: Mapping[int, str] | None = None) -> Structure:
     """Builds the structure from a finished trace.
 
     Args:
       trace: what the rules noted about the network.
       digest: fingerprint of the network.
-      example: shape and dtype of the images.
       never: label -> reason, for further labels that are not cut.
 
     Returns:
@@ -280,7 +280,7 @@ def structure_from(
         reasons = {
             int(root): reason for family, reason in missing.items() for root in families.channel_roots[family]
         }
-        return structure_from(trace, digest, example, {**(never or {}), **reasons})
+        return structure_from(trace, digest, {**(never or {}), **reasons})
     shapes = {path: trace.program.shapes[number] for path, number in trace.program.parameters.items()}
     layouts = {
         path: tuple(
@@ -309,7 +309,6 @@ def structure_from(
         shapes=shapes,
         trained=trace.trained & set(layouts),
         fingerprint=digest,
-        example=example,
         program=trace.program,
         families=families,
     )

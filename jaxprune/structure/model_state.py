@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxprune.nets.cost import holds_array
+from jaxprune.nets.inputs import holds_array
 from jaxprune.types import Array
 
 Path: TypeAlias = tuple[str | int, ...]

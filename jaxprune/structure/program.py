@@ -9,7 +9,7 @@ differentiated with respect to them, without touching the network's code.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -18,10 +18,12 @@ from typing import Any, cast
 import flax
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 import jaxlib
 import optax
 from flax import nnx
 
+from jaxprune.nets.inputs import Batch, Example, arrays_of, example_of
 from jaxprune.structure.model_state import (
     Path,
     RestState,
@@ -110,12 +112,18 @@ class Program:
     operations: tuple[Operation, ...]
     parameters: Mapping[Path, int]
     """Path of an array -> number of its value."""
-    example: int
-    """Number of the images."""
+    example: Example
+    """What it was traced with."""
+    inputs: tuple[int, ...]
+    """Numbers of the arrays that the network takes."""
     constants: Mapping[int, Array]
     """Value number -> array, for arrays built into the network's code and for random keys."""
     outputs: tuple[int, ...]
     """Numbers of the values that the network returns."""
+    results: tuple[Input, ...]
+    """Every leaf of what the network returns, scalars written into the program among them."""
+    output_tree: jax.tree_util.PyTreeDef
+    """What the network returns: an array, a tuple, or any pytree."""
     shapes: Mapping[int, tuple[int, ...]]
     """Value number -> shape, for every value."""
     custom_derivatives: tuple[CustomDerivative, ...] = ()
@@ -127,12 +135,18 @@ class Program:
         """Value number -> the operation, outside of loops, that makes it; inputs and constants have none."""
         return {number: operation for operation in self.operations for number in operation.outputs}
 
+    def as_returned(self, values: Sequence[Any]) -> Any:
+        """Returns the values of `outputs` in the form in which the network returns them."""
+        by_number = dict(zip(self.outputs, values, strict=True))
+        leaves = [by_number[each] if isinstance(each, int) else jnp.asarray(each.val) for each in self.results]
+        return jax.tree.unflatten(self.output_tree, leaves)
+
 
 def trace_program(
     graphdef: nnx.GraphDef[nnx.Module],
     flat: Mapping[Path, Array | jax.ShapeDtypeStruct],
     rest: RestState,
-    example: jax.ShapeDtypeStruct,
+    example: Batch | Example,
     mode: RunMode = "evaluation",
 ) -> Program:
     """Runs a network on shapes alone and returns its operations.
@@ -141,46 +155,52 @@ def trace_program(
       graphdef: the network's graph, from `split_model`.
       flat: its arrays, from `split_model`; only their shapes and dtypes are read.
       rest: its random state, from `split_model`.
-      example: shape and dtype of the images, batch first.
+      example: what the network takes; a tuple is one argument unless an `Example` says otherwise.
       mode: what batch norm and dropout are switched to, whatever they are in `graphdef`.
 
     Returns:
       The program.
 
     Raises:
-      ValueError: if the network cannot be run on such images; the message carries the network's own error.
+      ValueError: if the network cannot be run on such inputs; the message carries the network's own error.
     """
+    example = example_of(example)
     random = random_state(rest)
     paths, random_paths = list(flat), list(random)
 
-    def forward(arrays: list[Array], random_arrays: list[Array], images: jax.Array) -> Array:
+    def forward(arrays: list[Array], random_arrays: list[Array], inputs: list[jax.Array]) -> Any:
         by_path = dict(zip(paths, arrays, strict=True))
         network = merge_to_run(
             graphdef, by_path, {**rest, **dict(zip(random_paths, random_arrays, strict=True))}
         )
-        return cast(Array, set_mode(network, mode)(images))
+        return example.call_network(cast(Callable[..., Any], set_mode(network, mode)), inputs)
 
     shapes = [jax.ShapeDtypeStruct(flat[path].shape, flat[path].dtype) for path in paths]
     random_shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in random.values()]
     try:
-        closed = jax.make_jaxpr(forward)(shapes, random_shapes, example)
+        closed, returned = jax.make_jaxpr(forward, return_shape=True)(
+            shapes, random_shapes, list(example.arrays)
+        )
     except Exception as error:
         raise ValueError(
-            f"needs a network that runs on images of shape {example.shape} and dtype {example.dtype}, but it failed "
-            f"with {type(error).__name__}: {error}. Pass an example like the ones the network was built for."
+            f"needs a network that runs on {example.words}, but it failed with {type(error).__name__}: {error}. "
+            "Pass an example like the ones the network was built for."
         ) from error
     flattening = _Flattening()
     inputs = [flattening.number(variable) for variable in closed.jaxpr.invars]
     flattening.add_constants(closed.jaxpr, closed.consts)
     flattening.constants.update(zip(inputs[len(paths) :], random.values(), strict=False))
     flattening.add_operations(closed.jaxpr)
-    outputs = [flattening.read(variable) for variable in closed.jaxpr.outvars]
+    results = tuple(flattening.read(variable) for variable in closed.jaxpr.outvars)
     return Program(
         operations=tuple(flattening.operations),
         parameters=dict(zip(paths, inputs, strict=False)),
-        example=inputs[-1],
+        example=example,
+        inputs=tuple(inputs[len(inputs) - len(example.arrays) :]),
         constants=flattening.constants,
-        outputs=tuple(number for number in outputs if isinstance(number, int)),
+        outputs=tuple(number for number in results if isinstance(number, int)),
+        results=results,
+        output_tree=jax.tree.structure(returned),
         shapes=flattening.shapes,
         custom_derivatives=_outer_first(flattening.custom_derivatives),
         mode=mode,
@@ -190,7 +210,7 @@ def trace_program(
 def evaluate(
     program: Program,
     flat: Mapping[Path, Array],
-    images: jax.Array,
+    inputs: Batch,
     wanted: Sequence[int],
     added: Mapping[int, jax.Array] | None = None,
 ) -> list[jax.Array]:
@@ -199,7 +219,7 @@ def evaluate(
     Args:
       program: what to run.
       flat: the network's arrays by path.
-      images: images of the shape that the program was traced with.
+      inputs: arrays of the shapes that the program was traced with, in the order of its example, or one array.
       wanted: numbers of the values to return. A value inside a `scan` is returned for all iterations, stacked.
       added: value number -> array that is added to the value as soon as it is computed. The result can be
         differentiated with respect to these arrays. The network's own derivatives are used, except for a function
@@ -210,7 +230,7 @@ def evaluate(
     """
     values: dict[int, Any] = {number: flat[path] for path, number in program.parameters.items()}
     values.update(program.constants)
-    values[program.example] = images
+    values.update(zip(program.inputs, arrays_of(inputs), strict=True))
     _run(program, values, frozenset(wanted), {} if added is None else added)
     return [values[number] for number in wanted]
 

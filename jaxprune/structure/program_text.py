@@ -43,7 +43,7 @@ def program_text(program: Program) -> str:
       results [2]
     """
     names: dict[int, object] = {number: dotted(path) for path, number in program.parameters.items()}
-    names[program.example] = "images"
+    names |= zip(program.inputs, program.example.names, strict=True)
     names |= {number: array_content(array) for number, array in program.constants.items()}
     lines = [*_lines(program.operations, names), f"results {_to_json(_named(program.outputs, names))}"]
     return "\n".join(lines)

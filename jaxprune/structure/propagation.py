@@ -147,12 +147,14 @@ def propagate(program: Program, trained: frozenset[Path], array_labels: ArrayLab
         trace.values[number] = LabelledValue(
             shape, fields, sources=frozenset({path}), source_axes=source_axes
         )
-    shape = program.shapes[program.example]
-    reasons = [BATCH if axis == 0 else _INPUT for axis in range(len(shape))]
-    fixed = tuple(
-        labels.fixed_marker(reason) if size > 1 else FREE for reason, size in zip(reasons, shape, strict=True)
-    )
-    trace.values[program.example] = LabelledValue(shape, fixed=fixed, is_activation=True)
+    for number, is_batched in zip(program.inputs, program.example.is_batched, strict=True):
+        shape = program.shapes[number]
+        reasons = [BATCH if axis == 0 and is_batched else _INPUT for axis in range(len(shape))]
+        fixed = tuple(
+            labels.fixed_marker(reason) if size > 1 else FREE
+            for reason, size in zip(reasons, shape, strict=True)
+        )
+        trace.values[number] = LabelledValue(shape, fixed=fixed, is_activation=True)
     for number, array in program.constants.items():
         trace.values[number] = _constant(trace, array)
     _propagate_through(trace, program.operations)

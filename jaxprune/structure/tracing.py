@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import cast
 
-import jax
 from flax import nnx
 
+from jaxprune.nets.inputs import Batch, Example, example_of
 from jaxprune.structure.groups import Structure, structure_from
 from jaxprune.structure.model_state import (
     Parts,
@@ -29,7 +29,7 @@ _CACHE: dict[object, Structure] = {}
 _CACHE_SIZE = 4
 
 
-def trace_structure(model: nnx.Module, example: Array | jax.ShapeDtypeStruct) -> Structure:
+def trace_structure(model: nnx.Module, example: Batch) -> Structure:
     """Finds the groups of a network by tracing it in evaluation mode.
 
     Only shapes are used. What the tracer does not understand is frozen, with a reason that names the operation and the
@@ -37,10 +37,10 @@ def trace_structure(model: nnx.Module, example: Array | jax.ShapeDtypeStruct) ->
     latest few are cached, so that planning and slimming do not trace the network again.
 
     Args:
-      model: NNX module called as `model(images)`; it is not changed. Its arrays may be abstract
-        (`jaxprune.nets.without_weights(Net)`).
-      example: images as the network takes them, batch axis first (values and batch size do not matter), or their
-        shape and dtype.
+      model: NNX module; it is not changed. Its arrays may be abstract (`jaxprune.nets.without_weights(Net)`).
+      example: a batch as the network takes it: an array, batch axis first; a dict or another pytree of arrays; a tuple
+        of arguments; or `jaxprune.Inputs`. Values and batch size do not matter, and shapes with dtypes
+        (`jax.ShapeDtypeStruct`) may stand in for arrays.
 
     Returns:
       The structure; `structure.groups` is empty if nothing can be pruned (see `Structure.require_groups`).
@@ -63,12 +63,12 @@ def trace_structure(model: nnx.Module, example: Array | jax.ShapeDtypeStruct) ->
     return structure_of_parts(take_apart(model), example)
 
 
-def structure_of_parts(parts: Parts, example: Array | jax.ShapeDtypeStruct) -> Structure:
+def structure_of_parts(parts: Parts, example: Batch | Example) -> Structure:
     """Does what `trace_structure` does, for a model that has been taken apart already.
 
     Args:
       parts: the model, taken apart.
-      example: images as the network takes them, or their shape and dtype.
+      example: as for `trace_structure`.
 
     Returns:
       The structure.
@@ -76,14 +76,14 @@ def structure_of_parts(parts: Parts, example: Array | jax.ShapeDtypeStruct) -> S
     Raises:
       ValueError: if the network does not run on such an example.
     """
-    images = _with_batch_size(example, 2)
-    key = (parts.graphdef, fingerprint(parts.flat), passed_values(parts.rest), images.shape, images.dtype)
+    inputs = example_of(example, parts.model).with_batch_size(2)
+    key = (parts.graphdef, fingerprint(parts.flat), passed_values(parts.rest), inputs)
     try:
         structure = _CACHE.get(key)
     except TypeError:  # the network stores a value that has no hash
-        return _trace_anew(parts, images)
+        return _trace_anew(parts, inputs)
     if structure is None:
-        structure = _trace_anew(parts, images)
+        structure = _trace_anew(parts, inputs)
         while len(_CACHE) >= _CACHE_SIZE:
             _CACHE.pop(next(iter(_CACHE)))
         _CACHE[key] = structure
@@ -99,7 +99,7 @@ def structure_of(
     graphdef: nnx.GraphDef[nnx.Module],
     flat: Mapping[Path, Array],
     rest: RestState,
-    example: Array | jax.ShapeDtypeStruct,
+    example: Batch | Example,
     like: Structure,
     *,
     batch: int,
@@ -108,38 +108,31 @@ def structure_of(
 
     Args:
       graphdef, flat, rest: the network, from `split_model`.
-      example: images as the network takes them, or their shape and dtype.
+      example: what the network takes; a tuple is one argument unless an `Example` says otherwise.
       like: the known structure.
       batch: the batch size, at least 2.
 
     Returns:
       A structure with the same groups.
     """
-    images = _with_batch_size(example, batch)
+    inputs = example_of(example).with_batch_size(batch)
     start = like.families.trace.start
     assert start is not None
-    trace = propagate_and_factor(trace_program(graphdef, flat, rest, images), like.trained, start)
-    structure = structure_from(trace, like.fingerprint, images, like.families.refused)
+    trace = propagate_and_factor(trace_program(graphdef, flat, rest, inputs), like.trained, start)
+    structure = structure_from(trace, like.fingerprint, like.families.refused)
     return replace(structure, attributes=like.attributes)
 
 
-def _with_batch_size(example: Array | jax.ShapeDtypeStruct, size: int) -> jax.ShapeDtypeStruct:
-    """Returns the shape and dtype of a batch of that size."""
-    if len(example.shape) == 0:
-        raise ValueError("needs an example with a batch axis, got a scalar. Pass images[:1].")
-    return jax.ShapeDtypeStruct((size, *example.shape[1:]), jax.dtypes.canonicalize_dtype(example.dtype))
-
-
-def _trace_anew(parts: Parts, images: jax.ShapeDtypeStruct) -> Structure:
+def _trace_anew(parts: Parts, inputs: Example) -> Structure:
     """Finds the structure of a network that is not in the cache."""
-    program = trace_program(*parts[:3], images)
+    program = trace_program(*parts[:3], inputs)
     shapes = {path: program.shapes[number] for path, number in program.parameters.items()}
     start = starting_labels(shapes, _tied_axes(parts.model, shapes))
     trace = propagate_and_factor(program, parts.trained, start)
     pad_ties = [axis.ties for axis in trace.suspect_axes if axis.is_fill and axis.ties is not None]
     if pad_ties:
         trace = propagate_and_factor(program, trace.trained, with_ties(trace, pad_ties))
-    return try_groups(parts, structure_from(trace, fingerprint(parts.flat), images))
+    return try_groups(parts, structure_from(trace, fingerprint(parts.flat)))
 
 
 def _tied_axes(

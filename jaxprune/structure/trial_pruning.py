@@ -180,7 +180,7 @@ class _Trials:
 
     def _regroup(self, trace: Trace) -> None:
         old = self.structure
-        self.structure = structure_from(trace, old.fingerprint, old.example, self._never)
+        self.structure = structure_from(trace, old.fingerprint, self._never)
 
 
 def _suspect_groups(structure: Structure) -> list[str]:

@@ -76,7 +76,7 @@ def earlier_fingerprints(task: Task, model: nnx.Module, structure: Structure) ->
     if task.scaling is not None:
         data = Dataset.from_arrays(task.name, train=task.train, validation=task.validation).fingerprint
     network, weights = split_network(model)
-    program = jax.make_jaxpr(network.logits)(weights, structure.example)
+    program = jax.make_jaxpr(network.logits)(weights, structure.example.first)
     settings = {name: value for name, value in task.settings.items() if name not in _UNIMPORTANT}
     settings["data_fingerprint"] = data
     texts = [re.sub(r"0x[0-9a-f]+", "", program.pretty_print(use_color=color)) for color in (False, True)]
