@@ -24,6 +24,7 @@ from jaxprune.language.registration import register_operator as register_operato
 from jaxprune.nets.cost import count_macs as count_macs
 from jaxprune.nets.cost import count_parameters as count_parameters
 from jaxprune.nets.factories import find_network as find_network
+from jaxprune.nets.inputs import Inputs as Inputs
 from jaxprune.nets.small_nets import LeNet5 as LeNet5
 from jaxprune.nets.small_nets import PlainConvNet as PlainConvNet
 from jaxprune.observation.observer import observe as observe

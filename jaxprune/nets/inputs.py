@@ -8,12 +8,13 @@ that runs a network gets the arrays alone, in the example's order.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -21,6 +22,12 @@ from jaxprune.types import Array, is_whole
 
 Batch = Any
 """What a network takes: an array, a dict or other pytree, a tuple of arguments, or `Inputs`; shapes may stand in."""
+
+Outputs = Any
+"""What a network returns: an array or any pytree."""
+
+_Part = Any
+"""A part of a batch, or of its description as plain data."""
 
 Call = Literal["argument", "arguments", "inputs"]
 """Whether a batch is the only argument, a tuple of positional arguments, or `Inputs`."""
@@ -46,7 +53,7 @@ class Inputs:
       Inputs([4, 8], mask=[4, 8], train=False)
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Batch, **kwargs: Batch) -> None:
         self.args, self.kwargs = args, kwargs
 
     def __repr__(self) -> str:
@@ -147,7 +154,7 @@ class Example:
         rest = iter(arrays)
         return jax.tree.unflatten(treedef, [next(rest) if _is_array(leaf) else leaf for leaf in leaves])
 
-    def call_network(self, network: Callable[..., Any], arrays: Iterable[Any]) -> Any:
+    def call_network(self, network: Callable[..., Any], arrays: Iterable[Any]) -> Outputs:
         """Calls a network with some arrays and returns its outputs."""
         batch = self.fill(arrays)
         if self.call == "inputs":
@@ -260,7 +267,7 @@ def abstract_call(
     view = nnx.view(model, use_running_average=True, deterministic=True, raise_if_not_found=False)
     graphdef, arrays, *others = nnx.split(view, lambda path, variable: holds_array(variable), ...)
 
-    def forward(arrays: nnx.State[Any, Any], inputs: Sequence[Any]) -> Any:
+    def forward(arrays: nnx.State[Any, Any], inputs: Sequence[Any]) -> Outputs:
         network = cast(Callable[..., Any], nnx.merge(graphdef, arrays, *others, copy=True))
         return example.call_network(network, inputs)
 
@@ -282,12 +289,12 @@ def _is_array(leaf: object) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
-def _shape_of(leaf: Any) -> Any:
+def _shape_of(leaf: _Part) -> _Part:
     """Returns the shape and the dtype that JAX gives an array; other leaves stay."""
     if not _is_array(leaf):
         return leaf
     dtype = leaf.dtype
-    if not jax.dtypes.issubdtype(dtype, jax.dtypes.extended):  # random keys are of no other type
+    if not jnp.issubdtype(dtype, jax.dtypes.extended):  # random keys are of no other type
         dtype = jax.dtypes.canonicalize_dtype(dtype)
     return jax.ShapeDtypeStruct(tuple(leaf.shape), dtype)
 
@@ -315,11 +322,11 @@ def _runs(network: nnx.Module, example: Example) -> bool:
     return True
 
 
-def _to_plain(value: Any, flags: Iterable[bool]) -> Any:
+def _to_plain(value: _Part, flags: Iterator[bool]) -> _Part:
     """Returns a part of a batch as plain data."""
     if _is_array(value):
         plain = {"shape": list(value.shape), "dtype": str(value.dtype)}
-        return plain if next(iter(flags)) else {**plain, "batched": False}
+        return plain if next(flags) else {**plain, "batched": False}
     if value is None or isinstance(value, _SCALARS):
         return {"value": value}
     if isinstance(value, Inputs):
@@ -336,14 +343,20 @@ def _to_plain(value: Any, flags: Iterable[bool]) -> Any:
     )
 
 
-def _from_plain(plain: Any, flags: list[bool]) -> Any:
+def _from_plain(plain: _Part, flags: list[bool]) -> _Part:
     """Inverts `_to_plain`, and appends which arrays have a batch axis."""
     if not isinstance(plain, Mapping):
         raise ValueError(f"a part of the inputs must be an object, got {plain!r:.60}")
     if "shape" in plain:
         is_batched = plain.get("batched", True)
-        if not is_shape(plain["shape"]) or not is_dtype(plain.get("dtype")) or not isinstance(is_batched, bool):
-            raise ValueError(f"an array of the inputs must have a shape and a dtype of JAX, got {plain!r:.60}")
+        if (
+            not is_shape(plain["shape"])
+            or not is_dtype(plain.get("dtype"))
+            or not isinstance(is_batched, bool)
+        ):
+            raise ValueError(
+                f"an array of the inputs must have a shape and a dtype of JAX, got {plain!r:.60}"
+            )
         flags.append(is_batched)
         return jax.ShapeDtypeStruct(tuple(plain["shape"]), np.dtype(plain["dtype"]))
     kinds = {"list": list, "tuple": tuple}
@@ -379,7 +392,7 @@ def is_dtype(value: object) -> bool:
     """
     try:
         return isinstance(value, str) and (
-            np.dtype(value) == bool or bool(jax.numpy.issubdtype(np.dtype(value), jax.numpy.number))
+            np.dtype(value) == bool or bool(jnp.issubdtype(np.dtype(value), jnp.number))
         )
     except TypeError:
         return False

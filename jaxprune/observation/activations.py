@@ -8,6 +8,7 @@ from typing import TypedDict
 import jax
 import jax.numpy as jnp
 
+from jaxprune.nets.inputs import Batch
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState, dotted
 from jaxprune.structure.producer_sites import channel_columns, channels_last
@@ -28,21 +29,21 @@ class ProducerWeights(TypedDict):
 
 
 def producer_activations(
-    structure: Structure, arrays: FlatState, images: jax.Array, producers: Sequence[str] | None = None
+    structure: Structure, arrays: FlatState, inputs: Batch, producers: Sequence[str] | None = None
 ) -> dict[str, jax.Array]:
     """Returns producer path -> [N, *space, C] activations entering its first consumer, at least float32.
 
     Args:
-      structure: of the network, traced with as many images.
+      structure: of the network, traced with as many examples.
       arrays: of the network.
-      images: [N, ...].
+      inputs: arrays in the order of the structure's example, or the only one.
       producers: which ones; by default all.
 
     Raises:
       ValueError: if weights or activations are complex.
     """
     sites = {name: structure.sites[name] for name in (structure.sites if producers is None else producers)}
-    values = evaluate(structure.program, arrays, images, [site.value for site in sites.values()])
+    values = evaluate(structure.program, arrays, inputs, [site.value for site in sites.values()])
     activations = {
         name: channels_last(value, site) for (name, site), value in zip(sites.items(), values, strict=True)
     }

@@ -6,18 +6,20 @@ not change what is found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from jaxprune.nets.inputs import Batch
 from jaxprune.observation.activations import producer_activations, producer_weights
+from jaxprune.observation.examples import Examples
 from jaxprune.observation.memory import MemoryPlan
 from jaxprune.observation.moments import Moments, add_examples, zero_moments
 from jaxprune.observation.operands import Operands
-from jaxprune.observation.sample import batch_indices, flat_positions, pool_positions
+from jaxprune.observation.sample import flat_positions, pool_positions
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState
 
@@ -34,7 +36,7 @@ class Maps(NamedTuple):
 def make_bounded_operands(
     structure: Structure,
     memory: MemoryPlan,
-    pixels: np.ndarray,
+    examples: Examples,
     class_ids: np.ndarray,
     rows: np.ndarray,
 ) -> Callable[[FlatState], dict[str, Operands]]:
@@ -43,20 +45,17 @@ def make_bounded_operands(
     Args:
       structure: of the network, traced with a batch of images.
       memory: what fits the budget.
-      pixels: [N, ...] all images.
-      class_ids: [N] classes 0 .. K-1.
+      examples: all of them; they are read once in each pass, and once more for the sample.
+      class_ids: [N] classes 0 .. K-1, all 0 if the examples have no labels.
       rows: [n] indices of the sample, sorted by class.
 
     Returns:
       The function; it compiles once.
     """
-    batch, num_classes = structure.example.shape[0], int(class_ids.max()) + 1
+    batch, num_classes = structure.example.batch_size, int(class_ids.max()) + 1
+    sample_labels = None if examples.labels is None else class_ids[rows]
     observe_batch = jax.jit(partial(_observe_batch, structure, memory), static_argnums=0)
     add, weights_of = jax.jit(add_examples, donate_argnums=0), jax.jit(partial(producer_weights, structure))
-
-    def batches(index: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for part, is_real in batch_indices(len(index), batch):
-            yield index[part], is_real
 
     def observe_pass(
         arrays: FlatState, producers: tuple[str, ...]
@@ -65,8 +64,8 @@ def make_bounded_operands(
         moments: dict[str, Moments] = {}
         last: dict[str, Maps] = {}
         done = 0
-        for index, is_real in batches(rows):
-            last = observe_batch(producers, arrays, pixels[index])
+        for inputs, is_real in examples.of_rows(rows, batch):
+            last = observe_batch(producers, arrays, inputs)
             size = int(is_real.sum())
             for name, maps in last.items():
                 part = flat_positions(np.asarray(maps.sample))[:size]
@@ -75,9 +74,9 @@ def make_bounded_operands(
                     moments[name] = zero_moments(jax.device_put(np.asarray(maps.rows)[0]), num_classes)
                 samples[name][done : done + size] = part
             done += size
-        for index, is_real in batches(np.arange(len(pixels))):
-            for name, maps in observe_batch(producers, arrays, pixels[index]).items():
-                moments[name] = add(moments[name], maps.rows, class_ids[index], is_real)
+        for each in examples.batches(batch):
+            for name, maps in observe_batch(producers, arrays, each.arrays).items():
+                moments[name] = add(moments[name], maps.rows, class_ids[each.rows], each.is_real)
             jax.block_until_ready(moments)  # or the next batches would be computed before this one is added
         return {name: (moments[name], samples.pop(name), last[name]) for name in producers}
 
@@ -85,11 +84,11 @@ def make_bounded_operands(
         weights, operands = weights_of(arrays), {}
         for each in memory.passes:
             for name, (moments, samples, maps) in observe_pass(arrays, each.producers).items():
-                is_whole = samples.shape[1] == moments.pivot.shape[0] and len(rows) == len(pixels)
+                is_whole = samples.shape[1] == moments.pivot.shape[0] and len(rows) == examples.num_examples
                 operands[name] = Operands.build(
                     moments=moments,
                     samples=jax.device_put(samples),
-                    sample_labels=class_ids[rows],
+                    sample_labels=sample_labels,
                     sample_is_full=is_whole,
                     space=maps.sample.shape[1:-1],
                     **weights[name],
@@ -100,11 +99,11 @@ def make_bounded_operands(
 
 
 def _observe_batch(
-    structure: Structure, memory: MemoryPlan, producers: Sequence[str], arrays: FlatState, images: jax.Array
+    structure: Structure, memory: MemoryPlan, producers: Sequence[str], arrays: FlatState, inputs: Batch
 ) -> dict[str, Maps]:
     """Returns the pooled activations of some producers."""
     found = {}
-    for name, features in producer_activations(structure, arrays, images, producers).items():
+    for name, features in producer_activations(structure, arrays, inputs, producers).items():
         maps = features if memory.positions is None else pool_positions(features, memory.positions)
         # pooled from all positions, as without a budget: windows of windows would weigh positions otherwise
         found[name] = Maps(flat_positions(maps), pool_positions(features, memory.sample_positions))

@@ -250,11 +250,14 @@ def check_sample(
     kernel: jax.Array,
     outgoing: jax.Array | None,
     space: tuple[int, ...] | None,
+    *,
+    least_classes: int = 2,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Checks the arguments of `Operands.build`.
 
     Args:
       moments, samples, labels, kernel, outgoing, space: as there.
+      least_classes: fewer are refused.
 
     Returns:
       ([K] number of sample rows of each class, spatial shape of the sample: one long axis where `space` is None).
@@ -275,7 +278,7 @@ def check_sample(
                 f"Operands.build needs {name} with two axes, the last of {channels} channels as in samples, "
                 f"got shape {array.shape}."
             )
-    if num_classes < 2:
+    if num_classes < least_classes:
         raise ValueError(
             f"scoring needs at least two classes, got {num_classes}. Add examples of another class."
         )

@@ -6,7 +6,7 @@ entry of each channel: a constant channel has exactly zero variance, and large m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.nets.inputs import Batch
 from jaxprune.observation.moments import HIGHEST
 from jaxprune.structure.consumer_sites import ConsumerSite, find_consumers
 from jaxprune.structure.groups import Structure
@@ -46,13 +47,13 @@ class CovarianceSums(NamedTuple):
 
 
 def make_covariances(
-    structure: Structure, batches: Sequence[tuple[Array, np.ndarray]]
+    structure: Structure, batches: Iterable[tuple[Batch, np.ndarray]]
 ) -> Callable[[Mapping[Path, Array]], dict[str, Covariance]]:
     """Makes a function that returns the covariances at every consumer of any network of one architecture.
 
     Args:
       structure: of the network, traced at the batches' size.
-      batches: (images, which of them are real) of all calibration examples, at least one.
+      batches: (inputs, which of them are real) of all calibration examples, at least one; read at every call.
 
     Returns:
       A function from a network's arrays to name of a `ConsumerSite` -> covariance; it compiles once.
@@ -62,8 +63,8 @@ def make_covariances(
     def covariances(arrays: Mapping[Path, Array]) -> dict[str, Covariance]:
         sites = _sites(structure)
         sums = {key: zero_sums(len(site.positions)) for key, site in sites.items()}
-        for images, is_real in batches:
-            sums = add_batch(dict(arrays), sums, images, is_real)
+        for inputs, is_real in batches:
+            sums = add_batch(dict(arrays), sums, inputs, is_real)
         values = {key: to_covariance(own) for key, own in jax.device_get(sums).items()}
         every_site = (site for group in find_consumers(structure).sites.values() for site in group)
         return {site.name: values[_key(site)] for site in every_site}
@@ -121,12 +122,12 @@ def _add_batch(
     structure: Structure,
     arrays: FlatState,
     sums: dict[str, CovarianceSums],
-    images: jax.Array,
+    inputs: Batch,
     is_real: jax.Array,
 ) -> dict[str, CovarianceSums]:
-    """Adds a batch of images to the sums of every site."""
+    """Adds a batch to the sums of every site."""
     sites = _sites(structure)
-    values = evaluate(structure.program, arrays, images, [site.value for site in sites.values()])
+    values = evaluate(structure.program, arrays, inputs, [site.value for site in sites.values()])
     return {
         key: add_to_sums(sums[key], _channels_last(value, site), is_real)
         for (key, site), value in zip(sites.items(), values, strict=True)

@@ -8,7 +8,7 @@ respect to the weights (the diagonal of the empirical Fisher matrix), which take
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,16 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxprune.nets.inputs import Batch, Example, Outputs, arrays_of
+from jaxprune.observation.examples import Examples, Targets
 from jaxprune.observation.gradients import EffectSums, Gradients, sum_effects
-from jaxprune.observation.sample import batch_indices, flat_positions, pool_positions
+from jaxprune.observation.sample import flat_positions, pool_positions
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState, Path
 from jaxprune.structure.producer_sites import ProducerSite, channel_columns, channels_last
 from jaxprune.structure.program import Program, evaluate
 from jaxprune.types import Array
 
-Loss = Callable[[Any, jax.Array], jax.Array]
-"""What the network returns (a tuple where it returns several arrays) and labels [N] -> [N] losses, one per example."""
+Loss = Callable[[Any, Any], jax.Array]
+"""What the network returns and targets -> [N] losses, one per example. Targets are the labels that were given, any
+pytree of arrays [N, ...]; without labels they are the batch itself, in the form in which it was given."""
 
 NOT_DIFFERENTIABLE = (NotImplementedError, TypeError, ValueError)
 """What JAX raises for a network or a loss that it cannot differentiate."""
@@ -37,12 +40,12 @@ _BYTES_TOGETHER = 1 << 28
 """Memory for the gradients of examples that are differentiated side by side."""
 
 
-class SampledImages(NamedTuple):
-    """The images whose own gradients are returned, and the structure traced with as many of them."""
+class SampledInputs(NamedTuple):
+    """The examples whose own gradients are returned, and the structure traced with as many of them."""
 
     structure: Structure
-    images: Array
-    labels: np.ndarray
+    inputs: Batch
+    targets: Targets
     max_positions: int
 
 
@@ -54,11 +57,11 @@ class GradientSums(NamedTuple):
     effects: EffectSums
 
 
-def cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(outputs: Outputs, labels: jax.Array) -> jax.Array:
     """Returns the cross-entropy of each example, in at least float32.
 
     Args:
-      outputs: [N, K] logits.
+      outputs: [N, K] logits, alone or as the only array of a pytree.
       labels: [N] classes 0 .. K-1.
 
     Returns:
@@ -68,23 +71,27 @@ def cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
       >>> cross_entropy(jnp.zeros((1, 4)), jnp.array([2])).tolist()
       [1.3862943649291992]
     """
-    wide = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+    (logits,) = jax.tree.leaves(outputs)
+    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return optax.softmax_cross_entropy_with_integer_labels(wide, labels)
 
 
 def make_gradients(
     structure: Structure,
-    batches: Sequence[tuple[Array, np.ndarray, np.ndarray]],
-    sample: SampledImages,
+    batches: Iterable[tuple[Batch, Targets, np.ndarray]] | None,
+    sample: SampledInputs,
+    examples: Examples,
     loss: Loss | None = None,
 ) -> Callable[[Mapping[Path, Array]], dict[str, Gradients]]:
     """Makes a function that returns the gradients at every producer of any network of one architecture.
 
     Args:
       structure: of the network, traced at the batches' size.
-      batches: (images, labels, which of them are real) of all calibration examples; empty if these are the sample.
-      sample: the images whose own gradients are returned.
-      loss: losses of examples from the network's outputs and the labels; `cross_entropy` by default.
+      batches: (inputs, targets, which of them are real) of all calibration examples, read at every call; None if these
+        are the sample.
+      sample: the examples whose own gradients are returned.
+      examples: all of them.
+      loss: losses of examples from the network's outputs and the targets; `cross_entropy` by default.
 
     Returns:
       A function from a network's arrays to producer path -> `Gradients`; it compiles once.
@@ -96,18 +103,17 @@ def make_gradients(
     loss_of = cross_entropy if loss is None else loss
     on_sample = jax.jit(partial(sample_gradients, sample.structure, loss_of, sample.max_positions))
     on_batch = jax.jit(partial(add_gradients, structure, loss_of))
-    labels = np.concatenate([batch[1][batch[2]] for batch in batches]) if batches else sample.labels
     is_checked = False  # what suits one network suits all of the architecture
 
     def gradients(arrays: Mapping[Path, Array]) -> dict[str, Gradients]:
         nonlocal is_checked
         flat = dict(arrays)
         if not is_checked:
-            _check_loss(sample.structure.program, sample.images, sample.labels, labels, loss, flat)
+            _check_loss(sample.structure.program, sample.inputs, sample.targets, examples.labels, loss, flat)
             is_checked = True
         try:
-            sums, rows = on_sample(flat, sample.images, sample.labels)
-            if batches:
+            sums, rows = on_sample(flat, sample.inputs, sample.targets)
+            if batches is not None:
                 sums = jax.tree.map(jnp.zeros_like, sums)
                 for batch in batches:
                     sums = on_batch(flat, sums, *batch)
@@ -115,8 +121,10 @@ def make_gradients(
             raise ValueError(_explain_failure(error)) from error
         result = {}
         for name in structure.sites:
-            fisher, first_order = (effects / len(labels) for effects in sums[name].effects)
-            result[name] = Gradients(sums[name].weights / len(labels), rows[name], fisher, first_order)
+            fisher, first_order = (effects / examples.num_examples for effects in sums[name].effects)
+            result[name] = Gradients(
+                sums[name].weights / examples.num_examples, rows[name], fisher, first_order
+            )
         return result
 
     return gradients
@@ -127,23 +135,25 @@ def sample_gradients(
     loss: Loss,
     max_positions: int,
     arrays: FlatState,
-    images: jax.Array,
-    labels: jax.Array,
+    inputs: Batch,
+    targets: Targets,
 ) -> tuple[dict[str, GradientSums], dict[str, jax.Array]]:
     """Differentiates the loss on the sample; jittable in the last three arguments.
 
     Args:
-      structure: of the network, traced with as many images.
+      structure: of the network, traced with as many examples.
       loss: of examples.
       max_positions: gradients at more positions are summed over windows.
       arrays: of the network.
-      images: [n, ...] the sample.
-      labels: [n] their labels.
+      inputs: of the sample.
+      targets: for the loss.
 
     Returns:
       For each producer the sums over the sample, and the [n, D', C] gradients of each example's own loss.
     """
-    sums, gradients = _differentiate(structure, loss, arrays, images, labels, jnp.ones(labels.shape, bool))
+    sums, gradients = _differentiate(
+        structure, loss, arrays, inputs, targets, jnp.ones(structure.example.batch_size, bool)
+    )
     pooled = {name: pool_positions(value, max_positions, jnp.sum) for name, value in gradients.items()}
     return sums, {name: flat_positions(value) for name, value in pooled.items()}
 
@@ -153,25 +163,25 @@ def add_gradients(
     loss: Loss,
     arrays: FlatState,
     sums: dict[str, GradientSums],
-    images: jax.Array,
-    labels: jax.Array,
+    inputs: Batch,
+    targets: Targets,
     is_real: jax.Array,
 ) -> dict[str, GradientSums]:
     """Adds a batch to the sums over examples; jittable in the last five arguments.
 
     Args:
-      structure: of the network, traced with as many images.
+      structure: of the network, traced with as many examples.
       loss: of examples.
       arrays: of the network.
       sums: of the batches before, by producer.
-      images: [N, ...] of the batch.
-      labels: [N] their labels.
-      is_real: [N] False for images that only fill up the batch.
+      inputs: of the batch.
+      targets: for the loss.
+      is_real: [N] False for examples that only fill up the batch.
 
     Returns:
       The sums including the batch.
     """
-    sums_of_batch, _ = _differentiate(structure, loss, arrays, images, labels, is_real)
+    sums_of_batch, _ = _differentiate(structure, loss, arrays, inputs, targets, is_real)
     return jax.tree.map(jnp.add, sums, sums_of_batch)
 
 
@@ -179,26 +189,25 @@ def _differentiate(
     structure: Structure,
     loss: Loss,
     arrays: FlatState,
-    images: jax.Array,
-    labels: jax.Array,
+    inputs: Batch,
+    targets: Targets,
     is_real: jax.Array,
 ) -> tuple[dict[str, GradientSums], dict[str, jax.Array]]:
     """Returns for each producer the sums over a batch, and [N, *space, C] gradients of each example's own loss."""
-    chex.assert_equal_shape([labels, is_real])
-    chex.assert_equal_shape_prefix([images, labels], 1)
+    chex.assert_shape(is_real, (structure.example.batch_size,))
     sites, program = structure.sites, structure.program
     numbers = list(dict.fromkeys(site.value for site in sites.values()))
     kernels = {path: jnp.asarray(arrays[path]) for path in dict.fromkeys(s.kernel for s in sites.values())}
-    shapes = jax.eval_shape(lambda: evaluate(program, arrays, images, numbers))
+    shapes = jax.eval_shape(lambda: evaluate(program, arrays, inputs, numbers))
     zeros = {
         number: jnp.zeros(shape.shape, shape.dtype) for number, shape in zip(numbers, shapes, strict=True)
     }
 
     def total_loss(kernels: FlatState, zeros: dict[int, jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
         flat = {**arrays, **kernels}
-        values = evaluate(program, flat, images, [*numbers, *program.outputs], zeros)
+        values = evaluate(program, flat, inputs, [*numbers, *program.outputs], zeros)
         activations, outputs = values[: len(numbers)], values[len(numbers) :]
-        losses = loss(outputs[0] if len(outputs) == 1 else tuple(outputs), labels)
+        losses = loss(program.as_returned(outputs), _targets(program, inputs, targets))
         # in evaluation mode examples do not affect each other: the gradient of the sum holds that of each one
         return jnp.sum(jnp.where(is_real, losses, 0)), activations
 
@@ -215,23 +224,21 @@ def _differentiate(
 
 
 def make_squared_gradients(
-    trace_one: Callable[[jax.ShapeDtypeStruct], Program],
+    trace_one: Callable[[Example], Program],
     sites: Mapping[str, ProducerSite],
-    images: np.ndarray,
-    labels: np.ndarray,
+    examples: Examples,
     loss: Loss | None = None,
 ) -> Callable[[Mapping[Path, Array]], dict[str, jax.Array]]:
     """Makes a function that returns the mean squared gradient at every producer of any network of one architecture.
 
     Args:
-      trace_one: traces the network's program for images of a shape; it is called at the first call, with one image.
+      trace_one: traces the network's program for inputs of some shapes; it is called at the first call, for one.
       sites: producer path -> where its weights are.
-      images: [N, ...] all calibration images.
-      labels: [N] their labels.
-      loss: losses of examples from the network's outputs and the labels; `cross_entropy` by default.
+      examples: all calibration examples.
+      loss: losses of examples from the network's outputs and the targets; `cross_entropy` by default.
 
     Returns:
-      A function from a network's arrays to producer path -> [C, F] mean over images, at least float32; it compiles
+      A function from a network's arrays to producer path -> [C, F] mean over examples, at least float32; it compiles
       once.
 
     Raises:
@@ -245,17 +252,18 @@ def make_squared_gradients(
         nonlocal compiled
         flat = dict(arrays)
         if compiled is None:
-            program = trace_one(jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
-            _check_loss(program, jax.device_put(images[:1]), labels[:1], labels, loss, flat)
+            program = trace_one(examples.example.with_batch_size(1))
+            first = next(examples.batches(1))
+            _check_loss(program, first.arrays, first.targets, examples.labels, loss, flat)
             compiled = jax.jit(partial(add_squares, program, loss_of))
         sums: FlatState = {
             path: jnp.zeros(flat[path].shape, jnp.promote_types(flat[path].dtype, jnp.float32))
             for path in kernels
         }
-        size = num_together(sum(array.nbytes for array in sums.values()), len(images))
+        size = num_together(sum(array.nbytes for array in sums.values()), examples.num_examples)
         try:
-            for index, is_real in batch_indices(len(images), size):
-                sums = compiled(flat, sums, images[index], labels[index], is_real)
+            for batch in examples.with_targets(size):
+                sums = compiled(flat, sums, *batch)
         except NOT_DIFFERENTIABLE as error:
             raise ValueError(_explain_failure(error)) from error
         return means(sums)
@@ -263,7 +271,7 @@ def make_squared_gradients(
     @jax.jit
     def means(sums: FlatState) -> dict[str, jax.Array]:
         return {
-            name: channel_columns(sums[site.kernel], site.kernel_channels).T / len(images)
+            name: channel_columns(sums[site.kernel], site.kernel_channels).T / examples.num_examples
             for name, site in sites.items()
         }
 
@@ -275,33 +283,37 @@ def add_squares(
     loss: Loss,
     arrays: FlatState,
     sums: FlatState,
-    images: jax.Array,
-    labels: jax.Array,
+    inputs: Batch,
+    targets: Targets,
     is_real: jax.Array,
 ) -> FlatState:
     """Adds the squared gradients of some examples, which are differentiated side by side, to the sums of squares.
 
     Args:
-      program: of the network, for one image.
+      program: of the network, for one example.
       loss: of examples.
       arrays: of the network.
       sums: kernel path -> sum over the examples before.
-      images: [N, ...] of the examples.
-      labels: [N] their labels.
+      inputs: of the examples.
+      targets: for the loss.
       is_real: [N] False for examples that only fill up.
 
     Returns:
       Kernel path -> sum including these examples.
     """
+    is_batched = program.example.is_batched
 
-    def loss_of_one(kernels: FlatState, image: jax.Array, label: jax.Array) -> jax.Array:
-        # what is added to the images reaches no operation: it only asks for the network's own derivative rules
-        added = {program.example: jnp.zeros(())}
-        outputs = evaluate(program, {**arrays, **kernels}, image[None], program.outputs, added)
-        return jnp.sum(loss(outputs[0] if len(outputs) == 1 else tuple(outputs), label[None]))
+    def loss_of_one(kernels: FlatState, own: tuple[jax.Array, ...], target: Targets) -> jax.Array:
+        # what is added to an input reaches no operation: it only asks for the network's own derivative rules
+        added = {program.inputs[0]: jnp.zeros(())}
+        one = tuple(array[None] if batched else array for array, batched in zip(own, is_batched, strict=True))
+        outputs = evaluate(program, {**arrays, **kernels}, one, program.outputs, added)
+        of_one = jax.tree.map(lambda leaf: leaf[None], target)
+        return jnp.sum(loss(program.as_returned(outputs), _targets(program, one, of_one)))
 
     kernels = {path: jnp.asarray(arrays[path]) for path in sums}
-    gradients = jax.vmap(jax.grad(loss_of_one), in_axes=(None, 0, 0))(kernels, images, labels)
+    axes = (None, tuple(0 if batched else None for batched in is_batched), 0)
+    gradients = jax.vmap(jax.grad(loss_of_one), in_axes=axes)(kernels, arrays_of(inputs), targets)
 
     def with_squares(total: jax.Array, gradient: jax.Array) -> jax.Array:
         real = is_real.reshape(-1, *[1] * total.ndim)
@@ -326,13 +338,41 @@ def num_together(num_bytes: int, num_images: int) -> int:
 
 def _check_loss(
     program: Program,
-    images: Array,
-    labels: np.ndarray,
-    all_labels: np.ndarray,
+    inputs: Batch,
+    targets: Targets,
+    all_labels: np.ndarray | None,
     loss: Loss | None,
     arrays: FlatState,
 ) -> None:
-    """Refuses labels and outputs that do not suit the loss (None is the cross-entropy); `images` are some of them."""
+    """Refuses labels and outputs that do not suit the loss (None is the cross-entropy); `inputs` are some of them."""
+    if all_labels is not None:
+        _check_class_labels(program, all_labels, loss)
+    elif loss is None:
+        raise ValueError(
+            "GW, GX and GW2 need labels [N] or a loss of your own, got neither. Give observe(..., loss=...), which "
+            "reads the network's outputs and the batch."
+        )
+    loss_of: Loss = cross_entropy if loss is None else loss
+
+    def losses(arrays: FlatState, inputs: Batch, targets: Targets) -> jax.Array:
+        outputs = evaluate(program, arrays, inputs, program.outputs)
+        return loss_of(program.as_returned(outputs), _targets(program, inputs, targets))
+
+    result, size = jax.eval_shape(losses, arrays, arrays_of(inputs), targets), program.example.batch_size
+    if getattr(result, "shape", None) != (size,) or not jnp.issubdtype(result.dtype, jnp.floating):
+        raise ValueError(
+            f"GW and GX need a loss that gives one number per example, {(size,)}, got {result}. "
+            "Do not average: loss(outputs, labels) -> [N]."
+        )
+
+
+def _targets(program: Program, inputs: Batch, targets: Targets) -> Targets:
+    """Returns what the loss reads besides the outputs: the batch as it was given, if there are no targets."""
+    return program.example.fill(arrays_of(inputs)) if targets is None else targets
+
+
+def _check_class_labels(program: Program, all_labels: np.ndarray, loss: Loss | None) -> None:
+    """Refuses labels of classes that do not suit the loss."""
     if not np.issubdtype(all_labels.dtype, np.integer):
         raise ValueError(
             f"GW and GX need labels that a loss can read, whole numbers, got dtype {all_labels.dtype}. "
@@ -345,18 +385,6 @@ def _check_loss(
         raise ValueError(
             f"GW and GX need labels that fit {narrow}, got {all_labels.min()} .. {all_labels.max()}. "
             "Number the classes from 0."
-        )
-    loss_of: Loss = cross_entropy if loss is None else loss
-
-    def losses(arrays: FlatState) -> jax.Array:
-        outputs = evaluate(program, arrays, jnp.asarray(images), program.outputs)
-        return loss_of(outputs[0] if len(outputs) == 1 else tuple(outputs), jnp.asarray(labels))
-
-    result = jax.eval_shape(losses, arrays)
-    if getattr(result, "shape", None) != labels.shape or not jnp.issubdtype(result.dtype, jnp.floating):
-        raise ValueError(
-            f"GW and GX need a loss that gives one number per example, {labels.shape}, got {result}. "
-            "Do not average: loss(outputs, labels) -> [N]."
         )
 
 

@@ -80,7 +80,7 @@ class Sizes:
     @cached_property
     def batch(self) -> int:
         """Images of a batch."""
-        return self.structure.example.shape[0]
+        return self.structure.example.batch_size
 
     def operand_bytes(self, positions: int | None, num_classes: int | None = None) -> int:
         """Counts the memory of the operands of all producers.
@@ -113,7 +113,7 @@ class Sizes:
             self._sampled_entries(n, positions) for n in producers
         )
         adding = _COPIES * (num_classes or self.num_classes) * max(full) + 2 * self.batch * max(full)
-        images = prod(self.structure.example.shape)
+        images = sum(prod(array.shape) for array in self.structure.example.arrays)
         return (maps + adding + images + self._live_entries(tuple(producers))) * self.itemsize
 
     def _entries(self, name: str, positions: int | None) -> int:
@@ -153,7 +153,7 @@ def measure(
       arrays: of the network; only shapes and dtypes are read.
       num_classes, num_samples, max_positions: as for `Sizes`.
     """
-    maps = jax.eval_shape(partial(producer_activations, structure), arrays, structure.example)
+    maps = jax.eval_shape(partial(producer_activations, structure), arrays, structure.example.arrays)
     spaces = {name: each.shape[1:-1] for name, each in maps.items()}
     channels = {name: each.shape[-1] for name, each in maps.items()}
     itemsize = max(each.dtype.itemsize for each in maps.values())

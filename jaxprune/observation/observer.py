@@ -1,32 +1,34 @@
-"""A network and labelled images become operands: activations that enter the next layer, weights, normalisations.
+"""A network and examples become operands: activations that enter the next layer, weights, normalisations.
 
-Moments are summed up over all images in batches; whole activation maps are stored for a class-balanced sample. Both run
-the traced program up to the last value needed, so nothing in the network's own code is changed.
+Moments are summed up over all examples in batches; whole activation maps are stored for a class-balanced sample. Both
+run the traced program up to the last value needed, so nothing in the network's own code is changed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 from flax import nnx
 
+from jaxprune.nets.inputs import Batch
 from jaxprune.observation.activations import producer_activations, producer_weights
 from jaxprune.observation.bounded import make_bounded_operands
-from jaxprune.observation.checks import check_labels, check_real, to_class_ids
+from jaxprune.observation.checks import to_class_ids
 from jaxprune.observation.coarse_classes import Classes, check_classes, class_means, cluster_classes
 from jaxprune.observation.covariances import Covariance, make_covariances
+from jaxprune.observation.examples import ExampleBatch, Examples, Targets, gather_examples, is_stream
 from jaxprune.observation.gradients import Gradients
-from jaxprune.observation.loss_gradients import Loss, SampledImages, make_gradients, make_squared_gradients
+from jaxprune.observation.loss_gradients import Loss, SampledInputs, make_gradients, make_squared_gradients
 from jaxprune.observation.memory import MemoryPlan, fit, measure
 from jaxprune.observation.moments import Moments, add_examples, sample_moments, zero_moments
 from jaxprune.observation.observed import LazyValues, Observed
 from jaxprune.observation.operands import Operands
-from jaxprune.observation.sample import balanced_sample, batch_indices, flat_positions, pool_positions
+from jaxprune.observation.sample import balanced_sample, flat_positions, pool_positions
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState, Path, fingerprint, split_model
 from jaxprune.structure.program import trace_program
@@ -42,16 +44,23 @@ Source = Callable[[Mapping[Path, Array]], Mapping[str, _Value]]
 
 
 class Calibration(NamedTuple):
-    """The images that networks are observed on."""
+    """The examples that networks are observed on."""
 
-    pixels: np.ndarray
-    """[N, ...]."""
-    labels: np.ndarray
-    """[N] as given, for the loss."""
+    examples: Examples
     class_ids: np.ndarray
-    """[N] classes 0 .. K-1 of moments and sample."""
+    """[N] classes 0 .. K-1 of moments and sample; all 0 without labels."""
     rows: np.ndarray
     """[n] indices of the sample, sorted by class."""
+
+    @property
+    def sample_labels(self) -> np.ndarray | None:
+        """[n] classes of the sample; None without labels."""
+        return None if self.examples.labels is None else self.class_ids[self.rows]
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether the sample holds all examples."""
+        return len(self.rows) == self.examples.num_examples
 
 
 class _Parts(NamedTuple):
@@ -64,8 +73,8 @@ class _Parts(NamedTuple):
 
 def observe(
     model: nnx.Module,
-    images: Array,
-    labels: Array,
+    images: Batch | Iterable[Any],
+    labels: Targets = None,
     *,
     num_samples: int = 256,
     max_positions: int = 64,
@@ -75,28 +84,37 @@ def observe(
     positions: int | None = None,
     max_bytes: int | None = None,
 ) -> Observed:
-    """Observes the operands of every producer of every group on some labelled images.
+    """Observes the operands of every producer of every group on some calibration examples.
 
     A producer's activations are those that enter its first consumer, before any flattening: after the activation
     function, normalisation and pooling, if the network has these in between. The network runs in evaluation mode.
     Weights are those that the network stores: before a hook on reading (`on_get_value`), or a norm of the weights
     themselves, changes them.
 
-    Gradients of the loss (`GW`, `GX`) take a backward pass over all images, mean squared gradients (`GW2`) one for each
-    image alone. They are computed only when a function that is scored reads them, or by `.with_gradients()` and
+    Examples that do not fit into memory come in batches, from an object whose `__iter__` starts anew: it is read once
+    to check it, and once more for each pass. Batches may differ in their number of examples alone, have to be the same
+    every time, and are cut to `batch_size`. Arrays that are split over devices are split there in every batch.
+
+    Gradients of the loss (`GW`, `GX`) take a backward pass over all examples, mean squared gradients (`GW2`) one for
+    each example alone. They are computed only when a function that is scored reads them, or by `.with_gradients()` and
     `.with_squared_gradients()`, and covariances only by `slim(..., compensate=observed)` or `.covariances()`. They are
     those of the weights at the time of this call, which stay in memory for them.
 
     Args:
       model: NNX network; it is not changed.
-      images: [N, ...] finite calibration images.
-      labels: [N] their classes, whole numbers, at least two different ones.
-      num_samples: size of the sample; the first `num_samples // K` images of each of K classes (at least one).
+      images: calibration examples. In memory they are one batch as the network takes it: finite images [N, ...],
+        tokens, a dict or another pytree of arrays, a tuple of arguments, or `jaxprune.Inputs`. Otherwise an iterable (a
+        list, say) of such batches or of pairs (batch, labels); there a network of two arguments needs `Inputs`.
+      labels: [N] their classes, whole numbers, at least two different ones. Without labels there is one class, and
+        functions that read class operands (`P`, `Q`, `mP`, `mQ`, `N`, `NQ`) are refused. With a `loss` they may be any
+        pytree of arrays [N, ...] that it reads, such as next tokens; then there are no classes either.
+      num_samples: size of the sample; the first `num_samples // K` examples of each of K classes (at least one).
       max_positions: activation maps of the sample with more positions are average-pooled; those of moments are not,
         unless `positions` or `max_bytes` says so.
-      batch_size: images per forward pass.
-      loss: `(outputs, labels) -> [N]`, the loss of each example, for gradients; labels are the whole numbers of here.
-        By default the cross-entropy of [N, K] logits with labels 0 .. K-1.
+      batch_size: examples per forward pass.
+      loss: `(outputs, labels) -> [N]`, the loss of each example, for gradients. It gets what the network returns, any
+        pytree, and the labels of here; without labels it gets the batch itself, as it was given. By default the
+        cross-entropy of [N, K] logits with labels 0 .. K-1.
       classes: fewer, coarse classes for moments and sample, because memory grows with their number. Either the coarse
         class of each class in sorted order of the labels, [K] (CIFAR-100's `coarse_label`, say), or a number from 2
         to K of clusters of classes whose mean activations at the last producer are alike. The loss reads the labels
@@ -105,16 +123,17 @@ def observe(
         the sample), which a function that reads means over positions hardly notices. By default all positions count.
       max_bytes: memory that operands and the work on them may take. If it is not enough for all positions, moments
         are pooled to the largest square number of positions up to 256 with which everything fits, and producers are
-        observed in several passes over the images. Counted from shapes before anything runs; images, network,
-        gradients and covariances are not counted. Images are not copied then: do not change them while gradients may
+        observed in several passes over the examples. Counted from shapes before anything runs; examples, network,
+        gradients and covariances are not counted. Examples are not copied then: do not change them while gradients may
         still be read.
 
     Returns:
       A mapping from producer path to operands, with the groups.
 
     Raises:
-      ValueError: if nothing can be pruned, the network does not run on the images, labels do not match, only one
-        class occurs, images are not finite, coarse classes do not fit the classes, or nothing fits the budget.
+      ValueError: if nothing can be pruned, the network does not run on the examples, labels do not match, only one
+        class occurs, images are not finite, coarse classes do not fit the classes, or nothing fits the budget; for an
+        iterable that is empty, can be read only once, or changes its shapes or batches.
     """
     observer = make_observer(
         model,
@@ -133,8 +152,8 @@ def observe(
 
 def make_observer(
     model: nnx.Module,
-    images: Array,
-    labels: Array,
+    images: Batch | Iterable[Any],
+    labels: Targets = None,
     *,
     num_samples: int = 256,
     max_positions: int = 64,
@@ -160,25 +179,28 @@ def make_observer(
     options = {"num_samples": num_samples, "max_positions": max_positions, "batch_size": batch_size}
     optional = {"positions": positions, "max_bytes": max_bytes}
     options |= {name: value for name, value in optional.items() if value is not None}
-    pixels, targets, class_ids = _check_arguments(images, labels, options)
-    mapping = None if classes is None else check_classes(classes, int(class_ids.max()) + 1)
-    batch_size = max(2, min(batch_size, len(pixels)))
+    examples = gather_examples(model, images, labels, has_loss=loss is not None)
+    if examples.labels is not None:
+        to_class_ids(examples.labels)  # raises for a single class
+    _check_options(options)
+    if examples.num_examples < 2:
+        raise ValueError(f"needs at least two examples, got {examples.num_examples}. Add some.")
+    batch_size = max(2, min(batch_size, examples.example.batch_size))
     graphdef, flat, rest = split_model(model)
-    known = trace_structure(model, jax.ShapeDtypeStruct(pixels.shape, pixels.dtype))
+    known = trace_structure(model, examples.example)
     known.require_groups()
-    trace = partial(structure_of, graphdef, flat, rest, pixels, known)
+    trace = partial(structure_of, graphdef, flat, rest, examples.example, known)
     structure = trace(batch=batch_size)
-    if classes is not None and mapping is None:
-        mapping = _clusters(structure, flat, pixels, class_ids, int(np.asarray(classes)))
-    class_ids = class_ids if mapping is None else mapping[class_ids]
-    calibration = Calibration(pixels, targets, class_ids, balanced_sample(class_ids, num_samples))
-    if positions is None and max_bytes is None:
+    class_ids = _class_ids(structure, flat, examples, classes)
+    rows = balanced_sample(class_ids, max(2, num_samples))
+    calibration = Calibration(examples, class_ids, rows)
+    if positions is None and max_bytes is None and not is_stream(images, labels):
         parts = _make_whole(structure, trace, calibration, max_positions, loss)
     else:
         sizes = measure(structure, flat, int(class_ids.max()) + 1, num_samples, max_positions)
         parts = _make_bounded(structure, trace, calibration, fit(sizes, positions, max_bytes), loss)
     trace_one, sites = partial(trace_program, graphdef, flat, rest), structure.sites
-    squared_gradients = make_squared_gradients(trace_one, sites, pixels, targets, loss)
+    squared_gradients = make_squared_gradients(trace_one, sites, examples, loss)
     groups = {name: group.producers for name, group in structure.groups.items()}
 
     def observer(arrays: Mapping[Path, Array]) -> Observed:
@@ -200,33 +222,30 @@ def make_observer(
     return observer
 
 
-def _check_arguments(
-    images: Array, labels: Array, options: Mapping[str, int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns images in a dtype of JAX, [N] labels and [N] class ids, after checking all arguments."""
-    pixels = np.asarray(images)
-    if pixels.ndim < 2:
-        raise ValueError(f"needs images [N, ...] with at least two axes, got shape {pixels.shape}.")
-    classes = check_labels(labels, len(pixels))
-    check_real(pixels)
-    wide = pixels
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
-        pixels = wide.astype(jax.dtypes.canonicalize_dtype(wide.dtype), copy=False)
-    if np.issubdtype(pixels.dtype, np.integer) and pixels is not wide and not np.array_equal(pixels, wide):
-        raise ValueError(
-            f"needs whole numbers that fit {pixels.dtype}, got {wide.min()} to {wide.max()}. "
-            "Scale these examples, or turn on jax_enable_x64."
-        )
-    num_bad = int(pixels.size - np.count_nonzero(np.isfinite(pixels)))
-    if num_bad:
-        raise ValueError(
-            f"needs finite images, got {num_bad} NaN or infinite values. Clean or drop these examples."
-        )
-    class_ids, _ = to_class_ids(classes)
+def _check_options(options: Mapping[str, int]) -> None:
+    """Refuses settings below one."""
     for name, value in options.items():
         if value < 1:
             raise ValueError(f"{name} must be a whole number >= 1, got {value}.")
-    return pixels, classes, class_ids
+
+
+def _class_ids(
+    structure: Structure, flat: FlatState, examples: Examples, classes: Classes | None
+) -> np.ndarray:
+    """Returns [N] classes 0 .. K-1 of moments and sample; all are 0 without labels."""
+    if examples.labels is None:
+        if classes is not None:
+            raise ValueError(
+                "classes needs labels [N] to make coarser, got none. Give labels, or leave it out."
+            )
+        return np.zeros(examples.num_examples, np.int32)
+    class_ids, num_classes = to_class_ids(examples.labels)
+    if classes is None:
+        return class_ids
+    mapping = check_classes(classes, num_classes)
+    if mapping is None:
+        mapping = _clusters(structure, flat, examples, class_ids, int(np.asarray(classes)))
+    return mapping[class_ids]
 
 
 def _make_whole(
@@ -236,21 +255,24 @@ def _make_whole(
     max_positions: int,
     loss: Loss | None,
 ) -> _Parts:
-    """Observes with images on the device and moments of all positions."""
-    pixels, labels, class_ids, rows = calibration
+    """Observes with examples on the device and moments of all positions."""
+    examples, rows = calibration.examples, calibration.rows
     at_sample = trace(batch=len(rows))
-    sample = SampledImages(at_sample, jax.device_put(pixels[rows]), labels[rows], max_positions)
-    batches = []
-    if len(rows) < len(pixels):
-        batch_size = structure.example.shape[0]
-        batches = [(jax.device_put(pixels[i]), i, real) for i, real in batch_indices(len(pixels), batch_size)]
-    labelled = [(batch, labels[i], is_real) for batch, i, is_real in batches]
-    gradients = make_gradients(structure, labelled, sample, loss)
-    all_images = [(batch, is_real) for batch, _, is_real in batches] or [
-        (sample.images, np.ones(len(rows), bool))
+    inputs, targets = examples.take(rows)
+    sample = SampledInputs(at_sample, jax.device_put(inputs), targets, max_positions)
+    batches: list[ExampleBatch] = []
+    if not calibration.is_everything:
+        batches = [
+            batch._replace(arrays=jax.device_put(batch.arrays))
+            for batch in examples.batches(structure.example.batch_size)
+        ]
+    with_targets = [(batch.arrays, batch.targets, batch.is_real) for batch in batches]
+    gradients = make_gradients(structure, with_targets or None, sample, examples, loss)
+    all_inputs = [(batch.arrays, batch.is_real) for batch in batches] or [
+        (sample.inputs, np.ones(len(rows), bool))
     ]
-    covariances = make_covariances(structure if batches else at_sample, all_images)
-    operands = _make_operands(structure, sample, class_ids, rows, batches)
+    covariances = make_covariances(structure if batches else at_sample, all_inputs)
+    operands = _make_operands(structure, sample, calibration, batches)
     return _Parts(operands, lambda: gradients, lambda: covariances)
 
 
@@ -261,41 +283,36 @@ def _make_bounded(
     memory: MemoryPlan,
     loss: Loss | None,
 ) -> _Parts:
-    """Observes within a budget; images stay on the host, and what gradients need is made when they are read."""
-    pixels, labels, class_ids, rows = calibration
-    batches = list(batch_indices(len(pixels), structure.example.shape[0]))
-
-    def images(index: np.ndarray, is_real: np.ndarray) -> np.ndarray:
-        return pixels[index[0] : index[-1] + 1] if is_real.all() else pixels[index]
+    """Observes within a budget; examples stay where they are, and what gradients need is made when they are read."""
+    examples, class_ids, rows = calibration
+    size = structure.example.batch_size
 
     @cache
     def gradients() -> Source[Gradients]:
-        sample = SampledImages(trace(batch=len(rows)), pixels[rows], labels[rows], memory.sample_positions)
-        labelled = (
-            [(images(i, real), labels[i], real) for i, real in batches] if len(rows) < len(pixels) else []
-        )
-        return make_gradients(structure, labelled, sample, loss)
+        sample = SampledInputs(trace(batch=len(rows)), *examples.take(rows), memory.sample_positions)
+        batches = None if calibration.is_everything else examples.with_targets(size)
+        return make_gradients(structure, batches, sample, examples, loss)
 
     @cache
     def covariances() -> Source[Covariance]:
-        return make_covariances(structure, [(images(i, real), real) for i, real in batches])
+        return make_covariances(structure, examples.inputs(size))
 
-    return _Parts(make_bounded_operands(structure, memory, pixels, class_ids, rows), gradients, covariances)
+    return _Parts(make_bounded_operands(structure, memory, examples, class_ids, rows), gradients, covariances)
 
 
 def _clusters(
-    structure: Structure, flat: FlatState, pixels: np.ndarray, class_ids: np.ndarray, num_clusters: int
+    structure: Structure, flat: FlatState, examples: Examples, class_ids: np.ndarray, num_clusters: int
 ) -> np.ndarray:
     """Clusters classes by the mean activations of a network at its last producer."""
     last = list(structure.sites)[-1]
 
     @jax.jit
-    def features(arrays: FlatState, images: jax.Array) -> jax.Array:
-        return flat_positions(producer_activations(structure, arrays, images, [last])[last]).mean(axis=1)
+    def features(arrays: FlatState, inputs: Batch) -> jax.Array:
+        return flat_positions(producer_activations(structure, arrays, inputs, [last])[last]).mean(axis=1)
 
     parts = [
-        np.asarray(features(flat, pixels[index]))[is_real]
-        for index, is_real in batch_indices(len(pixels), structure.example.shape[0])
+        np.asarray(features(flat, inputs))[is_real]
+        for inputs, is_real in examples.inputs(structure.example.batch_size)
     ]
     means = class_means(np.concatenate(parts), class_ids, int(class_ids.max()) + 1)
     return cluster_classes(means, num_clusters)
@@ -303,41 +320,40 @@ def _clusters(
 
 def _make_operands(
     structure: Structure,
-    sample: SampledImages,
-    class_ids: np.ndarray,
-    rows: np.ndarray,
-    batches: Sequence[tuple[jax.Array, np.ndarray, np.ndarray]],
+    sample: SampledInputs,
+    calibration: Calibration,
+    batches: Sequence[ExampleBatch],
 ) -> Callable[[FlatState], dict[str, Operands]]:
     """Makes a function from a network's arrays to the operands of every producer, without gradients.
 
-    `rows` are the indices of the sample; `batches` hold (images, indices, which are real) of all examples, or nothing
-    if the sample is all of them.
+    `batches` hold all examples, or nothing if the sample is all of them.
     """
-    is_everything, num_classes = not batches, int(class_ids.max()) + 1
+    is_everything, class_ids = not batches, calibration.class_ids
+    num_classes, labels = int(class_ids.max()) + 1, calibration.sample_labels
     observe_sample = jax.jit(
-        partial(_observe_sample, sample.structure, class_ids[rows], sample.max_positions, is_everything)
+        partial(_observe_sample, sample.structure, labels, sample.max_positions, is_everything)
     )
 
     @jax.jit
     def add_batch(
         arrays: FlatState,
         moments: dict[str, Moments],
-        images: jax.Array,
+        inputs: Batch,
         class_ids: jax.Array,
         is_real: jax.Array,
     ) -> dict[str, Moments]:
         return {
             name: add_examples(moments[name], flat_positions(features), class_ids, is_real)
-            for name, features in producer_activations(structure, arrays, images).items()
+            for name, features in producer_activations(structure, arrays, inputs).items()
         }
 
     def observe_operands(arrays: FlatState) -> dict[str, Operands]:
-        operands, pivots = observe_sample(arrays, sample.images)
+        operands, pivots = observe_sample(arrays, sample.inputs)
         if is_everything:
             return {name: operands[name] for name in structure.sites}
         moments = {name: zero_moments(pivots[name], num_classes) for name in structure.sites}
-        for images, index, is_real in batches:
-            moments = add_batch(arrays, moments, images, class_ids[index], is_real)
+        for batch in batches:
+            moments = add_batch(arrays, moments, batch.arrays, class_ids[batch.rows], batch.is_real)
         return {name: dataclasses.replace(operands[name], moments=moments[name]) for name in structure.sites}
 
     return observe_operands
@@ -345,25 +361,26 @@ def _make_operands(
 
 def _observe_sample(
     structure: Structure,
-    class_ids: np.ndarray,
+    labels: np.ndarray | None,
     max_positions: int,
     is_everything: bool,
     arrays: FlatState,
-    images: jax.Array,
+    inputs: Batch,
 ) -> tuple[dict[str, Operands], dict[str, jax.Array]]:
     """Returns operands with the moments of the sample, and for each producer the pivot [D, C] of the moments of all."""
     operands: dict[str, Operands] = {}
     pivots: dict[str, jax.Array] = {}
+    class_ids = np.zeros(structure.example.batch_size, np.int32) if labels is None else labels
     num_classes = int(class_ids.max()) + 1
     weights = producer_weights(structure, arrays)
-    for name, features in producer_activations(structure, arrays, images).items():
+    for name, features in producer_activations(structure, arrays, inputs).items():
         rows = flat_positions(features)
         maps = pool_positions(features, max_positions)
         pooled = flat_positions(maps)
         operands[name] = Operands.build(
             moments=sample_moments(rows, class_ids, num_classes=num_classes),
             samples=pooled,
-            sample_labels=class_ids,
+            sample_labels=labels,
             sample_is_full=is_everything and pooled.shape == rows.shape,
             space=maps.shape[1:-1],
             **weights[name],

@@ -177,7 +177,7 @@ class Operands:
         *,
         moments: Moments,
         samples: jax.Array,
-        sample_labels: np.ndarray,
+        sample_labels: np.ndarray | None,
         kernel: jax.Array,
         outgoing: jax.Array | None = None,
         gamma: jax.Array | None = None,
@@ -192,7 +192,8 @@ class Operands:
         Args:
           moments: of all calibration examples, [K, D, C].
           samples: [n, D', C] sample rows in any order; D' may be smaller than D (pooled positions).
-          sample_labels: [n] class ids 0 .. K-1 as a NumPy array; every class needs a row.
+          sample_labels: [n] class ids 0 .. K-1 as a NumPy array; every class needs a row. None stands for examples
+            without classes: then K is 1, and no function can read class operands.
           kernel, outgoing: [F, C] producing and [O, C] consuming weights.
           gamma, beta: [C] scale and shift of the normalisation.
           gradients: of the loss; its `samples` have the same order of rows as `samples`.
@@ -216,8 +217,11 @@ class Operands:
           >>> ops.class_counts
           (1, 1)
         """
-        labels = np.asarray(sample_labels)
-        counts, shape = check_sample(moments, samples, labels, kernel, outgoing, space)
+        has_classes = sample_labels is not None
+        labels = np.asarray(sample_labels) if has_classes else np.zeros(len(samples), np.int32)
+        counts, shape = check_sample(
+            moments, samples, labels, kernel, outgoing, space, least_classes=1 + has_classes
+        )
         dtype = jnp.result_type(jnp.float32, samples.dtype, moments.offset.dtype)
         wide = partial(jax.tree.map, partial(jnp.asarray, dtype=dtype))
         moments, rows, filters, gradients = wide((moments, samples, kernel, gradients))
@@ -249,8 +253,13 @@ class Operands:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, K."""
+        """Number of classes, K; 1 for examples without labels."""
         return len(self.class_counts)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the examples have labels, so that functions may read class operands."""
+        return self.num_classes > 1
 
     @property
     def dtype(self) -> np.dtype:

@@ -6,15 +6,17 @@ that read pruned channels are zeros among the others: means over weights count t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
+from jaxprune.nets.inputs import Batch
 from jaxprune.observation.coarse_classes import Classes
+from jaxprune.observation.examples import Targets, first_batch
 from jaxprune.observation.observed import Observed
 from jaxprune.observation.observer import Observer, make_observer
 from jaxprune.pruning.budgets import choose_counts
@@ -25,7 +27,7 @@ from jaxprune.scoring.ranking import CONSTANT, Aggregation, Ranking, rank_stack
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState, split_model
 from jaxprune.structure.tracing import trace_structure
-from jaxprune.types import Array, Invalid, Kept
+from jaxprune.types import Invalid, Kept
 
 
 class SequentialRanking(NamedTuple):
@@ -38,8 +40,8 @@ class SequentialRanking(NamedTuple):
 def sequential_plan(
     function: PruningFunction,
     model: nnx.Module,
-    images: Array,
-    labels: Array,
+    images: Batch | Iterable[Any],
+    labels: Targets,
     counts: Mapping[str, int],
     *,
     aggregation: Aggregation = "relative",
@@ -55,8 +57,7 @@ def sequential_plan(
     Args:
       function: an expression, a metric, or any function from the `Operands` of one layer to [C] scores.
       model: NNX network; it is not changed.
-      images: [N, ...] finite calibration images.
-      labels: [N] their classes.
+      images, labels: calibration examples, as for `observe`; labels may be None.
       counts: group name -> channels kept; groups left out stay whole.
       aggregation: how the scores of several producers of one group are joined.
       num_samples, max_positions, batch_size, classes, positions, max_bytes: as for `observe`. Clusters of classes are
@@ -72,7 +73,7 @@ def sequential_plan(
     Source:
       Liu, Kung, Wentzlaff, Evolving Transferable (Neural) Pruning Functions, 2022: how it prunes VGG-16.
     """
-    structure = trace_structure(model, jax.ShapeDtypeStruct(np.shape(images), np.asarray(images[:1]).dtype))
+    structure = trace_structure(model, first_batch(images, labels))
     structure.require_groups()
     wanted, budget, _ = choose_counts(structure, kept_counts=counts)
     check_maskable(structure, wanted)

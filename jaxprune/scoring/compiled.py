@@ -104,7 +104,9 @@ def missing_operands(names: Iterable[str], operands: Operands) -> tuple[str, ...
     }
     registered = [name for name in names if name not in optional and OPERANDS[name].read is not None]
     optional |= {name: operand_value(jnp, operands.members(), name) for name in registered}
-    return tuple(sorted(name for name in names if name in optional and optional[name] is None))
+    of_classes = () if operands.has_classes else [name for name in names if OPERANDS[name].per_class]
+    absent = (name for name in names if name in optional and optional[name] is None)
+    return tuple(sorted({*absent, *of_classes}))
 
 
 def explain_missing(names: tuple[str, ...]) -> str:
@@ -115,6 +117,9 @@ def explain_missing(names: tuple[str, ...]) -> str:
     """
     sentence = f"operand {' and '.join(names)} is missing: this layer does not have it"
     hint = "; for gradients use observe(...).with_gradients(), or weight_gradient= and feature_gradient= of from_arrays"
+    if any(OPERANDS[name].per_class for name in names):
+        hint = "; the examples have no classes: give labels to observe"
+        return sentence + hint
     squared = "; use observe(...).with_squared_gradients(), or squared_weight_gradient= of from_arrays"
     return sentence + (hint if {"GW", "GX"} & set(names) else squared if "GW2" in names else "")
 

@@ -55,9 +55,7 @@ class ClassRows:
                 for k in range(len(class_counts))
             ]
             size = max(map(len, rows))
-            self.index[axis] = np.stack(
-                [np.concatenate([r, np.full(size - len(r), r[0], np.int32)]) for r in rows]
-            )
+            self.index[axis] = np.stack([np.concatenate([r, np.repeat(r[:1], size - len(r))]) for r in rows])
             is_real = np.stack([np.arange(size) < len(r) for r in rows])
             self.is_real[axis] = None if is_real.all() else is_real
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxprune.language.expression import Expression
+from jaxprune.language.vocabulary import OPERANDS
 from jaxprune.observation.observed import Observed
 from jaxprune.observation.operands import Operands
 from jaxprune.scoring.compiled import explain_missing, missing_operands
@@ -23,6 +24,10 @@ _ORIGINS: Mapping[str, str] = {
     "GW": "observe fills it, Operands.from_arrays takes weight_gradient=",
     "GX": "observe fills it, Operands.from_arrays takes feature_gradient=",
     "GW2": "observe fills it, Operands.from_arrays takes squared_weight_gradient=",
+    **dict.fromkeys(
+        (name for name, operand in OPERANDS.items() if operand.per_class),
+        "the examples have no classes, because observe got no labels",
+    ),
 }
 """Why an operand is absent, or how to provide it."""
 

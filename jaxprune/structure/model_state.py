@@ -196,12 +196,24 @@ def put_beside(host: Mapping[Path, Array], originals: Mapping[Path, Array]) -> F
       {('w',): Array([1., 1.], dtype=float32)}
     """
     return {
-        path: jax.device_put(array, _place_of(originals[path], array.shape)) for path, array in host.items()
+        path: jax.device_put(array, place_of(originals[path], array.shape)) for path, array in host.items()
     }
 
 
-def _place_of(original: Array, shape: tuple[int, ...]) -> jax.sharding.Sharding | None:
-    """Returns where an array of that shape goes; None stands for wherever JAX puts new arrays, as the original is."""
+def place_of(original: Array, shape: tuple[int, ...]) -> jax.sharding.Sharding | None:
+    """Returns where an array goes that takes the place of another one.
+
+    Args:
+      original: the array that it replaces.
+      shape: of the new array.
+
+    Returns:
+      The place; None stands for wherever JAX puts new arrays, as the original is.
+
+    Example:
+      >>> place_of(np.ones(3), (2,)) is None
+      True
+    """
     if not isinstance(original, jax.Array) or not original.committed:
         return None
     place = original.sharding

@@ -23,7 +23,7 @@ import jaxlib
 import optax
 from flax import nnx
 
-from jaxprune.nets.inputs import Batch, Example, arrays_of, example_of
+from jaxprune.nets.inputs import Batch, Example, Outputs, arrays_of, example_of
 from jaxprune.structure.model_state import (
     Path,
     RestState,
@@ -135,10 +135,12 @@ class Program:
         """Value number -> the operation, outside of loops, that makes it; inputs and constants have none."""
         return {number: operation for operation in self.operations for number in operation.outputs}
 
-    def as_returned(self, values: Sequence[Any]) -> Any:
+    def as_returned(self, values: Sequence[Any]) -> Outputs:
         """Returns the values of `outputs` in the form in which the network returns them."""
         by_number = dict(zip(self.outputs, values, strict=True))
-        leaves = [by_number[each] if isinstance(each, int) else jnp.asarray(each.val) for each in self.results]
+        leaves = [
+            by_number[each] if isinstance(each, int) else jnp.asarray(each.val) for each in self.results
+        ]
         return jax.tree.unflatten(self.output_tree, leaves)
 
 
@@ -168,7 +170,7 @@ def trace_program(
     random = random_state(rest)
     paths, random_paths = list(flat), list(random)
 
-    def forward(arrays: list[Array], random_arrays: list[Array], inputs: list[jax.Array]) -> Any:
+    def forward(arrays: list[Array], random_arrays: list[Array], inputs: list[jax.Array]) -> Outputs:
         by_path = dict(zip(paths, arrays, strict=True))
         network = merge_to_run(
             graphdef, by_path, {**rest, **dict(zip(random_paths, random_arrays, strict=True))}
