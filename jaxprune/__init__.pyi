@@ -24,6 +24,7 @@ from jaxprune.language.registration import register_operator as register_operato
 from jaxprune.nets.cost import count_macs as count_macs
 from jaxprune.nets.cost import count_parameters as count_parameters
 from jaxprune.nets.factories import find_network as find_network
+from jaxprune.nets.function_network import FunctionNetwork as FunctionNetwork
 from jaxprune.nets.inputs import Inputs as Inputs
 from jaxprune.nets.small_nets import LeNet5 as LeNet5
 from jaxprune.nets.small_nets import PlainConvNet as PlainConvNet
@@ -36,6 +37,7 @@ from jaxprune.pruning.planning import plan as plan
 from jaxprune.pruning.schedules import round_fractions as round_fractions
 from jaxprune.pruning.sequential import sequential_plan as sequential_plan
 from jaxprune.pruning.slimming import slim as slim
+from jaxprune.pruning.slimming import slim_params as slim_params
 from jaxprune.report.writing import write_report as write_report
 from jaxprune.scoring.compiled import compile as compile
 from jaxprune.scoring.metrics import metrics as metrics
@@ -49,6 +51,7 @@ from jaxprune.search.settings import EvolveConfig as EvolveConfig
 from jaxprune.search.task_problem import TaskProblem as TaskProblem
 from jaxprune.search.update import tell as tell
 from jaxprune.structure.groups import Structure as Structure
+from jaxprune.structure.tracing import trace_params as trace_params
 from jaxprune.structure.tracing import trace_structure as trace_structure
 from jaxprune.tasks.named_tasks import find_task as find_task
 from jaxprune.tasks.tasks import Schedule as Schedule

@@ -139,12 +139,15 @@ def device_memory() -> int | None:
 def _outputs_per_image(structure: Structure) -> int:
     """Numbers that convolutions and matrix products give for one image."""
     program = structure.program
-    return sum(
-        prod(program.shapes[number])
-        for operation in program.operations
-        if operation.name in _SUMMING
-        for number in operation.outputs
-    ) // structure.example.batch_size
+    return (
+        sum(
+            prod(program.shapes[number])
+            for operation in program.operations
+            if operation.name in _SUMMING
+            for number in operation.outputs
+        )
+        // structure.example.batch_size
+    )
 
 
 def _gib(num_bytes: int) -> str:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import overload
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast, overload
 
 import jax
 import numpy as np
 from flax import nnx
 
 from jaxprune.nets.factories import placeholder
+from jaxprune.nets.foreign_layers import with_sizes_of_arrays
+from jaxprune.nets.function_network import FunctionNetwork, Params
+from jaxprune.nets.inputs import abstract_call, example_of
 from jaxprune.observation.observed import Observed
 from jaxprune.pruning.compensation import check_compensable, compensated_state
 from jaxprune.pruning.optimizer_states import OptimizerState, slim_optimizer
 from jaxprune.pruning.plan_checks import KeptIndices, index_arrays
-from jaxprune.pruning.planning import Plan, check_plan
+from jaxprune.pruning.planning import Plan, check_plan, make_plan
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.layer_sizes import stored_sizes
 from jaxprune.structure.layouts import gather
@@ -131,6 +134,66 @@ def slim(
         required = stored_sizes(model, {plan.widths[name]: len(channels) for name, channels in kept.items()})
     missing = {path: size for path, size in required.items() if path not in attributes}
     raise ValueError(_misfit_message(plan, kept, problem, missing))
+
+
+class SlimParams(NamedTuple):
+    """A smaller network that is a pure function of its parameters."""
+
+    params: Params
+    """In the pytree that was given; layers of Equinox store their new sizes."""
+    fn: Callable[..., Any]
+    """The function for these parameters: the one that was given, with layers of Linen in the sizes of their arrays."""
+    features: Mapping[str, Mapping[str, Any]]
+    """Path of a layer of Linen -> its attributes with their new sizes, to build the smaller module with."""
+
+
+def slim_params(
+    fn: Callable[..., Any],
+    params: Params,
+    plan: Plan | Structure,
+    kept: Mapping[str, Sequence[int]] | None = None,
+    *,
+    compensate: Observed | None = None,
+) -> SlimParams:
+    """Returns the parameters of a pure function without pruned channels, as `slim` does for NNX modules.
+
+    The function is traced again with the smaller arrays, on shapes alone. Widths have to follow from the arrays: a
+    number in the function's own code that no longer fits is an error that names the line.
+
+    Args:
+      fn: `fn(params, *inputs)`, the function that the plan was made for.
+      params: its parameters; they are not changed.
+      plan: which channels to keep, from `jp.plan(jp.FunctionNetwork(fn, params), ...)`; or what `trace_params` gave.
+      kept: with a structure, group name -> rising kept indices; groups left out stay whole.
+      compensate: as for `slim`.
+
+    Returns:
+      The smaller parameters, the function for them, and for Linen the new sizes of its layers.
+
+    Raises:
+      TypeError: if `plan` is neither a plan nor a structure with `kept`.
+      ValueError: as `slim`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.structure.tracing import trace_params
+      >>> fn, params = lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], {"a": jnp.ones((3, 5)), "b": jnp.ones((5, 2))}
+      >>> smaller = slim_params(fn, params, trace_params(fn, params, jnp.ones((4, 3))), {"a": (0, 2)})
+      >>> smaller.params["a"].shape, smaller.params["b"].shape
+      ((3, 2), (2, 2))
+    """
+    if isinstance(plan, Structure):
+        if kept is None:
+            raise TypeError(
+                "slim_params needs kept={group: indices} with a structure, got none. Or give it a plan."
+            )
+        plan = make_plan(plan, {name: tuple(indices) for name, indices in kept.items()})
+    smaller = cast(FunctionNetwork, slim(FunctionNetwork(fn, params), plan, compensate=compensate))
+    found: dict[str, dict[str, Any]] = {}
+    with with_sizes_of_arrays(found):
+        forward, *arguments = abstract_call(smaller, example_of(plan.example, smaller))
+        jax.eval_shape(forward, *arguments)
+    return SlimParams(smaller.parameters, smaller.as_function() if found else fn, found)
 
 
 def slim_state(structure: Structure, flat: Mapping[Path, Array], kept: KeptIndices) -> FlatState:

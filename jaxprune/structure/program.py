@@ -9,9 +9,11 @@ differentiated with respect to them, without touching the network's code.
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -23,6 +25,8 @@ import jaxlib
 import optax
 from flax import nnx
 
+from jaxprune.nets import foreign_layers, function_network
+from jaxprune.nets import inputs as network_inputs
 from jaxprune.nets.inputs import Batch, Example, Outputs, arrays_of, example_of
 from jaxprune.structure.model_state import (
     Path,
@@ -36,9 +40,11 @@ from jaxprune.types import Array
 
 _LIBRARIES = (
     *(os.path.dirname(module.__file__ or "") for module in (jax, jaxlib, flax, optax)),
+    *(module.__file__ or "" for module in (network_inputs, function_network, foreign_layers)),
     os.path.dirname(__file__),
+    *(os.path.dirname(spec.origin) for spec in (find_spec("equinox"),) if spec is not None and spec.origin),
 )
-"""Folders whose source lines are not the user's."""
+"""Folders and files whose lines are not the user's."""
 
 _BODY_PARAMETERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr"), "cond": ("branches",)}
@@ -71,11 +77,18 @@ class Operation:
         """The primitive's name with the line of the user's code that it comes from, for messages."""
         # A function that a library compiles by itself has no line of the user's; its caller has.
         for equation in (self.equation, *self.callers):
-            traceback: Any = equation.source_info.traceback
-            for frame in [] if traceback is None else traceback.frames:
+            source: Any = equation.source_info.traceback
+            for frame in [] if source is None else source.frames:
                 if not frame.file_name.startswith(_LIBRARIES):
                     return f"{self.name} at {frame.file_name}:{frame.line_num} ({frame.function_name})"
         return self.name
+
+
+def line_of(error: BaseException) -> str:
+    """Returns the innermost line of the user's code that an error passed, as " at file:line (function)", or ""."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith((*_LIBRARIES, "<"))]
+    return f" at {own[-1].filename}:{own[-1].lineno} ({own[-1].name})" if own else ""
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from flax import nnx
 
-from jaxprune.nets.inputs import Batch, Example, example_of
+from jaxprune.nets.foreign_layers import tied_values
+from jaxprune.nets.function_network import FunctionNetwork, Params
+from jaxprune.nets.inputs import Batch, Example, Inputs, example_of
 from jaxprune.structure.groups import Structure, structure_from
 from jaxprune.structure.model_state import (
     Parts,
@@ -50,6 +52,7 @@ def trace_structure(model: nnx.Module, example: Batch) -> Structure:
       ValueError: if the network does not run on such an example.
 
     Example:
+      >>> import jax
       >>> class Net(nnx.Module):
       ...     def __init__(self, rngs):
       ...         self.conv = nnx.Conv(1, 4, (3, 3), rngs=rngs)
@@ -61,6 +64,39 @@ def trace_structure(model: nnx.Module, example: Batch) -> Structure:
       ['conv.bias axis 0', 'conv.kernel axis 3', 'head.kernel axis 0 as 64 x channel x 1']
     """
     return structure_of_parts(take_apart(model), example)
+
+
+def trace_params(
+    fn: Callable[..., Any],
+    params: Params,
+    *inputs: Batch,
+    **keywords: Batch,
+) -> Structure:
+    """Finds the groups of a network that is a pure function of its parameters: Linen, Equinox, raw JAX.
+
+    Args:
+      fn: `fn(params, *inputs)`, pure and in evaluation mode.
+      params: pytree of arrays, or of their shapes. A parameter is named by the keys of its path, joined by dots.
+      inputs: a batch as the function takes it, as for `trace_structure`.
+      keywords: likewise, by name.
+
+    Returns:
+      The structure, as `trace_structure` gives it for NNX modules.
+
+    Raises:
+      TypeError: if `fn` is not callable.
+      ValueError: if `params` holds no array, or the function does not run on such inputs.
+
+    Example:
+      >>> import jax
+      >>> params = {"first": jax.numpy.ones((3, 5)), "second": jax.numpy.ones((5, 2))}
+      >>> structure = trace_params(
+      ...     lambda p, x: jax.nn.relu(x @ p["first"]) @ p["second"], params, jax.numpy.ones((4, 3))
+      ... )
+      >>> structure.widths
+      {'first': 5}
+    """
+    return trace_structure(FunctionNetwork(fn, params), Inputs(*inputs, **keywords))
 
 
 def structure_of_parts(parts: Parts, example: Batch | Example) -> Structure:
@@ -143,6 +179,11 @@ def _tied_axes(
     Flax's attention refuses values of another size than its queries.
     """
     pairs: list[tuple[tuple[Path, int], tuple[Path, int]]] = []
+    if isinstance(model, FunctionNetwork):
+        kernels = tied_values(shapes)
+        return [
+            ((query, len(shapes[query]) - 1), (value, len(shapes[value]) - 1)) for query, value in kernels
+        ]
     if not any(isinstance(module, nnx.MultiHeadAttention) for module in modules_of(model)):
         return pairs  # finding paths takes several times as long as finding modules
     for key, module in nnx.iter_modules(model):

@@ -25,7 +25,7 @@ from jaxprune.structure.labels import FREE, Labels, distinct
 from jaxprune.structure.layer_sizes import resize_layers, set_size
 from jaxprune.structure.layouts import axis_keep
 from jaxprune.structure.model_state import FlatState, Parts, Path, merge_model, take_apart
-from jaxprune.structure.program import Operation, Program, trace_program
+from jaxprune.structure.program import Operation, Program, line_of, trace_program
 from jaxprune.structure.propagation import propagate
 from jaxprune.structure.trace import Trace
 
@@ -219,7 +219,7 @@ def _slim_program(
         program = trace_program(graph, cast(FlatState, arrays), parts.rest, structure.example)
     except ValueError as error:
         cause = error.__cause__ or error
-        return Misfit(f"it failed with {type(cause).__name__}: {cause}")
+        return Misfit(f"it failed with {type(cause).__name__}: {cause}{line_of(cause)}")
     full_shapes, slim_shapes = (
         [run.shapes[number] for number in run.outputs] for run in (structure.program, program)
     )
