@@ -103,6 +103,11 @@ def gather_examples(
       ValueError: for inputs, labels or batches that do not fit together, or are not finite.
     """
     if is_stream(images, labels):
+        if labels is not None:
+            raise ValueError(
+                f"needs labels in the batches, as pairs (batch, labels), got them beside {type(images).__name__}. Zip "
+                "them with the batches."
+            )
         return _StreamedExamples.read(model, images, has_loss=has_loss)
     batch = _as_batch(images)
     arrays = arrays_of(batch)
@@ -150,8 +155,15 @@ def first_batch(images: Batch | Iterable[Any], labels: Targets = None) -> Batch:
 
 
 def _as_batch(images: Batch) -> Batch:
-    """Returns a list of images as one array; everything else stays."""
-    return images if not isinstance(images, list) and arrays_of(images) else np.asarray(images)
+    """Returns a list of images as one array, and arrays of other libraries as NumPy's."""
+    return _known(images) if not isinstance(images, list) and arrays_of(images) else np.asarray(images)
+
+
+def _known(batch: Batch) -> Batch:
+    """Returns a batch with arrays of other libraries than JAX and NumPy as NumPy's."""
+    return jax.tree.map(
+        lambda leaf: leaf if isinstance(leaf, jax.Array) or not arrays_of(leaf) else np.asarray(leaf), batch
+    )
 
 
 def _check_arrays(example: Example, arrays: tuple[Array, ...], owner: str = "") -> tuple[Array, ...]:
@@ -381,8 +393,9 @@ def _again(source: Iterable[Any]) -> Iterable[Any]:
 
 
 def _split(item: Batch) -> tuple[Batch, Targets]:
-    """Splits what an iterable gives into a batch and labels."""
-    return item if type(item) is tuple and len(item) == 2 else (item, None)
+    """Splits what an iterable gives into a batch and labels; data loaders give lists of the two."""
+    batch, labels = item if type(item) in (tuple, list) and len(item) == 2 else (item, None)
+    return _known(batch), _known(labels)
 
 
 def _mark(arrays: tuple[Array, ...]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple, cast, overload
 
 import jax
@@ -12,7 +13,7 @@ from flax import nnx
 from jaxprune.nets.factories import placeholder
 from jaxprune.nets.foreign_layers import with_sizes_of_arrays
 from jaxprune.nets.function_network import FunctionNetwork, Params
-from jaxprune.nets.inputs import abstract_call, example_of
+from jaxprune.nets.inputs import Example, abstract_call, example_of
 from jaxprune.observation.observed import Observed
 from jaxprune.pruning.compensation import check_compensable, compensated_state
 from jaxprune.pruning.optimizer_states import OptimizerState, slim_optimizer
@@ -144,7 +145,8 @@ class SlimParams(NamedTuple):
     fn: Callable[..., Any]
     """The function for these parameters: the one that was given, with layers of Linen in the sizes of their arrays."""
     features: Mapping[str, Mapping[str, Any]]
-    """Path of a layer of Linen -> its attributes with their new sizes, to build the smaller module with."""
+    """Path of a layer of Linen -> its attributes with their new sizes, to build the smaller module with. Empty too where
+    the function has been compiled and holds a loop that cannot run without that."""
 
 
 def slim_params(
@@ -189,11 +191,22 @@ def slim_params(
             )
         plan = make_plan(plan, {name: tuple(indices) for name, indices in kept.items()})
     smaller = cast(FunctionNetwork, slim(FunctionNetwork(fn, params), plan, compensate=compensate))
-    found: dict[str, dict[str, Any]] = {}
-    with with_sizes_of_arrays(found):
-        forward, *arguments = abstract_call(smaller, example_of(plan.example, smaller))
-        jax.eval_shape(forward, *arguments)
-    return SlimParams(smaller.parameters, smaller.as_function() if found else fn, found)
+    features = _sizes_of_linen(smaller, example_of(plan.example, smaller))
+    return SlimParams(smaller.parameters, fn if features == {} else smaller.as_function(), features or {})
+
+
+def _sizes_of_linen(network: FunctionNetwork, example: Example) -> dict[str, dict[str, Any]] | None:
+    """Returns path of a layer of Linen -> new sizes; None if a function that was compiled before may hide layers."""
+    forward, *arguments = abstract_call(network, example)
+    for context in (jax.disable_jit, nullcontext):
+        found: dict[str, dict[str, Any]] = {}
+        try:
+            with context(), with_sizes_of_arrays(found):
+                jax.eval_shape(forward, *arguments)
+        except Exception:  # a loop whose end depends on values cannot run without being compiled
+            continue
+        return found if found or context is jax.disable_jit else None
+    return None
 
 
 def slim_state(structure: Structure, flat: Mapping[Path, Array], kept: KeptIndices) -> FlatState:

@@ -121,7 +121,7 @@ def take_apart(model: nnx.Module) -> Parts:
     if not isinstance(model, nnx.Module):
         raise TypeError(
             f"needs a Flax NNX module (flax.nnx.Module), got {type(model).__name__}. "
-            "Wrap a function and its parameters in an nnx.Module whose __call__ takes the images."
+            "For a pure function of parameters use jaxprune.FunctionNetwork(fn, params)."
         )
     graphdef, random_state, *states = nnx.split(model, nnx.RngState, ...)
     variables = nnx.to_flat_state(states[0])

@@ -189,6 +189,24 @@ def test_batches_with_labels_are_sampled_by_class():
         np.testing.assert_allclose(*pair, rtol=1e-4)
 
 
+class Foreign:
+    """An array of another library."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype = array, array.shape, "another type"
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
+def test_data_loaders_of_other_libraries_are_read():
+    pairs = [[Foreign(X[start : start + 10]), Foreign(LABELS[start : start + 10])] for start in (0, 10)]
+    examples = gather_examples(Dense(), Reread(lambda number: pairs), None, has_loss=False)
+    (array,), labels = examples.take(np.array([3, 15]))
+    np.testing.assert_array_equal(array, X[[3, 15]])
+    assert labels.tolist() == LABELS[[3, 15]].tolist()
+
+
 def test_layers_are_planned_one_after_another_without_labels():
     chosen = sequential_plan(parse("mean(X)"), Tokens(), BATCHES, None, {"up.kernel": 3}, **SMALL)
     assert chosen.kept_counts["up.kernel"] == 3 and chosen.inputs is not None
@@ -251,6 +269,11 @@ BAD = {
         Dense,
         lambda: {"images": Reread(lambda number: [X[:8], X[8:]][: 3 - number])},
         "in a later pass 1 of 2 batches came",
+    ),
+    "labels beside": (
+        Dense,
+        lambda: {"images": Reread(lambda number: [X]), "labels": LABELS},
+        r"needs labels in the batches, as pairs \(batch, labels\), got them beside Reread",
     ),
     "no batch": (
         Dense,

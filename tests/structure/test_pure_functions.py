@@ -272,6 +272,28 @@ def test_attention_of_linen_keeps_heads_of_one_length(factor):
     )
 
 
+class Looped(nn.Module):
+    """A loop whose end depends on values."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(3)(nn.relu(nn.Dense(10)(x)))
+        return jax.lax.while_loop(lambda y: (y > 1).any(), lambda y: y / 2, x)
+
+
+@pytest.mark.parametrize("module", [Looped(), nn.Sequential([nn.Dense(10), nn.relu, nn.Dense(3)])])
+def test_compiled_functions_hide_no_layers(module):
+    params = module.init(jax.random.key(0), VECTORS)
+    compiled = jax.jit(module.apply)
+    structure = trace_params(compiled, params, VECTORS)
+    ((name, _),) = structure.widths.items()
+    for _ in range(2):  # the second time it has been compiled for these shapes
+        smaller = slim_params(compiled, params, structure, {name: range(4)})
+        layer = name.removeprefix("params.").removesuffix(".kernel")
+        assert smaller.features in ({layer: {"features": 4}}, {}) and smaller.fn is not compiled
+        assert smaller.fn(smaller.params, VECTORS).shape == (4, 3)
+
+
 def test_a_layer_of_linen_is_as_before_after_a_run():
     module = nn.Dense(5)
     params = {"params": {"kernel": normal(6, 3), "bias": normal(3)}}
