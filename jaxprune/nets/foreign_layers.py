@@ -107,8 +107,8 @@ def _set(layer: _Layer, sizes: Sizes) -> Iterator[None]:
 
 
 def _is_same(old: object, new: object) -> bool:
-    """Whether an attribute says the same as a size; None and "scalar" mean something else than a size and stay."""
-    if old is None or isinstance(old, str):
+    """Whether an attribute says the same as a size; "scalar" means something else than a size and stays."""
+    if isinstance(old, str):
         return True
     pair = [tuple(each) if isinstance(each, list | tuple) else (each,) for each in (old, new)]
     return pair[0] == pair[1]
@@ -164,14 +164,10 @@ def _attention(layer: _Layer, arrays: _Arrays, args: tuple[Any, ...]) -> Sizes:
     query, out = _shape(arrays, "query", "kernel"), _shape(arrays, "out", "kernel")
     if not query or not out:
         return {}
-    sizes = {"num_heads": query[-2], "out_features": out[-1]}
-    if layer.qkv_features is None and query[-2] * query[-1] != query[0]:
-        # without an attribute the layer takes the size of its input
-        raise ValueError(
-            f"attention at {'.'.join(layer.path)} needs qkv_features of its own to lose channels, got None. Build the "
-            f"network with qkv_features={query[0]}."
-        )
-    return {**sizes, "qkv_features": query[-2] * query[-1]}
+    sizes = {"qkv_features": query[-2] * query[-1], "out_features": out[-1]}
+    # without an attribute the layer takes the size of its input
+    needed = {name: n for name, n in sizes.items() if getattr(layer, name) is not None or n != query[-3]}
+    return {"num_heads": query[-2], **needed}
 
 
 _LINEN: Mapping[str, Callable[[_Layer, _Arrays, tuple[Any, ...]], Sizes]] = {

@@ -145,8 +145,8 @@ class SlimParams(NamedTuple):
     fn: Callable[..., Any]
     """The function for these parameters: the one that was given, with layers of Linen in the sizes of their arrays."""
     features: Mapping[str, Mapping[str, Any]]
-    """Path of a layer of Linen -> its attributes with their new sizes, to build the smaller module with. Empty too where
-    the function has been compiled and holds a loop that cannot run without that."""
+    """Path of a layer of Linen -> its attributes with their new sizes, to build the smaller module with. Empty too
+    where the function has been compiled and holds a loop that cannot run without that."""
 
 
 def slim_params(

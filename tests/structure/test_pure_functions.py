@@ -301,17 +301,14 @@ def test_a_layer_of_linen_is_as_before_after_a_run():
     assert network(VECTORS).shape == (4, 3) and module.features == 5
 
 
-def test_attention_without_a_size_of_its_own_says_what_it_needs():
-    module = nn.MultiHeadDotProductAttention(num_heads=4)
-    params = module.init(jax.random.key(0), SEQUENCES, SEQUENCES)
-    cut = jax.tree.map(lambda leaf: leaf, params)
-    for name in ("query", "key", "value"):
-        cut["params"][name] = {"kernel": normal(8, 3, 2), "bias": normal(3, 2)}
-    cut["params"]["out"]["kernel"] = normal(3, 2, 8)
-    with pytest.raises(
-        ValueError, match=r"needs qkv_features of its own to lose channels, got None.*qkv_features=8"
-    ):
-        FunctionNetwork(module.apply, cut)(SEQUENCES, SEQUENCES)
+def test_attention_without_a_size_of_its_own_gets_one():
+    case = linen(nn.MultiHeadDotProductAttention(num_heads=4), SEQUENCES, SEQUENCES, factor="outer")
+    _, _, chosen = planned(case)
+    smaller = slim_params(case.fn, case.params, chosen)
+    assert smaller.features == {"": {"num_heads": 2, "qkv_features": 4}}
+    built = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=4)
+    found = built.apply(smaller.params, SEQUENCES, SEQUENCES)
+    np.testing.assert_allclose(found, smaller.fn(smaller.params, SEQUENCES, SEQUENCES), atol=1e-6)
 
 
 def test_equinox_layers_store_their_new_sizes():
