@@ -6,6 +6,7 @@ importing the package costs nothing and starts no device work.
     jp.parse("sum(abs(WI))")                       formulas
     jp.observe, jp.score, jp.plan, jp.slim         from a network to a smaller one
     jp.trace_structure                             what of a network can go, what cannot, and why
+    jp.trace_params, jp.slim_params                networks of Linen, Equinox and raw JAX
     jp.Task, jp.evolve, jp.compare, jp.calibrate   from tasks to formulas, and how good they are
 """
 

@@ -35,7 +35,7 @@ def shaken(tree):
     def shake(leaf):
         if not isinstance(leaf, jax.Array | np.ndarray) or not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
-        return leaf + np.abs(RNG.normal(size=leaf.shape) * 0.1).astype(leaf.dtype)
+        return np.asarray(leaf) + np.abs(RNG.normal(size=leaf.shape) * 0.1).astype(leaf.dtype)
 
     return jax.tree.map(shake, tree)
 
@@ -149,8 +149,13 @@ class Case(NamedTuple):
     options: dict[str, str] = {}
 
 
+def initialised(module, *inputs):
+    """Random variables, made by one program."""
+    return jax.jit(module.init)(jax.random.key(0), *inputs)
+
+
 def linen(module, *inputs, **options):
-    return Case(module.apply, shaken(module.init(jax.random.key(0), *inputs)), inputs, options)
+    return Case(module.apply, shaken(initialised(module, *inputs)), inputs, options)
 
 
 CASES = {
@@ -211,6 +216,20 @@ def case(request):
     return CASES[request.param]()
 
 
+def run(fn, params, case):
+    """What a function returns, computed by one program."""
+    arrays, treedef = jax.tree.flatten(params)
+    is_array = [isinstance(leaf, jax.Array | np.ndarray) for leaf in arrays]
+
+    def called(given, inputs):
+        rest = iter(given)
+        leaves = [next(rest) if one else leaf for one, leaf in zip(is_array, arrays, strict=True)]
+        return fn(jax.tree.unflatten(treedef, leaves), *inputs)
+
+    given = [leaf for one, leaf in zip(is_array, arrays, strict=True) if one]
+    return jax.jit(called)(given, case.inputs)
+
+
 def planned(case):
     structure = trace_params(case.fn, case.params, *case.inputs)
     scores = {name: np.random.default_rng(1).random(size) for name, size in structure.widths.items()}
@@ -223,7 +242,7 @@ def test_slim_equals_masked_and_counts_are_exact(case):
     structure, network, chosen = planned(case)
     smaller, masked = slim_params(case.fn, case.params, chosen), mask(network, chosen)
     assert jax.tree.structure(masked.parameters) == jax.tree.structure(case.params)
-    pair = (smaller.fn(smaller.params, *case.inputs), case.fn(masked.parameters, *case.inputs))
+    pair = (run(smaller.fn, smaller.params, case), run(case.fn, masked.parameters, case))
     for found, expected in zip(*map(jax.tree.leaves, pair), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
     slim_network = slim(network, chosen)
@@ -255,8 +274,8 @@ def test_linen_modules_are_built_anew_from_the_listed_sizes():
         "Conv_2": {"features": 6},
         "Dense_1": {"features": 5},
     }
-    built = Convolutional((4, 6, 5)).apply(smaller.params, IMAGES)
-    np.testing.assert_allclose(built, smaller.fn(smaller.params, IMAGES), atol=1e-6)
+    built = run(Convolutional((4, 6, 5)).apply, smaller.params, case)
+    np.testing.assert_allclose(built, run(smaller.fn, smaller.params, case), atol=1e-6)
 
 
 @pytest.mark.parametrize("factor", ["inner", "outer"])
@@ -267,9 +286,8 @@ def test_attention_of_linen_keeps_heads_of_one_length(factor):
     sizes = {"qkv_features": 8} if factor == "inner" else {"num_heads": 2, "qkv_features": 6}
     assert smaller.features["attention"] == sizes and smaller.features["mlp.layers_0"] == {"features": 8}
     module = Transformer(sizes.get("num_heads", 4), sizes["qkv_features"], 8)
-    np.testing.assert_allclose(
-        module.apply(smaller.params, SEQUENCES), smaller.fn(smaller.params, SEQUENCES), atol=1e-6
-    )
+    built = run(module.apply, smaller.params, case)
+    np.testing.assert_allclose(built, run(smaller.fn, smaller.params, case), atol=1e-6)
 
 
 class Looped(nn.Module):
@@ -283,7 +301,7 @@ class Looped(nn.Module):
 
 @pytest.mark.parametrize("module", [Looped(), nn.Sequential([nn.Dense(10), nn.relu, nn.Dense(3)])])
 def test_compiled_functions_hide_no_layers(module):
-    params = module.init(jax.random.key(0), VECTORS)
+    params = initialised(module, VECTORS)
     compiled = jax.jit(module.apply)
     structure = trace_params(compiled, params, VECTORS)
     ((name, _),) = structure.widths.items()
@@ -307,8 +325,8 @@ def test_attention_without_a_size_of_its_own_gets_one():
     smaller = slim_params(case.fn, case.params, chosen)
     assert smaller.features == {"": {"num_heads": 2, "qkv_features": 4}}
     built = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=4)
-    found = built.apply(smaller.params, SEQUENCES, SEQUENCES)
-    np.testing.assert_allclose(found, smaller.fn(smaller.params, SEQUENCES, SEQUENCES), atol=1e-6)
+    found = run(built.apply, smaller.params, case)
+    np.testing.assert_allclose(found, run(smaller.fn, smaller.params, case), atol=1e-6)
 
 
 def test_equinox_layers_store_their_new_sizes():
@@ -365,7 +383,7 @@ class Halves(nn.Module):
 
 
 def test_a_number_in_linen_code_freezes_with_its_line():
-    structure = trace_params(Halves().apply, Halves().init(jax.random.key(0), VECTORS), VECTORS)
+    structure = trace_params(Halves().apply, initialised(Halves(), VECTORS), VECTORS)
     assert not structure.groups
     reason = structure.why_frozen("params.Dense_0.kernel")
     assert (
