@@ -369,7 +369,7 @@ def _check_batch(
 ) -> tuple[tuple[Array, ...], Targets, np.ndarray | None, Example]:
     """Returns arrays, targets and classes of a batch of an iterable, and its example, alike the first one."""
     owner, arrays = f"batch {number}: ", arrays_of(batch)
-    found = example_of(batch, model)
+    found = example_of(batch, model if first is None else None)
     if first is not None:
         # a last batch may be smaller, even if an axis then looks like its batch axis
         found = Example(found.batch, first.call, first.is_batched if len(arrays) == len(first.arrays) else ())
