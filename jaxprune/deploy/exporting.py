@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import flax
 import jax
@@ -24,8 +24,9 @@ from jax.extend import core as jex
 from jaxprune import structure
 from jaxprune.deploy.evaluation_call import evaluation_call
 from jaxprune.files import atomic_file
+from jaxprune.nets.inputs import Batch, Example, arrays_of
 from jaxprune.structure.program import Operation
-from jaxprune.types import Array, is_whole
+from jaxprune.types import is_whole
 
 ExportFormat = Literal["stablehlo", "onnx", "tflite"]
 Function: TypeAlias = Callable[..., Any]
@@ -47,7 +48,7 @@ _PACKAGES = {
 
 def export(
     model: nnx.Module,
-    example: Array | jax.ShapeDtypeStruct,
+    example: Batch,
     path: str | os.PathLike[str] | None = None,
     *,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
@@ -63,8 +64,9 @@ def export(
         network = jax.export.deserialize(bytearray(Path("network.stablehlo").read_bytes()))
         logits = network.call(images)          # jax.jit(network.call) inside a larger program
 
-    It is called with what the network takes, of the example's dtype and shape but for the batch, and returns what the
-    network returns: arrays, tuples, lists and dicts. On a TPU, products of float32 are of lower precision unless
+    It is called as the network is, with arrays of the example's dtypes and shapes but for the batch, and returns what
+    the network returns: arrays, tuples, lists and dicts. Keywords without an array (`train=False`) are part of the file
+    and left out of the call. On a TPU, products of float32 are of lower precision unless
     `jax.default_matmul_precision` says otherwise, as in the network itself. A later JAX reads the file for at least six
     months.
 
@@ -74,7 +76,8 @@ def export(
 
     Args:
       model: the network, dense or slim; it is not changed.
-      example: images as the network takes them, or their shape and dtype.
+      example: a batch as the network takes it, or its shapes and dtypes, as for `trace_structure`. The other formats
+        take its arrays one by one, in the order of `jax.tree.leaves`.
       path: the file to write, replaced in one step; None writes none.
       platforms: what StableHLO is lowered for, of "cpu", "cuda", "rocm" and "tpu"; the devices need not be there. The
         other formats know no platforms.
@@ -102,7 +105,7 @@ def export(
         raise FileNotFoundError(
             f"the file to write needs to be in a folder that exists, got {path}. Make it first."
         )
-    forward, arrays, inputs = evaluation_call(model, example)
+    forward, arrays, taken = evaluation_call(model, example)
     num_bytes = sum(array.nbytes for array in arrays)
     if num_bytes > _MAX_BYTES:
         raise ValueError(
@@ -110,13 +113,13 @@ def export(
             "jaxprune.save, or cast it to bfloat16 first."
         )
 
-    def run(*images: Array) -> Any:  # noqa: ANN401 - whatever the network returns
-        return forward(arrays, images)
+    def run(*inputs: Any, **others: Any) -> Any:  # noqa: ANN401 - pytrees of arrays
+        return forward(arrays, arrays_of((inputs, others)))
 
     if format == "stablehlo":
-        content = _to_stablehlo(run, inputs, batch, platforms)
+        content = _to_stablehlo(run, taken, batch, platforms)
     else:
-        content = _converted(run, inputs, batch, format)
+        content = _converted(run, taken, batch, format)
     if path is not None:
         with atomic_file(Path(path)) as temporary:
             temporary.write_bytes(content)
@@ -145,39 +148,45 @@ def _check_arguments(platforms: Sequence[str], batch: int | str, format: str) ->
         )
 
 
-def _specs(inputs: Sequence[jax.ShapeDtypeStruct], batch: int | str) -> list[jax.ShapeDtypeStruct]:
+def _sized(taken: Example, batch: int | str) -> Example:
     """Shapes of the inputs with another batch size, or with one that is a symbol."""
-    size = jax_export.symbolic_shape("b")[0] if batch == "symbolic" else batch
-    return [jax.ShapeDtypeStruct((size, *each.shape[1:]), each.dtype) for each in inputs]
+    return taken.with_batch_size(
+        cast(int, jax_export.symbolic_shape("b")[0] if batch == "symbolic" else batch)
+    )
 
 
-def _to_stablehlo(
-    run: Function, inputs: Sequence[jax.ShapeDtypeStruct], batch: int | str, platforms: Sequence[str]
-) -> bytes:
+def _call_of(taken: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a call of the exported network, with None for what is no array."""
+    batch = jax.tree.map(lambda leaf: leaf if hasattr(leaf, "shape") else None, taken.batch)
+    if taken.call == "inputs":
+        return batch.args, {name: value for name, value in batch.kwargs.items() if jax.tree.leaves(value)}
+    return (batch if taken.call == "arguments" else (batch,)), {}
+
+
+def _to_stablehlo(run: Function, taken: Example, batch: int | str, platforms: Sequence[str]) -> bytes:
     """Lowers a function and serialises it."""
     try:
-        return bytes(jax_export.export(jax.jit(run), platforms=platforms)(*_specs(inputs, batch)).serialize())
+        args, kwargs = _call_of(_sized(taken, batch))
+        return bytes(jax_export.export(jax.jit(run), platforms=platforms)(*args, **kwargs).serialize())
     except Exception as error:  # the network's own, and whatever lowering raises for an operation
-        place = _refused(run, _specs(inputs, batch), platforms) or _line_of(error)
+        place = _refused(run, _sized(taken, batch).arrays, platforms) or _line_of(error)
         size = "any batch size" if batch == "symbolic" else f"batch size {batch}"
         raise ValueError(
             f"needs a network that can be exported for {', '.join(platforms)} with {size}, but it failed "
             f"{f'in {place} ' if place else ''}with {_first_line(error)} "
-            f"{_advice(run, inputs, batch, platforms)}"
+            f"{_advice(run, taken, batch, platforms)}"
         ) from error
 
 
-def _advice(
-    run: Function, inputs: Sequence[jax.ShapeDtypeStruct], batch: int | str, platforms: Sequence[str]
-) -> str:
+def _advice(run: Function, taken: Example, batch: int | str, platforms: Sequence[str]) -> str:
     """Finds out what would work, and says so."""
-    size = inputs[0].shape[0] if batch == "symbolic" else batch
-    if batch == "symbolic" and _exports(run, _specs(inputs, size), platforms):
+    size = taken.batch_size if batch == "symbolic" else batch
+    if batch == "symbolic" and _exports(run, _sized(taken, size).arrays, platforms):
         return (
             f"It can be exported with a fixed batch size: pass batch={size}, or write the operation so that it does "
             "not depend on the batch size."
         )
-    able = [name for name in platforms if _exports(run, _specs(inputs, batch), [name])]
+    able = [name for name in platforms if _exports(run, _sized(taken, batch).arrays, [name])]
     if able:
         return f"It can be exported for {', '.join(able)}: pass platforms={tuple(able)}."
     return "Write the network without it; return arrays, tuples, lists or dicts."
@@ -245,12 +254,12 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0].rstrip('.')}." if lines else f"{type(error).__name__}."
 
 
-def _converted(
-    run: Function, inputs: Sequence[jax.ShapeDtypeStruct], batch: int | str, format: Literal["onnx", "tflite"]
-) -> bytes:
+def _converted(run: Function, taken: Example, batch: int | str, format: Literal["onnx", "tflite"]) -> bytes:
     """Converts a function to another format."""
     try:
-        return _to_onnx(run, inputs, batch) if format == "onnx" else _to_tflite(run, _specs(inputs, batch))
+        return (
+            _to_onnx(run, taken, batch) if format == "onnx" else _to_tflite(run, _sized(taken, batch).arrays)
+        )
     except Exception as error:  # whatever a converter raises for an operation that it does not know
         size = " Pass a fixed batch size (batch=1), or export" if batch == "symbolic" else " Export"
         raise ValueError(
@@ -259,12 +268,11 @@ def _converted(
         ) from error
 
 
-def _to_onnx(run: Function, inputs: Sequence[jax.ShapeDtypeStruct], batch: int | str) -> bytes:
+def _to_onnx(run: Function, taken: Example, batch: int | str) -> bytes:
     """Converts a function by jax2onnx."""
     from jax2onnx import to_onnx
 
-    size = "B" if batch == "symbolic" else batch
-    specs = [jax.ShapeDtypeStruct((size, *each.shape[1:]), each.dtype) for each in inputs]
+    specs = taken.with_batch_size(cast(int, "B" if batch == "symbolic" else batch)).arrays
     with jax.numpy_rank_promotion("allow"):  # the converter's own code adds [C] to [N, H, W, C]
         return bytes(to_onnx(run, specs).SerializeToString())
 

@@ -20,8 +20,9 @@ from flax import nnx
 from jaxprune.deploy.evaluation_call import evaluation_call
 from jaxprune.files import to_text
 from jaxprune.nets.cost import count_macs, count_parameters
+from jaxprune.nets.inputs import Batch
 from jaxprune.text import markdown_table
-from jaxprune.types import Array, is_whole
+from jaxprune.types import is_whole
 
 _RUN_SECONDS = 0.005
 """Runs that are shorter are measured several at a time."""
@@ -122,7 +123,7 @@ class SpeedReport:
 def compare_speed(
     dense: nnx.Module,
     slim: nnx.Module,
-    example: Array | jax.ShapeDtypeStruct,
+    example: Batch,
     *,
     batch_sizes: Sequence[int] = (1, 16),
     rounds: int = 20,
@@ -137,8 +138,8 @@ def compare_speed(
     Args:
       dense: the network before pruning; it is not changed.
       slim: the one after it, which takes the same inputs.
-      example: images as the networks take them, or their shape and dtype; the batch size does not matter, and random
-        numbers stand in for values.
+      example: a batch as the networks take it, or its shapes and dtypes, as for `trace_structure`; the batch size does
+        not matter, and random numbers stand in for values.
       batch_sizes: how many examples at a time.
       rounds: how often each network is measured at each batch size, at least 3.
 
@@ -159,12 +160,11 @@ def compare_speed(
         raise ValueError(f"batch_sizes needs whole numbers >= 1, got {batch_sizes!r}.")
     if not is_whole(rounds, smallest=3):
         raise ValueError(f"rounds needs a whole number >= 3, to tell how much they differ, got {rounds!r}.")
-    shape = jax.ShapeDtypeStruct(example.shape, example.dtype)
     device = jax.devices()[0]
     kind = platform.processor() or platform.machine() if device.platform == "cpu" else device.device_kind
     return SpeedReport(
         rows=tuple(_measure(dense, slim, example, int(size), int(rounds)) for size in batch_sizes),
-        macs=(count_macs(dense, shape), count_macs(slim, shape)),
+        macs=(count_macs(dense, example), count_macs(slim, example)),
         parameters=(count_parameters(dense), count_parameters(slim)),
         device=f"{device.platform} ({kind})",
         versions=f"jax {jax.__version__}",
@@ -172,9 +172,7 @@ def compare_speed(
     )
 
 
-def _measure(
-    dense: nnx.Module, slim: nnx.Module, example: Array | jax.ShapeDtypeStruct, batch_size: int, rounds: int
-) -> SpeedRow:
+def _measure(dense: nnx.Module, slim: nnx.Module, example: Batch, batch_size: int, rounds: int) -> SpeedRow:
     """Measures both networks at one batch size, in turns."""
     runs, peaks = zip(*(compiled_run(model, example, batch_size) for model in (dense, slim)), strict=True)
     times = alternating_seconds(runs, rounds)
@@ -185,14 +183,12 @@ def _measure(
     return SpeedRow(batch_size, *speeds)
 
 
-def compiled_run(
-    model: nnx.Module, example: Array | jax.ShapeDtypeStruct, batch_size: int
-) -> tuple[Callable[[], Any], int | None]:
+def compiled_run(model: nnx.Module, example: Batch, batch_size: int) -> tuple[Callable[[], Any], int | None]:
     """Compiles a network in evaluation mode.
 
     Args:
       model: the network.
-      example: images as it takes them, or their shape and dtype.
+      example: a batch as it takes it, or its shapes and dtypes.
       batch_size: how many examples at a time.
 
     Returns:
@@ -204,8 +200,8 @@ def compiled_run(
       >>> run().shape
       (4, 3)
     """
-    forward, arrays, inputs = evaluation_call(model, example)
-    values = [_random_values((batch_size, *each.shape[1:]), each.dtype) for each in inputs]
+    forward, arrays, taken = evaluation_call(model, example)
+    values = [_random_values(each.shape, each.dtype) for each in taken.with_batch_size(batch_size).arrays]
     program = jax.jit(forward).lower(arrays, values).compile()
     arrays = jax.device_put(arrays)
     return lambda: jax.block_until_ready(program(arrays, values)), _peak_bytes(program.memory_analysis())

@@ -130,6 +130,22 @@ def test_the_advice_is_right():
         jp.export(made(batch_of_two), EXAMPLE, batch=3)
 
 
+def test_networks_of_several_inputs_are_called_as_they_are():
+    def forward(net, x, *, scale, table, is_doubled):
+        y = net.first(x["left"]) * scale + table.sum()
+        return 2 * y if is_doubled else y
+
+    net = Net({"first": linear(8, 8)}, None)
+    net.__class__ = type("Several", (Net,), {"__call__": forward})
+    x, scale, table = np.ones((3, 8), np.float32), np.full((3, 8), 2.0, np.float32), np.ones(2, np.float32)
+    example = jp.Inputs({"left": x}, scale=scale, table=table, is_doubled=True)
+    exported = jax_export.deserialize(bytearray(jp.export(net, example, platforms=["cpu"])))
+    found = exported.call({"left": x[:2]}, scale=scale[:2], table=table)
+    assert np.allclose(found, net({"left": x[:2]}, scale=scale[:2], table=table, is_doubled=True), rtol=1e-6)
+    report = jp.compare_speed(net, net, example, batch_sizes=[2], rounds=3)
+    assert report.macs == (64, 64)
+
+
 def test_dictionaries_come_out_as_they_are():
     net = made(lambda net, x: {"features": x, "logits": (net.first(x),)})
     exported = jax_export.deserialize(bytearray(jp.export(net, EXAMPLE, platforms=["cpu"])))
