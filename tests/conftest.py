@@ -35,6 +35,9 @@ settings.register_profile(
 settings.register_profile("explore", settings.get_profile("default"), derandomize=False, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+collect_ignore = ["golden/write_pretrained.py"]
+"""Needs PyTorch and libraries on it."""
+
 MAX_COMPILATIONS = 7_400
 """Programs that the fast suite may compile or read from the cache, over all workers; see `pytest_sessionfinish`."""
 

@@ -268,7 +268,6 @@ def test_keys_of_another_generator_and_wide_floats_are_mismatches(tmp_path):
         ({"weights": "pickle"}, "weights needs to be one of safetensors, orbax, got 'pickle'"),
         ({"attributes": {"width": 2}}, "attributes needs one mapping for each plan, got 1 for 0 plans"),
     ],
-    ids=str,
 )
 def test_bad_arguments_are_refused_and_nothing_is_written(arguments, message, tmp_path):
     with pytest.raises(ValueError, match=message):
