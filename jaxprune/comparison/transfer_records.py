@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jaxprune.pruning.budgets import Scope
@@ -77,6 +78,12 @@ class TransferSettings:
     coarse_classes: int | None
     scoring: Scoring
     image_size: int | None
+
+    @property
+    def title(self) -> str:
+        """Network and images, in which a file or folder is called by its last name."""
+        images = self.data if self.data.startswith("tfds:") else Path(self.data).name
+        return f"{self.network} on {images}"
 
     def to_json(self) -> dict[str, Any]:
         """Returns the settings as plain data."""

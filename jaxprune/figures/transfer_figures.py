@@ -61,7 +61,7 @@ def transfer_curves_figure(transfer: Transfer) -> Figure:
         axes.set_xlim(left=0)
         axes.grid()
         settings = transfer.settings
-        axes.set_title(f"{settings.network} on {settings.data} (n = {settings.bases} bases)")
+        axes.set_title(f"{settings.title} (n = {settings.bases} bases)")
         legend_below(figure, handles)
     return figure
 

@@ -47,7 +47,7 @@ def transfer_text(transfer: Transfer) -> str:
       transfer: a finished one.
     """
     sections = [
-        f"# Transfer to {transfer.settings.network} on {transfer.settings.data}",
+        f"# Transfer to {transfer.settings.title}",
         _introduction(transfer),
         "## Accuracies",
         accuracy_table(transfer),

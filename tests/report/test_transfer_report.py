@@ -49,6 +49,11 @@ def test_published_results_stand_beside_ours_on_the_whole_set_alone():
     assert "Published results" not in transfer_text(made_up_transfer(data="cifar-part"))
 
 
+@pytest.mark.parametrize("data", ["/somewhere/mine.npz", "mine.npz", "folder/mine.npz/"])
+def test_files_are_called_by_their_last_name(data):
+    assert transfer_text(made_up_transfer(data=data)).startswith("# Transfer to resnet56 on mine.npz\n")
+
+
 def test_the_text_says_what_was_done_and_left_out():
     text = transfer_text(made_up_transfer())
     assert text.startswith("# Transfer to resnet56 on tfds:cifar10\n")
