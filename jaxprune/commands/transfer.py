@@ -219,7 +219,7 @@ def _set_up(arguments: argparse.Namespace) -> TransferSetup:
 
 def _recipes(arguments: argparse.Namespace) -> tuple[Recipe, Recipe | None]:
     """The recipes with the changes that the options ask for."""
-    from jaxprune.comparison.transfer_setup import BASE_RECIPES, shortened_recipe
+    from jaxprune.comparison.training_checks import BASE_RECIPES, shortened_recipe
     from jaxprune.training.recipes import find_recipe
 
     recipe = find_recipe(arguments.recipe)

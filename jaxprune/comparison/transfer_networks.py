@@ -12,12 +12,14 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxprune.comparison.network_trainings import whole_number
+from jaxprune.comparison.training_checks import read_checkpoint
 from jaxprune.comparison.transfer_folder import TransferFolder
 from jaxprune.comparison.transfer_plans import Planned
 from jaxprune.comparison.transfer_records import DENSE
-from jaxprune.comparison.transfer_setup import TransferSetup, read_base_weights
+from jaxprune.comparison.transfer_setup import TransferSetup
 from jaxprune.files import RunDirectoryError, explained
-from jaxprune.keys import derive, generator
+from jaxprune.keys import derive
 from jaxprune.pruning.planning import Plan
 from jaxprune.pruning.slimming import slim
 from jaxprune.search.task_problem import kept_digest
@@ -78,7 +80,9 @@ class TransferNetworks:
           base: its number.
         """
         graph, _, rest = split_model(self.setup.make_network(0))
-        return merge_model(graph, read_base_weights(self.setup, self._path_of(base)), rest)
+        settings, data = self.setup.settings, self.setup.data
+        weights = read_checkpoint(self._path_of(base), settings.network, data, settings.data)
+        return merge_model(graph, weights, rest)
 
     def pruned(self, base: int, name: str) -> nnx.Module:
         """Returns a network as it is before fine-tuning.
@@ -201,20 +205,6 @@ class TransferNetworks:
         """What a network is, as it is written into its file."""
         settings = self.setup.settings
         return f"transfer to {settings.network} on {settings.data}, base {base}, {name}, seed {settings.seed}"
-
-
-def whole_number(key: jax.Array, bits: int) -> int:
-    """Draws a whole number below 2**bits.
-
-    Args:
-      key: a typed key.
-      bits: at most 63.
-
-    Example:
-      >>> 0 <= whole_number(jax.random.key(0), 31) < 2**31
-      True
-    """
-    return int(generator(key).integers(2**bits))
 
 
 def rescaled(model: nnx.Module, full_shapes: Mapping[ArrayPath, tuple[int, ...]]) -> nnx.Module:

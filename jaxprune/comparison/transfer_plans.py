@@ -10,9 +10,10 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxprune.comparison.transfer_data import TransferData
 from jaxprune.comparison.transfer_setup import TransferSetup
 from jaxprune.keys import generator
-from jaxprune.observation.observer import make_observer
+from jaxprune.observation.observer import Observer, make_observer
 from jaxprune.pruning.planning import Plan, make_plan, select
 from jaxprune.pruning.sequential import rank_sequentially
 from jaxprune.scoring.ranking import Ranking, rank_population
@@ -49,6 +50,29 @@ class Plans(NamedTuple):
     plans: dict[str, Planned | Invalid]
 
 
+def observer_of(
+    model: nnx.Module, data: TransferData, *, num_images: int, coarse_classes: int | None
+) -> Observer:
+    """Returns what observes a network on training images, within a bounded memory.
+
+    Args:
+      model: the network.
+      data: the images.
+      num_images: number of training images, equally many of each class.
+      coarse_classes: number of clusters of classes, or None for all classes.
+    """
+    images, labels = data.calibration(num_images)
+    pixels = int(np.prod(data.image_shape[:2]))
+    return make_observer(
+        model,
+        images,
+        labels,
+        batch_size=max(2, min(_BATCH, _BATCH_PIXELS // pixels)),
+        classes=coarse_classes,
+        max_bytes=MOST_BYTES,
+    )
+
+
 def plan_functions(
     setup: TransferSetup, model: nnx.Module, counts: Mapping[str, int] | None
 ) -> Plans | Invalid:
@@ -63,15 +87,8 @@ def plan_functions(
       The plans; the reason if the first function has no finite scores.
     """
     settings, structure = setup.settings, setup.structure
-    images, labels = setup.data.calibration(settings.calibration_images)
-    pixels = int(np.prod(setup.data.image_shape[:2]))
-    observer = make_observer(
-        model,
-        images,
-        labels,
-        batch_size=max(2, min(_BATCH, _BATCH_PIXELS // pixels)),
-        classes=settings.coarse_classes,
-        max_bytes=MOST_BYTES,
+    observer = observer_of(
+        model, setup.data, num_images=settings.calibration_images, coarse_classes=settings.coarse_classes
     )
     weights = split_model(model)[1]
     functions = list(setup.functions.values())

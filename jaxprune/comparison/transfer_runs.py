@@ -4,40 +4,22 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxprune.comparison.transfer_data import Part
+from jaxprune.comparison.network_trainings import NetworkTrainings
 from jaxprune.comparison.transfer_folder import TransferFolder
-from jaxprune.comparison.transfer_networks import TransferNetworks, weights_digest, whole_number
+from jaxprune.comparison.transfer_networks import TransferNetworks, weights_digest
 from jaxprune.comparison.transfer_plans import Planned, first_channels_plan, plan_functions, random_plan
-from jaxprune.comparison.transfer_records import DENSE, Accuracy, Kind, TransferRow
+from jaxprune.comparison.transfer_records import DENSE, Kind, TransferRow
 from jaxprune.comparison.transfer_setup import TransferSetup
 from jaxprune.datasets.guarded_split import Split
-from jaxprune.datasets.input_pipeline import Batch, Batches
 from jaxprune.keys import derive
 from jaxprune.structure.model_state import split_model
-from jaxprune.training.data_parallel import BATCH_AXIS, TopCounts, data_mesh
-from jaxprune.training.network_training import TrainedNetwork, evaluate_network, train_network
 from jaxprune.training.recipes import Recipe
-from jaxprune.training.training_run import Evaluation, TrainingDivergedError, TrainingProgress
 from jaxprune.types import Invalid
-
-_MOST_POINTS = 30
-"""Evaluations along a training, at most one an epoch."""
-
-_LEAST_STEPS, _CHECKPOINTS = 500, 100
-"""Least number of steps between checkpoints, and how many there are in a long training."""
-
-_SECONDS_BETWEEN_MESSAGES = 15.0
-
-_TOP5_CLASSES = 5
-"""With more classes than these, top-5 accuracy says something."""
-
-_AGAIN = "give the same command again"
 
 
 class TransferRun:
@@ -57,9 +39,8 @@ class TransferRun:
     ) -> None:
         self.setup, self.folder, self.on_message = setup, folder, on_message
         self.networks = TransferNetworks(setup, folder)
+        self.trainings = NetworkTrainings(setup.data, on_message)
         self.test_record = folder.path / "test.json"
-        self._mesh = data_mesh()
-        self._sharding = NamedSharding(self._mesh, PartitionSpec(BATCH_AXIS))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -153,8 +134,8 @@ class TransferRun:
           opened: what the guard of the test split gave.
         """
         model = self.networks.base(base) if name == DENSE else self.networks.finetuned(base, name)
-        counts = self._evaluate(model, opened)
-        found = self._accuracy(counts)
+        counts = self.trainings.evaluate(model, self.setup.settings.recipe.batch_size, opened)
+        found = self.trainings.accuracy(counts)
         self.on_message(f"base {base}, {name}: {found.top1:.2f} % on {counts.num_examples:,} test images")
         self.folder.add("test", {"base": base, "name": name, "test": list(found)})
 
@@ -166,10 +147,11 @@ class TransferRun:
             return
         model = self.networks.given_base(base)
         start = time.perf_counter()
-        found = self._accuracy(self._evaluate(model, None))
+        trainings = self.trainings
+        found = trainings.accuracy(trainings.evaluate(model, settings.recipe.batch_size))
         seconds = time.perf_counter() - start
         digest = weights_digest(split_model(model)[1])
-        row = TransferRow(base, DENSE, "base", None, found, (), 0, seconds, self._mesh.size, digest)
+        row = TransferRow(base, DENSE, "base", None, found, (), 0, seconds, trainings.num_devices, digest)
         self.folder.add("row", row.to_json())
         self.on_message(f"base {base}: {found.top1:.2f} % on validation images")
 
@@ -185,21 +167,28 @@ class TransferRun:
         fallback_groups: tuple[str, ...] = (),
     ) -> None:
         """Trains a network from its last checkpoint on, stores it, and notes the row."""
-        clock = _Clock(f"base {base}, {name}", self.on_message)
-        trained = self._trained(base, name, model, recipe, clock)
-        self.networks.save(base, name, trained.weights)
-        num_steps = recipe.num_steps(self.setup.data.num_train)
+        # Equal for all rows of a base, so that these see the same images in the same order.
+        key = derive(self.networks.key(base), "base" if name == DENSE else "finetune")
+        trained = self.trainings.train(
+            model,
+            recipe,
+            title=f"base {base}, {name}",
+            key=key,
+            checkpoint_dir=self.folder.training(base, name),
+        )
+        weights = split_model(trained.model)[1]
+        self.networks.save(base, name, weights)
         row = TransferRow(
             base=base,
             name=name,
             kind=kind,
-            before=None if kind == "base" else self._accuracy(trained.history[0].counts),
-            after=self._accuracy(trained.history[-1].counts),
-            curve=tuple(_curve(trained.history, num_steps // recipe.epochs)),
-            steps=num_steps,
-            seconds=clock.seconds(num_steps),
-            num_devices=self._mesh.size,
-            digest=weights_digest(trained.weights),
+            before=None if kind == "base" else trained.before,
+            after=trained.after,
+            curve=trained.curve,
+            steps=trained.steps,
+            seconds=trained.seconds,
+            num_devices=self.trainings.num_devices,
+            digest=weights_digest(weights),
             kept_digest=kept_digest,
             fallback_groups=fallback_groups,
         )
@@ -207,105 +196,3 @@ class TransferRun:
         shutil.rmtree(self.folder.training(base, name), ignore_errors=True)
         before = "" if row.before is None else f"{row.before.top1:.2f} % before, "
         self.on_message(f"base {base}, {name}: {before}{row.after.top1:.2f} % on validation images")
-
-    def _trained(
-        self, base: int, name: str, model: nnx.Module, recipe: Recipe, clock: _Clock
-    ) -> TrainedNetwork:
-        """Trains a network from its last checkpoint on."""
-        data = self.setup.data
-        num_steps = recipe.num_steps(data.num_train)
-        # Equal for all rows of a base, so that these see the same images in the same order.
-        key = derive(self.networks.key(base), "base" if name == DENSE else "finetune")
-
-        def batches(start_step: int) -> Batches:
-            clock.start(start_step)
-            return data.train_batches(
-                batch_size=recipe.batch_size,
-                seed=whole_number(derive(key, "order"), 63),
-                num_steps=num_steps,
-                start_step=start_step,
-                sharding=self._sharding,
-            )
-
-        try:
-            return train_network(
-                model,
-                batches,
-                recipe,
-                num_steps=num_steps,
-                mean=data.pixels.mean,
-                std=data.pixels.std,
-                seed=whole_number(derive(key, "train"), 31),
-                data=data.fingerprint,
-                evaluate=lambda: self._validation(recipe.batch_size),
-                evaluate_every=num_steps // recipe.epochs * -(-recipe.epochs // _MOST_POINTS),
-                checkpoint_dir=self.folder.training(base, name),
-                save_every=max(_LEAST_STEPS, num_steps // _CHECKPOINTS),
-                mesh=self._mesh,
-                on_progress=clock.tell,
-                report_every=max(1, min(50, num_steps // 10)),
-            )
-        except TrainingDivergedError as error:
-            raise ValueError(f"base {base}, {name}: {error}") from error
-
-    def _validation(self, batch_size: int) -> Iterator[Batch]:
-        """The validation images in batches."""
-        sharding = self._sharding
-        with self.setup.data.part_batches(
-            "validation", batch_size=batch_size, sharding=sharding, opened=None
-        ) as batches:
-            yield from batches
-
-    def _evaluate(self, model: nnx.Module, opened: Split | None) -> TopCounts:
-        """Counts right answers on validation images, or on test images that were opened."""
-        data, size = self.setup.data, self.setup.settings.recipe.batch_size
-        part: Part = "validation" if opened is None else "test"
-        with data.part_batches(part, batch_size=size, sharding=self._sharding, opened=opened) as batches:
-            return evaluate_network(
-                model, batches, mean=data.pixels.mean, std=data.pixels.std, mesh=self._mesh
-            )
-
-    def _accuracy(self, counts: TopCounts) -> Accuracy:
-        """Counts in percent."""
-        has_top5 = self.setup.data.num_classes > _TOP5_CLASSES
-        return Accuracy(counts.top1_percent, counts.top5_percent if has_top5 else None)
-
-
-class _Clock:
-    """Measures a training and tells how it goes, now and then."""
-
-    def __init__(self, title: str, on_message: Callable[[str], None]) -> None:
-        self.title, self.on_message = title, on_message
-        self.first_step = 0
-        self.began = self.told = time.perf_counter()
-
-    def start(self, step: int) -> None:
-        """Notes the step at which the training goes on."""
-        self.first_step = step
-        if step:
-            self.on_message(f"{self.title}: goes on after {step:,} steps")
-
-    def tell(self, progress: TrainingProgress) -> None:
-        """Tells how it goes, if that was not done a moment ago."""
-        now = time.perf_counter()
-        if progress.loss is None or now - self.told < _SECONDS_BETWEEN_MESSAGES:
-            return
-        self.told = now
-        found = progress.evaluation
-        accuracy = "" if found is None else f", {found.counts.top1_percent:.2f} % on validation images"
-        self.on_message(
-            f"{self.title}: step {progress.num_done:,} of {progress.num_steps:,}, loss {progress.loss:.3f}{accuracy}; "
-            f"{progress.speed}"
-        )
-
-    def seconds(self, num_steps: int) -> float:
-        """Returns how long all steps take, from the part that was done since the last interruption."""
-        done = num_steps - self.first_step
-        return (time.perf_counter() - self.began) * num_steps / done if done else 0.0
-
-
-def _curve(history: tuple[Evaluation, ...], per_epoch: int) -> Iterator[tuple[float, float]]:
-    """(epochs, accuracy) of the evaluations after the first step."""
-    for num_done, counts in history:
-        if num_done:
-            yield num_done / per_epoch, counts.top1_percent

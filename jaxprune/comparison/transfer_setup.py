@@ -3,46 +3,31 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
-import jax
 import numpy as np
 from flax import nnx
 
+from jaxprune.comparison.training_checks import (
+    canonical_network,
+    check_one_process,
+    check_operands,
+    check_recipe,
+    num_observed,
+    read_checkpoint,
+    trace_classifier,
+    usual_base_recipe,
+)
 from jaxprune.comparison.transfer_data import ArrayData, TransferData, open_data
 from jaxprune.comparison.transfer_records import CONTROLS, DENSE, Scoring, TransferFacts, TransferSettings
 from jaxprune.datasets.dataset import Dataset
-from jaxprune.language.expression import Expression
-from jaxprune.nets.factories import NETWORKS, find_network
+from jaxprune.nets.factories import find_network
 from jaxprune.pruning.budgets import Scope, budget_counts
 from jaxprune.scoring.lookup import Function, display_name, find_function
-from jaxprune.scoring.metrics import Metric, PruningFunction, metrics, name_of
-from jaxprune.scoring.status import explain_absent
+from jaxprune.scoring.metrics import PruningFunction, metrics, name_of
 from jaxprune.structure.groups import Structure
-from jaxprune.structure.model_state import FlatState, dotted, split_model
-from jaxprune.structure.tracing import trace_structure
-from jaxprune.training.checkpoint import read_weights
-from jaxprune.training.data_parallel import data_mesh
 from jaxprune.training.recipes import Recipe, find_recipe
-
-BASE_RECIPES = {
-    "adam_short": "adam_base_digits",
-    "adam_fashion": "adam_base_fashion",
-    "paper_resnet": "paper_resnet_base",
-    "cifar_finetune": "cifar_base",
-    "imagenet_finetune": "imagenet_base",
-    "imagenet_finetune_cosine": "imagenet_base",
-    "imagenet_mobilenet": "imagenet_base",
-}
-"""Recipe of fine-tuning -> the recipe that trains base networks unless another one is named."""
-
-CALIBRATION_IMAGES = 2000
-"""Training images to observe by default, or five of each class if these are more."""
-
-_PER_CLASS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,18 +142,20 @@ def set_up_transfer(
     Raises:
       ValueError, ImportError: as `transfer`.
     """
-    _check_one_process()
+    check_one_process("a transfer")
     _check_numbers(bases=bases, seed=seed, calibration_images=calibration_images, coarse=coarse_classes)
     _check_choices(scoring, scope, kept_fraction=kept_fraction, macs_fraction=macs_fraction)
     functions = _named(function, name, [each for each in against if each not in ("random", "scratch")])
     finetune = find_recipe(recipe)
-    base = _base_recipe(finetune, base_recipe, has_weights=bool(weights))
+    base = usual_base_recipe(finetune, base_recipe, has_weights=bool(weights))
     images = open_data(data, data_dir=data_dir, image_size=image_size, workers=workers)
     for each in (finetune, base):
-        _check_recipe(each, images)
+        check_recipe(each, images, "a transfer")
     network = canonical_network(network)
-    structure = _trace(network, images)
-    _check_operands(functions.values(), structure)
+    shape, num_classes = images.image_shape, images.num_classes
+    shapes = find_network(network, image_shape=shape, num_classes=num_classes, has_weights=False)
+    structure = trace_classifier(shapes, network, images)
+    check_operands(functions.values(), structure)
     settings = TransferSettings(
         functions={row: name_of(f) for row, f in functions.items()},
         controls=_controls(against, with_scratch),
@@ -183,7 +170,7 @@ def set_up_transfer(
         multiple_of=multiple_of,
         bases=bases,
         seed=seed,
-        calibration_images=_num_observed(calibration_images, images),
+        calibration_images=num_observed(calibration_images, images),
         coarse_classes=coarse_classes,
         scoring=scoring,
         image_size=image_size,
@@ -191,60 +178,6 @@ def set_up_transfer(
     setup = TransferSetup(settings, functions, images, structure)
     _check_setup(setup)
     return setup
-
-
-def canonical_network(network: str) -> str:
-    """Returns a network's name as `NETWORKS` spells it, another name unchanged.
-
-    Example:
-      >>> canonical_network("ResNet-56"), canonical_network("mine:make")
-      ('resnet56', 'mine:make')
-    """
-
-    def letters(name: str) -> str:
-        return name.replace("_", "").replace("-", "").lower()
-
-    return next((known for known in NETWORKS if letters(known) == letters(network)), network)
-
-
-def read_base_weights(setup: TransferSetup, path: str) -> FlatState:
-    """Reads the weights of a base network.
-
-    Args:
-      setup: knows the network.
-      path: of a checkpoint.
-
-    Raises:
-      ValueError: if there is no checkpoint of this network there; if it is one for another number of classes, the
-        message says which.
-    """
-    make = partial(
-        find_network, setup.settings.network, image_shape=setup.data.image_shape, has_weights=False
-    )
-    like = split_model(make(num_classes=setup.data.num_classes))[1]
-    try:
-        return read_weights(path, like)
-    except ValueError as error:
-        wider = split_model(make(num_classes=setup.data.num_classes + 1))[1]
-        of_classes = {dotted(key) for key in like if like[key].shape != wider[key].shape}
-        found = re.findall(r"(\S+) is \(([\d, ]+)\) and not", str(error))
-        if not found or {name for name, _ in found} - of_classes or "missing" in str(error):
-            raise
-        stored = found[0][1].strip(", ").rpartition(",")[2].strip()
-        raise ValueError(
-            f"weights need to be of a network for the {setup.data.num_classes} classes of {setup.settings.data}, got "
-            f"{path} for {stored} classes. Train a base network on these images (leave the weights out), or name "
-            "another checkpoint."
-        ) from error
-
-
-def _check_one_process() -> None:
-    """Checks that no other process would decode the same batches and write the same folder."""
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"a transfer needs one process, which uses all devices of its host, got {jax.process_count()} processes. "
-            "Start it on one host, without jax.distributed."
-        )
 
 
 def _check_numbers(**numbers: int | None) -> None:
@@ -293,99 +226,10 @@ def _check_choices(scoring: str, scope: str, **budgets: float | None) -> None:
         )
 
 
-def _base_recipe(finetune: Recipe, given: str | Recipe | None, *, has_weights: bool) -> Recipe | None:
-    """The recipe that trains base networks; None where these are loaded."""
-    if has_weights:
-        if given is not None:
-            raise ValueError(
-                "base networks are either loaded or trained, got both weights and a base recipe. Leave one out."
-            )
-        return None
-    if given is not None:
-        return find_recipe(given)
-    if finetune.name not in BASE_RECIPES:
-        raise ValueError(
-            f"base networks need a recipe or weights, got neither, and there is no usual one beside {finetune.name!r}. "
-            "Say base_recipe= (--base-recipe), or weights= (--weights)."
-        )
-    return find_recipe(BASE_RECIPES[finetune.name])
-
-
 def _controls(against: Sequence[str], with_scratch: bool) -> tuple[str, ...]:
     """The rows without a function."""
     asked = {"random": "random" in against, "scratch": with_scratch or "scratch" in against}
     return tuple(control for control in CONTROLS if asked[control])
-
-
-def _num_observed(given: int | None, data: TransferData) -> int:
-    """How many training images are observed."""
-    usual = max(CALIBRATION_IMAGES, _PER_CLASS * data.num_classes)
-    return min(data.num_train, usual if given is None else given)
-
-
-def _check_recipe(recipe: Recipe | None, data: TransferData) -> None:
-    """Checks that a recipe, if there is one, can train on the images and devices, before hours are spent."""
-    if recipe is None:
-        return
-    num_devices = data_mesh().size
-    if recipe.batch_size % num_devices:
-        near = max(1, round(recipe.batch_size / num_devices)) * num_devices
-        raise ValueError(
-            f"recipe {recipe.name!r} needs a batch that divides among the {num_devices} devices, got "
-            f"{recipe.batch_size}. Say batch_size {near} (--batch-size {near})."
-        )
-    if recipe.compensate:
-        raise ValueError(
-            f"a transfer needs recipes without compensate, which would change what is compared, got {recipe.name!r}. "
-            "Use recipe.replace(compensate=False)."
-        )
-    recipe.num_steps(data.num_train)
-    if recipe.augment != "none" and len(data.image_shape) != 3:
-        raise ValueError(
-            f"recipe {recipe.name!r} shifts and mirrors images [H, W, C], got {data.name} of shape "
-            f'{data.image_shape}. Use a recipe with augment="none".'
-        )
-
-
-def _trace(network: str, data: TransferData) -> Structure:
-    """The structure of the network on images of this shape."""
-    make = partial(find_network, network, has_weights=False, num_classes=data.num_classes)
-    model = make(image_shape=data.image_shape)
-    example = jax.ShapeDtypeStruct((2, *data.image_shape), np.float32)
-    try:
-        structure = trace_structure(model, example)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"network {network} needs images that it can take, got {data.name} of shape {data.image_shape}: {error} "
-            "Choose a network for such images."
-        ) from error
-    program = structure.program
-    output = program.shapes[program.outputs[0]]
-    if len(program.outputs) != 1 or output != (2, data.num_classes):
-        raise ValueError(
-            f"network {network} needs to give {data.num_classes} logits, one for each class of {data.name}, got "
-            f"an output of shape {output[1:]}. Let its factory make as many."
-        )
-    structure.require_groups()
-    return structure
-
-
-def _check_operands(functions: Iterable[PruningFunction], structure: Structure) -> None:
-    """Checks that the network has all operands that functions read."""
-    for f in functions:
-        if absence := _absence(f, structure):
-            raise ValueError(absence)
-
-
-def _absence(f: PruningFunction, structure: Structure) -> str:
-    """Says which operands a function reads that the network has nowhere; "" if it has all."""
-    names = f.operands if isinstance(f, Expression | Metric) else frozenset()
-    absent: dict[str, tuple[str, ...]] = {}
-    for path, site in structure.sites.items():
-        sources = {"gamma": site.gamma, "beta": site.beta, "WO": site.consumer}
-        if lacking := tuple(name for name in sources if name in names and sources[name] is None):
-            absent[path] = lacking
-    return explain_absent(f, absent) if absent else ""
 
 
 def _check_setup(setup: TransferSetup) -> None:
@@ -393,7 +237,7 @@ def _check_setup(setup: TransferSetup) -> None:
     settings, data = setup.settings, setup.data
     setup.counts({group: np.arange(width) + 1.0 for group, width in setup.structure.widths.items()})
     for path in settings.weights:
-        read_base_weights(setup, path)
+        read_checkpoint(path, settings.network, data, settings.data)
     if isinstance(data, ArrayData) and data.test is not None and data.dataset.scaling is None:
         data.test.check_fits(data.image_shape, data.num_classes)
     if settings.calibration_images < data.num_classes:
@@ -406,22 +250,3 @@ def _check_setup(setup: TransferSetup) -> None:
             f"coarse_classes must be at most the number of classes, {data.num_classes}, got "
             f"{settings.coarse_classes}."
         )
-
-
-def shortened_recipe(recipe: Recipe, *, epochs: int | None = None, batch_size: int | None = None) -> Recipe:
-    """Returns a recipe with other epochs, or for another batch size.
-
-    Args:
-      recipe: any.
-      epochs: passes over the training images, with a warm-up shortened in proportion.
-      batch_size: as `Recipe.scaled_to`.
-
-    Example:
-      >>> from jaxprune.training.recipes import RECIPES
-      >>> short = shortened_recipe(RECIPES["imagenet_base"], epochs=10, batch_size=256)
-      >>> short.epochs, short.warmup, short.learning_rate
-      (10, 0.5, 0.1)
-    """
-    if epochs is not None:
-        recipe = recipe.replace(epochs=epochs, warmup=recipe.warmup * epochs / recipe.epochs)
-    return recipe if batch_size is None else recipe.scaled_to(batch_size)

@@ -79,8 +79,8 @@ def test_stored_networks_are_those_that_were_measured(finished):
 
 
 def test_a_transfer_that_is_finished_trains_nothing_again(finished, copy, monkeypatch):
-    monkeypatch.setattr("jaxprune.comparison.transfer_runs.train_network", None)
-    monkeypatch.setattr("jaxprune.comparison.transfer_runs.evaluate_network", None)
+    monkeypatch.setattr("jaxprune.comparison.network_trainings.train_network", None)
+    monkeypatch.setattr("jaxprune.comparison.network_trainings.evaluate_network", None)
     before = (copy / "results.jsonl").read_bytes()
     again = transfer(FUNCTION, **settings(), out=copy)
     assert again == finished[0] == load_transfer(copy)
