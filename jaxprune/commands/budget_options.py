@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,44 @@ def read_limits(option: str, text: str | None) -> Limits | None:
     if "" in names or len(set(names)) < len(names):
         raise ValueError(f"{option} needs each group once, as in conv*=4,dense.kernel=0.5, got {text!r}.")
     return {name: _number(option, value) for name, _, value in pairs}
+
+
+def read_kept_counts(text: str, groups: Sequence[str] = ()) -> dict[str, int] | list[int]:
+    """Reads how many channels each group keeps from "6,12,24" or "conv1.kernel=6,conv2.kernel=12".
+
+    Args:
+      text: of the command line.
+      groups: of the network, in program order; () if they are not known yet.
+
+    Returns:
+      Group -> count; counts alone for such text while groups are not known.
+
+    Raises:
+      ValueError: for other text, and for more or fewer numbers than groups.
+
+    Example:
+      >>> read_kept_counts("6,12", ["conv1.kernel", "conv2.kernel"]), read_kept_counts("6,12")
+      ({'conv1.kernel': 6, 'conv2.kernel': 12}, [6, 12])
+    """
+    parts = [part.strip() for part in text.split(",")]
+    pairs = [part.rsplit("=", 1) for part in parts if "=" in part]
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError(f"--kept-counts needs each group once, got {text!r}.")
+    try:
+        if len(pairs) == len(parts):
+            return {name: int(count) for name, count in pairs}
+        counts = [int(part) for part in parts]
+    except ValueError as error:
+        raise ValueError(
+            f"--kept-counts needs whole numbers as in 6,12,24 or {groups[0] if groups else 'GROUP'}=6, got {text!r}."
+        ) from error
+    if not groups:
+        return counts
+    if len(counts) != len(groups):
+        raise ValueError(
+            f"--kept-counts needs {len(groups)} numbers, one each for {', '.join(groups)}, got {len(counts)}."
+        )
+    return dict(zip(groups, counts, strict=True))
 
 
 def _number(option: str, text: str) -> int | float:

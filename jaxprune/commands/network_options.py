@@ -152,6 +152,18 @@ def add_data_dir_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def keep_programs(out: Path) -> None:
+    """Lets JAX keep compiled programs in a folder of results, unless it keeps them elsewhere already.
+
+    Args:
+      out: the folder.
+    """
+    import jax
+
+    if jax.config.values.get("jax_compilation_cache_dir") is None:
+        jax.config.update("jax_compilation_cache_dir", str(out / "compiled"))
+
+
 def flag(name: str) -> str:
     """Returns an option as it is typed.
 

@@ -1,4 +1,4 @@
-"""`jaxprune prune`: prunes one trained network of a task, and fine-tunes it."""
+"""`jaxprune prune`: prunes one trained network of a task, or one's own, and fine-tunes it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Unpack
 
-from jaxprune.commands.budget_options import add_limit_options, read_limits
+from jaxprune.commands.budget_options import add_limit_options, read_kept_counts, read_limits
 from jaxprune.commands.network_options import (
     SEARCH_ONLY,
     add_base_options,
@@ -19,14 +19,19 @@ from jaxprune.commands.network_options import (
     whole_number,
 )
 from jaxprune.commands.output import add_overwrite_option, claim, say, write_file, write_text
+from jaxprune.commands.own_pruning import (
+    EPILOG,
+    add_prune_network_options,
+    is_own_network,
+    prune_own_network,
+)
 from jaxprune.text import columns
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from jaxprune.pruning.budgets import Scope
+    from jaxprune.pruning.budgets import PlanOptions
     from jaxprune.pruning.planning import Plan
-    from jaxprune.pruning.scopes import Factor, Limits
     from jaxprune.scoring.metrics import PruningFunction
     from jaxprune.structure.model_state import FlatState
     from jaxprune.tasks.base_networks import BasePool
@@ -40,22 +45,6 @@ _OF_SEARCHES = ("kept_fraction", "rounds", "finetune", "compensate")
 
 _OF_SHARES = ("scope", "multiple_of", "min_kept", "max_kept")
 """Options that only go with a share to keep."""
-
-
-class PlanOptions(TypedDict, total=False):
-    """Keywords of `jp.plan`: one budget, and how it is met."""
-
-    kept_fraction: float | None
-    macs_fraction: float | None
-    params_fraction: float | None
-    latency_fraction: float | None
-    kept_counts: Mapping[str, int] | None
-    scope: Scope
-    multiple_of: int
-    min_kept: Limits | None
-    max_kept: Limits | None
-    ignore: tuple[str, ...]
-    factor: Factor
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +86,35 @@ class Pruned:
 
 def add_prune(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `jaxprune prune`."""
+    parser.epilog = EPILOG
     add_base_options(parser)
     parser.add_argument(
         "--metric", default="l2", metavar="FORMULA", help="a formula, or the name of one (default: l2)"
     )
+    _add_plan_options(parser)
+    parser.add_argument(
+        "--compensate",
+        action="store_true",
+        help="before fine-tuning, let the kept channels take over what least squares predicts of the others",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/prune"),
+        metavar="DIR",
+        help="folder for plan.json, result.json and the slim network (slim/, or network/ with --network), and with "
+        "--network to go on from (default: runs/prune)",
+    )
+    add_overwrite_option(parser)
+    add_prune_network_options(parser)
+    add_task_options(parser, without=(*SEARCH_ONLY, *_OF_SEARCHES))
+
+
+def _add_plan_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the budget, and how it is met."""
     budget = parser.add_argument_group(
-        "how much is kept", "one of these; by default what the task's schedule keeps at its end"
+        "how much is kept",
+        "one of these; by default what the task's schedule keeps at its end, and with --network one is needed",
     )
     budget.add_argument("--kept-fraction", type=float, metavar="X", help="share of each group's channels")
     budget.add_argument("--macs-fraction", type=float, metavar="X", help="share of the multiply-adds")
@@ -141,24 +153,10 @@ def add_prune(parser: argparse.ArgumentParser) -> None:
         help="what loses channels where two groups share every index: the places within heads (inner), whole heads "
         "(outer), or both (default: inner)",
     )
-    parser.add_argument(
-        "--compensate",
-        action="store_true",
-        help="before fine-tuning, let the kept channels take over what least squares predicts of the others",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/prune"),
-        metavar="DIR",
-        help="folder for plan.json, result.json and the slim network in slim/ (default: runs/prune)",
-    )
-    add_overwrite_option(parser)
-    add_task_options(parser, without=(*SEARCH_ONLY, *_OF_SEARCHES))
 
 
 def run_prune(arguments: argparse.Namespace) -> int:
-    """Prunes and fine-tunes one base network, prints what changed, and writes plan, result and network.
+    """Prunes and fine-tunes a base network of a task, or a network of one's own, and prints and writes what changed.
 
     Raises:
       ValueError: for a function without finite scores, a budget that does not fit, or a folder that cannot be written.
@@ -167,6 +165,8 @@ def run_prune(arguments: argparse.Namespace) -> int:
     from jaxprune.training.checkpoint import save_network
 
     _check_budget(arguments)
+    if is_own_network(arguments):
+        return prune_own_network(arguments, plan_options(arguments))
     folder = arguments.out / "slim"
     claim([arguments.out / "plan.json", arguments.out / "result.json"], overwrite=arguments.overwrite)
     _claim_network(folder, overwrite=arguments.overwrite)
@@ -223,7 +223,7 @@ def check_before_training(
       ValueError: for an operand that the network lacks, a budget or group that does not fit it, or pruned groups that
         cannot be compensated.
     """
-    from jaxprune.pruning.budgets import budget_counts
+    from jaxprune.pruning.budgets import PlanOptions, budget_counts
     from jaxprune.pruning.compensation import check_compensable
 
     if absence := pool.programs.absence(f):
@@ -310,13 +310,25 @@ def _plan_options(arguments: argparse.Namespace, pool: BasePool) -> PlanOptions:
     is_given = any(getattr(arguments, name) is not None for name in BUDGETS)
     counts: Mapping[str, int] | None = None if is_given else pool.programs.rounds[-1].counts
     if arguments.kept_counts is not None:
-        counts = _kept_counts(arguments.kept_counts, list(pool.programs.structure.widths))
+        named = read_kept_counts(arguments.kept_counts, list(pool.programs.structure.widths))
+        counts = named if isinstance(named, dict) else None
+    return {**plan_options(arguments), "kept_counts": counts}
+
+
+def plan_options(arguments: argparse.Namespace) -> PlanOptions:
+    """Returns the budget of the command line but for `--kept-counts`, and how it is met.
+
+    Args:
+      arguments: the command line.
+
+    Raises:
+      ValueError: for limits that cannot be read.
+    """
     return {
         "kept_fraction": arguments.kept_fraction,
         "macs_fraction": arguments.macs_fraction,
         "params_fraction": arguments.params_fraction,
         "latency_fraction": arguments.latency_fraction,
-        "kept_counts": counts,
         "min_kept": read_limits("--min-kept", arguments.min_kept),
         "max_kept": read_limits("--max-kept", arguments.max_kept),
         "scope": arguments.scope,
@@ -360,24 +372,3 @@ def _claim_network(folder: Path, *, overwrite: bool) -> None:
         raise ValueError(
             f"--overwrite replaces only what prune has written, and {folder} is no network of it. Choose another path."
         )
-
-
-def _kept_counts(text: str, groups: Sequence[str]) -> dict[str, int]:
-    """Reads how many channels each group keeps from "6,12,24" or "conv1.kernel=6,conv2.kernel=12"."""
-    parts = [part.strip() for part in text.split(",")]
-    pairs = [part.rsplit("=", 1) for part in parts if "=" in part]
-    if len({name for name, _ in pairs}) < len(pairs):
-        raise ValueError(f"--kept-counts needs each group once, got {text!r}.")
-    try:
-        if len(pairs) == len(parts):
-            return {name: int(count) for name, count in pairs}
-        counts = [int(part) for part in parts]
-    except ValueError as error:
-        raise ValueError(
-            f"--kept-counts needs whole numbers as in 6,12,24 or {groups[0]}=6, got {text!r}."
-        ) from error
-    if len(counts) != len(groups):
-        raise ValueError(
-            f"--kept-counts needs {len(groups)} numbers, one each for {', '.join(groups)}, got {len(counts)}."
-        )
-    return dict(zip(groups, counts, strict=True))

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxprune.commands.comparison_options import read_frozen, split_formulas
-from jaxprune.commands.network_options import add_data_dir_option, seed_number, whole_number
+from jaxprune.commands.network_options import (
+    add_data_dir_option,
+    keep_programs,
+    seed_number,
+    whole_number,
+)
 from jaxprune.commands.output import has_matplotlib, note, say
 
 if TYPE_CHECKING:
@@ -166,7 +171,7 @@ def run_transfer(arguments: argparse.Namespace) -> int:
         f"{cost.flops:.1e} FLOP of training, {cost.disk_bytes / 2**30:.2f} GiB on the disk, about "
         f"{cost.step_bytes / 2**30:.2f} GiB on each device"
     )
-    _keep_programs(arguments.out)
+    keep_programs(arguments.out)
     result = run(setup, arguments.out, on_message=note)
     if has_matplotlib():
         note(f"wrote {write_transfer_report(arguments.out)}")
@@ -231,11 +236,3 @@ def _recipes(arguments: argparse.Namespace) -> tuple[Recipe, Recipe | None]:
             find_recipe(base), epochs=arguments.base_epochs, batch_size=arguments.batch_size
         )
     return shortened_recipe(recipe, epochs=arguments.epochs, batch_size=arguments.batch_size), base
-
-
-def _keep_programs(out: Path) -> None:
-    """Lets JAX keep compiled programs in the folder, as rows share them, unless it keeps them elsewhere already."""
-    import jax
-
-    if jax.config.values.get("jax_compilation_cache_dir") is None:
-        jax.config.update("jax_compilation_cache_dir", str(out / "compiled"))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from jaxprune.comparison.transfer_data import TransferData
 from jaxprune.language.expression import Expression
@@ -52,6 +52,48 @@ def check_one_process(what: str) -> None:
         raise ValueError(
             f"{what} needs one process, which uses all devices of its host, got {jax.process_count()} processes. "
             "Start it on one host, without jax.distributed."
+        )
+
+
+def check_numbers(what: str, **numbers: int | None) -> None:
+    """Checks numbers of settings; names all that are out of range.
+
+    Args:
+      what: needs them, in the message.
+      **numbers: `bases`, `seeds`, `seed`, `calibration_images`, `coarse`; None where there is none.
+
+    Raises:
+      ValueError: if one is too small.
+    """
+    least = {"bases": 1, "seeds": 1, "seed": 0, "calibration_images": 2, "coarse": 2}
+    names = {"coarse": "coarse_classes"}
+    wrong = [
+        f"{names.get(name, name)} >= {least[name]} (got {number})"
+        for name, number in numbers.items()
+        if number is not None and number < least[name]
+    ]
+    if wrong:
+        raise ValueError(f"{what} needs {', '.join(wrong)}.")
+
+
+def check_classes(num_images: int, coarse_classes: int | None, data: TransferData) -> None:
+    """Checks that every class can be observed.
+
+    Args:
+      num_images: number of images that are observed.
+      coarse_classes: number of clusters of classes, or None.
+      data: the images.
+
+    Raises:
+      ValueError: if there are more classes than images, or more clusters than classes.
+    """
+    if num_images < data.num_classes:
+        raise ValueError(
+            f"calibration_images must be at least the number of classes, {data.num_classes}, got {num_images}."
+        )
+    if coarse_classes is not None and coarse_classes > data.num_classes:
+        raise ValueError(
+            f"coarse_classes must be at most the number of classes, {data.num_classes}, got {coarse_classes}."
         )
 
 
@@ -163,18 +205,21 @@ def canonical_network(network: str) -> str:
     return next((known for known in NETWORKS if letters(known) == letters(network)), network)
 
 
-def trace_classifier(model: nnx.Module, network: str, data: TransferData) -> Structure:
+def trace_classifier(network: str, data: TransferData, **options: Any) -> Structure:  # noqa: ANN401 - of networks
     """Traces a network on the shape of images, and checks that it gives a logit for each of their classes.
 
     Args:
-      model: the network, with weights or of shapes alone.
-      network: its name, for messages.
+      network: its name, as `find_network` takes it.
       data: the images.
+      **options: further keywords of the network.
 
     Raises:
       ValueError: if the network does not take the images, gives anything but one logit for each class, or has no group
         of channels that can be pruned.
     """
+    model = find_network(
+        network, image_shape=data.image_shape, num_classes=data.num_classes, has_weights=False, **options
+    )
     example = jax.ShapeDtypeStruct((2, *data.image_shape), np.float32)
     try:
         structure = trace_structure(model, example)

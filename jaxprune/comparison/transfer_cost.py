@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 
 from jaxprune.comparison.cost_estimate import FLOPS_PER_MAC
+from jaxprune.comparison.transfer_data import TransferData
 from jaxprune.comparison.transfer_setup import TransferSetup
 from jaxprune.structure.groups import Structure
 from jaxprune.training.data_parallel import data_mesh
@@ -76,40 +77,73 @@ def transfer_cost(setup: TransferSetup, kept: Mapping[str, int] | None = None) -
     Returns:
       The cost. Evaluations, observing and scoring are left out.
     """
-    settings, structure, data = setup.settings, setup.structure, setup.data
+    settings = setup.settings
     if kept is None:
-        kept = setup.counts({group: [1.0] * width for group, width in structure.widths.items()})  # type: ignore[misc]
+        kept = setup.counts({group: [1.0] * width for group, width in setup.structure.widths.items()})  # type: ignore[misc]
     num_rows = settings.bases * (len(settings.functions) + len(settings.controls))
-
-    def flops(recipe: Recipe | None, macs: int) -> float:
-        if recipe is None:
-            return 0.0
-        return float(FLOPS_PER_MAC * macs * recipe.num_steps(data.num_train) * recipe.batch_size)
-
-    full, slim = structure.count_parameters(), structure.count_parameters(kept)
-    largest = settings.recipe if settings.base_recipe is None else settings.base_recipe
-    checkpoint = _COPIES_OF_WEIGHTS + (largest.optimizer == "adam") + (largest.ema > 0)
-    width = slim if settings.base_recipe is None else full
-    disk = settings.bases * full * (settings.base_recipe is not None) + num_rows * slim
-    per_device = -(-largest.batch_size // data_mesh().size)
-    outputs = _outputs_per_image(structure) * (2 if largest.compute == "bfloat16" else _BYTES)
-    calibration = settings.calibration_images * prod(data.image_shape) * _BYTES
-    return TransferCost(
-        base_flops=settings.bases * flops(settings.base_recipe, structure.count_macs()),
-        finetune_flops=num_rows * flops(settings.recipe, structure.count_macs(kept)),
-        disk_bytes=_BYTES * (disk + _CHECKPOINTS * checkpoint * width),
-        step_bytes=_BYTES * checkpoint * width + _COPIES_OF_OUTPUTS * outputs * per_device,
-        host_bytes=data.num_bytes + calibration,
+    return training_cost(
+        setup.structure,
+        setup.data,
+        kept,
+        dense=[] if settings.base_recipe is None else [settings.base_recipe] * settings.bases,
+        slim=[settings.recipe] * num_rows,
+        calibration_images=settings.calibration_images,
     )
 
 
-def check_resources(cost: TransferCost, out: Path, *, memory_bytes: int | None = None) -> None:
+def training_cost(
+    structure: Structure,
+    data: TransferData,
+    kept: Mapping[str, int],
+    *,
+    dense: Sequence[Recipe],
+    slim: Sequence[Recipe],
+    calibration_images: int,
+) -> TransferCost:
+    """Counts the cost of training dense and slim networks from shapes.
+
+    Args:
+      structure: groups of the dense network.
+      data: the images.
+      kept: group -> number of channels of slim networks.
+      dense: how each dense network is trained.
+      slim: how each slim network is trained.
+      calibration_images: number of images that are observed.
+
+    Returns:
+      The cost. Evaluations, observing and scoring are left out.
+    """
+
+    def flops(recipes: Sequence[Recipe], macs: int) -> float:
+        steps = sum(recipe.num_steps(data.num_train) * recipe.batch_size for recipe in recipes)
+        return float(FLOPS_PER_MAC * macs * steps)
+
+    full, small = structure.count_parameters(), structure.count_parameters(kept)
+    largest = (dense or slim)[0]
+    checkpoint = _COPIES_OF_WEIGHTS + (largest.optimizer == "adam") + (largest.ema > 0)
+    width = full if dense else small
+    disk = len(dense) * full + len(slim) * small
+    per_device = -(-largest.batch_size // data_mesh().size)
+    outputs = _outputs_per_image(structure) * (2 if largest.compute == "bfloat16" else _BYTES)
+    return TransferCost(
+        base_flops=flops(dense, structure.count_macs()),
+        finetune_flops=flops(slim, structure.count_macs(kept)),
+        disk_bytes=_BYTES * (disk + _CHECKPOINTS * checkpoint * width),
+        step_bytes=_BYTES * checkpoint * width + _COPIES_OF_OUTPUTS * outputs * per_device,
+        host_bytes=data.num_bytes + calibration_images * prod(data.image_shape) * _BYTES,
+    )
+
+
+def check_resources(
+    cost: TransferCost, out: Path, *, memory_bytes: int | None = None, what: str = "the transfer"
+) -> None:
     """Checks that disk and memory suffice, as far as can be told.
 
     Args:
       cost: of the transfer.
       out: its folder, which need not exist.
       memory_bytes: memory of one device; by default what the backend says, which a CPU does not.
+      what: needs them, in messages.
 
     Raises:
       ValueError: if the disk or the memory is too small.
@@ -118,7 +152,7 @@ def check_resources(cost: TransferCost, out: Path, *, memory_bytes: int | None =
     free = shutil.disk_usage(place).free
     if free < cost.disk_bytes:
         raise ValueError(
-            f"the transfer needs {_gib(cost.disk_bytes)} on the disk of {out}, got {_gib(free)} free. Free some "
+            f"{what} needs {_gib(cost.disk_bytes)} on the disk of {out}, got {_gib(free)} free. Free some "
             "space, or name a folder on another disk."
         )
     limit = device_memory() if memory_bytes is None else memory_bytes

@@ -94,8 +94,8 @@ class TransferSettings:
         }
         plain |= {"functions": dict(self.functions), "controls": list(self.controls)}
         plain["weights"] = list(self.weights)
-        plain["recipe"] = _recipe_to_json(self.recipe)
-        plain["base_recipe"] = None if self.base_recipe is None else _recipe_to_json(self.base_recipe)
+        plain["recipe"] = recipe_to_json(self.recipe)
+        plain["base_recipe"] = None if self.base_recipe is None else recipe_to_json(self.base_recipe)
         return plain
 
     @staticmethod
@@ -112,8 +112,12 @@ class TransferSettings:
         return TransferSettings(**{**plain, **recipes, **lists})
 
 
-def _recipe_to_json(recipe: Recipe) -> dict[str, Any]:
-    """All settings of a recipe as plain data."""
+def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
+    """Returns all settings of a recipe as plain data.
+
+    Args:
+      recipe: any.
+    """
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in recipe.settings.items()
     }

@@ -11,6 +11,8 @@ from flax import nnx
 
 from jaxprune.comparison.training_checks import (
     canonical_network,
+    check_classes,
+    check_numbers,
     check_one_process,
     check_operands,
     check_recipe,
@@ -143,7 +145,9 @@ def set_up_transfer(
       ValueError, ImportError: as `transfer`.
     """
     check_one_process("a transfer")
-    _check_numbers(bases=bases, seed=seed, calibration_images=calibration_images, coarse=coarse_classes)
+    check_numbers(
+        "a transfer", bases=bases, seed=seed, calibration_images=calibration_images, coarse=coarse_classes
+    )
     _check_choices(scoring, scope, kept_fraction=kept_fraction, macs_fraction=macs_fraction)
     functions = _named(function, name, [each for each in against if each not in ("random", "scratch")])
     finetune = find_recipe(recipe)
@@ -152,9 +156,7 @@ def set_up_transfer(
     for each in (finetune, base):
         check_recipe(each, images, "a transfer")
     network = canonical_network(network)
-    shape, num_classes = images.image_shape, images.num_classes
-    shapes = find_network(network, image_shape=shape, num_classes=num_classes, has_weights=False)
-    structure = trace_classifier(shapes, network, images)
+    structure = trace_classifier(network, images)
     check_operands(functions.values(), structure)
     settings = TransferSettings(
         functions={row: name_of(f) for row, f in functions.items()},
@@ -178,19 +180,6 @@ def set_up_transfer(
     setup = TransferSetup(settings, functions, images, structure)
     _check_setup(setup)
     return setup
-
-
-def _check_numbers(**numbers: int | None) -> None:
-    """Checks numbers of the settings; names all that are out of range."""
-    least = {"bases": 1, "seed": 0, "calibration_images": 2, "coarse": 2}
-    names = {"coarse": "coarse_classes"}
-    wrong = [
-        f"{names.get(name, name)} >= {least[name]} (got {number})"
-        for name, number in numbers.items()
-        if number is not None and number < least[name]
-    ]
-    if wrong:
-        raise ValueError(f"a transfer needs {', '.join(wrong)}.")
 
 
 def _named(function: Function, name: str | None, rivals: Sequence[str]) -> dict[str, PruningFunction]:
@@ -240,13 +229,4 @@ def _check_setup(setup: TransferSetup) -> None:
         read_checkpoint(path, settings.network, data, settings.data)
     if isinstance(data, ArrayData) and data.test is not None and data.dataset.scaling is None:
         data.test.check_fits(data.image_shape, data.num_classes)
-    if settings.calibration_images < data.num_classes:
-        raise ValueError(
-            f"calibration_images must be at least the number of classes, {data.num_classes}, got "
-            f"{settings.calibration_images}."
-        )
-    if settings.coarse_classes is not None and settings.coarse_classes > data.num_classes:
-        raise ValueError(
-            f"coarse_classes must be at most the number of classes, {data.num_classes}, got "
-            f"{settings.coarse_classes}."
-        )
+    check_classes(settings.calibration_images, settings.coarse_classes, data)

@@ -159,6 +159,31 @@ def load_pretrained(
     return merge_model(parts.graphdef, flat, parts.rest)
 
 
+def pretrained_form(network: str, path: str | os.PathLike[str]) -> dict[str, object]:
+    """Returns the keywords of a network that `load_pretrained` takes from a file, such as the stem of a ResNet.
+
+    Args:
+      network: as for `load_pretrained`.
+      path: the file.
+
+    Returns:
+      Keyword -> value, without the number of classes.
+
+    Raises:
+      ImportError, OSError, ValueError: as `load_pretrained`, for names and files that it cannot read.
+
+    Example:
+      >>> import tempfile
+      >>> from jaxprune import export_weights
+      >>> path = tempfile.mkdtemp() + "/model.safetensors"
+      >>> export_weights(find_network("resnet20", widths=(2, 2, 2), num_classes=3), path)
+      >>> pretrained_form("resnet20", path)
+      {'shortcut': 'A'}
+    """
+    with open_tensors(path) as (file, shapes):
+        return _settings_in(_known_name(network), _source(os.fspath(path), file, shapes))
+
+
 def _known_name(network: str) -> str:
     """Returns the name of the network in `NETWORKS`, from a name in any spelling of its words."""
     known = {name.replace("_", ""): ours for name, ours in PRETRAINED.items()}

@@ -1,4 +1,4 @@
-"""Draws transfers: accuracy over the epochs of fine-tuning, and how many channels of each layer stay."""
+"""Draws transfers: accuracy over the epochs of fine-tuning."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ import numpy as np
 
 from jaxprune.comparison.transfer_records import DENSE
 from jaxprune.comparison.transfer_results import Transfer
-from jaxprune.figures.style import DARK, GREY, LIGHT, NAME_LENGTH, Look, legend_below, looks_of, new_figure
+from jaxprune.figures.style import DARK, NAME_LENGTH, Look, legend_below, looks_of, new_figure
 from jaxprune.text import shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
-
-_MOST_NAMED_GROUPS = 60
-"""Groups whose names a figure shows; of more it shows numbers."""
 
 
 def transfer_curves_figure(transfer: Transfer) -> Figure:
@@ -63,36 +60,6 @@ def transfer_curves_figure(transfer: Transfer) -> Figure:
         settings = transfer.settings
         axes.set_title(f"{settings.title} (n = {settings.bases} bases)")
         legend_below(figure, handles)
-    return figure
-
-
-def kept_channels_figure(transfer: Transfer) -> Figure:
-    """Draws the number of channels of every group, and how many of them stay, the same for all functions.
-
-    Args:
-      transfer: a finished one.
-
-    Returns:
-      A figure for `save_figure`.
-    """
-    widths, kept = transfer.facts.widths, transfer.facts.kept
-    groups = list(widths)
-    with new_figure(max(6.0, 0.16 * len(groups) + 2.0), 3.6) as figure:
-        axes = figure.add_subplot()
-        places = np.arange(len(groups))
-        axes.bar(places, [widths[group] for group in groups], color=LIGHT, label="removed")
-        axes.bar(places, [kept.get(group, widths[group]) for group in groups], color="#0072B2", label="kept")
-        names = [group.removesuffix(".kernel") for group in groups]
-        if len(groups) <= _MOST_NAMED_GROUPS:
-            axes.set_xticks(places, [shortened(name, NAME_LENGTH) for name in names], rotation=90, fontsize=7)
-        else:
-            axes.set_xlabel("group of channels, in program order")
-        axes.set_xlim(-0.7, len(groups) - 0.3)
-        axes.tick_params(axis="x", length=0)
-        axes.set_ylabel("channels")
-        axes.grid(axis="y", color=GREY, alpha=0.25)
-        axes.set_title(f"Channels of {transfer.settings.network}")
-        axes.legend(loc="upper left")
     return figure
 
 

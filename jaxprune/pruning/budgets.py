@@ -37,7 +37,7 @@ Fraction = float | Mapping[str, float]
 """One fraction for the network, or fractions by name or pattern of groups."""
 
 
-class BudgetOptions(TypedDict, total=False):
+class PlanOptions(TypedDict, total=False):
     """Keywords of `plan`: one budget, and how it is met."""
 
     kept_fraction: Fraction | None
@@ -45,13 +45,18 @@ class BudgetOptions(TypedDict, total=False):
     macs_fraction: Fraction | None
     params_fraction: Fraction | None
     latency_fraction: float | None
-    scores: Mapping[str, Array] | None
     scope: Scope
     multiple_of: int
     min_kept: Limits | None
     max_kept: Limits | None
     ignore: Sequence[str]
     factor: Factor
+
+
+class BudgetOptions(PlanOptions, total=False):
+    """Keywords of `budget_counts`: those of `plan`, and scores."""
+
+    scores: Mapping[str, Array] | None
 
 
 class Choice(NamedTuple):

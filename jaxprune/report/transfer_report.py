@@ -10,8 +10,9 @@ import numpy as np
 from jaxprune.comparison.published_results import published_results
 from jaxprune.comparison.transfer_records import DENSE, Accuracy, TransferRow
 from jaxprune.comparison.transfer_results import Transfer, load_transfer, mean_accuracy
+from jaxprune.figures.kept_channels import kept_channels_figure
 from jaxprune.figures.style import save_figure
-from jaxprune.figures.transfer_figures import kept_channels_figure, transfer_curves_figure
+from jaxprune.figures.transfer_figures import transfer_curves_figure
 from jaxprune.files import write_atomically
 from jaxprune.text import duration, markdown_table, with_error
 
@@ -34,7 +35,8 @@ def write_transfer_report(folder: str | os.PathLike[str]) -> Path:
     place = Path(folder)
     transfer = load_transfer(place)
     save_figure(transfer_curves_figure(transfer), place / "figures" / "curves.png")
-    save_figure(kept_channels_figure(transfer), place / "figures" / "kept.png")
+    facts, title = transfer.facts, f"Channels of {transfer.settings.network}"
+    save_figure(kept_channels_figure(facts.widths, facts.kept, title), place / "figures" / "kept.png")
     path = place / "report.md"
     write_atomically(path, transfer_text(transfer), again="give the command of the transfer again")
     return path

@@ -149,7 +149,7 @@ def finetune(
     with contextlib.ExitStack() as stack:
         tell = on_progress
         if progress or (progress is None and sys.stderr.isatty()):
-            tell = stack.enter_context(_progress_bar(num_steps, on_progress))
+            tell = stack.enter_context(progress_bar("fine-tuning", num_steps, on_progress))
         return train_network(
             model,
             source.batches or partial(_batches, source.train, recipe.batch_size, num_steps, seed, mesh),
@@ -266,8 +266,16 @@ def _evaluation(arrays: Arrays, batch_size: int, mesh: Mesh | None) -> Iterator[
 
 
 @contextlib.contextmanager
-def _progress_bar(num_steps: int, on_progress: OnProgress | None) -> Iterator[OnProgress]:
-    """Yields what shows a run as a bar on standard error, and passes reports on."""
+def progress_bar(
+    title: str, num_steps: int, on_progress: OnProgress | None = None
+) -> Iterator[OnProgress]:
+    """Yields what shows a training as a bar on standard error, and passes reports on.
+
+    Args:
+      title: what is done.
+      num_steps: steps of the whole training.
+      on_progress: gets the reports too.
+    """
     columns = (
         "[progress.description]{task.description}",
         BarColumn(),
@@ -275,10 +283,10 @@ def _progress_bar(num_steps: int, on_progress: OnProgress | None) -> Iterator[On
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("fine-tuning", total=num_steps)
+        task = bar.add_task(title, total=num_steps)
 
         def tell(progress: TrainingProgress) -> None:
-            words = ["fine-tuning"]
+            words = [title]
             if progress.loss is not None:
                 words.append(f"loss {progress.loss:.4f}")
             if progress.evaluation is not None:
