@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ def test_snippet_runs_as_printed(line, code, tmp_path, monkeypatch):
 def test_snippets_of_the_docs_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     known = set(OPERATORS)
+    save_modules(page, tmp_path, monkeypatch)
     try:
         for match in BLOCK.finditer(page.read_text()):
             if match[1] == "python":
@@ -40,6 +42,34 @@ def test_snippets_of_the_docs_run(page, tmp_path, monkeypatch):
     finally:
         for name in set(OPERATORS) - known:  # what a page registers is forgotten after it
             del OPERATORS[name]
+
+
+def save_modules(page, folder, monkeypatch):
+    """Writes the blocks of a page that are modules, which later ones import."""
+    monkeypatch.syspath_prepend(str(folder))
+    for match in BLOCK.finditer(page.read_text()):
+        if match[1] == "python" and (named := re.match(r"# module (\w+)\n", match[2])):
+            (folder / f"{named[1]}.py").write_text(match[2])
+            monkeypatch.delitem(sys.modules, named[1], raising=False)
+
+
+def test_the_command_of_the_tutorial_writes_what_it_says(tmp_path, monkeypatch, capsys):
+    from jaxprune.cli import main
+
+    page = ROOT / "docs" / "tutorial_convnet.md"
+    monkeypatch.chdir(tmp_path)
+    save_modules(page, tmp_path, monkeypatch)
+    (line,) = (each for each in page.read_text().splitlines() if each.startswith("jaxprune prune "))
+    options = (
+        line.replace("--base-epochs 6", "--base-epochs 1").replace("--seeds 2", "--epochs 1").split()[1:]
+    )
+    assert main(options) == 0
+    shown = capsys.readouterr()
+    assert "trained first: 1 epochs of adam_base_digits" in shown.err and "stem.kernel" in shown.out
+    told = re.findall(r"`([\w./]+)`", page.read_text().split("| file |")[1].split("\n\n")[0])
+    out = tmp_path / options[options.index("--out") + 1]
+    told = [name for name in told if name not in ("jaxprune.load", "training/")]
+    assert len(told) == 10 and not [name for name in told if not (out / name).exists()]
 
 
 def test_a_runnable_snippet_stands_by_line_40():

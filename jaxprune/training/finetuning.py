@@ -266,9 +266,7 @@ def _evaluation(arrays: Arrays, batch_size: int, mesh: Mesh | None) -> Iterator[
 
 
 @contextlib.contextmanager
-def progress_bar(
-    title: str, num_steps: int, on_progress: OnProgress | None = None
-) -> Iterator[OnProgress]:
+def progress_bar(title: str, num_steps: int, on_progress: OnProgress | None = None) -> Iterator[OnProgress]:
     """Yields what shows a training as a bar on standard error, and passes reports on.
 
     Args:
