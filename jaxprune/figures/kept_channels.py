@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 _MOST_NAMED_GROUPS = 60
 """Groups whose names a figure shows; of more it shows numbers."""
 
+_MOST_COUNTED_GROUPS, _MOST_FLAT = 24, 8
+"""Groups of which a figure writes how many channels stay, and those with room to write it across."""
+
 
 def kept_channels_figure(widths: Mapping[str, int], kept: Mapping[str, int], title: str) -> Figure:
     """Draws the number of channels of every group, and how many of them stay.
@@ -32,8 +35,15 @@ def kept_channels_figure(widths: Mapping[str, int], kept: Mapping[str, int], tit
     with new_figure(max(6.0, 0.16 * len(groups) + 2.0), 3.6) as figure:
         axes = figure.add_subplot()
         places = np.arange(len(groups))
-        axes.bar(places, [widths[group] for group in groups], color=LIGHT, label="removed")
-        axes.bar(places, [kept.get(group, widths[group]) for group in groups], color="#0072B2", label="kept")
+        counts = [kept.get(group, widths[group]) for group in groups]
+        bars = axes.bar(places, [widths[group] for group in groups], color=LIGHT, label="removed")
+        axes.bar(places, counts, color="#0072B2", label="kept")
+        if len(groups) <= _MOST_COUNTED_GROUPS:  # narrow groups are hard to read beside wide ones
+            labels = [f"{count} of {widths[group]}" for group, count in zip(groups, counts, strict=True)]
+            axes.bar_label(
+                bars, labels, fontsize=7, padding=2, rotation=0 if len(groups) <= _MOST_FLAT else 90
+            )
+            axes.margins(y=0.12 if len(groups) <= _MOST_FLAT else 0.25)
         names = [group.removesuffix(".kernel") for group in groups]
         if len(groups) <= _MOST_NAMED_GROUPS:
             axes.set_xticks(places, [shortened(name, NAME_LENGTH) for name in names], rotation=90, fontsize=7)
@@ -44,5 +54,5 @@ def kept_channels_figure(widths: Mapping[str, int], kept: Mapping[str, int], tit
         axes.set_ylabel("channels")
         axes.grid(axis="y", color=GREY, alpha=0.25)
         axes.set_title(title)
-        axes.legend(loc="upper left")
+        axes.legend(loc="best")
     return figure

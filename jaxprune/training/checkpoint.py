@@ -234,7 +234,7 @@ def read_weights(path: str | os.PathLike[str], like: FlatState) -> FlatState:
     if problems:
         raise ValueError(
             f"a checkpoint needs all arrays of the network, got {path} with {len(stored)} arrays: "
-            f"{'; '.join(problems[:8])}{f'; and {len(problems) - 8} others' if len(problems) > 8 else ''}. "
+            f"{'; '.join(problems)}. "
             "Name the network and the widths that it was made from."
         )
     return {key: jax.numpy.asarray(stored[name], like[key].dtype) for key, name in names.items()}
