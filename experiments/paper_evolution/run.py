@@ -88,7 +88,9 @@ def main() -> None:
         further += [f"--task={PART_TASKS[part]}" for part in options.part or PART_TASKS]
     where = [] if data_dir is None else ["--data-dir", str(data_dir)]
     pairs = zip(arguments[::2], arguments[1::2], strict=True)
-    arguments = tuple(text for pair in pairs if pair[0] not in further for text in pair)  # what is typed counts
+    arguments = tuple(
+        text for pair in pairs if pair[0] not in further for text in pair
+    )  # what is typed counts
     status = jaxprune(["evolve", *arguments, *further, *where, "--run-dir", str(run), "--resume"])
     if status:
         raise SystemExit(status)
