@@ -1,16 +1,21 @@
 # jaxprune: everything below sets itself up first, once, and again when pyproject.toml or constraints.txt change.
 #   make evolve ARGS="--task fashion --time 20m"      make test ARGS="-k parsing"      make setup PYTHON=python3.12
+#   make setup ACCELERATOR=cuda      installs for an NVIDIA GPU (tpu, none) whatever is found here; .venv stays so until another is named
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup evolve transfer test test-slow check lint format bench constraints clean distclean FORCE
+.PHONY: help setup evolve doctor transfer test test-slow check lint format bench constraints clean distclean FORCE
 
 ARGS ?=
 JOBS ?= 2
 FUNCTION ?= mean_shift
 BIN := .venv/bin
 READY := .venv/.ready
+SET_UP_FOR := $(or $(shell cat .venv/.accelerator 2>/dev/null),auto)
+ACCELERATOR ?= $(SET_UP_FOR)
+CHOOSE_EXTRA := -I jaxprune/accelerators.py "$(ACCELERATOR)"
+SAY_HOW_WITHOUT := [ -z "$$extra" ] || echo "Could not install jaxprune[$$extra]. To set up for the CPU alone: make setup ACCELERATOR=none" >&2
 
 # Compiled programs are kept between runs and shared by the test processes.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
@@ -18,8 +23,8 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-# A virtual environment holds absolute paths: one that was moved or copied here is made anew.
-ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
+# A virtual environment holds absolute paths: one that was moved or copied here is made anew; so is one for another accelerator.
+ifneq ($(shell cat $(READY) 2>/dev/null) $(SET_UP_FOR),$(CURDIR) $(ACCELERATOR))
 $(READY): FORCE
 endif
 
@@ -42,25 +47,30 @@ $(READY): pyproject.toml constraints.txt
 	  echo "Install one (on Debian and Ubuntu: python3 and python3-venv), or name it: make setup PYTHON=/path/to/python3.12" >&2; \
 	  exit 1; \
 	fi; \
-	if [ "$$(cat $(READY) 2>/dev/null)" != "$(CURDIR)" ] || ! $(BIN)/python -c '' 2>/dev/null; then rm -rf .venv; fi; \
+	if [ -n "$$python" ]; then extra=$$("$$python" $(CHOOSE_EXTRA)); \
+	else extra=$$(uv run --quiet --no-project --python '>=3.11' python $(CHOOSE_EXTRA)); fi; \
+	if [ "$$(cat $(READY) 2>/dev/null) $(SET_UP_FOR)" != "$(CURDIR) $(ACCELERATOR)" ] || ! $(BIN)/python -c '' 2>/dev/null; then rm -rf .venv; fi; \
 	rm -f $(READY); \
 	if [ -n "$$uv" ]; then \
 	  echo "Setting up .venv with uv ..."; \
 	  if { [ -x $(BIN)/python ] || uv venv --quiet --seed --python "$${python:->=3.11}" .venv; } \
-	     && uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'; then \
-	    echo "$(CURDIR)" > $(READY); exit 0; \
+	     && uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev$${extra:+,$$extra}]"; then \
+	    echo "$(ACCELERATOR)" > .venv/.accelerator; echo "$(CURDIR)" > $(READY); exit 0; \
 	  fi; \
-	  [ -n "$$python" ] || exit 1; \
+	  [ -n "$$python" ] || { $(SAY_HOW_WITHOUT); exit 1; }; \
 	  echo "uv could not set up .venv: trying pip."; rm -rf .venv; \
 	fi; \
 	echo "Setting up .venv with $$python ($$version): a minute or two the first time ..."; \
 	[ -x $(BIN)/python ] || "$$python" -m venv .venv; \
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null; \
-	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'; \
-	echo "$(CURDIR)" > $(READY)
+	$(BIN)/python -m pip install -qq -c constraints.txt -e ".[dev$${extra:+,$$extra}]" || { $(SAY_HOW_WITHOUT); exit 1; }; \
+	echo "$(ACCELERATOR)" > .venv/.accelerator; echo "$(CURDIR)" > $(READY)
 
 evolve: $(READY)  ## evolve pruning functions with the quick preset; ARGS="..." are passed on (see --help)
 	@$(BIN)/jaxprune evolve $(ARGS)
+
+doctor: $(READY)  ## show devices, versions, data and disk, and test in seconds that they compute
+	@$(BIN)/jaxprune doctor $(ARGS)
 
 transfer: $(READY)  ## rehearse a transfer on packaged digits; FUNCTION="..." names the function, ARGS="..." are passed on
 	@$(BIN)/jaxprune transfer --function "$(FUNCTION)" --network experiments.cifar_transfer.networks:resnet8 --data digits \
