@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, str] = {
     "transfer": "take a frozen function, or the winner of a run, to networks and images of full size",
     "report": "write the report of a run again, from its files",
     "explain": "show a formula (type, LaTeX, code, cost on a network), or what of a network can be pruned",
+    "doctor": "show devices, versions, data and disk, and test in seconds that this machine computes",
     "list": "list tasks, presets, functions, operands, operators and recipes",
 }
 """Command -> one line of help. The module `jaxprune.commands.COMMAND` has `add_COMMAND` and `run_COMMAND`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -13,6 +12,7 @@ import jax
 from jaxprune.comparison.cost_estimate import FLOPS_PER_MAC
 from jaxprune.comparison.transfer_data import TransferData
 from jaxprune.comparison.transfer_setup import TransferSetup
+from jaxprune.datasets.preparation import free_bytes
 from jaxprune.structure.groups import Structure
 from jaxprune.training.data_parallel import data_mesh
 from jaxprune.training.recipes import Recipe
@@ -148,8 +148,7 @@ def check_resources(
     Raises:
       ValueError: if the disk or the memory is too small.
     """
-    place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(place).free
+    free = free_bytes(out)
     if free < cost.disk_bytes:
         raise ValueError(
             f"{what} needs {_gib(cost.disk_bytes)} on the disk of {out}, got {_gib(free)} free. Free some "

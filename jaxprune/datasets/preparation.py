@@ -137,6 +137,20 @@ def readable_bytes(number: float) -> str:
     return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
 
 
+def free_bytes(folder: Path) -> int:
+    """Returns the free space on the disk of a folder in bytes.
+
+    Args:
+      folder: it need not exist.
+
+    Example:
+      >>> free_bytes(Path("runs")) > 0
+      True
+    """
+    nearest = next(above for above in (folder.absolute(), *folder.absolute().parents) if above.exists())
+    return shutil.disk_usage(nearest).free
+
+
 def check_disk(what: str, needed: int, folder: Path, tell: Tell) -> None:
     """Says how much disk something needs, and checks that there is as much.
 
@@ -149,8 +163,7 @@ def check_disk(what: str, needed: int, folder: Path, tell: Tell) -> None:
     Raises:
       ValueError: if the disk is too small.
     """
-    nearest = next(above for above in (folder, *folder.absolute().parents) if above.exists())
-    free = shutil.disk_usage(nearest).free
+    free = free_bytes(folder)
     if needed > free:
         raise ValueError(
             f"{what} needs about {readable_bytes(needed)} of disk in {folder}, got {readable_bytes(free)} free. Free "

@@ -32,7 +32,7 @@ def data_directory(data_dir: str | os.PathLike[str] | None = None) -> Path:
       ValueError: for an address of a bucket, which has to be mounted.
     """
     given = os.fspath(data_dir) if data_dir is not None else os.environ.get("TFDS_DATA_DIR", "")
-    if "://" in given:
+    if re.match(r"\w{2,}:/", given):  # a `Path` has one slash of the two
         raise ValueError(
             f"the data directory needs to be a folder, got {given}. Mount the bucket, with gcsfuse for instance, and "
             "name the folder."
@@ -80,6 +80,21 @@ def is_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -> bo
     place, _, version = _place(import_tfds(), name, data_directory(data_dir))
     versions = _versions(place.folder)
     return version in versions if version else bool(versions)
+
+
+def prepared_names(data_dir: str | os.PathLike[str] | None = None) -> list[str]:
+    """Returns the names, with `tfds:`, of the sets that have a folder for a version, whole or not, in order.
+
+    Args:
+      data_dir: the data directory.
+
+    Raises:
+      ValueError: as `data_directory`.
+    """
+    root = data_directory(data_dir)
+    folders = [folder for pattern in ("*/", "*/*/") for folder in root.glob(pattern) if _versions(folder)]
+    names = [folder.relative_to(root).as_posix() for folder in folders]
+    return sorted(PREFIX + name for name in names if _NAME.fullmatch(name))
 
 
 class _Place(NamedTuple):

@@ -86,8 +86,7 @@ class Scorer:
         _check_layers(self._layers)
         if backend not in (None, *get_args(Backend)):
             raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}.")
-        # on a CPU compiling takes more time than it saves
-        self._backend: Backend = backend or ("numpy" if jax.default_backend() == "cpu" else "device")
+        self._backend: Backend = backend or default_backend()
         self._budget_bytes = default_budget(self._backend) if budget_bytes is None else budget_bytes
         self._max_flops = MAX_FLOPS if max_flops is None else max_flops
         self._block_entries = block_entries
@@ -293,6 +292,14 @@ class Scorer:
                 bad = (node for node in evaluated_nodes(f) if not is_finite[checks[node, f]][index])
                 offenders.append(next(bad, f))
         return offenders
+
+
+def default_backend() -> Backend:
+    """Returns where functions are scored by default: by NumPy where JAX has only CPUs, else on the device.
+
+    On a CPU compiling takes more time than it saves.
+    """
+    return "numpy" if jax.default_backend() == "cpu" else "device"
 
 
 def default_budget(backend: Backend = "numpy") -> int:
