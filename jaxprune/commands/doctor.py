@@ -40,7 +40,9 @@ def run_doctor(arguments: argparse.Namespace) -> int:
             "Testing the devices: about ten seconds, longer where programs are compiled for the first time ..."
         )
     checks = () if arguments.no_test else self_test()
-    machine = describe_machine(data_dir=arguments.data_dir, has_devices=not checks or checks[0].passed)
+    # a device on which something hangs must not be asked again
+    is_usable = not checks or (checks[0].passed and all(check.ended for check in checks))
+    machine = describe_machine(data_dir=arguments.data_dir, has_devices=is_usable)
     has_passed = all(check.passed for check in checks)
     if arguments.json:
         tests = [{**check._asdict(), "passed": check.passed} for check in checks]

@@ -213,7 +213,7 @@ def machine_text(machine: Machine) -> str:
             + (f", {host.numpy_threads} threads in NumPy" if host.numpy_threads else "")
             + (f", NVIDIA driver {host.nvidia_driver}" if host.nvidia_driver else ""),
         ),
-        ("data", f"{machine.data_directory}: {len(machine.prepared) or 'no'} prepared sets"),
+        ("data", f"{machine.data_directory}: {_count(len(machine.prepared), 'prepared set')}"),
         *(("", _prepared_text(prepared)) for prepared in machine.prepared),
         ("cache", machine.compilation_cache or "none"),
         *(
@@ -242,7 +242,7 @@ def checks_text(checks: tuple[Check, ...]) -> str:
     )
     lines = []
     for check, line in zip(checks, table.splitlines(), strict=True):
-        lines += [line] if check.passed else [line, f"  what to do: {check.remedy}"]
+        lines += [line, f"  what to do: {check.remedy}"] if check.remedy else [line]
     return "\n".join(lines)
 
 
@@ -338,6 +338,11 @@ def _device_texts(devices: tuple[Device, ...]) -> list[str]:
         f"{_bytes(one[2])} memory each"
         for one in alike
     ] or ["none"]
+
+
+def _count(number: int, what: str) -> str:
+    """How many there are of something."""
+    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
 
 
 def _prepared_text(prepared: PreparedName) -> str:

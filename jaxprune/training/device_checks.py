@@ -52,7 +52,7 @@ class Check(NamedTuple):
     problem: str = ""
     """What went wrong; empty if the test passed."""
     remedy: str = ""
-    """What to do about it."""
+    """What to do about it; empty for a test that was not tried."""
     ended: bool = True
     """False for a test that was given up and may still hold a thread."""
 
@@ -96,9 +96,7 @@ def self_test(*, limit_seconds: float = LIMIT_SECONDS) -> tuple[Check, ...]:
             None,
         )
         if first:
-            checks.append(
-                Check(name, 0.0, "", f"not tried, because {first.name} failed", f"see {first.name}")
-            )
+            checks.append(Check(name, 0.0, "", f"not tried, because {first.name} failed"))
         else:
             checks.append(_within(limit_seconds, name, test, remedy))
     return tuple(checks)
@@ -211,8 +209,8 @@ def check_collective() -> str:
 TESTS: dict[str, tuple[Callable[[], str], str]] = {
     "devices": (
         check_devices,
-        f"{_BUSY}; see that driver and packages fit (make setup ACCELERATOR=cuda or tpu), or compute on the CPU: "
-        "JAX_PLATFORMS=cpu",
+        f"see that driver and packages fit (make setup ACCELERATOR=cuda or tpu); {_BUSY}; JAX_PLATFORMS=cpu computes "
+        "on the CPU",
     ),
     "jit": (
         check_jit,
