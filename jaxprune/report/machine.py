@@ -22,7 +22,7 @@ from jaxprune.datasets.prepared_folders import data_directory, find_prepared, pr
 from jaxprune.files import check_writable
 from jaxprune.scoring.scorer import default_backend
 from jaxprune.text import columns, duration
-from jaxprune.training.device_checks import Check, tiny_trainer
+from jaxprune.training.device_checks import Check, is_cpu_chosen, tiny_trainer
 from jaxprune.training.trainer import default_workers
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
@@ -190,7 +190,7 @@ def describe_machine(*, data_dir: str | os.PathLike[str] | None = None, has_devi
         cache,
         places,
         _run_settings() if has_devices else None,
-        _remarks(cache, places, prepared),
+        (*(_unused_extras() if has_devices else ()), *_remarks(cache, places, prepared)),
     )  # fmt: skip
 
 
@@ -308,6 +308,17 @@ def _run_settings() -> RunSettings:
     trainer = tiny_trainer()
     chunk = trainer.chunk if trainer.chosen == "vmap" else 1
     return RunSettings(jax.default_backend(), default_backend(), trainer.chosen, chunk, default_workers())
+
+
+def _unused_extras() -> list[str]:
+    """Extras for accelerators that are installed where JAX computes on the CPU, unless the CPU is meant."""
+    if jax.default_backend() != "cpu" or is_cpu_chosen():
+        return []
+    return [
+        f"the extra {extra} is installed, but JAX found nothing that it supports and computes on the CPU"
+        for extra in ("cuda", "tpu")
+        if any(map(_version, EXTRAS[extra]))
+    ]
 
 
 def _remarks(

@@ -110,6 +110,11 @@ def tiny_trainer() -> Trainer:
     return Trainer(PlainConvNet(nnx.Rngs(0), widths=(2, 2, 4)), recipe, examples, examples)
 
 
+def is_cpu_chosen() -> bool:
+    """Returns whether the user said that the CPU is meant, with `JAX_PLATFORMS=cpu` for instance."""
+    return (jax.config.values.get("jax_platforms") or "").split(",")[0] == "cpu"
+
+
 def check_devices() -> str:
     """Finds devices, and an accelerator where the machine has one.
 
@@ -120,7 +125,7 @@ def check_devices() -> str:
       DeviceError: if the machine has an accelerator, JAX may use it, and does not.
     """
     devices, backend = jax.local_devices(), jax.default_backend()
-    found = find_accelerator() if backend == "cpu" and not _is_chosen() else None
+    found = find_accelerator() if backend == "cpu" and not is_cpu_chosen() else None
     if found:
         raise DeviceError(
             f"there is {found.evidence}, but JAX computes on the CPU{_why(found)}", _how_to_use(found)
@@ -271,11 +276,6 @@ def _compare(what: str, found: np.ndarray, expected: np.ndarray, name: str) -> N
             f"{what} needs to be {expected.ravel()[:4].tolist()}, got {found.ravel()[:4].tolist()}",
             TESTS[name][1],
         )
-
-
-def _is_chosen() -> bool:
-    """Whether the user said that the CPU is meant, with `JAX_PLATFORMS=cpu` say."""
-    return (jax.config.values.get("jax_platforms") or "").split(",")[0] == "cpu"
 
 
 def _why(found: Found) -> str:

@@ -112,6 +112,15 @@ def test_what_disturbs_a_long_run_is_noted(monkeypatch, tmp_path):
     assert f"data: only 5 MiB free on the disk of {tmp_path}" in remarks
 
 
+@pytest.mark.parametrize("is_chosen", [True, False])
+def test_an_extra_that_does_nothing_is_noted_unless_the_cpu_is_meant(monkeypatch, tmp_path, is_chosen):
+    monkeypatch.setattr(machine_module, "_version", lambda name: None if "cuda" in name else "1.0")
+    monkeypatch.setattr(machine_module, "is_cpu_chosen", lambda: is_chosen)
+    remarks = describe_machine(data_dir=tmp_path).remarks
+    noted = [remark for remark in remarks if "extra tpu is installed, but JAX found nothing" in remark]
+    assert len(noted) == (not is_chosen) and not [remark for remark in remarks if "extra cuda" in remark]
+
+
 def test_a_bucket_is_no_data_directory():
     with pytest.raises(ValueError, match=r"needs to be a folder, got gs://bucket\. Mount the bucket"):
         describe_machine(data_dir="gs://bucket")

@@ -54,7 +54,7 @@ GPU, TPU = Found("cuda", "an NVIDIA GPU at /dev/nvidia0"), Found("tpu", "a TPU a
 def test_an_accelerator_that_jax_does_not_use_is_named(
     alone, monkeypatch, found, is_installed, old, problem, remedy
 ):
-    monkeypatch.setattr(device_checks, "_is_chosen", lambda: False)
+    monkeypatch.setattr(device_checks, "is_cpu_chosen", lambda: False)
     monkeypatch.setattr(device_checks, "find_accelerator", lambda: found)
     monkeypatch.setattr(device_checks, "_is_installed", lambda found: is_installed)
     monkeypatch.setattr(device_checks, "old_driver", lambda: old)
@@ -70,7 +70,7 @@ def test_an_accelerator_that_jax_does_not_use_is_named(
 
 def test_a_cpu_that_was_asked_for_is_no_fault(alone, monkeypatch):
     monkeypatch.setattr(device_checks, "find_accelerator", lambda: GPU)
-    monkeypatch.setattr(device_checks, "_is_chosen", lambda: True)
+    monkeypatch.setattr(device_checks, "is_cpu_chosen", lambda: True)
     assert alone("devices").passed
 
 
