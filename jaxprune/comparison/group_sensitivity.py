@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ import numpy as np
 from flax import nnx
 
 from jaxprune.datasets.dataset import Dataset
+from jaxprune.nets.inputs import Batch, arrays_of
+from jaxprune.observation.examples import Examples, gather_examples
 from jaxprune.pruning.budgets import check_scores
 from jaxprune.pruning.masking import check_maskable, zero_channels
 from jaxprune.pruning.planning import highest
@@ -137,7 +140,7 @@ _FIELDS = frozenset(Sensitivity.__annotations__)
 def sensitivity(
     model: nnx.Module,
     scores: Mapping[str, Array],
-    data: Dataset | tuple[Array, Array],
+    data: Dataset | tuple[Batch, Array],
     *,
     fractions: Sequence[float] = FRACTIONS,
     ignore: Sequence[str] = (),
@@ -154,8 +157,9 @@ def sensitivity(
     Args:
       model: trained NNX network; it is not changed.
       scores: group name -> [C] finite scores, for every group that is not ignored; see `jp.score`.
-      data: a dataset, of which the validation images are read, or images [N, ...] and labels [N]. Of outputs
-        [N, ..., K] the largest along the last axis is the prediction, and labels are [N, ...].
+      data: a dataset, of which the validation images are read, or inputs and labels [N]: images [N, ...], or any other
+        batch as the network takes it. Of outputs [N, ..., K] the largest along the last axis is the prediction, and
+        labels are [N, ...].
       fractions: kept fractions of a group's channels to measure, in (0, 1]; counts are rounded, at least one channel.
       ignore: names or patterns of groups that are not measured.
       factor: which of two groups that share every index is measured, see `plan`.
@@ -181,14 +185,20 @@ def sensitivity(
       >>> found.counts["hidden.kernel"], found.num_labels
       ((2,), 2)
     """
-    images, labels = _examples(data)
-    structure = trace_structure(model, jax.ShapeDtypeStruct(images.shape, images.dtype))
+    inputs, labels = _examples(data)
+    examples = gather_examples(model, inputs, None, has_loss=False)
+    if labels.shape[:1] != (examples.num_examples,):
+        raise ValueError(
+            f"data needs one label for each of at least one example, got {examples.example.words} and labels "
+            f"{labels.shape}."
+        )
+    structure = trace_structure(model, examples.example)
     structure.require_groups()
     free = free_groups(structure, ignore, factor)
     check_maskable(structure, dict.fromkeys(free, 1))
     arrays = check_scores(structure, scores, needed=free)
     counts = {name: _counts(structure.widths[name], fractions) for name in free}
-    accuracy_of = _make_evaluation(model, structure, free, images, labels, batch_size)
+    accuracy_of = _make_evaluation(model, structure, examples, labels, batch_size)
     whole = {name: np.ones(structure.widths[name], bool) for name in free}
     dense = accuracy_of(whole)
     accuracies = {}
@@ -203,22 +213,25 @@ def sensitivity(
     return Sensitivity(dense, widths, counts, accuracies, labels.size, text)
 
 
-def _examples(data: Dataset | tuple[Array, Array]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images and whole-number labels."""
+def _examples(data: Dataset | tuple[Batch, Array]) -> tuple[Batch, np.ndarray]:
+    """Returns inputs and whole-number labels."""
     pair = data.standardised().validation if isinstance(data, Dataset) else data
-    if len(pair) != 2:
-        raise ValueError(f"data needs a Dataset, or images and labels, got {len(pair)} arrays.")
-    images, labels = np.asarray(pair[0]), np.asarray(pair[1])
-    if images.ndim == 0 or labels.shape[:1] != images.shape[:1] or not labels.size:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        got = f"{len(pair)} arrays" if isinstance(pair, tuple | list) else type(pair).__name__
+        raise ValueError(f"data needs a Dataset, or images and labels, got {got}. Give (inputs, labels).")
+    inputs = np.asarray(pair[0]) if isinstance(pair[0], list) else pair[0]
+    labels = np.asarray(pair[1])
+    sizes = [array.shape for array in arrays_of(inputs)[:1]]
+    if not labels.size or any(not shape or labels.shape[:1] != shape[:1] for shape in sizes):
         raise ValueError(
-            f"data needs one label for each of at least one example, got images {images.shape} and labels "
+            f"data needs one label for each of at least one example, got images {sizes[0]} and labels "
             f"{labels.shape}."
         )
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"labels must be whole numbers from 0, got dtype {labels.dtype}. Use labels.astype(int)."
         )
-    return images, labels
+    return inputs, labels
 
 
 def _counts(width: int, fractions: Sequence[float]) -> tuple[int, ...]:
@@ -231,8 +244,7 @@ def _counts(width: int, fractions: Sequence[float]) -> tuple[int, ...]:
 def _make_evaluation(
     model: nnx.Module,
     structure: Structure,
-    groups: Sequence[str],
-    images: np.ndarray,
+    examples: Examples,
     labels: np.ndarray,
     batch_size: int,
 ) -> Callable[[Mapping[str, np.ndarray]], float]:
@@ -240,25 +252,28 @@ def _make_evaluation(
     if not is_whole(batch_size, smallest=1):
         raise ValueError(f"batch_size must be a whole number >= 1, got {batch_size!r}.")
     graphdef, flat, rest = split_model(model, "evaluation")
-    size = min(int(batch_size), len(images))
-    outputs = jax.eval_shape(
-        lambda flat, batch: merge_to_run(graphdef, flat, rest)(batch),
-        flat,
-        jax.ShapeDtypeStruct((size, *images.shape[1:]), jax.dtypes.canonicalize_dtype(images.dtype)),
-    )
-    _check_outputs(outputs, labels)
+    size = min(int(batch_size), examples.num_examples)
+    example = examples.example.with_batch_size(size)
+
+    def outputs_of(flat: FlatState, arrays: Sequence[Array]) -> Any:  # noqa: ANN401 - whatever it returns
+        return example.call_network(cast(Callable[..., Any], merge_to_run(graphdef, flat, rest)), arrays)
+
+    _check_outputs(jax.eval_shape(outputs_of, flat, example.arrays), labels)
 
     @jax.jit
-    def num_correct(flat: FlatState, is_kept: Mapping[str, Array], batch: Array, answers: Array) -> Array:
-        logits = merge_to_run(graphdef, zero_channels(structure, flat, is_kept), rest)(batch)
+    def num_correct(
+        flat: FlatState, is_kept: Mapping[str, Array], arrays: Sequence[Array], answers: Array
+    ) -> Array:
+        logits = outputs_of(zero_channels(structure, flat, is_kept), arrays)
         is_right = (jnp.argmax(logits, -1) == answers) & jnp.all(jnp.isfinite(logits), -1)
         return jnp.sum(is_right, dtype=jnp.int32)
 
     flat = jax.device_put(flat)
-    batches = [
-        jax.device_put(_filled(images[start : start + size], labels[start : start + size], size))
-        for start in range(0, len(images), size)
-    ]
+    answers = labels.astype(np.int32)
+    batches = []
+    for batch in examples.batches(size):
+        is_real = batch.is_real.reshape(-1, *[1] * (labels.ndim - 1))
+        batches.append(jax.device_put((batch.arrays, np.where(is_real, answers[batch.rows], -1))))
 
     def accuracy_of(is_kept: Mapping[str, np.ndarray]) -> float:
         parts = [
@@ -281,16 +296,6 @@ def _check_outputs(outputs: object, labels: np.ndarray) -> None:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= outputs.shape[-1]:
         raise ValueError(f"labels must be from 0 to {outputs.shape[-1] - 1}, got {low} to {high}.")
-
-
-def _filled(images: np.ndarray, labels: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a batch of a fixed size; what is added has label -1, which no prediction equals."""
-    missing = size - len(images)
-    pad = [(0, missing), *[(0, 0)] * (labels.ndim - 1)]
-    return (
-        np.concatenate([images, np.repeat(images[:1], missing, axis=0)]),
-        np.pad(labels.astype(np.int32), pad, constant_values=-1),
-    )
 
 
 def _problem(widths: object, counts: object, accuracies: object) -> str | None:

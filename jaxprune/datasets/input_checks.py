@@ -71,7 +71,7 @@ def check_arrays(images: np.ndarray, labels: np.ndarray, *, augment: bool) -> np
     """Checks images and labels in memory and returns the labels as int32.
 
     Args:
-      images: [N, H, W, C] uint8 or float32; [N, ...] if they are not to be shifted.
+      images: [N, H, W, C] uint8 or float32; [N, ...], or tokens [N, T] int32, if they are not to be shifted.
       labels: [N] whole numbers from 0.
       augment: whether images are to be shifted and mirrored.
 
@@ -79,7 +79,8 @@ def check_arrays(images: np.ndarray, labels: np.ndarray, *, augment: bool) -> np
       ValueError: if they have other types or shapes, are empty, or labels are out of range.
     """
     is_shaped = images.ndim == 4 or (images.ndim >= 2 and not augment)
-    if images.dtype not in (np.uint8, np.float32) or not is_shaped or not images.size:
+    is_tokens = images.dtype == np.int32 and images.ndim == 2 and not augment
+    if not (is_tokens or images.dtype in (np.uint8, np.float32)) or not is_shaped or not images.size:
         raise ValueError(
             f"images must be [N, H, W, C] of uint8 or float32 and not empty, got {images.dtype} {images.shape}. Pass "
             "pixels as they are stored, 0 to 255; grey images need a last axis of size 1, features augment=False."

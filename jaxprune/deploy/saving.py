@@ -170,7 +170,9 @@ def _rounds(
     plan: Plan | Sequence[Plan] | None, attributes: Mapping[str, int] | Sequence[Mapping[str, int]] | None
 ) -> tuple[tuple[Plan, ...], tuple[Mapping[str, int], ...]]:
     """Returns the plans, and as many mappings of attributes."""
-    given: Sequence[object] = () if plan is None else (plan,) if isinstance(plan, Plan) else tuple(plan)
+    given: Sequence[object] = (
+        () if plan is None else (plan,) if isinstance(plan, Plan | str | os.PathLike) else tuple(plan)
+    )
     plans = tuple(each for each in given if isinstance(each, Plan))
     strange = [type(each).__name__ for each in given if not isinstance(each, Plan)]
     if strange:

@@ -14,13 +14,12 @@ from statistics import median, quantiles
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
 from jaxprune.deploy.evaluation_call import evaluation_call
 from jaxprune.files import to_text
 from jaxprune.nets.cost import count_macs, count_parameters
-from jaxprune.nets.inputs import Batch
+from jaxprune.nets.inputs import Batch, random_values
 from jaxprune.text import markdown_table
 from jaxprune.types import is_whole
 
@@ -201,7 +200,7 @@ def compiled_run(model: nnx.Module, example: Batch, batch_size: int) -> tuple[Ca
       (4, 3)
     """
     forward, arrays, taken = evaluation_call(model, example)
-    values = [_random_values(each.shape, each.dtype) for each in taken.with_batch_size(batch_size).arrays]
+    values = [random_values(each) for each in taken.with_batch_size(batch_size).arrays]
     program = jax.jit(forward).lower(arrays, values).compile()
     arrays = jax.device_put(arrays)
     return lambda: jax.block_until_ready(program(arrays, values)), _peak_bytes(program.memory_analysis())
@@ -240,13 +239,6 @@ def alternating_seconds(
             times[number].append((clock() - start) / counts[number])
         order.reverse()
     return times
-
-
-def _random_values(shape: tuple[int, ...], dtype: np.dtype[Any]) -> jax.Array:
-    """Values that a network may take: normal ones, or zeros for whole numbers, which are an index everywhere."""
-    is_real = jax.numpy.issubdtype(dtype, jax.numpy.inexact)
-    values = np.random.default_rng(0).normal(size=shape) if is_real else np.zeros(shape)
-    return jax.device_put(values.astype(dtype))
 
 
 def _peak_bytes(analysis: Any) -> int | None:  # noqa: ANN401 - of XLA, without a public type

@@ -251,6 +251,18 @@ def arrays_of(batch: Batch) -> tuple[Array, ...]:
     return tuple(leaf for leaf in jax.tree.leaves(batch) if _is_array(leaf))
 
 
+def random_values(shape: jax.ShapeDtypeStruct) -> jax.Array:
+    """Returns values that a network may take: normal ones, or zeros for whole numbers, which are an index everywhere.
+
+    Example:
+      >>> random_values(jax.ShapeDtypeStruct((2,), "int32"))
+      Array([0, 0], dtype=int32)
+    """
+    is_real = jnp.issubdtype(shape.dtype, jnp.inexact)
+    values = np.random.default_rng(0).normal(size=shape.shape) if is_real else np.zeros(shape.shape)
+    return jax.device_put(values.astype(shape.dtype))
+
+
 def abstract_call(
     model: nnx.Module, example: Example
 ) -> tuple[Callable[..., Any], nnx.State[Any, Any], list[jax.ShapeDtypeStruct]]:

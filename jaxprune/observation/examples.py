@@ -147,11 +147,24 @@ def first_batch(images: Batch | Iterable[Any], labels: Targets = None) -> Batch:
     Raises:
       ValueError: for an iterable that can be read only once, or is empty.
     """
-    if not is_stream(images, labels):
-        return _as_batch(images)
-    for item in _again(images):
-        return _split(item)[0]
+    if is_stream(images, labels):
+        _again(images)
+    for batch in read_batches(images, labels):
+        return batch
     raise _no_batches()
+
+
+def read_batches(images: Batch | Iterable[Any], labels: Targets = None) -> Iterator[Batch]:
+    """Yields batches as the network takes them: all examples in memory at once, or those of an iterable.
+
+    Example:
+      >>> [batch.shape for batch in read_batches([np.zeros((4, 2)), (np.ones((3, 2)), [0, 1, 2])])]
+      [(4, 2), (3, 2)]
+    """
+    if is_stream(images, labels):
+        yield from (_split(item)[0] for item in images)
+    else:
+        yield _as_batch(images)
 
 
 def _as_batch(images: Batch) -> Batch:

@@ -15,11 +15,18 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxprune.nets.inputs import Batch, Example, arrays_of, random_values
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.layouts import gather
-from jaxprune.structure.model_state import merge_model, merge_to_run, set_mode, split_model, take_apart
-from jaxprune.structure.verification import slim_graph
-from jaxprune.types import Array
+from jaxprune.structure.model_state import (
+    is_abstract,
+    merge_model,
+    merge_to_run,
+    set_mode,
+    split_model,
+    take_apart,
+)
+from jaxprune.structure.verification import find_misfit, slim_graph
 
 SecondsOf = Callable[[Mapping[str, int]], tuple[float, float]]
 """Group name -> kept channels, of all groups, to the seconds of one call of the slim and of the full network."""
@@ -100,7 +107,7 @@ def fastest_enough(
     return FastEnough(counts, seconds / full, table)
 
 
-def make_timer(model: nnx.Module, structure: Structure, example: Array | jax.ShapeDtypeStruct) -> SecondsOf:
+def make_timer(model: nnx.Module, structure: Structure, example: Batch | Example) -> SecondsOf:
     """Returns a function that measures the slim network of some counts, jitted, on an example.
 
     Each network is compiled and run once before it is timed; then the fastest of its calls counts. The full network is
@@ -109,11 +116,22 @@ def make_timer(model: nnx.Module, structure: Structure, example: Array | jax.Sha
     Args:
       model: the full network; it is not changed.
       structure: its groups.
-      example: a batch of images, or its shape and dtype.
+      example: a batch as the network takes it, or its shapes and dtypes, for which random values stand in.
+
+    Raises:
+      ValueError: if the network has shapes in place of weights. What is returned raises it for a slim network that
+        does not run, and names the groups.
     """
     parts = take_apart(set_mode(merge_model(*split_model(model)), "evaluation"))
-    images = jax.device_put(_values(example))
-
+    if is_abstract(parts.flat):
+        raise ValueError(
+            "latency_fraction needs a network with weights to measure, got one of shapes alone. Make it with "
+            "weights, or use macs_fraction."
+        )
+    given = arrays_of(example.batch if isinstance(example, Example) else example)
+    inputs = jax.device_put(
+        [random_values(each) if isinstance(each, jax.ShapeDtypeStruct) else each for each in given]
+    )
     full_call: list[Callable[[], object]] = []
 
     def seconds_of(counts: Mapping[str, int]) -> tuple[float, float]:
@@ -129,24 +147,26 @@ def make_timer(model: nnx.Module, structure: Structure, example: Array | jax.Sha
         }
         attributes = {path: len(kept[name]) for name in kept for path in structure.attributes.get(name, ())}
         graphdef = slim_graph(parts, structure, kept, attributes)
+        if kept and (misfit := find_misfit(parts, structure, kept, attributes, graph=graphdef)):
+            sizes = ", ".join(f"{name} {structure.widths[name]} -> {len(kept[name])}" for name in kept)
+            raise ValueError(
+                f"latency_fraction needs slim networks that run, but with {sizes} it {misfit.reason}. Leave groups "
+                "whose sizes depend on each other whole with ignore=, or give kept_counts."
+            )
         arrays = {
             path: jax.device_put(
                 gather(array, structure.layouts[path], kept) if path in structure.layouts else array
             )
             for path, array in jax.device_get(parts.flat).items()
         }
-        call = jax.jit(lambda arrays, images: merge_to_run(graphdef, arrays, parts.rest)(images))
-        return lambda: jax.block_until_ready(call(arrays, images))
+        call = jax.jit(
+            lambda arrays, inputs: structure.example.call_network(
+                merge_to_run(graphdef, arrays, parts.rest), inputs
+            )
+        )
+        return lambda: jax.block_until_ready(call(arrays, inputs))
 
     return seconds_of
-
-
-def _values(example: Array | jax.ShapeDtypeStruct) -> Array:
-    """Returns images; where only their shape is known, random ones."""
-    if not isinstance(example, jax.ShapeDtypeStruct):
-        return example
-    values = np.random.default_rng(0).normal(size=example.shape)
-    return values.astype(example.dtype)
 
 
 def _fastest(call: Callable[[], object], other: Callable[[], object]) -> tuple[float, float]:

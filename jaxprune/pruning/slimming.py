@@ -149,6 +149,7 @@ class SlimParams(NamedTuple):
     where the function has been compiled and holds a loop that cannot run without that."""
 
 
+@overload
 def slim_params(
     fn: Callable[..., Any],
     params: Params,
@@ -156,7 +157,31 @@ def slim_params(
     kept: Mapping[str, Sequence[int]] | None = None,
     *,
     compensate: Observed | None = None,
-) -> SlimParams:
+    optimizer: None = None,
+) -> SlimParams: ...
+
+
+@overload
+def slim_params(
+    fn: Callable[..., Any],
+    params: Params,
+    plan: Plan | Structure,
+    kept: Mapping[str, Sequence[int]] | None = None,
+    *,
+    compensate: Observed | None = None,
+    optimizer: OptimizerState,
+) -> tuple[SlimParams, OptimizerState]: ...
+
+
+def slim_params(
+    fn: Callable[..., Any],
+    params: Params,
+    plan: Plan | Structure,
+    kept: Mapping[str, Sequence[int]] | None = None,
+    *,
+    compensate: Observed | None = None,
+    optimizer: OptimizerState | None = None,
+) -> SlimParams | tuple[SlimParams, OptimizerState]:
     """Returns the parameters of a pure function without pruned channels, as `slim` does for NNX modules.
 
     The function is traced again with the smaller arrays, on shapes alone. Widths have to follow from the arrays: a
@@ -168,9 +193,12 @@ def slim_params(
       plan: which channels to keep, from `jp.plan(jp.FunctionNetwork(fn, params), ...)`; or what `trace_params` gave.
       kept: with a structure, group name -> rising kept indices; groups left out stay whole.
       compensate: as for `slim`.
+      optimizer: a state of Optax for `params` (or for a part of them, such as `params["params"]` of Linen), or any
+        pytree with arrays for them, such as averages or a `TrainState` of Flax; it is not changed.
 
     Returns:
-      The smaller parameters, the function for them, and for Linen the new sizes of its layers.
+      The smaller parameters, the function for them, and for Linen the new sizes of its layers. With `optimizer`, these
+      and the state that goes with them.
 
     Raises:
       TypeError: if `plan` is neither a plan nor a structure with `kept`.
@@ -190,9 +218,15 @@ def slim_params(
                 "slim_params needs kept={group: indices} with a structure, got none. Or give it a plan."
             )
         plan = make_plan(plan, {name: tuple(indices) for name, indices in kept.items()})
-    smaller = cast(FunctionNetwork, slim(FunctionNetwork(fn, params), plan, compensate=compensate))
+    network = FunctionNetwork(fn, params)
+    if optimizer is None:
+        found = slim(network, plan, compensate=compensate)
+    else:
+        found, optimizer = slim(network, plan, compensate=compensate, optimizer=optimizer)
+    smaller = cast(FunctionNetwork, found)
     features = _sizes_of_linen(smaller, example_of(plan.example, smaller))
-    return SlimParams(smaller.parameters, fn if features == {} else smaller.as_function(), features or {})
+    new = SlimParams(smaller.parameters, fn if features == {} else smaller.as_function(), features or {})
+    return new if optimizer is None else (new, optimizer)
 
 
 def _sizes_of_linen(network: FunctionNetwork, example: Example) -> dict[str, dict[str, Any]] | None:

@@ -67,6 +67,9 @@ def find_places(leaves: Sequence[Names], parameters: Iterable[Path]) -> list[Pla
       [('conv', 'kernel'), ('kernel',), None]
     """
     known = {tuple(str(part) for part in path): path for path in parameters}
+    for names, path in list(known.items()):
+        if names[0] == "params":  # of Linen's variables, an optimizer sees the parameters alone
+            known.setdefault(names[1:], path)
     longest = max(map(len, known), default=0)
     candidates = [_candidates(names, known, longest) for names in leaves]
     counts = Counter(place.before for places in candidates for place in places)

@@ -30,7 +30,7 @@ _TOP = 5
 
 @dataclass(frozen=True)
 class Pixels:
-    """How pixels become inputs of a network; images of floats are inputs already and stay as they are.
+    """How pixels become inputs of a network; floats, and tokens [N, T], are inputs already and stay as they are.
 
     Args:
       mean: mean of each colour, or one for all, where 1 is the largest value of a pixel.
@@ -42,7 +42,8 @@ class Pixels:
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Returns [N, H, W, C] float32 of images [N, H, W, C] uint8."""
-        if jnp.issubdtype(images.dtype, jnp.floating):
+        is_tokens = images.dtype == jnp.int32 and images.ndim == 2
+        if is_tokens or jnp.issubdtype(images.dtype, jnp.floating):
             return images
         return normalised(images, self.mean, self.std)
 

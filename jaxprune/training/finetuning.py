@@ -40,7 +40,7 @@ from jaxprune.training.training_run import TrainingProgress
 from jaxprune.types import Array
 
 Examples: TypeAlias = tuple[Array, Array]
-"""Images [N, ...] as floats or as uint8, and labels [N] from 0."""
+"""Images [N, ...] as floats or as uint8, or tokens [N, T] of another type of whole numbers; and labels [N] from 0."""
 
 Batches: TypeAlias = Callable[[int], Iterator[Batch]]
 """As for `train_network`."""
@@ -86,7 +86,7 @@ def finetune(
     mode and float32.
 
     Args:
-      model: any NNX model from images to logits, of any size; it is not changed.
+      model: any NNX model from images (or tokens) to logits [N, K], of any size; it is not changed.
       data: images and labels; a `Dataset`, of which the training and validation splits are used; or, for data that do
         not fit memory, a function from the step to start at to an iterator of batches, as `train_network` takes it.
       recipe: a recipe or its name; `warmup`, `schedule="cosine"`, `label_smoothing`, `compute="bfloat16"` are settings
@@ -112,7 +112,7 @@ def finetune(
       The new model, its weights by path, and the evaluations (none without validation images).
 
     Raises:
-      TypeError: if `data` or `validation` is none of these.
+      TypeError: if `data` or `validation` is none of these, such as several inputs for each example.
       ValueError: if options contradict each other or are out of range, images are uint8 and there is no `mean` or
         `std`, the recipe corrects weights before training (`slim(..., compensate=)` does that), teacher and network
         have different outputs, or as `train_network`.
@@ -243,7 +243,22 @@ def _arrays(name: str, pair: Sequence[Array]) -> Arrays:
     """Returns images and labels as NumPy arrays, floats as float32."""
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise TypeError(f"finetune needs {name} as (images, labels), got {type(pair).__name__}.")
-    images, labels = map(np.asarray, pair)
+    images, labels = pair
+    if not isinstance(images, list) and not hasattr(images, "shape"):
+        raise TypeError(
+            f"finetune needs {name} as (images, labels) with one array of images or tokens, got "
+            f"{type(images).__name__} for the images. Train a network of other inputs with its own loop, and take its "
+            "optimizer along: smaller, optimizer = jp.slim(model, plan, optimizer=optimizer)."
+        )
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.dtype.kind in "iu" and images.dtype != np.uint8 and images.size:
+        low, high = int(images.min()), int(images.max())
+        if images.ndim != 2 or low < 0 or high >= 2**31:
+            raise ValueError(
+                f"finetune needs {name} with images of floats or uint8, or tokens [N, T] from 0 to 2**31 - 1, got "
+                f"{images.dtype} {images.shape} from {low} to {high}. Use images.astype(np.uint8) for pixels."
+            )
+        return Arrays(images.astype(np.int32), labels)
     return Arrays(images.astype(np.float32) if images.dtype.kind == "f" else images, labels)
 
 

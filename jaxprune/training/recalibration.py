@@ -14,15 +14,16 @@ one pass over all images for each layer.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxprune.nets.inputs import Batch, Example, arrays_of, example_of
+from jaxprune.observation.examples import read_batches
 from jaxprune.structure.model_state import (
     FlatState,
     Path,
@@ -36,8 +37,8 @@ from jaxprune.structure.model_state import (
 from jaxprune.types import Array, is_whole
 
 
-def recalibrate(model: nnx.Module, images: Array, *, batch_size: int = 256) -> nnx.Module:
-    """Returns a copy of a network whose batch norms have the statistics of some images.
+def recalibrate(model: nnx.Module, images: Batch | Iterable[Any], *, batch_size: int = 256) -> nnx.Module:
+    """Returns a copy of a network whose batch norms have the statistics of some images, or other inputs.
 
     Statistics are exact if one batch holds all images; see above for several. Dropout is off, and weights stay as they
     are. The network may be of any mode, and keeps it. A batch norm that is called several times in a pass gets the
@@ -45,9 +46,9 @@ def recalibrate(model: nnx.Module, images: Array, *, batch_size: int = 256) -> n
 
     Args:
       model: any NNX model with batch norm; it is not changed.
-      images: [N, ...] finite images as the network takes them, without labels; those it was trained on, best several
-        hundred.
-      batch_size: most images in a pass; the images are split evenly.
+      images: [N, ...] finite images, or any other batch as the network takes it, without labels: those it was trained
+        on, best several hundred. Also an iterable of batches, or of (batch, labels), as for `observe`; it is read once.
+      batch_size: most images in a pass; the images, or each batch of an iterable, are split evenly.
 
     Returns:
       A new model of the same shapes on the same devices.
@@ -63,9 +64,6 @@ def recalibrate(model: nnx.Module, images: Array, *, batch_size: int = 256) -> n
     Source:
       Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021, sec. 3.2 (PreciseBN), with the variance between batches.
     """
-    images = np.asarray(images)
-    if images.ndim < 2 or not len(images):
-        raise ValueError(f"recalibrate needs images [N, ...], got an array of shape {images.shape}.")
     if not is_whole(batch_size, smallest=1):
         raise ValueError(f"batch_size must be a whole number >= 1, got {batch_size!r}.")
     graphdef, flat, rest = split_model(model)
@@ -75,10 +73,17 @@ def recalibrate(model: nnx.Module, images: Array, *, batch_size: int = 256) -> n
             "recalibrate needs a network with batch norm (nnx.BatchNorm with running statistics), got none. "
             "A network without it has nothing to recalibrate."
         )
-    measure = jax.jit(partial(_measure, split_model(model, "evaluation")[0], rest))
-    parts = np.array_split(images, -(-len(images) // int(batch_size)))
-    measured = [jax.device_get(measure(flat, part)) for part in parts]
-    new = _joined(measured, np.array([len(part) for part in parts]))
+    evaluated = split_model(model, "evaluation")[0]
+    measure = jax.jit(
+        lambda flat, arrays, example: _measure(evaluated, rest, flat, arrays, example), static_argnums=2
+    )
+    counts, measured = [], []
+    for example, arrays in _parts(model, images, int(batch_size)):
+        counts.append(example.batch_size)
+        measured.append(jax.device_get(measure(flat, arrays, example)))
+    if not counts:
+        raise ValueError("recalibrate needs at least one batch, got none. Is the iterable empty?")
+    new = _joined(measured, np.array(counts))
     if not new:
         raise ValueError(
             "recalibrate needs batch norms that can use the statistics of a batch, but code of the network makes "
@@ -98,6 +103,24 @@ def recalibrate(model: nnx.Module, images: Array, *, batch_size: int = 256) -> n
     return merge_model(graphdef, {**flat, **put_beside(host, flat)}, rest)
 
 
+def _parts(
+    model: nnx.Module, images: Batch | Iterable[Any], batch_size: int
+) -> Iterator[tuple[Example, list[Array]]]:
+    """Yields what the network takes, in parts of no more than some examples."""
+    for batch in read_batches(images):
+        arrays = arrays_of(batch)
+        if arrays and (arrays[0] is batch and arrays[0].ndim < 2 or 0 in arrays[0].shape[:1]):
+            raise ValueError(f"recalibrate needs images [N, ...], got an array of shape {arrays[0].shape}.")
+        example = example_of(batch, model)
+        size = example.batch_size
+        for rows in np.array_split(np.arange(size), -(-size // batch_size)):
+            part = [
+                np.asarray(array)[rows[0] : rows[-1] + 1] if is_batched else array
+                for array, is_batched in zip(arrays, example.is_batched, strict=True)
+            ]
+            yield example.with_batch_size(len(rows)), part
+
+
 def _batch_norms(model: nnx.Module) -> dict[Path, nnx.BatchNorm]:
     """Path -> batch norm of a model."""
     modules: Iterable[tuple[Any, object]] = nnx.iter_modules(model)
@@ -105,7 +128,11 @@ def _batch_norms(model: nnx.Module) -> dict[Path, nnx.BatchNorm]:
 
 
 def _measure(
-    graphdef: nnx.GraphDef[nnx.Module], rest: RestState, flat: FlatState, images: jax.Array
+    graphdef: nnx.GraphDef[nnx.Module],
+    rest: RestState,
+    flat: FlatState,
+    arrays: Sequence[jax.Array],
+    example: Example,
 ) -> dict[Path, tuple[jax.Array, jax.Array]]:
     """Returns mean and variance of a batch in every batch norm that it enters, by the norm's path."""
     model = merge_to_run(graphdef, flat, rest)
@@ -118,7 +145,7 @@ def _measure(
         before[path] = jnp.zeros(norm.mean.shape, norm.mean.dtype)
         norm.mean.set_value(before[path])
         norm.var.set_value(before[path])
-    model(images)
+    example.call_network(cast(Callable[..., Any], model), arrays)
     return {
         path: (norm.mean.get_value(), norm.var.get_value())
         for path, norm in norms.items()

@@ -103,6 +103,18 @@ def test_tokens_with_a_label_at_each_place_are_measured():
     assert found.num_labels == 14 and found.accuracies["hidden.kernel"][0] == pytest.approx(expected)
 
 
+def test_other_inputs_are_measured_as_one_array_is():
+    def forward(net, batch):
+        return plain_forward(net, jax.numpy.concatenate([batch["left"], batch["right"]], 2))
+
+    model = mlp()
+    plain_forward, model.forward = model.forward, forward
+    batch = {"left": IMAGES[:, :, :4], "right": IMAGES[:, :, 4:]}
+    options = {"fractions": [0.5], "ignore": ["fc1*"], "batch_size": 10}
+    found = sensitivity(model, SCORES, (batch, LABELS), **options)
+    assert found == sensitivity(mlp(), SCORES, (IMAGES, LABELS), **options)
+
+
 def test_json_round_trip():
     assert Sensitivity.from_json(FOUND.to_json()) == FOUND
 
@@ -150,6 +162,12 @@ def test_text_that_is_no_record_is_refused():
             r"labels need one class for each place of the outputs \(\), got \(2,\)",
         ),
         ((IMAGES,), {}, "data needs a Dataset, or images and labels, got 1 arrays"),
+        (IMAGES, {}, r"data needs a Dataset, or images and labels, got ndarray. Give \(inputs, labels\)"),
+        (
+            ({"images": IMAGES}, LABELS[:3]),
+            {},
+            r"data needs one label for each of at least one example, got images \(24, 8, 8, 1\)",
+        ),
         ((IMAGES, LABELS), {"fractions": []}, "fractions needs at least one fraction to measure"),
         ((IMAGES, LABELS), {"fractions": [1.5]}, r"fractions must be in \(0, 1\], got 1\.5"),
         ((IMAGES, LABELS), {"ignore": ["x*"]}, "ignore needs names or patterns of groups"),

@@ -278,6 +278,8 @@ def test_bad_arguments_are_refused_and_nothing_is_written(arguments, message, tm
 def test_a_plan_of_another_kind_is_refused(tmp_path):
     with pytest.raises(TypeError, match=r"plan needs a Plan or several, got str"):
         jp.save(conv_relu_norm(), tmp_path / "net", plan=["plan.json"])
+    with pytest.raises(TypeError, match=r"plan needs a Plan or several, got str\. Make one with"):
+        jp.save(conv_relu_norm(), tmp_path / "net", plan="plan.json")
 
 
 def test_arrays_of_one_name_and_empty_arrays_are_refused(tmp_path):

@@ -366,3 +366,34 @@ class TestLatency:
             chosen = plan(net, SCORES, example, latency_fraction=1.0)
         assert chosen.kept_counts == STRUCTURE.widths and chosen.budget.met == 1.0
         assert 0 < chosen.budget.table[0]["seconds"] < 1
+
+    def test_a_network_of_several_inputs_is_timed(self, monkeypatch):
+        net = Net({"a": linear(4, 6), "b": linear(3, 6, 1), "head": linear(6, 2, 2)}, None)
+        net.forward = lambda net, batch: net.head(nnx.relu(net.a(batch["a"]) + net.b(batch["b"])))
+        monkeypatch.setattr(latency, "SECONDS_OF_CALLS", 0.0)
+        example = {"a": np.ones((2, 4), np.float32), "b": jax.ShapeDtypeStruct((2, 3), "float32")}
+        structure = trace_structure(net, example)
+        with pytest.warns(UserWarning, match="prunes nothing"):
+            chosen = plan(net, scores_of(structure), example, latency_fraction=1.0)
+        slim_seconds, full_seconds = latency.make_timer(net, structure, chosen.example)({"a.kernel": 3})
+        assert chosen.kept_counts == {"a.kernel": 6} and 0 < slim_seconds < 1 and 0 < full_seconds < 1
+
+    def test_networks_that_cannot_be_timed_are_refused_by_name(self):
+        layers = {"a": linear(64, 4), "b": linear(64, 4, 1), "c": linear(4, 3, 2), "d": linear(4, 3, 3)}
+
+        def forward(net, x):
+            a, b = net.a(flat(x)), net.b(flat(x))
+            if a.shape != b.shape:
+                raise TypeError("shapes differ")
+            return net.c(a) + net.d(b)
+
+        net = Net(layers, forward)
+        timer = latency.make_timer(net, trace_structure(net, IMAGES), IMAGES)
+        with pytest.raises(
+            ValueError,
+            match=r"slim networks that run, but with a\.kernel 4 -> 2 it failed with TypeError: shapes differ",
+        ):
+            timer({"a.kernel": 2, "b.kernel": 4})
+        bare = without_weights(plain)
+        with pytest.raises(ValueError, match="needs a network with weights to measure, got one of shapes"):
+            latency.make_timer(bare, STRUCTURE, IMAGES)

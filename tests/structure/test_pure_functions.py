@@ -422,3 +422,21 @@ def test_an_array_alone_and_names_of_modules_have_paths():
 def test_bad_functions_and_params_are_refused(fn, params, error, message):
     with pytest.raises(error, match=message):
         trace_params(fn, params, VECTORS)
+
+
+def test_a_state_of_optax_is_cut_along():
+    """A state for all variables, or for Linen's parameters among them, keeps the entries of the channels that stay."""
+    case = linen(Convolutional(), IMAGES)
+    structure, _, chosen = planned(case)
+    trained = case.params["params"]
+    moments = jax.tree.map(lambda leaf: np.random.default_rng(2).random(np.shape(leaf)), trained)
+    state = {"mu": moments, "count": np.int32(3)}
+    smaller, cut = slim_params(case.fn, case.params, chosen, optimizer=state)
+    assert jax.tree.map(np.shape, cut["mu"]) == jax.tree.map(np.shape, smaller.params["params"])
+    name = next(iter(structure.groups))
+    kept = list(chosen.kept[name])
+    np.testing.assert_allclose(cut["mu"]["Conv_0"]["bias"], moments["Conv_0"]["bias"][kept], rtol=1e-6)
+    _, whole = slim_params(case.fn, case.params, chosen, optimizer={"params": moments})
+    assert jax.tree.all(jax.tree.map(np.array_equal, whole["params"], cut["mu"])) and cut["count"] == 3
+    with pytest.raises(ValueError, match="needs an optimizer that was made for this network"):
+        slim_params(case.fn, case.params, chosen, optimizer={"mu": {"Conv_0": {"bias": np.ones(9)}}})

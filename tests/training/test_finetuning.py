@@ -119,6 +119,30 @@ def test_a_dataset_of_bytes_brings_mean_and_deviation_of_its_pixels():
     np.testing.assert_allclose(pixels(jax.numpy.asarray(IMAGES)), scaling(IMAGES), rtol=1e-4, atol=1e-5)
 
 
+class Tokens(nnx.Module):
+    """Tokens [N, T] to the logits of a table, averaged over places."""
+
+    def __init__(self):
+        self.table = nnx.Param(np.zeros((5, 2), np.float32))
+
+    def __call__(self, tokens):
+        return self.table[...][tokens].mean(1)
+
+
+def test_tokens_go_to_the_network_as_they_are():
+    """One step of rate 1 on tokens 0 of class 0 and 3 of class 1: gradients are +-1/4, and 257 does not wrap."""
+    recipe = QUICK.replace(
+        optimizer="sgd", learning_rate=1.0, epochs=1, batch_size=2, schedule="constant", augment="none",
+        momentum=0.0, nesterov=False, weight_decay=0.0, label_smoothing=0.0,
+    )  # fmt: skip
+    data = (np.array([[0, 0], [3, 3]]), np.array([0, 1]))
+    tuned = finetune(Tokens(), data, recipe, validation=data, progress=False)
+    rows = np.zeros((5, 2), np.float32)
+    rows[0], rows[3] = (0.25, -0.25), (-0.25, 0.25)
+    np.testing.assert_allclose(tuned.model.table[...], rows, atol=1e-6)
+    assert tuned.history[-1].counts.top1 == 2
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("options", "match"),
@@ -160,6 +184,17 @@ class TestRefused:
             tune(ToyNet(), data)
         with pytest.raises(TypeError, match=r"needs validation as \(images, labels\), got"):
             tune(ToyNet(), DATA, validation=data)
+
+    def test_several_inputs_for_each_example(self):
+        for images in ({"images": IMAGES}, (IMAGES, IMAGES)):
+            with pytest.raises(TypeError, match=r"with one array of images or tokens, got .* for the images"):
+                tune(ToyNet(), (images, LABELS))
+
+    def test_whole_numbers_that_are_no_tokens(self):
+        with pytest.raises(ValueError, match=r"tokens \[N, T\] from 0 .* got int32 \(64, 8, 8, 1\) from"):
+            tune(ToyNet(), (IMAGES.astype(np.int32), LABELS))
+        with pytest.raises(ValueError, match=r"tokens \[N, T\] from 0 .* from -1 to"):
+            tune(ToyNet(), (IMAGES.reshape(64, 64).astype(np.int64) - 1 - IMAGES.min(), LABELS))
 
     def test_iterators_in_place_of_functions(self):
         with pytest.raises(TypeError, match=r"got generator"):

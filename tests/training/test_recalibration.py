@@ -74,7 +74,24 @@ def test_nothing_but_statistics_changes_and_nothing_of_the_callers(net, whole):
     np.testing.assert_array_equal(recalibrate(broken, IMAGES).norm1.mean[...], whole.norm1.mean[...])
 
 
+def test_other_inputs_and_iterables_are_what_one_array_is(net, whole):
+    split = deep()
+    split.forward = lambda n, batch: net.forward(n, jnp.concatenate([batch["left"], batch["right"]], 2))
+    batch = {"left": IMAGES[:, :, :4], "right": IMAGES[:, :, 4:]}
+    expected, found = split_model(whole)[1], split_model(recalibrate(split, batch))[1]
+    for path, array in found.items():
+        np.testing.assert_array_equal(array, expected[path])
+    parts = recalibrate(net, IMAGES, batch_size=8)
+    listed = recalibrate(net, iter([(IMAGES[:8], np.arange(8)), IMAGES[8:16], IMAGES[16:]]))
+    for path, array in split_model(listed)[1].items():
+        np.testing.assert_array_equal(array, split_model(parts)[1][path])
+
+
 class TestRefused:
+    def test_an_iterable_without_batches(self):
+        with pytest.raises(ValueError, match=r"recalibrate needs at least one batch, got none"):
+            recalibrate(norm(1), iter([]))
+
     def test_a_network_without_batch_norm(self):
         with pytest.raises(ValueError, match=r"needs a network with batch norm .* got none"):
             recalibrate(mlp(), IMAGES)
