@@ -213,7 +213,7 @@ def sensitivity(
     return Sensitivity(dense, widths, counts, accuracies, labels.size, text)
 
 
-def _examples(data: Dataset | tuple[Batch, Array]) -> tuple[Batch, np.ndarray]:
+def _examples(data: object) -> tuple[Batch, np.ndarray]:
     """Returns inputs and whole-number labels."""
     pair = data.standardised().validation if isinstance(data, Dataset) else data
     if not isinstance(pair, tuple | list) or len(pair) != 2:

@@ -147,8 +147,13 @@ def check_scores(
       Group name -> [C] finite scores, for the groups that have any.
 
     Raises:
+      TypeError: if `scores` is no mapping.
       ValueError: for unknown groups, missing groups, wrong lengths, NaN or infinities.
     """
+    if not isinstance(scores, Mapping):
+        raise TypeError(
+            f"scores needs group name -> one score per channel, as jp.score returns it, got {type(scores).__name__}."
+        )
     problems = [f"{name!r} is no group of this network" for name in scores if name not in structure.groups]
     problems += [f"group {name!r} has no scores" for name in needed if name not in scores]
     arrays: dict[str, np.ndarray] = {}

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxprune.observation.covariances import Covariance
+from jaxprune.observation.observed import Observed
 from jaxprune.structure.consumer_sites import ConsumerSite, find_consumers
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState, Path
@@ -28,6 +29,18 @@ from jaxprune.types import Array
 
 RIDGE = 1e-3
 """Added to the variances, relative to their mean over the channels."""
+
+
+def check_observed(observed: object) -> None:
+    """Checks that something is what `observe` returns.
+
+    Raises:
+      TypeError: if not.
+    """
+    if not isinstance(observed, Observed):
+        raise TypeError(
+            f"compensation needs what observe returns, got {type(observed).__name__}. Pass jp.observe(model, images)."
+        )
 
 
 def check_compensable(structure: Structure, counts: Mapping[str, int]) -> None:

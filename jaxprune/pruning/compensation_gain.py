@@ -18,7 +18,7 @@ from flax import nnx
 
 from jaxprune.observation.covariances import Covariance
 from jaxprune.observation.observed import Observed
-from jaxprune.pruning.compensation import check_compensable, predict_removed
+from jaxprune.pruning.compensation import check_compensable, check_observed, predict_removed
 from jaxprune.pruning.planning import Plan, check_plan
 from jaxprune.structure.consumer_sites import ConsumerSite, find_consumers
 from jaxprune.structure.model_state import Path, dotted, take_apart
@@ -59,7 +59,7 @@ def compensation_gains(model: nnx.Module, plan: Plan, observed: Observed) -> tup
       the errors before and after.
 
     Raises:
-      ValueError: as `slim` with `compensate`.
+      TypeError, ValueError: as `slim` with `compensate`.
 
     Example:
       >>> from jaxprune.nets import PlainConvNet
@@ -75,6 +75,7 @@ def compensation_gains(model: nnx.Module, plan: Plan, observed: Observed) -> tup
     """
     parts = take_apart(model)
     structure = check_plan(parts, plan)
+    check_observed(observed)
     check_compensable(structure, plan.kept_counts)
     covariances = observed.covariances()
     gains = []

@@ -150,7 +150,7 @@ def make_timer(model: nnx.Module, structure: Structure, example: Batch | Example
         if kept and (misfit := find_misfit(parts, structure, kept, attributes, graph=graphdef)):
             sizes = ", ".join(f"{name} {structure.widths[name]} -> {len(kept[name])}" for name in kept)
             raise ValueError(
-                f"latency_fraction needs slim networks that run, but with {sizes} it {misfit.reason}. Leave groups "
+                f"latency_fraction needs slim networks that run, but with {sizes} {misfit.reason}. Leave groups "
                 "whose sizes depend on each other whole with ignore=, or give kept_counts."
             )
         arrays = {

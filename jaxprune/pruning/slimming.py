@@ -15,7 +15,7 @@ from jaxprune.nets.foreign_layers import with_sizes_of_arrays
 from jaxprune.nets.function_network import FunctionNetwork, Params
 from jaxprune.nets.inputs import Example, abstract_call, example_of
 from jaxprune.observation.observed import Observed
-from jaxprune.pruning.compensation import check_compensable, compensated_state
+from jaxprune.pruning.compensation import check_compensable, check_observed, compensated_state
 from jaxprune.pruning.optimizer_states import OptimizerState, slim_optimizer
 from jaxprune.pruning.plan_checks import KeptIndices, index_arrays
 from jaxprune.pruning.planning import Plan, check_plan, make_plan
@@ -66,8 +66,9 @@ def slim(
 ) -> nnx.Module | tuple[nnx.Module, OptimizerState]:
     """Returns a smaller model without the pruned channels.
 
-    It computes what the masked model computes, except where activations are normalised across pruned channels: there it
-    computes what a network built at the smaller size would. Where the network normalises *weights* across pruned
+    It computes what the masked model computes, except where activations are normalised across pruned channels, and
+    where code computes with a size, as attention divides by the square root of the size of a head: there it computes
+    what a network built at the smaller size would. Where the network normalises *weights* across pruned
     channels (`plan.notes` says so), it does the same: their norm is that of the channels that stay. The sizes that
     Flax's own layers store are adjusted. The new model is traced on shapes alone, to check that every operation
     combines the same channels as before.
@@ -94,7 +95,8 @@ def slim(
       replicated elsewhere. With `optimizer`, the new model and a new optimizer (or state) for it.
 
     Raises:
-      TypeError: if `optimizer` is an Optax transformation, which has no state.
+      TypeError: if `optimizer` is an Optax transformation, which has no state, or `compensate` is not what `observe`
+        returned.
       ValueError: if the plan was made for another network, or if code of the model still relies on an old size; the
         message names the attributes that hold an old size, with the values they need. With `compensate`, also if
         something other than dense layers and convolutions reads pruned channels; the message names groups and readers.
@@ -103,6 +105,7 @@ def slim(
     parts = take_apart(model)
     structure = check_plan(parts, plan)
     if compensate is not None:
+        check_observed(compensate)
         check_compensable(structure, plan.kept_counts)
     attributes = attributes or {}
     kept = {
@@ -296,6 +299,11 @@ def _misfit_message(
         "Replace the fixed number in its code (often in a reshape) by a shape read from the array, such as "
         "x.reshape(x.shape[0], -1)"
     )
+    if len(kept) > 1 and not missing:
+        advice += (
+            ". If it needs equal sizes (of keys and values, say), give these groups equal counts with "
+            "plan(..., kept_counts=)"
+        )
     if missing:
         advice = (
             f"These attributes still hold an old size: pass slim(..., attributes={missing}), or: {advice}"

@@ -258,6 +258,11 @@ def _arrays(name: str, pair: Sequence[Array]) -> Arrays:
                 f"finetune needs {name} with images of floats or uint8, or tokens [N, T] from 0 to 2**31 - 1, got "
                 f"{images.dtype} {images.shape} from {low} to {high}. Use images.astype(np.uint8) for pixels."
             )
+        if labels.ndim > 1:
+            raise ValueError(
+                f"finetune needs {name} with one label for each row of tokens, got labels {labels.shape}. Train a "
+                "network that answers for each token with its own loop and slim(..., optimizer=)."
+            )
         return Arrays(images.astype(np.int32), labels)
     return Arrays(images.astype(np.float32) if images.dtype.kind == "f" else images, labels)
 

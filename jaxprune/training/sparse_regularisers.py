@@ -41,6 +41,7 @@ def group_lasso(structure: Structure, strength: float) -> optax.GradientTransfor
       A transformation for parameters in any tree whose paths are the model's; its `update` needs them.
 
     Raises:
+      TypeError: if `structure` is none.
       ValueError: if the strength is negative or not finite, or the network has no groups; at `update` if parameters are
         missing or have other shapes than the structure's.
 
@@ -59,7 +60,7 @@ def group_lasso(structure: Structure, strength: float) -> optax.GradientTransfor
       Wen et al., Learning Structured Sparsity in Deep Neural Networks, 2016; our groups go across layers, as in Fang
       et al., DepGraph, 2023, without their growing strengths.
     """
-    structure.require_groups()
+    _check_structure(structure)
     paths = {
         member.path for group in structure.groups.values() for member in group.members
     } & structure.trained
@@ -133,7 +134,7 @@ def scale_l1(structure: Structure, strength: float) -> optax.GradientTransformat
     Source:
       Liu et al., Learning Efficient Convolutional Networks through Network Slimming, 2017, eq. 1.
     """
-    structure.require_groups()
+    _check_structure(structure)
     norms = {site.gamma[0] for site in structure.sites.values() if site.gamma is not None}
     paths = frozenset(norms) & structure.trained
     if not paths:
@@ -147,6 +148,15 @@ def scale_l1(structure: Structure, strength: float) -> optax.GradientTransformat
         return {path: jnp.where(in_groups[path], jnp.sign(params[path]), 0) for path in paths}
 
     return _adding("scale_l1", structure, paths, penalty, strength)
+
+
+def _check_structure(structure: object) -> None:
+    """Raises an error for what is no structure with groups."""
+    if not isinstance(structure, Structure):
+        raise TypeError(
+            f"a penalty needs a Structure, got {type(structure).__name__}. Pass jp.trace_structure(model, images)."
+        )
+    structure.require_groups()
 
 
 def _is_in_groups(structure: Structure, path: Path) -> np.ndarray:

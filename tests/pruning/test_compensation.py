@@ -456,3 +456,14 @@ def test_all_images_count_and_not_only_the_sample():
     whole = slim(net, chosen, compensate=observe(net, IMAGES, LABELS))
     batches = slim(net, chosen, compensate=observe(net, IMAGES, LABELS, num_samples=6, batch_size=7))
     assert relative_error(run(whole), run(batches)) < 1e-5
+
+    def test_images_in_place_of_what_was_observed(self):
+        net = mlp()
+        structure = trace_structure(net, IMAGES)
+        chosen = make_plan(structure, {"fc1.kernel": (0, 1)})
+        for call in (
+            lambda: slim(net, chosen, compensate=IMAGES),
+            lambda: compensation_gains(net, chosen, IMAGES),
+        ):
+            with pytest.raises(TypeError, match="compensation needs what observe returns, got ndarray"):
+                call()

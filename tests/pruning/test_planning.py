@@ -232,3 +232,8 @@ def test_kept_indices_that_do_not_fit_are_refused(kept, message):
 def test_scores_may_be_jax_arrays():
     scores = {name: jax.numpy.asarray(value) for name, value in SCORES.items()}
     assert plan_plain(scores, kept_fraction=0.5) == plan_plain(kept_fraction=0.5)
+
+
+def test_scores_without_groups_are_refused():
+    with pytest.raises(TypeError, match=r"scores needs group name -> one score per channel.* got ndarray"):
+        plan(plain(), np.ones(8), IMAGES, kept_fraction=0.5)

@@ -196,6 +196,13 @@ class TestRefused:
         with pytest.raises(ValueError, match=r"tokens \[N, T\] from 0 .* from -1 to"):
             tune(ToyNet(), (IMAGES.reshape(64, 64).astype(np.int64) - 1 - IMAGES.min(), LABELS))
 
+    def test_tokens_with_labels_at_each_place(self):
+        tokens = np.zeros((4, 3), int)
+        with pytest.raises(
+            ValueError, match=r"data with one label for each row of tokens, got labels \(4, 3\)"
+        ):
+            tune(Tokens(), (tokens, tokens))
+
     def test_iterators_in_place_of_functions(self):
         with pytest.raises(TypeError, match=r"got generator"):
             tune(ToyNet(), evaluation_batches())

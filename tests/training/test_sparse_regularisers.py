@@ -94,6 +94,11 @@ class TestScaleL1:
 
 
 class TestRefused:
+    @pytest.mark.parametrize("penalty", [group_lasso, scale_l1])
+    def test_a_model_in_place_of_its_structure(self, penalty):
+        with pytest.raises(TypeError, match=r"a penalty needs a Structure, got Net. Pass jp.trace_structure"):
+            penalty(mlp(), 1e-3)
+
     @pytest.mark.parametrize("strength", [-1.0, float("nan"), float("inf"), "much"])
     def test_strengths(self, strength):
         with pytest.raises(ValueError, match=r"group_lasso needs a finite strength >= 0, got"):
