@@ -394,6 +394,6 @@ class TestLatency:
             match=r"slim networks that run, but with a\.kernel 4 -> 2 it failed with TypeError: shapes differ",
         ):
             timer({"a.kernel": 2, "b.kernel": 4})
-        bare = without_weights(plain)
+        bare = without_weights(lambda rngs: plain())
         with pytest.raises(ValueError, match="needs a network with weights to measure, got one of shapes"):
             latency.make_timer(bare, STRUCTURE, IMAGES)
