@@ -26,7 +26,7 @@ _ORIGINS: Mapping[str, str] = {
     "GW2": "observe fills it, Operands.from_arrays takes squared_weight_gradient=",
     **dict.fromkeys(
         (name for name, operand in OPERANDS.items() if operand.per_class),
-        "the examples have no classes, because observe got no labels",
+        "the examples have no classes, because observe got no labels (pass them to it)",
     ),
 }
 """Why an operand is absent, or how to provide it."""
