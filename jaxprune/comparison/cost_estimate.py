@@ -211,7 +211,7 @@ def measured_speed(programs: TaskPrograms) -> float:
     few = Examples(examples.x[:2], examples.y[:2])
     trainer = Trainer(model, recipe, examples, few, strategy=programs.strategy, chunk=programs.chunk)
     job = Job(split_network(model)[1], np.arange(num, dtype=np.int32)[None], jax.random.key(0))
-    jobs = [job] * (programs.chunk if trainer.chosen == "vmap" else default_workers())
+    jobs = [job] * (programs.row_size if trainer.chosen == "vmap" else default_workers())
 
     def run() -> None:
         if trainer.chosen == "vmap":

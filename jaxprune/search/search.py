@@ -200,9 +200,9 @@ def evolve_problem(
 ) -> SearchResult:
     """Searches until a stop, with everything on the disk after every fine-tuning.
 
-    A kill at any moment loses at most the fine-tunings under way (two for each training thread on a CPU, a chunk of 16
-    for each task on an accelerator): a resumed run ends with the journal and archive that it would have had. The first
-    Ctrl-C or SIGTERM lets the fine-tuning end that comes next in the journal.
+    A kill at any moment loses at most the fine-tunings under way (two for each training thread on a CPU, 16 for
+    each device and task on accelerators): a resumed run ends with the journal and archive that it would have had. The
+    first Ctrl-C or SIGTERM lets the fine-tuning end that comes next in the journal.
 
     Args:
       problem: what to search on.

@@ -188,7 +188,7 @@ class TaskProblem:
         return self._outcomes[trial.key]
 
     def run_many(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
-        """Runs many trials: on threads on a CPU, in vmapped chunks per task on an accelerator.
+        """Runs many trials: on threads on a CPU, in vmapped rows per task on accelerators.
 
         Args:
           trials: the trials.
@@ -200,7 +200,7 @@ class TaskProblem:
             yield from map_in_order(self.run, trials)
             return
         missing = {trial.key: trial for trial in trials if trial.key not in self._outcomes}
-        # Each task trains a chunk when one of its results is needed, so that no more than that is lost by a kill.
+        # Each task trains a row when one of its results is needed, so that no more than that is lost by a kill.
         results = {
             name: pool.finetune([self._entry(trial) for trial in missing.values() if trial.task == name])
             for name, pool in self.pools.items()

@@ -231,8 +231,9 @@ class BasePool:
           The result of each entry in order, as soon as it is known; `accuracies` [evaluations] are of the last round.
         """
         if self.programs.is_vmapped:
-            for first in range(0, len(entries), self.programs.chunk):
-                yield from self._finetune(entries[first : first + self.programs.chunk], evaluations)
+            size = self.programs.row_size
+            for first in range(0, len(entries), size):
+                yield from self._finetune(entries[first : first + size], evaluations)
         else:
             yield from map_in_order(lambda entry: self.finetune_one(entry, evaluations=evaluations), entries)
 

@@ -31,9 +31,10 @@ from jaxprune.structure.model_state import FlatState
 from jaxprune.structure.tracing import trace_structure
 from jaxprune.tasks.task_identity import Identity, earlier_fingerprints, fingerprint_of, identity_of
 from jaxprune.tasks.tasks import Task, check_network
+from jaxprune.training.local_devices import on_all_devices, row_size
 from jaxprune.training.loop import Examples, count_correct
 from jaxprune.training.recipes import Recipe
-from jaxprune.training.trainer import Strategy, Trainer
+from jaxprune.training.trainer import Strategy, Trainer, is_vmapped
 from jaxprune.types import Array, Kept
 
 
@@ -69,7 +70,7 @@ class TaskPrograms:
     Args:
       task: the task.
       strategy: how members are batched, see `Trainer`.
-      chunk: members per program where they are vmapped.
+      chunk: members on each device where they are vmapped.
 
     Raises:
       ValueError: if the network cannot be traced or does not fit the data (see `check_network`), nothing in it can be
@@ -139,8 +140,13 @@ class TaskPrograms:
 
     @property
     def is_vmapped(self) -> bool:
-        """Whether members are trained in vmapped chunks instead of one by one."""
-        return self.trainer(0).chosen == "vmap"
+        """Whether members are trained in vmapped rows instead of one by one."""
+        return is_vmapped(self.strategy)
+
+    @property
+    def row_size(self) -> int:
+        """Number of members that are trained together where they are vmapped: a chunk on each local device."""
+        return row_size(self.chunk)
 
     @cached_property
     def base_trainer(self) -> Trainer:
@@ -257,8 +263,14 @@ class TaskPrograms:
     def _make_trainer(self, model: nnx.Module, recipe: Recipe, evaluations: int = 1) -> Trainer:
         """A trainer on the task's examples."""
         return Trainer(
-            model, recipe, self.data, self.validation, evaluations, strategy=self.strategy, chunk=self.chunk
+            model, recipe, *self._trained_on, evaluations, strategy=self.strategy, chunk=self.chunk
         )
+
+    @cached_property
+    def _trained_on(self) -> tuple[Examples, Examples]:
+        """The examples where trainers need them: all share one copy on each device that they use."""
+        examples = self.data, self.validation
+        return on_all_devices(examples) if self.is_vmapped else examples
 
     @cached_property
     def _count_correct(self) -> Callable[[FlatState, Examples], jax.Array]:

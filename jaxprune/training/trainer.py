@@ -7,7 +7,7 @@ program. A strategy says how members are batched, which only matters for speed:
   fastest on a CPU when every convolution runs as shifted views (`convolve_by_patches`).
 - "loop": a Python loop around one jitted step that reuses its input's memory; for networks whose convolutions must
   stay the library's, which a CPU runs 5 to 8 times slower inside a compiled loop.
-- "vmap": chunks of a fixed size, the last one padded, under `jax.vmap`; for accelerators.
+- "vmap": rows of one chunk of members under `jax.vmap` on each local device, the last row padded; for accelerators.
 
 docs/fine_tuning.md holds the measurements behind the choice.
 """
@@ -32,6 +32,7 @@ from flax import nnx
 from jaxprune.nets.blocks import with_patch_convolutions
 from jaxprune.pruning.masking import apply_masks
 from jaxprune.structure.model_state import FlatState
+from jaxprune.training.local_devices import on_all_devices, over_devices, row_size, stack_row, unstack_row
 from jaxprune.training.loop import (
     Examples,
     Network,
@@ -82,7 +83,7 @@ class Trainer:
       validation: examples held out of the training set.
       evaluations: number of evaluations in a run, evenly spread over its steps.
       strategy: how members are batched, see above; "auto" chooses by backend and network.
-      chunk: members per chunk of "vmap"; a smaller last chunk is padded, so that nothing recompiles.
+      chunk: members on each device with "vmap"; a row that is not full is padded, so that nothing recompiles.
 
     Raises:
       ValueError: if a setting is out of range.
@@ -118,10 +119,10 @@ class Trainer:
     @cached_property
     def chosen(self) -> Strategy:
         """The strategy in use, never "auto"."""
+        if is_vmapped(self.strategy):
+            return "vmap"
         if self.strategy != "auto":
             return self.strategy
-        if jax.default_backend() != "cpu":
-            return "vmap"
         return "loop" if self._has_library_convolutions() else "scan"
 
     @cached_property
@@ -136,12 +137,12 @@ class Trainer:
         Several threads may call this at once; this is how "scan" and "loop" use more than one core.
 
         Args:
-          jobs: the training runs, taken one by one (or in chunks) as they are needed.
+          jobs: the training runs, taken one by one (or in rows) as they are needed.
 
         Yields:
           The result of each job, in the order of the jobs.
         """
-        yield from self._run_chunks(iter(jobs)) if self.chosen == "vmap" else map(self._run_one, jobs)
+        yield from self._run_rows(iter(jobs)) if self.chosen == "vmap" else map(self._run_one, jobs)
 
     def _run_one(self, job: Job) -> Trained:
         """Runs one job by "scan" or "loop"."""
@@ -152,17 +153,16 @@ class Trainer:
         jax.block_until_ready(counts)
         return Trained(weights, self._percent(counts), time.perf_counter() - start)
 
-    def _run_chunks(self, jobs: Iterator[Job]) -> Iterator[Trained]:
+    def _run_rows(self, jobs: Iterator[Job]) -> Iterator[Trained]:
         """Runs jobs by "vmap"."""
-        while members := list(islice(jobs, self.chunk)):
+        size = row_size(self.chunk)
+        while members := list(islice(jobs, size)):
             start = time.perf_counter()
-            padded = members + [members[-1]] * (self.chunk - len(members))
-            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
-            weights, counts = jax.block_until_ready(self._vmapped(stacked, self.data, self.validation))
+            row = self._vmapped(stack_row(members, size), *self._placed)
+            weights, counts = jax.block_until_ready(row)
             seconds = (time.perf_counter() - start) / len(members)
-            for i in range(len(members)):
-                member_weights = jax.tree.map(lambda leaf, i=i: leaf[i], weights)
-                yield Trained(member_weights, self._percent(counts[i]), seconds)
+            for member_weights, member_counts in unstack_row((weights, counts), len(members)):
+                yield Trained(member_weights, self._percent(member_counts), seconds)
 
     def _program(self, job: Job, data: Examples, validation: Examples) -> tuple[FlatState, jax.Array]:
         """The training run as a pure function of arrays, to be jitted."""
@@ -179,7 +179,12 @@ class Trainer:
     @cached_property
     def _vmapped(self) -> Callable[[Job, Examples, Examples], tuple[FlatState, jax.Array]]:
         """The program of "vmap"; jobs have a leading member axis."""
-        return jax.jit(jax.vmap(self._program, in_axes=(0, None, None)))
+        return over_devices(self._program)
+
+    @cached_property
+    def _placed(self) -> tuple[Examples, Examples]:
+        """The examples on every device that "vmap" uses."""
+        return on_all_devices((self.data, self.validation))
 
     @cached_property
     def _loop_parts(
@@ -222,6 +227,11 @@ class Trainer:
         weights = split_network(self.model)[1]
         image = jax.ShapeDtypeStruct((2, *self.data.x.shape[1:]), self.data.x.dtype)
         return "conv_general_dilated" in str(jax.make_jaxpr(self.network.logits)(weights, image))
+
+
+def is_vmapped(strategy: Strategy) -> bool:
+    """Tells whether a strategy trains many members at once, which "auto" does on accelerators."""
+    return strategy == "vmap" or (strategy == "auto" and jax.default_backend() != "cpu")
 
 
 def default_workers() -> int:

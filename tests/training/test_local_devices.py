@@ -1,0 +1,104 @@
+"""Rows of members over all local devices: the bits and the compilations of one device, whatever their number."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from on_devices import CHUNK, NUM_MEMBERS, digest, make_jobs, make_trainer, search
+
+from jaxprune.training.local_devices import on_all_devices, over_devices, row_size, stack_row, unstack_row
+from jaxprune.training.trainer import Trained, Trainer
+
+SCRIPT = Path(__file__).resolve().parent.parent / "support" / "on_devices.py"
+
+
+@pytest.fixture(scope="module")
+def trainer() -> Trainer:
+    return make_trainer()
+
+
+@pytest.fixture(scope="module")
+def one_device(trainer: Trainer) -> list[str]:
+    """Hashes of the members of `make_jobs`, trained by the one device of this process."""
+    return digest(list(trainer.run(make_jobs())))
+
+
+def run_on(num_devices: int, folder: Path) -> dict[str, Any]:
+    """What the script prints with so many devices."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={num_devices}"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, SCRIPT, folder], capture_output=True, text=True, env=environment, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_row_is_padded_by_copies_of_its_last_member_and_comes_back_in_order() -> None:
+    row = stack_row([np.array([1.0, 2.0]), np.array([3.0, 4.0])], 4 * jax.local_device_count())
+    np.testing.assert_array_equal(row[:4], [[1, 2], [3, 4], [3, 4], [3, 4]])
+    for member, expected in zip(unstack_row(row, 2), ([1, 2], [3, 4]), strict=True):
+        np.testing.assert_array_equal(member, expected)
+        assert not member.committed  # what is computed from it compiles as it does for any other array
+
+
+def test_typed_keys_are_members_too() -> None:
+    keys = [jax.random.key(seed) for seed in range(2)]
+    draws = over_devices(lambda key, scale: scale * jax.random.normal(key))(
+        stack_row(keys, row_size(2)), on_all_devices(jnp.float32(2))
+    )
+    np.testing.assert_allclose(draws[:2], [2 * float(jax.random.normal(key)) for key in keys], rtol=1e-6)
+
+
+def test_examples_on_one_device_are_not_copied(trainer: Trainer) -> None:
+    if jax.local_device_count() == 1:
+        placed = trainer._placed[0].x.addressable_shards[0].data
+        assert placed.unsafe_buffer_pointer() == trainer.data.x.unsafe_buffer_pointer()
+    assert on_all_devices(trainer._placed)[0].x is trainer._placed[0].x
+
+
+def test_rows_have_the_bits_of_a_plain_vmap_of_one_chunk(trainer: Trainer, one_device: list[str]) -> None:
+    plain = jax.jit(jax.vmap(trainer._program, in_axes=(0, None, None)))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *make_jobs()[:CHUNK])
+    weights, counts = plain(stacked, trainer.data, trainer.validation)
+    members = [
+        Trained(jax.tree.map(lambda leaf, i=i: leaf[i], weights), trainer._percent(counts[i]), 0.0)
+        for i in range(CHUNK)
+    ]
+    assert digest(members) == one_device[:CHUNK]
+
+
+def test_journals_and_bits_are_those_of_one_device(
+    tmp_path: Path, trainer: Trainer, one_device: list[str]
+) -> None:
+    one = search(tmp_path / "1")
+    trials = [line for line in one["journal"] if line["kind"] == "trial"]
+    assert len(trials) > 4 * CHUNK  # more than four devices hold at a time
+    assert len(set(one_device)) == NUM_MEMBERS
+    for num_devices in (2, 4):
+        found = run_on(num_devices, tmp_path / str(num_devices))
+        assert found["devices"] == num_devices
+        assert found["digests"] == one_device
+        assert found["programs"] == 1
+        assert {name: found[name] for name in one} == one
+    assert trainer._vmapped._cache_size() == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_eight_devices_compile_as_often_as_one(tmp_path: Path, one_device: list[str]) -> None:
+    one, eight = (run_on(num_devices, tmp_path / str(num_devices)) for num_devices in (1, 8))
+    # One small program splits the keys of a row.
+    assert eight.pop("compiled") - one.pop("compiled") in (0, 1)
+    assert (one.pop("devices"), eight.pop("devices")) == (1, 8)
+    assert one == eight
+    assert one["digests"] == one_device
