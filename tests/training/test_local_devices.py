@@ -35,7 +35,8 @@ def one_device(trainer: Trainer) -> list[str]:
 def run_on(num_devices: int, folder: Path) -> dict[str, Any]:
     """What the script prints with so many devices."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={num_devices}"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    # XLA's pool has a thread for each device at least, and large matrix products are split by the size of the pool.
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "NPROC": "8"}
     done = subprocess.run(
         [sys.executable, SCRIPT, folder], capture_output=True, text=True, env=environment, timeout=240
     )
