@@ -150,6 +150,7 @@ def compare_speed(
 
     Example:
       >>> import jaxprune as jp
+      >>> import numpy as np
       >>> dense, slim = (jp.PlainConvNet(nnx.Rngs(0), widths=widths) for widths in ((8, 8, 8), (4, 4, 4)))
       >>> report = jp.compare_speed(dense, slim, np.zeros((1, 8, 8, 1)), batch_sizes=(2,), rounds=3)
       >>> report.rows[0].batch_size, report.macs_ratio > 2, report.rows[0].speed_up > 0
@@ -195,6 +196,7 @@ def compiled_run(model: nnx.Module, example: Batch, batch_size: int) -> tuple[Ca
       the backend does not tell.
 
     Example:
+      >>> import numpy as np
       >>> run, peak_bytes = compiled_run(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), np.ones((1, 2)), 4)
       >>> run().shape
       (4, 3)
