@@ -7,6 +7,7 @@ import codecs
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib import util
 from pathlib import Path
@@ -81,6 +82,14 @@ def note(text: str) -> None:
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
     look_for_interrupts()
+
+
+@contextlib.contextmanager
+def noted_warnings() -> Iterator[None]:
+    """Prints warnings as lines about progress, without the place in the code that a programmer would want."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *place, **more: note(str(message))
+        yield
 
 
 def add_overwrite_option(parser: argparse.ArgumentParser) -> None:

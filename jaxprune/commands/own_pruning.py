@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from jaxprune.commands.budget_options import read_kept_counts
 from jaxprune.commands.network_options import flag, keep_programs, whole_number
-from jaxprune.commands.output import has_matplotlib, note, say, write_figure
+from jaxprune.commands.output import has_matplotlib, note, noted_warnings, say, write_figure
 from jaxprune.text import columns
 
 if TYPE_CHECKING:
@@ -143,9 +143,9 @@ def prune_own_network(arguments: argparse.Namespace, options: PlanOptions) -> in
         recipe = setup.settings.base_recipe
         note(f"no --weights, so the network is trained first: {recipe.epochs} epochs of {recipe.name}")
     keep_programs(arguments.out)
-    result = prune_network(
-        setup, arguments.out, on_message=note, show=progress_bar if sys.stderr.isatty() else None
-    )
+    show = progress_bar if sys.stderr.isatty() else None
+    with noted_warnings():
+        result = prune_network(setup, arguments.out, on_message=note, show=show)
     try:
         if has_matplotlib():
             from jaxprune.figures.kept_channels import kept_channels_figure

@@ -18,7 +18,7 @@ from jaxprune.commands.network_options import (
     flag,
     whole_number,
 )
-from jaxprune.commands.output import add_overwrite_option, claim, say, write_file, write_text
+from jaxprune.commands.output import add_overwrite_option, claim, noted_warnings, say, write_file, write_text
 from jaxprune.commands.own_pruning import (
     EPILOG,
     add_prune_network_options,
@@ -282,7 +282,8 @@ def prune_base(
     model = merge_model(graphdef, trained.weights, rest)
     images, recipe = programs.data.x, programs.recipe()
     example = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
-    kept = plan(model, ranking.scores, example, metric=f, **options)
+    with noted_warnings():
+        kept = plan(model, ranking.scores, example, metric=f, **options)
     slim_model = slim(model, kept, compensate=observed if compensate else None)
     network, weights = split_network(slim_model)
     trainer = Trainer(slim_model, recipe, programs.data, programs.validation, strategy=programs.strategy)

@@ -63,10 +63,12 @@ def test_how_much_is_kept_can_be_said_in_several_ways(arguments, count, prune, t
     assert Plan.load(tmp_path / "out" / "plan.json").kept_counts == {"first.kernel": count}
 
 
-def test_limits_of_groups_are_numbers_patterns_or_a_file(prune, tmp_path):
+def test_limits_of_groups_are_numbers_patterns_or_a_file(prune, tmp_path, capsys):
     (tmp_path / "floors.json").write_text('{"first.kernel": 7}')
     for limits, count in (("7", 7), ("first*=0.75", 6), (str(tmp_path / "floors.json"), 7)):
         assert prune("--kept-fraction", "0.9", "--max-kept", limits, "--overwrite") == 0
+        err = capsys.readouterr().err
+        assert "\nkept_fraction=0.9 is met with" in f"\n{err}" and "UserWarning" not in err
         assert Plan.load(tmp_path / "out" / "plan.json").kept_counts == {"first.kernel": count}
 
 
