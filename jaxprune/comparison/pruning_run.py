@@ -19,6 +19,8 @@ from jaxprune.comparison.network_trainings import NetworkTrainings, Show, whole_
 from jaxprune.comparison.pruning_outputs import write_outputs
 from jaxprune.comparison.pruning_records import PruningFolder, PruningResult, PruningRow, RowName, title_of
 from jaxprune.comparison.pruning_setup import PruningSetup
+from jaxprune.comparison.record_folder import REMEDY
+from jaxprune.comparison.stored_networks import read_network, read_plan
 from jaxprune.comparison.transfer_cost import TransferCost, check_resources, training_cost
 from jaxprune.comparison.transfer_networks import rescaled, weights_digest
 from jaxprune.comparison.transfer_plans import observer_of
@@ -32,12 +34,11 @@ from jaxprune.pruning.slimming import slim
 from jaxprune.scoring.ranking import Ranking, rank_population
 from jaxprune.search.task_problem import kept_digest
 from jaxprune.structure.model_state import merge_model, split_model
-from jaxprune.training.checkpoint import DamagedNetworkError, load_network, save_network
+from jaxprune.training.checkpoint import save_network
 from jaxprune.training.recipes import Recipe
 
 OnMessage = Callable[[str], None]
 _AGAIN = "give the same command again"
-_REMEDY = "Restore it from a backup, or start in another folder."
 
 
 def prune_network(
@@ -131,26 +132,16 @@ class _Run:
         if row is not None and weights_digest(weights) != row.digest:
             raise RunDirectoryError(
                 f"the dense network needs the weights that the run was started with, but {self.setup.settings.weights} "
-                f"holds others now. {_REMEDY}"
+                f"holds others now. {REMEDY}"
             )
         return merge_model(graph, weights, rest)
 
     @cached_property
     def plan(self) -> Plan:
         """The plan, which has to be the one that was made."""
-        path, noted = self.folder.plan_file, self.folder.planned
+        noted = self.folder.planned
         assert noted is not None, "the network is planned first"
-        try:
-            found = Plan.load(path)
-        except (OSError, ValueError) as error:
-            raise RunDirectoryError(
-                f"{path} needs to be a plan, but it is missing or damaged ({error}). {_REMEDY}"
-            ) from error
-        if kept_digest(found.to_kept()) != noted["kept_digest"]:
-            raise RunDirectoryError(
-                f"{path} needs the plan that was made, but it was changed since. {_REMEDY}"
-            )
-        return found
+        return read_plan(self.folder.plan_file, noted["kept_digest"])
 
     def train_dense(self) -> None:
         """Trains the dense network, or reads and evaluates the one that was given."""
@@ -298,18 +289,9 @@ class _Run:
 
     def _load(self, name: RowName, seed: int) -> nnx.Module:
         """Reads a network that was stored."""
-        path = self.folder.weights(name, seed)
-        like = self.setup.make_network(0)
-        graph, weights, rest = split_model(like if name == "dense" else slim(like, self.plan))
-        try:
-            loaded = load_network(path, weights, self._identity(name, seed))
-        except DamagedNetworkError as error:
-            raise RunDirectoryError(
-                f"{path} needs the network that was stored, but {error}. {_REMEDY}"
-            ) from error
-        if loaded is None:
-            raise RunDirectoryError(f"{path} needs the network that was stored, got nothing there. {_REMEDY}")
-        return merge_model(graph, loaded[0], rest)
+        dense = self.setup.make_network(0)
+        like = dense if name == "dense" else slim(dense, self.plan)
+        return read_network(self.folder.weights(name, seed), like, self._identity(name, seed))
 
     def _identity(self, name: RowName, seed: int) -> str:
         """What a network is, as it is written into its file."""

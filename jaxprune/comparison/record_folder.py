@@ -31,7 +31,7 @@ from jaxprune.search.run_files import checked_content
 
 _CONFIG = "config.json"
 _RESULTS = "results.jsonl"
-_REMEDY = "Restore it from a backup, or start in another folder."
+REMEDY = "Restore it from a backup, or start in another folder."
 _AGAIN = "give the same command again"
 
 
@@ -143,7 +143,7 @@ class RecordFolder:
                     f"{', '.join(names[:4])}{' and others' if len(names) > 4 else ''}. Name another folder."
                 )
             return
-        existing = checked_content(read_json(config, _REMEDY), config, _REMEDY)
+        existing = checked_content(read_json(config, REMEDY), config, REMEDY)
         wanted = {"format": cls.format, **document}
         changes = [
             f"{name} was {_shown(before)} and is now {_shown(now)}"

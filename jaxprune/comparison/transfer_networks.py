@@ -13,6 +13,8 @@ import numpy as np
 from flax import nnx
 
 from jaxprune.comparison.network_trainings import whole_number
+from jaxprune.comparison.record_folder import REMEDY
+from jaxprune.comparison.stored_networks import read_network, read_plan
 from jaxprune.comparison.training_checks import read_checkpoint
 from jaxprune.comparison.transfer_folder import TransferFolder
 from jaxprune.comparison.transfer_plans import Planned
@@ -25,10 +27,9 @@ from jaxprune.pruning.slimming import slim
 from jaxprune.search.task_problem import kept_digest
 from jaxprune.structure.model_state import FlatState, dotted, merge_model, split_model
 from jaxprune.structure.model_state import Path as ArrayPath
-from jaxprune.training.checkpoint import DamagedNetworkError, load_network, save_network
+from jaxprune.training.checkpoint import save_network
 
 _AGAIN = "give the same command again"
-_REMEDY = "Restore it from a backup, or start in another folder."
 
 
 class TransferNetworks:
@@ -153,18 +154,7 @@ class TransferNetworks:
         Raises:
           RunDirectoryError: if it is not the one that was noted.
         """
-        path, expected = self.folder.plan(base, name), self.folder.planned[base, name].kept_digest
-        try:
-            plan = Plan.load(path)
-        except (OSError, ValueError) as error:
-            raise RunDirectoryError(
-                f"{path} needs to be a plan, but it is missing or damaged ({error}). {_REMEDY}"
-            ) from error
-        if kept_digest(plan.to_kept()) != expected:
-            raise RunDirectoryError(
-                f"{path} needs the plan that was made, but it was changed since. {_REMEDY}"
-            )
-        return plan
+        return read_plan(self.folder.plan(base, name), self.folder.planned[base, name].kept_digest)
 
     def _read_base(self, base: int) -> nnx.Module:
         """Reads a base network, which has to be the one that was measured."""
@@ -174,22 +164,13 @@ class TransferNetworks:
         if weights_digest(split_model(model)[1]) != self.folder.rows[base, DENSE].digest:
             raise RunDirectoryError(
                 f"base {base} needs the weights that the transfer was started with, but {self._path_of(base)} holds "
-                f"others now. {_REMEDY}"
+                f"others now. {REMEDY}"
             )
         return model
 
     def _read(self, path: Path, like: nnx.Module, base: int, name: str) -> nnx.Module:
         """Reads a network that was stored."""
-        graph, weights, rest = split_model(like)
-        try:
-            loaded = load_network(path, weights, self._identity(base, name))
-        except DamagedNetworkError as error:
-            raise RunDirectoryError(
-                f"{path} needs the network that was stored, but {error}. {_REMEDY}"
-            ) from error
-        if loaded is None:
-            raise RunDirectoryError(f"{path} needs the network that was stored, got nothing there. {_REMEDY}")
-        return merge_model(graph, loaded[0], rest)
+        return read_network(path, like, self._identity(base, name))
 
     def _path_of(self, base: int) -> str:
         """The checkpoint of a base network that was given."""
