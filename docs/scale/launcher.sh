@@ -14,6 +14,9 @@ MAX_FAILURES=${MAX_FAILURES:-5}
 WAIT=${WAIT:-10}          # seconds before the first new start; doubled after each failure without progress
 MAX_WAIT=${MAX_WAIT:-300} # seconds, at most
 
+# Where make keeps compiled programs too.
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.jax_cache}
+
 say() { printf 'launcher: %s\n' "$*" >&2; }
 
 run_dir='' resume=(--resume) previous=''

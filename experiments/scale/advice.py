@@ -15,13 +15,13 @@ from jaxprune.search.settings import EvolveConfig
 TARGET = 0.7
 """Efficiency that settings should keep."""
 
-REPEATS = 10
+REPEATS = 5
 """Generations that are simulated, so that stragglers even out."""
 
 GROWTH = (1, 2, 4, 8, 16, 32, 64, 128)
 """Populations that are tried, as multiples of the present one."""
 
-MOST_BLOCKS = 20
+MOST_BLOCKS = 5
 """Settings that fill all devices more often than this in a generation are not tried: that no longer helps."""
 
 BASES = (1, 2, 4, 8, 16)

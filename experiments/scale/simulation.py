@@ -15,10 +15,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-PARTS = ("useful", "chunk", "padding", "stragglers", "scoring on hosts", "gathering", "leader", "deaths")
+PARTS = (
+    "useful",
+    "chunk",
+    "padding",
+    "stragglers",
+    "scoring on hosts",
+    "gathering",
+    "leader",
+    "compiling",
+    "deaths",
+)
 """Where device time goes: training at the fastest chunk; what this chunk takes longer; copies that fill rows, and hosts
 without a share; waiting for the slowest device; waiting for plans of later rounds, which a host makes one after
-another; for messages; for the leader's scoring and compilation; and blocks lost by deaths, with restarts."""
+another; for messages; for the leader's scoring; for compilation, on all hosts at the same time; and blocks lost by
+deaths, with restarts."""
 
 MOST_DEATHS = 1000
 """Deaths in one block after which it is given up."""
@@ -73,12 +84,14 @@ class Stage:
     Args:
       purpose: why they are trained.
       members: programs and numbers of networks; one program is run after the other.
-      leader_seconds: while nothing is trained.
+      leader_seconds: of scoring, before which nothing is trained.
+      compile_seconds: in which each host compiles what it then runs.
     """
 
     purpose: str
     members: tuple[tuple[Program, int], ...]
     leader_seconds: float = 0.0
+    compile_seconds: float = 0.0
 
     @property
     def num_members(self) -> int:
@@ -197,6 +210,7 @@ def simulate(
     clock = _Clock(Account(machine.devices), deaths, machine.restart_seconds)
     for stage in stages:
         clock.run(stage.leader_seconds, {"leader": stage.leader_seconds * machine.devices})
+        clock.run(stage.compile_seconds, {"compiling": stage.compile_seconds * machine.devices})
         for program, members in stage.members:
             left = members
             while left > 0:

@@ -107,7 +107,7 @@ def search(config: EvolveConfig, works: Sequence[Work], *, together: bool = Fals
     compile_all = sum(work.compile_seconds * (1 + work.rounds) for work in works)
     infos = [work.info for work in works]
     train = [(work.train, work.info.bases + work.info.extra_bases) for work in works]
-    stages = [Stage("base networks", tuple(train), compile_all)]
+    stages = [Stage("base networks", tuple(train), compile_seconds=compile_all)]
     if config.fitness == "landscape":
         stages.append(Stage("bank", _each(works, [config.plans * info.bases for info in infos])))
     else:

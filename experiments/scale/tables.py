@@ -9,8 +9,11 @@ from typing import Any
 from advice import TARGET, Choice
 from simulation import PARTS, Account, Machine
 
-from jaxprune.figures.style import DARK, GREY, LOOKS, OTHERS, new_figure, save_figure
+from jaxprune.figures.style import DARK, GREY, LIGHT, new_figure, save_figure
 from jaxprune.text import duration, markdown_table
+
+COLORS = ("#009E73", "#56B4E9", "#0072B2", "#E69F00", "#7a5195", "#CC79A7", "#D55E00", LIGHT, DARK)
+"""One for each of `PARTS`."""
 
 Row = dict[str, Any]
 """One number of devices: flat numbers, and the shares of device time."""
@@ -138,14 +141,7 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
         left.legend()
         # Waiting can come out just below nothing where devices happen to be fast.
         stacks = [[max(0.0, row["shares_of_search"][part]) for row in rows] for part in PARTS]
-        colors = [
-            "#009E73",
-            *(look.color for look in (*OTHERS[:1], *OTHERS[2:])),
-            LOOKS["random"].color,
-            GREY,
-            DARK,
-        ]
-        right.stackplot(devices, stacks, labels=PARTS, colors=colors)
+        right.stackplot(devices, stacks, labels=PARTS, colors=COLORS)
         right.axhline(TARGET, color=DARK, lw=0.8, ls="--")
         right.set(xscale="log", xlabel="devices", ylim=(0, 1), title="Device time of a search")
         right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "experiments" / "scale"))
 
+import run
 from advice import TARGET, advise, per_generation
 from simulation import Machine, NeverEndsError, Program, Stage, simulate
 from stages import Work, dealt_out, generation, row_seconds, search, with_bases, work_of
@@ -31,8 +33,8 @@ def stage(members, program=TEN, leader=0.0):
 class TestSimulate:
     def test_one_device_takes_the_sum_of_all_times(self):
         slow = Program("slow", {1: 10.0})
-        stages = [Stage("a", ((TEN, 3), (slow, 2)), leader_seconds=5.0), stage(4)]
-        assert simulate(stages, Machine(1, chunk=1)).seconds == 3 + 20 + 5 + 4
+        stages = [Stage("a", ((TEN, 3), (slow, 2)), leader_seconds=5.0, compile_seconds=6.0), stage(4)]
+        assert simulate(stages, Machine(1, chunk=1)).seconds == 3 + 20 + 5 + 6 + 4
 
     def test_a_perfect_fit_is_the_ideal_speed_up(self):
         alone = simulate([stage(64)], Machine(1, chunk=4))
@@ -163,7 +165,7 @@ class TestStages:
         assert [(each.purpose, each.num_members) for each in stages[:5]] == [
             ("base networks", 4), ("start", 7), ("screen", 40), ("promote", 0), ("again", 12),
         ]  # fmt: skip
-        assert stages[0].leader_seconds == 2 * 3.0, "it compiles one program of each kind"
+        assert stages[0].compile_seconds == 2 * 3.0, "it compiles one program of each kind"
         assert sum(each.num_members for each in stages[1:]) == 527, "as its README counts"
 
     def test_a_search_on_landscapes_trains_its_bank_and_the_leaders(self):
@@ -210,3 +212,50 @@ class TestAdvice:
         works = [work(bases=1, score=0.5)]
         choice = advise(self.config, works, Machine(32, devices_per_host=1, chunk=4), together=False)
         assert choice.is_dealt
+
+
+class TestExperiment:
+    facts = {
+        "finetune_flops": 1e13, "base_flops": 2e13, "rounds": 1, "bases": 16, "extra_bases": 0, "compile_seconds": 8.0,
+        "score_seconds": 0.5, "flops_per_second": 1e11,
+    }  # fmt: skip
+
+    @pytest.fixture
+    def results(self, tmp_path, monkeypatch):
+        """A folder of results with made-up measurements, for two numbers of devices."""
+        monkeypatch.setattr(run, "RESULTS", tmp_path)
+        monkeypatch.setattr(run, "DEVICES", (1, 16))
+        tasks = dict.fromkeys(find_preset("quick").tasks, self.facts)
+        (tmp_path / "measured.json").write_text(json.dumps({"gather_seconds": 0.001, "tasks": tasks}))
+        return tmp_path
+
+    def test_every_number_says_where_it_is_from(self, results, monkeypatch, capsys):
+        options = "--flops-per-second 1e12 --gain digits=4 --score-seconds digits-dw=2 --sigma 0 --price 3"
+        monkeypatch.setattr(
+            sys, "argv", ["run.py", "--preset", "quick", "--name", "made-up", *options.split()]
+        )
+        run.main()
+        found = json.loads((results / "made-up.json").read_text())
+        assert found["numbers"] == {
+            "gather_ms": [1.0, "measured"], "sigma": [0.0, "given"], "deaths": [1.0, "assumed"],
+            "restart": [60.0, "assumed"], "price": [3.0, "given"],
+        }  # fmt: skip
+        plain, dw = found["tasks"]["digits"], found["tasks"]["digits-dw"]
+        assert plain["score_seconds"] == [0.5, "measured"] and dw["score_seconds"] == [2.0, "given"]
+        assert plain["gain"] == [4.0, "given"] and dw["gain"] == [1.0, "assumed"]
+        assert plain["row_seconds"] == [{"1": 40.0, "16": 160.0}, "computed from the given speed"]
+        assert plain["bases"] == [16, "counted"]
+        alone, many = found["rows"]
+        assert alone["cost"] == pytest.approx(3 * alone["search_seconds"] / 3600)
+        assert many["hosts"] == 2 and many["device_hours"] == pytest.approx(
+            16 * many["search_seconds"] / 3600
+        )
+        told = capsys.readouterr().out
+        assert told.strip() == (results / "made-up.md").read_text().strip()
+        assert "At least 70% of the device time of a search is useful on up to " in told
+        assert (results / "made-up.png").stat().st_size < 200_000
+
+    def test_times_that_never_end_are_told_with_the_number_of_devices(self, results, monkeypatch):
+        monkeypatch.setattr(sys, "argv", ["run.py", "--preset", "quick", "--deaths", "100000000"])
+        with pytest.raises(SystemExit, match=r"on 1 devices a block needs to end before a host dies"):
+            run.main()
