@@ -21,7 +21,7 @@ REPEATS = 5
 GROWTH = (1, 2, 4, 8, 16, 32, 64, 128)
 """Populations that are tried, as multiples of the present one."""
 
-MOST_BLOCKS = 5
+MOST_BLOCKS = 10
 """Settings that fill all devices more often than this in a generation are not tried: that no longer helps."""
 
 BASES = (1, 2, 4, 8, 16)
@@ -41,6 +41,7 @@ class Choice:
     efficiency: float
     seconds: float
     fine_tunings: int
+    lost_by: str
 
 
 def per_generation(
@@ -92,7 +93,7 @@ def advise(config: EvolveConfig, works: Sequence[Work], machine: Machine, *, tog
                 continue
             choice = Choice(
                 changed.population, bases, changed.promote_fraction, chunk, is_dealt,
-                account.efficiency, account.seconds / REPEATS, number,
+                account.efficiency, account.seconds / REPEATS, number, account.largest_loss(),
             )  # fmt: skip
             if best is None or choice.efficiency > best.efficiency:
                 best = choice

@@ -30,7 +30,7 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     add("--name", help="of the files in results/ (default: that of the preset)")
     add("--devices-per-host", type=int, default=8)
     add("--chunk", type=int, default=FULL_CHUNK, help="members on each device")
-    add("--together", action="store_true", help="train promoted candidates and elites at the same time")
+    add("--apart", action="store_true", help="train elites after promoted candidates, not at the same time")
     add(
         "--flops-per-second",
         **of_task,

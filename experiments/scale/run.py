@@ -40,7 +40,7 @@ def main() -> None:
     gather, sigma, deaths, restart = (
         numbers[name][0] for name in ("gather_ms", "sigma", "deaths", "restart")
     )
-    works, config, together = works_of(tasks), find_preset(options.preset).config, options.together
+    works, config, together = works_of(tasks), find_preset(options.preset).config, not options.apart
     rows, choices = [], {}
     for devices in DEVICES:
         shape = (devices, options.devices_per_host, options.chunk)

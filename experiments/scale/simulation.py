@@ -179,6 +179,12 @@ class Account:
         whole = self.devices * self.seconds or 1.0
         return {part: seconds / whole for part, seconds in self.spent.items()}
 
+    def largest_loss(self) -> str:
+        """Names the part that takes most device time beside useful training, with its share."""
+        shares = self.shares()
+        part = max(PARTS[1:], key=lambda name: shares[name])
+        return f"{part} {shares[part]:.0%}"
+
 
 def simulate(
     stages: Iterable[Stage],

@@ -32,15 +32,10 @@ def row(machine: Machine, generation: Account, repeats: int, search: Account, pr
         "device_hours": hours,
         "cost": None if price is None else hours * price,
         "deaths": search.deaths,
+        "search_loses_most_by": search.largest_loss(),
         "shares_of_generation": generation.shares(),
         "shares_of_search": search.shares(),
     }
-
-
-def largest_loss(shares: Mapping[str, float]) -> str:
-    """The part that takes most device time beside training, with its share."""
-    part = max(PARTS[1:], key=lambda name: shares[name])
-    return f"{part} {shares[part]:.0%}"
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -68,7 +63,7 @@ def table(rows: Sequence[Row]) -> str:
                 f"{row['efficiency_of_search']:.0%}",
                 f"{row['device_hours']:,.1f}",
                 "" if row["cost"] is None else f"{row['cost']:,.0f}",
-                largest_loss(row["shares_of_search"]),
+                row["search_loses_most_by"],
             ]
             for row in rows
         ],
@@ -83,10 +78,11 @@ def limit(rows: Sequence[Row], fitness: str) -> str:
         "landscape": ("search", "search_seconds"),
     }[fitness]
     busy = [row["devices"] for row in rows if row[f"efficiency_of_{what}"] >= TARGET]
+    up_to = f"up to {max(busy):,} devices" if busy else "none of these numbers of devices"
     least = min(row[seconds] for row in rows)
     fastest = next(row["devices"] for row in rows if row[seconds] <= 1.05 * least)
     return (
-        f"At least {TARGET:.0%} of the device time of a {what} is useful on up to {max(busy, default=0):,} devices. "
+        f"At least {TARGET:.0%} of the device time of a {what} is useful on {up_to}. "
         f"From {fastest:,} devices on it takes no less time ({duration(least)}): the search itself is the limit."
     )
 
@@ -103,6 +99,7 @@ def advice_table(choices: Mapping[int, Choice]) -> str:
         "busy",
         "a generation",
         "fine-tunings",
+        "most is lost by",
     ]
     return markdown_table(
         header,
@@ -117,6 +114,7 @@ def advice_table(choices: Mapping[int, Choice]) -> str:
                 f"{choice.efficiency:.0%}",
                 duration(choice.seconds),
                 f"{choice.fine_tunings:,}",
+                choice.lost_by,
             ]
             for devices, choice in choices.items()
         ],
@@ -145,4 +143,6 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
         right.axhline(TARGET, color=DARK, lw=0.8, ls="--")
         right.set(xscale="log", xlabel="devices", ylim=(0, 1), title="Device time of a search")
         right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        for axis in (left.xaxis, left.yaxis, right.xaxis):
+            axis.set_major_formatter("{x:,.0f}")  # powers of ten would be formulas
         save_figure(figure, path)

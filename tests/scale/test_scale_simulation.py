@@ -46,6 +46,7 @@ class TestSimulate:
         account = simulate([stage(9)], Machine(2, chunk=4))
         assert account.seconds == 8.0
         assert account.spent["useful"] == 9.0 and account.spent["padding"] == 7.0
+        assert account.largest_loss() == "padding 44%"
 
     def test_a_slow_chunk_is_a_loss_beside_the_fastest(self):
         gains = Program("gains", {1: 1.0, 4: 2.0})
@@ -252,7 +253,10 @@ class TestExperiment:
         )
         told = capsys.readouterr().out
         assert told.strip() == (results / "made-up.md").read_text().strip()
-        assert "At least 70% of the device time of a search is useful on up to " in told
+        assert (
+            "At least 70% of the device time of a search is useful on none of these numbers of devices."
+            in told
+        )
         assert (results / "made-up.png").stat().st_size < 200_000
 
     def test_times_that_never_end_are_told_with_the_number_of_devices(self, results, monkeypatch):
