@@ -6,11 +6,14 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
+
+from jaxprune.search.journal import read_journal, without_times
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER, SBATCH, JOBSET = (
@@ -229,3 +232,57 @@ def test_every_option_of_the_search_exists(file, capsys):
     assert {"--preset", "--run-dir", "--resume", "--distributed"} <= options
     missing = {option for option in options if not re.search(rf"{option}\b", known)}
     assert missing <= {"--distributed"}, "which comes with the search on several hosts"
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_ends_as_one_that_is_not(tmp_path):
+    """The launcher around a real search, which SIGKILL ends after eight lines of its journal the first time."""
+    search = [
+        *(
+            sys.executable,
+            "-m",
+            "jaxprune.cli",
+            "evolve",
+            "--task",
+            "digits",
+            "--fitness",
+            "finetune",
+            "--no-report",
+        ),
+        *(
+            "--generations",
+            "2",
+            "--population",
+            "3",
+            "--bases",
+            "digits=2",
+            "--base-epochs",
+            "1",
+            "--epochs",
+            "1",
+        ),
+    ]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = tmp_path / "search"
+    command.write_text(
+        f"""#!/usr/bin/env bash
+        [[ -e started ]] && exec "$@"
+        touch started
+        "$@" & child=$!
+        until (($(wc -l < {killed}/journal.jsonl 2>/dev/null || echo 0) >= 8)); do sleep 0.05; done
+        kill -KILL $child
+        wait $child
+        """
+    )
+    command.chmod(0o755)
+    environment = {**os.environ, "WAIT": "0", "PYTHONPATH": str(ROOT)}
+    launched = [LAUNCHER, command, *search, "--run-dir", killed]
+    told = subprocess.run(
+        launched, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert told.returncode == 0 and "status 137, 0 of 5 failures without progress" in told.stderr
+    subprocess.run(
+        [*search, "--run-dir", whole], env=environment, check=True, capture_output=True, timeout=280
+    )
+    lines = [[without_times(line) for line in read_journal(run / "journal.jsonl")] for run in (killed, whole)]
+    assert lines[0] == lines[1] and len(lines[0]) > 8
