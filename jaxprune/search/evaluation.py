@@ -13,7 +13,7 @@ import dataclasses
 import gc
 import itertools
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -207,13 +207,15 @@ class _Evaluation:
         one_base = [(task, state.generation % task.bases, 0) for task in state.tasks]
         other_bases = [condition for condition in all_bases if condition not in one_base]
         self._run_stage("screen", [(candidate, condition) for candidate in valid for condition in one_base])
-        promoted = self._better(valid)
-        self._run_stage(
-            "promote", [(candidate, condition) for candidate in promoted for condition in other_bases]
-        )
+        promoted = [(candidate, condition) for candidate in self._better(valid) for condition in other_bases]
+        requests = self._requests("promote", promoted)
+        # Elites do not wait for the accuracies of promoted candidates: together they fill more rows of members.
+        planned = {request.trial.key for request in requests}
         elites = [proposal.candidate for proposal in proposals if proposal.again]
-        further = [(elite, self._next_condition(elite, task)) for elite in elites for task in state.tasks]
-        self._run_stage("again", further)
+        further = [
+            (elite, self._next_condition(elite, task, planned)) for elite in elites for task in state.tasks
+        ]
+        self._run([*requests, *self._requests("again", further, planned)])
         return tuple(self.records)
 
     def verify(self) -> tuple[Record, ...]:
@@ -266,29 +268,42 @@ class _Evaluation:
         ranked.sort(key=lambda entry: entry[:3])
         return [entry[3] for entry in ranked[: num_promoted(len(candidates), state.config.promote_fraction)]]
 
-    def _next_condition(self, candidate: Candidate, task: TaskInfo) -> Condition:
-        """Returns the first condition under which the candidate was not tried: all bases, then the next repeat."""
+    def _next_condition(self, candidate: Candidate, task: TaskInfo, planned: Set[TrialKey]) -> Condition:
+        """Returns the first condition under which the candidate is not tried: all bases, then the next repeat."""
         conditions = (
             (task, base, repeat)
             for repeat in itertools.count()
             for base in range(task.bases + task.extra_bases)
         )
-        return next(
-            condition for condition in conditions if _trial(candidate, *condition).key not in self.accuracies
-        )
+        known = self.accuracies.keys() | planned
+        return next(condition for condition in conditions if _trial(candidate, *condition).key not in known)
 
     def _run_stage(self, purpose: Purpose, wanted: Sequence[tuple[Candidate, Condition]]) -> None:
-        """Runs l2 under every condition where it is missing, then the candidates; records all of them."""
+        """Runs candidates and what is missing of l2, see `_requests`; records all of them."""
+        self._run(self._requests(purpose, wanted))
+
+    def _requests(
+        self,
+        purpose: Purpose,
+        wanted: Sequence[tuple[Candidate, Condition]],
+        planned: Set[TrialKey] = frozenset(),
+    ) -> list[_Request]:
+        """Returns l2 under every condition where it is neither known nor planned, then the candidates."""
         references = [
             _Request(self.reference, "reference", _trial(self.reference, *condition))
             for condition in dict.fromkeys(condition for _, condition in wanted)
         ]
-        requests = [request for request in references if request.trial.key not in self.accuracies]
+        known = self.accuracies.keys() | planned
+        requests = [request for request in references if request.trial.key not in known]
         paired = {request.trial.key for request in requests}
         for candidate, condition in wanted:
             request = _Request(candidate, purpose, _trial(candidate, *condition))
             if candidate.id != REFERENCE_ID or request.trial.key not in paired:  # l2 itself is there already
                 requests.append(request)
+        return requests
+
+    def _run(self, requests: Sequence[_Request]) -> None:
+        """Runs the trials of requests that are not known yet, all together; records every request in order."""
         trials = {request.trial.key: request.trial for request in requests}
         missing = [
             trial for key, trial in trials.items() if key not in self.accuracies and key not in self.recorded
@@ -331,24 +346,32 @@ def num_promoted(num_candidates: int, promote_fraction: float) -> int:
     return math.ceil(num_candidates * promote_fraction - 1e-9)
 
 
-def max_fine_tunings(num_slots: int, tasks: Sequence[TaskInfo], promote_fraction: float, elites: int) -> int:
-    """Computes the largest number of fine-tunings that a generation can need.
+def batch_sizes(num_slots: int, task: TaskInfo, promote_fraction: float, elites: int) -> tuple[int, int]:
+    """Computes how many fine-tunings of one task a generation runs together, at most: first bases, then all others.
 
     Elites count twice, because l2 may have to be tried with the same new keys.
 
     Args:
       num_slots: number of new candidates.
-      tasks: the problem's tasks.
+      task: one of the problem's tasks.
       promote_fraction: the share of candidates that is promoted, in [0, 1].
       elites: number of elites that are tried again.
+
+    Example:
+      >>> batch_sizes(16, TaskInfo("a", bases=4), promote_fraction=1 / 3, elites=2)
+      (16, 22)
+    """
+    return num_slots, num_promoted(num_slots, promote_fraction) * (task.bases - 1) + 2 * elites
+
+
+def max_fine_tunings(num_slots: int, tasks: Sequence[TaskInfo], promote_fraction: float, elites: int) -> int:
+    """Computes the largest number of fine-tunings that a generation can need: all of `batch_sizes`, of all tasks.
 
     Example:
       >>> max_fine_tunings(6, [TaskInfo("a", bases=4)], promote_fraction=1 / 3, elites=1)
       14
     """
-    other_bases = sum(task.bases - 1 for task in tasks)
-    promoted = num_promoted(num_slots, promote_fraction)
-    return num_slots * len(tasks) + promoted * other_bases + 2 * elites * len(tasks)
+    return sum(sum(batch_sizes(num_slots, task, promote_fraction, elites)) for task in tasks)
 
 
 def outcomes_of(

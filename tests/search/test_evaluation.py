@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -13,12 +14,13 @@ from jaxprune.search.evaluation import (
     RETRIES,
     SearchStopped,
     TrialRecord,
+    batch_sizes,
     evaluate,
     max_fine_tunings,
     num_promoted,
     outcomes_of,
 )
-from jaxprune.search.problem import InfrastructureError, Outcome, Trial
+from jaxprune.search.problem import InfrastructureError, Outcome, TaskInfo, Trial
 from jaxprune.search.proposals import ask
 from jaxprune.search.search import init_search
 from jaxprune.search.state import Candidate
@@ -27,6 +29,43 @@ from jaxprune.search.update import tell
 
 def trials_of(records: tuple[object, ...]) -> list[TrialRecord]:
     return [record for record in records if isinstance(record, TrialRecord)]
+
+
+class CountingProblem(ToyBatchProblem):
+    """Notes how many trials it was given at a time."""
+
+    def __init__(self, tasks: Sequence[TaskInfo]) -> None:
+        super().__init__(tasks)
+        self.sizes: list[int] = []
+
+    def run_many(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
+        self.sizes.append(len(trials))
+        return super().run_many(trials)
+
+
+def idle_share(sizes: Sequence[int], row: int) -> float:
+    """The share of copies in the rows that hold batches of so many members."""
+    return 1 - sum(sizes) / sum(row * -(-size // row) for size in sizes)
+
+
+def test_promoted_candidates_and_elites_fill_rows_together() -> None:
+    """So 16 candidates on 4 bases leave under 15 % of 8 devices with 1 member each to copies; larger rows do not."""
+    problem = CountingProblem([TaskInfo("a", bases=4)])
+    config = SMALL.replace(population=16, elites=2)
+    state = after(init_search(problem, config), 2)
+    problem.sizes.clear()
+    trials = trials_of(evaluate(state, ask(state)))
+    by_purpose = Counter(trial.purpose for trial in trials if not trial.is_cached)
+    screened = by_purpose["screen"]
+    assert by_purpose["promote"] and by_purpose["again"]
+    assert problem.sizes == [screened, by_purpose.total() - screened]
+    sizes = batch_sizes(16, problem.tasks[0], 1 / 3, 2)  # if no plan is known already
+    assert sizes == (16, 22) and screened <= 16 and problem.sizes[1] <= 22
+    together, apart = ([idle_share(each, 8 * chunk) for chunk in (1, 2, 4)] for each in (sizes, (16, 18, 4)))
+    assert together == pytest.approx([2 / 40, 10 / 48, 26 / 64])
+    assert apart == pytest.approx([10 / 48, 26 / 64, 58 / 96])  # if elites waited for promoted candidates
+    order = [trial.purpose for trial in trials]
+    assert order.index("again") > max(i for i, purpose in enumerate(order) if purpose == "promote")
 
 
 def test_generation_0_runs_everything_on_all_normal_bases() -> None:
