@@ -17,7 +17,8 @@ from candidates import best_seconds
 from jaxprune.tasks.base_networks import BasePool, Entry
 from jaxprune.tasks.named_tasks import TASKS, find_task
 from jaxprune.tasks.task_programs import TaskPrograms
-from jaxprune.training.trainer import Strategy, default_workers, map_in_order
+from jaxprune.training.batching import Strategy
+from jaxprune.training.trainer import default_workers, map_in_order
 
 WAYS: tuple[tuple[str, Strategy, int], ...] = (
     ("loop, 1 thread", "loop", 1),

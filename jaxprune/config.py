@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 Controls = Literal["standard", "full"]
 Batching = Literal["auto", "scan", "loop", "vmap"]
+Convolution = Literal["auto", "library", "patches"]
 TaskValue = int | float | str
 
 TASK_OPTIONS: Mapping[str, tuple[type, str]] = {
@@ -74,6 +74,8 @@ class RunConfig:
       guesses: formulas that join generation 0.
       controls: rows of the final comparison: "standard", or "full" with every known function and an oracle.
       batching: how members of one program are batched; "auto" chooses by backend and network.
+      chunk: members on each device with batching "vmap"; None for the best, which is measured on an accelerator.
+      convolution: "library", "patches" (matrix products), or "auto" for what suits backend and batching.
 
     Raises:
       ValueError: for an unknown preset, option or choice, or a value of the wrong type; names the closest match.
@@ -97,13 +99,18 @@ class RunConfig:
     controls: Controls = "standard"
     batching: Batching = "auto"
     unseen: tuple[str, ...] = ()
+    chunk: int | None = None
+    convolution: Convolution = "auto"
 
     def __post_init__(self) -> None:
-        for name, choices in (("controls", get_args(Controls)), ("batching", get_args(Batching))):
+        closed = {"controls": Controls, "batching": Batching, "convolution": Convolution}
+        for name, choices in ((name, get_args(kind)) for name, kind in closed.items()):
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"{name} needs to be one of {', '.join(choices)}, got {getattr(self, name)!r}."
                 )
+        if self.chunk is not None and (type(self.chunk) is not int or self.chunk < 1):
+            raise ValueError(f"chunk needs to be a whole number, 1 or more, got {self.chunk!r}.")
 
     @staticmethod
     def of(*layers: Mapping[str, object]) -> RunConfig:
@@ -112,7 +119,8 @@ class RunConfig:
         Args:
           layers: each option name -> value, as flags or a TOML file give them: fields of `EvolveConfig` and of
             `TASK_OPTIONS`, `preset`, `task` or `tasks`, `unseen` ("none" for none), `guess` or `guesses`, `controls`,
-            `batching`, `time` ("20m"), `evaluations`. A preset's unseen tasks are those that are not searched on.
+            `batching`, `chunk`, `convolution`, `time` ("20m"), `evaluations`. A preset's unseen tasks are those that
+            are not searched on.
 
         Raises:
           ValueError: as the class says.
@@ -128,13 +136,16 @@ class RunConfig:
         unseen = _unseen(given.pop("unseen", None), preset)
         controls = cast(Controls, given.pop("controls", "standard"))
         batching = cast(Batching, given.pop("batching", "auto"))
+        chunk = cast(int | None, given.pop("chunk", None))
+        convolution = cast(Convolution, given.pop("convolution", "auto"))
         if "time_limit_seconds" in given:
             given["time_limit_seconds"] = parse_seconds(given["time_limit_seconds"])
         try:
             search = preset.config.replace(**given)
         except TypeError as error:
             raise ValueError(str(error)) from error
-        return RunConfig(preset_name, preset.tasks, options, search, guesses, controls, batching, unseen)
+        names = preset_name, preset.tasks
+        return RunConfig(*names, options, search, guesses, controls, batching, unseen, chunk, convolution)
 
     def settings(self) -> dict[str, object]:
         """Returns the settings in `config.json` other than guesses and the settings of the search."""
@@ -147,7 +158,10 @@ class RunConfig:
             },
             "controls": self.controls,
             "batching": self.batching,
-            **({"unseen": list(self.unseen)} if self.unseen else {}),  # runs of earlier versions have none
+            # Runs of earlier versions have none of these.
+            **({"unseen": list(self.unseen)} if self.unseen else {}),
+            **({} if self.chunk is None else {"chunk": self.chunk}),
+            **({} if self.convolution == "auto" else {"convolution": self.convolution}),
         }
 
     def to_json(self) -> str:
@@ -320,23 +334,6 @@ def read_config(path: str | Path) -> dict[str, object]:
         # Otherwise a setting of a newer version would be reported as unknown.
         data = checked_content(data, path, REMEDIES["config.json"])
     return _flat_layer(data) if is_json and "config" in data else data
-
-
-def setting_help() -> dict[str, str]:
-    """Returns the sentence about each setting of a search in the docstring of `EvolveConfig`.
-
-    Returns:
-      Name of the setting -> sentence.
-
-    Example:
-      >>> setting_help()["max_depth"]
-      'largest depth of a new expression, >= 1'
-    """
-    hints = get_type_hints(EvolveConfig)
-    text = " ".join((EvolveConfig.__doc__ or "").partition("Args:")[2].partition("Raises:")[0].split())
-    parts = re.split(rf"\b({'|'.join(hints)}): ", text)
-    sentences = dict(zip(parts[1::2], parts[2::2], strict=True))
-    return {name: sentences.get(name, "").strip().rstrip(".") for name in hints}
 
 
 def _with_full_names(layer: Mapping[str, object]) -> dict[str, object]:

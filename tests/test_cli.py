@@ -25,7 +25,8 @@ def test_every_command_has_help(command, capsys):
 
 
 def test_every_setting_of_a_search_is_a_flag_with_its_default(capsys):
-    from jaxprune.config import TASK_OPTIONS, setting_help
+    from jaxprune.config import TASK_OPTIONS
+    from jaxprune.search.settings import setting_help
 
     with pytest.raises(SystemExit):
         cli.main(["evolve", "--help"])

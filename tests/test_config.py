@@ -10,10 +10,9 @@ from jaxprune.config import (
     RunConfig,
     make_tasks,
     read_config,
-    setting_help,
     task_options,
 )
-from jaxprune.search.settings import PRESETS, EvolveConfig
+from jaxprune.search.settings import PRESETS, EvolveConfig, setting_help
 from jaxprune.text import parse_seconds
 
 

@@ -12,18 +12,18 @@ from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from jaxprune.commands.network_options import add_task_options, flag
+from jaxprune.commands.network_options import add_task_options, flag, whole_number
 from jaxprune.commands.output import note
 from jaxprune.config import (
     TASK_OPTIONS,
     Batching,
     Controls,
+    Convolution,
     RunConfig,
     read_config,
-    setting_help,
 )
 from jaxprune.files import RunDirectoryError
-from jaxprune.search.settings import PRESETS, EvolveConfig
+from jaxprune.search.settings import PRESETS, EvolveConfig, setting_help
 from jaxprune.tasks.named_tasks import TASKS
 from jaxprune.text import parse_seconds
 
@@ -78,6 +78,20 @@ def add_evolve(parser: argparse.ArgumentParser) -> None:
         help="how networks share a compiled program (default: auto, by backend and network)",
     )
     run.add_argument(
+        "--chunk",
+        type=whole_number,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="networks on each device with --batching vmap (default: with --batching auto on an accelerator the best, "
+        "which is measured when the run starts, else 16)",
+    )
+    run.add_argument(
+        "--convolution",
+        choices=get_args(Convolution),
+        default=argparse.SUPPRESS,
+        help="the library's convolution, or patches and one matrix product (default: auto, as for --chunk)",
+    )
+    run.add_argument(
         "--yes", action="store_true", help="start also a run that is estimated to take more than a week"
     )
     run.add_argument("--no-report", action="store_true", help="skip the final comparison and report")
@@ -120,7 +134,13 @@ def run_evolve(arguments: argparse.Namespace) -> int:
         try:
             table.on_message(f"Run directory: {run_dir}")
             problem = make_problem(
-                tasks, config.search, run_dir, callbacks=callbacks, strategy=config.batching
+                tasks,
+                config.search,
+                run_dir,
+                callbacks=callbacks,
+                strategy=config.batching,
+                chunk=config.chunk,
+                convolution=config.convolution,
             )
             if not (arguments.resume and (run_dir / "config.json").exists()):
                 _announce_cost(problem, unseen, config, arguments, callbacks)

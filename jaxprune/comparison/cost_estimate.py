@@ -7,12 +7,10 @@ Left out are scoring, observing and evaluating, which take a few percent of a ru
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
-import numpy as np
 
 from jaxprune.comparison.final_controls import ORACLE_BASES, ORACLE_EVALUATIONS
 from jaxprune.comparison.final_rows import KNOWN
@@ -24,11 +22,10 @@ from jaxprune.search.evaluation import FINALISTS, FIRST_BASES, START_FORMULAS, m
 from jaxprune.search.problem import TaskInfo
 from jaxprune.search.proposals import seeds
 from jaxprune.search.settings import EvolveConfig
+from jaxprune.tasks.batching_speed import FLOPS_PER_MAC, time_batching
 from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.tasks.tasks import Task
-from jaxprune.training.loop import Examples, split_network
 from jaxprune.training.recipes import Recipe
-from jaxprune.training.trainer import Job, Trainer, default_workers, map_in_order
 
 DAY = 24 * 3600.0
 
@@ -40,9 +37,6 @@ TIMED_FROM = 1e14
 
 MOST_TIMED_ON_CPU = 32
 """Images of the step that is timed on a CPU, at most: a step of VGG-16 with 128 images takes many seconds there."""
-
-FLOPS_PER_MAC = 6
-"""A multiply-accumulate is two operations, forward, and twice as many backward."""
 
 OTHER_ROWS = 9
 """Rows of a final comparison beside known functions, at most: winner, best start formulas, best guess, the best of a
@@ -204,27 +198,10 @@ def measured_speed(programs: TaskPrograms) -> float:
     num = programs.recipe().batch_size
     if jax.default_backend() == "cpu":  # where the speed hardly depends on the batch
         num = min(num, MOST_TIMED_ON_CPU)
-    recipe = programs.recipe().replace(epochs=1, warmup=0.0, batch_size=num)
-    rows = np.arange(num) % len(programs.data.y)
-    examples = Examples(programs.data.x[rows], programs.data.y[rows])
-    model = programs.rounds[0].model if programs.task.finetune == "masked" else programs.rounds[0].slim_model
-    few = Examples(examples.x[:2], examples.y[:2])
-    trainer = Trainer(model, recipe, examples, few, strategy=programs.strategy, chunk=programs.chunk)
-    job = Job(split_network(model)[1], np.arange(num, dtype=np.int32)[None], jax.random.key(0))
-    jobs = [job] * (programs.row_size if trainer.chosen == "vmap" else default_workers())
-
-    def run() -> None:
-        if trainer.chosen == "vmap":
-            list(trainer.run(jobs))
-        else:
-            list(map_in_order(lambda job: next(trainer.run([job])), jobs))
-
-    run()
-    start = time.perf_counter()
-    run()
-    seconds = time.perf_counter() - start
-    example = jax.ShapeDtypeStruct(examples.x.shape, examples.x.dtype)
-    return len(jobs) * num * FLOPS_PER_MAC * count_macs(model, example) / seconds
+    timing = time_batching(programs, programs.asked, num_steps=1, batch_size=num, repeats=1)
+    example = jax.ShapeDtypeStruct((num, *programs.data.x.shape[1:]), programs.data.x.dtype)
+    macs = count_macs(programs.fine_tuned_model, example)
+    return timing.num_members * num * FLOPS_PER_MAC * macs / (timing.seconds / programs.num_steps)
 
 
 def refusal(estimate: CostEstimate) -> str:

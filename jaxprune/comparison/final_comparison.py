@@ -114,8 +114,11 @@ def _machines(problem: TaskProblem, unseen: Sequence[Task]) -> dict[str, TaskPro
     """The compiled machinery of all tasks, those that were searched on first."""
     searched = problem.programs
     check_unique([*(programs.task for programs in searched.values()), *unseen])
-    strategy = next(iter(searched.values())).strategy
-    return {**searched, **{task.name: TaskPrograms(task, strategy=strategy) for task in unseen}}
+    first = next(iter(searched.values())).batching
+    # Rows are those of the search, which measured them or was resumed; one by one, each network decides as it would.
+    is_open = first.strategy != "vmap" and not problem.asked.is_vmapped
+    batching = (problem.asked if is_open else first)._asdict()
+    return {**searched, **{task.name: TaskPrograms(task, **batching) for task in unseen}}
 
 
 def _compare(

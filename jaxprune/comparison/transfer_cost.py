@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import jax
 
-from jaxprune.comparison.cost_estimate import FLOPS_PER_MAC
 from jaxprune.comparison.transfer_data import TransferData
 from jaxprune.comparison.transfer_setup import TransferSetup
 from jaxprune.datasets.preparation import free_bytes
 from jaxprune.structure.groups import Structure
+from jaxprune.tasks.batching_speed import FLOPS_PER_MAC
 from jaxprune.training.data_parallel import data_mesh
 from jaxprune.training.recipes import Recipe
 

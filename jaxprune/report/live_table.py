@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from jaxprune.search.evaluation import TrialRecord
     from jaxprune.tasks.base_networks import Base
 
-COLUMNS = ("gen", "best", "n", "new/unique", "total", "cached", "time", "left", "formula")
-"""Headings of the live table."""
+COLUMNS = ("gen", "best", "n", "new/unique", "total", "cached", "idle", "time", "left", "formula")
+"""Headings of the live table; "idle" is left out where no networks are trained in rows."""
 
 MAX_FORMULA = 100
 """Characters of a formula that a plain line shows."""
@@ -40,8 +40,8 @@ class LiveTable(Callback):
 
     Use it as a context manager, so that the terminal is restored whatever happens. The columns: generation, the
     leader's mean +- standard error and the number n of bases behind it, candidates evaluated of the unique ones
-    proposed, candidates evaluated in all, results that were known from equal plans, time of the generation, estimated
-    time left, and the leader's formula.
+    proposed, candidates evaluated in all, results that were known from equal plans, the share of devices' time that
+    went to copies which fill rows of networks, time of the generation, estimated time left, and the leader's formula.
 
     Args:
       console: where to write; by default the standard output.
@@ -189,7 +189,8 @@ class LiveTable(Callback):
     def _table(self, rows: list[GenerationSummary]) -> Table:
         """Returns the rows as a table; a leader that stays the same is dimmed."""
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in COLUMNS[:-1]:
+        has_rows = any(row.row_seconds for row in rows)
+        for name in COLUMNS[:-1] if has_rows else [name for name in COLUMNS[:-1] if name != "idle"]:
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column(COLUMNS[-1], no_wrap=True, overflow="ellipsis", ratio=1)
         leader: str | None = None
@@ -201,6 +202,7 @@ class LiveTable(Callback):
                 f"{row.evaluated}/{row.unique}",
                 str(row.evaluated_total),
                 str(row.cache_hits),
+                *([_percent(row.idle_share)] if has_rows else []),
                 duration(row.seconds),
                 duration(row.eta_seconds) if row.eta_seconds else "",
                 Text(row.best_text),  # brackets are no markup
@@ -218,6 +220,7 @@ class LiveTable(Callback):
             f"{row.evaluated} new of {row.unique} unique",
             f"{row.evaluated_total} in all",
             f"{row.cache_hits} cached",
+            f"{_percent(row.idle_share)} idle" if row.row_seconds else "",
             duration(row.seconds),
             f"left {duration(row.eta_seconds)}" if row.eta_seconds else "",
             shortened(row.best_text, MAX_FORMULA),
@@ -291,3 +294,8 @@ def _discard_output() -> None:
 def _count(number: int, noun: str) -> str:
     """Returns a number with its noun, in the plural where it is not 1."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _percent(share: float | None) -> str:
+    """Returns a share in percent; "" for none."""
+    return "" if share is None else f"{share:.0%}"

@@ -101,14 +101,14 @@ class RunSettings:
       backend: of JAX.
       scoring: "numpy" or "device".
       batching: how networks that are fine-tuned are batched.
-      chunk: members of one program; 1 unless they are batched by "vmap".
+      chunk: members of one program; None with "vmap", where a run measures it when it starts, else 1.
       threads: that fine-tune at once.
     """
 
     backend: str
     scoring: str
     batching: str
-    chunk: int
+    chunk: int | None
     threads: int
 
 
@@ -222,7 +222,7 @@ def machine_text(machine: Machine) -> str:
         ),
     ]  # fmt: skip
     if run := machine.run:
-        chunks = f" of {run.chunk}" if run.chunk > 1 else ""
+        chunks = " in chunks that it measures first" if run.chunk is None else ""
         threads = f", {run.threads} at once" if run.threads > 1 else ""
         rows.append(
             ("a run", f"on {run.backend}: scores by {run.scoring}, trains by {run.batching}{chunks}{threads}")
@@ -306,7 +306,7 @@ def _place(what: str, path: Path) -> Place:
 def _run_settings() -> RunSettings:
     """What a search uses, asked of the objects that it uses."""
     trainer = tiny_trainer()
-    chunk = trainer.chunk if trainer.chosen == "vmap" else 1
+    chunk = None if trainer.chosen == "vmap" else 1
     return RunSettings(jax.default_backend(), default_backend(), trainer.chosen, chunk, default_workers())
 
 

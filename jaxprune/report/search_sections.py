@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jaxprune.report.result_sections import Run
 from jaxprune.search.finishing import TUNED
+from jaxprune.search.problem import RowUse
 from jaxprune.search.state import SearchState, lost_guesses
 from jaxprune.text import duration, markdown_table, shortened
 
@@ -115,6 +116,11 @@ def _cost_rows(run: Run) -> list[list[str]]:
             ["results taken from equal plans", str(cache_hits)],
             ["time of the search", f"{seconds} (base networks included)"],
         ]
+    use = RowUse(
+        *(sum(getattr(each, name) for each in summaries) for name in ("row_seconds", "idle_seconds"))
+    )
+    if use.idle_share is not None:
+        rows.append(["idle share of devices (copies that fill rows of networks)", f"{use.idle_share:.0%}"])
     if run.finals is not None:
         measurements = run.finals.comparison.measurements
         count = len({(m.task, m.base, m.repeat, m.digest or m.name) for m in measurements})

@@ -21,7 +21,7 @@ from jaxprune.search.evaluation import (
     verify,
 )
 from jaxprune.search.finishing import simplified_winner, tuned_leaders, without_finish
-from jaxprune.search.problem import BankFacts, LandscapeProblem
+from jaxprune.search.problem import BankFacts, BatchedProblem, LandscapeProblem, RowUse
 from jaxprune.search.proposals import ProposalBatch, propose
 from jaxprune.search.run_directory import RunDirectory
 from jaxprune.search.serialization import candidate_to_json
@@ -51,6 +51,7 @@ class Generations:
     def until_stopped(self, state: SearchState) -> tuple[SearchState, str]:
         """Runs generations until a stop; returns the last complete state and the reason."""
         stopped = "generations"
+        _take_row_use(state)  # what is done from here on counts
         try:
             if state.has_landscapes:
                 state = self._with_landscapes(state)
@@ -131,7 +132,9 @@ class Generations:
         self.journal.write({"kind": "verification", **line, "seconds": seconds})
         self.run.checkpoint(after)
         count, spent = len(after.verified), after.evaluations - state.evaluations
-        message = f"Verified by {spent} fine-tunings: {count} functions on all search bases."
+        idle_share = _take_row_use(state).idle_share
+        idle = "" if idle_share is None else f" Idle share of devices: {idle_share:.0%}."
+        message = f"Verified by {spent} fine-tunings: {count} functions on all search bases.{idle}"
         notify(self.callbacks, "on_message", message)
         return after
 
@@ -157,10 +160,12 @@ class Generations:
             should_stop=reason_to_stop,
             recorded=self.journal.recorded_outcomes(),
         )
-        after = tell(state, records, tally=batch.tally, seconds=time.monotonic() - started)
+        seconds, use = time.monotonic() - started, _take_row_use(state)
+        after = tell(state, records, tally=batch.tally, seconds=seconds, use=use)
         summary = after.summaries[-1]
-        limit = limited.config.max_evaluations
-        self.journal.write({"kind": "generation", **dataclasses.asdict(summary), "max_evaluations": limit})
+        line = dataclasses.asdict(summary) | {"max_evaluations": limited.config.max_evaluations}
+        del line["row_seconds"], line["idle_seconds"]  # which depend on the devices
+        self.journal.write({"kind": "generation", **line})
         self.run.checkpoint(after)
         notify(self.callbacks, "on_generation", summary)
         return after
@@ -224,3 +229,8 @@ class Generations:
         )
         self.run.event("interrupted", message)
         raise SearchInterrupted(message, number)
+
+
+def _take_row_use(state: SearchState) -> RowUse:
+    """How rows of fine-tunings were used since the last call; nothing where a problem trains none."""
+    return state.problem.take_row_use() if isinstance(state.problem, BatchedProblem) else RowUse()

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -310,6 +310,42 @@ class IdentifiedProblem(Protocol):
     def is_known_as(self, task: str, fingerprint: str) -> bool:
         """Tells whether a fingerprint, with any seed, is that of a task, also by the rule of earlier versions."""
         ...
+
+
+@runtime_checkable
+class BatchedProblem(Protocol):
+    """A problem whose fine-tunings are batched in ways that belong to the result, because they decide its last bits."""
+
+    @property
+    def batching(self) -> Mapping[str, Mapping[str, Any]]:
+        """Task name -> how its fine-tunings are batched, as plain data with nothing left open."""
+        ...
+
+    @property
+    def earlier_batching(self) -> Mapping[str, Mapping[str, Any]]:
+        """The same as earlier versions chose it, which did not note it in their runs."""
+        ...
+
+    def take_row_use(self) -> RowUse:
+        """Returns how rows of fine-tunings were used since the last call."""
+        ...
+
+
+class RowUse(NamedTuple):
+    """How long devices trained rows of members together, and how much of it went to copies that fill rows.
+
+    Example:
+      >>> RowUse(8.0, 2.0).idle_share, RowUse().idle_share
+      (0.25, None)
+    """
+
+    seconds: float = 0.0
+    idle_seconds: float = 0.0
+
+    @property
+    def idle_share(self) -> float | None:
+        """The share spent on copies, from 0 to 1; None without rows."""
+        return self.idle_seconds / self.seconds if self.seconds else None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from jaxprune._version import __version__
-from jaxprune.search.problem import IdentifiedProblem, Problem
+from jaxprune.search.problem import BatchedProblem, IdentifiedProblem, Problem
 
 _LIBRARIES = {"jaxprune": __version__} | {
     library.__name__: library.__version__ for library in (jax, flax, optax, np)
@@ -64,6 +64,18 @@ def agree_on_names(
             for name, task in _tasks(document).items()
         }
     return agreed
+
+
+def with_batching(existing: Mapping[str, Any], problem: Problem) -> Mapping[str, Any]:
+    """Returns the config.json of a run with how its members are batched, which earlier versions did not note.
+
+    Args:
+      existing: the config.json of the run.
+      problem: what the run searches on.
+    """
+    if "batching" in existing or not isinstance(problem, BatchedProblem):
+        return existing
+    return {**existing, "batching": problem.earlier_batching}
 
 
 def task_changes(existing: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """The directory of a run, for one process at a time and one config. Its files survive a kill at any moment.
 
-config.json        settings, tasks with fingerprints, guesses, scales measured in generation 0
+config.json        settings, tasks with fingerprints, guesses, how members are batched, scales measured in generation 0
 journal.jsonl      append-only: every candidate, fine-tuning and generation (see `journal.py`)
 state.json         the search's state after the last complete generation
 archive.json       the Pareto archive
@@ -27,7 +27,7 @@ from typing import Any
 
 from jaxprune.files import RunDirectoryError, explained, sealed, to_text, write_atomically
 from jaxprune.search.journal import Journal
-from jaxprune.search.problem import Problem
+from jaxprune.search.problem import BatchedProblem, Problem
 from jaxprune.search.resumption import (
     ABSENT,
     agree_on_names,
@@ -35,6 +35,7 @@ from jaxprune.search.resumption import (
     origin_of,
     task_changes,
     version_notice,
+    with_batching,
 )
 from jaxprune.search.run_files import FORMAT, log_event, read_run_file, repair_events, state_of
 from jaxprune.search.selection import one_per_behaviour
@@ -47,6 +48,9 @@ HALL_OF_FAME_SIZE = 20
 
 _LIMITS = frozenset(f"config.{name}" for name in STOPS)
 """Names of the settings that a resumed run may change."""
+
+_ASKED_BATCHING = frozenset(f"settings.{name}" for name in ("batching", "chunk", "convolution"))
+"""Names of the settings that only ask for what stands settled under `batching`, task by task."""
 
 _NOTHING = (None, ABSENT)
 """What a setting is that is not made; earlier versions left some of them out."""
@@ -105,7 +109,7 @@ class RunDirectory:
         existing = self._existing_config(resume)
         if existing is not None:
             document = agree_on_names(document, existing, start.problem)
-            _refuse_changes(existing, document, self.path)
+            _refuse_changes(existing, document, self.path, start.problem)
             if notice := version_notice(existing):
                 self.notice(notice)
             if "measured" in existing:
@@ -250,6 +254,8 @@ def _document(state: SearchState, settings: Mapping[str, Any]) -> dict[str, Any]
         "settings": dict(settings),
         "origin": origin_of(state.problem),
     }
+    if isinstance(state.problem, BatchedProblem):
+        document["batching"] = state.problem.batching
     plain: dict[str, Any] = json.loads(
         to_text(document)
     )  # tuples become lists, as in the file when it is read
@@ -277,14 +283,17 @@ def _refuse_other_config(saved: Mapping[str, Any], document: Mapping[str, Any], 
         )
 
 
-def _refuse_changes(existing: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+def _refuse_changes(
+    existing: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path, problem: Problem
+) -> None:
     """Raises an error that says all that differs, unless it only says when to stop."""
+    asked = _ASKED_BATCHING if "batching" in existing else frozenset()
     in_words = {f"tasks.{name}.fingerprint" for name in existing["tasks"]}  # by `task_changes`
     changes = [
         f"{name.removeprefix('config.')} was {before!r} and is now {now!r}"
-        for name, before, now in differences(existing, wanted)
+        for name, before, now in differences(with_batching(existing, problem), wanted)
         if not name.startswith(("measured", "origin"))
-        and name not in _LIMITS | in_words
+        and name not in _LIMITS | in_words | asked
         and not (before in _NOTHING and now in _NOTHING)
     ]
     changes += task_changes(existing, wanted)

@@ -20,6 +20,7 @@ from jaxprune.search.callbacks import notify, notify_or_warn
 from jaxprune.search.foreign_files import refuse_foreign_files
 from jaxprune.search.generations import Generations
 from jaxprune.search.problem import InfrastructureError, LandscapeProblem, Problem
+from jaxprune.search.run_batching import Choose, settle_batching
 from jaxprune.search.run_directory import RunDirectory
 from jaxprune.search.settings import EvolveConfig
 from jaxprune.search.state import (
@@ -30,8 +31,9 @@ from jaxprune.search.state import (
 )
 from jaxprune.search.task_problem import TaskProblem
 from jaxprune.tasks.base_networks import Base
+from jaxprune.tasks.batching_speed import choose_batching
 from jaxprune.tasks.tasks import Task
-from jaxprune.training.trainer import Strategy
+from jaxprune.training.batching import Batching, Convolution, Strategy
 
 if TYPE_CHECKING:
     import pandas
@@ -97,6 +99,8 @@ def evolve(
     guesses: Sequence[str | Expression] = (),
     resume: bool = False,
     strategy: Strategy = "auto",
+    chunk: int | None = None,
+    convolution: Convolution = "auto",
     settings: Mapping[str, Any] | None = None,
 ) -> SearchResult:
     """Evolves pruning functions that are good on all of `tasks`.
@@ -112,6 +116,9 @@ def evolve(
       guesses: the user's own formulas, which join generation 0.
       resume: go on with the run in `run_dir`.
       strategy: how networks are batched; "auto" chooses by backend and network.
+      chunk: networks on each device with "vmap". With neither strategy nor chunk, a new run on an accelerator measures
+        which is best. A resumed run keeps what its config.json says.
+      convolution: "library", or "patches" for convolutions as matrix products; "auto" chooses like `strategy`.
       settings: further plain values for `config.json`; a resumed run needs the same ones.
 
     Returns:
@@ -140,7 +147,8 @@ def evolve(
       what differs.
     """
     config = config or EvolveConfig()
-    problem = make_problem(tasks, config, run_dir, callbacks=callbacks, strategy=strategy)
+    batching = Batching(strategy, chunk, convolution)
+    problem = make_problem(tasks, config, run_dir, callbacks=callbacks, **batching._asdict())
     return evolve_problem(
         problem, config, run_dir, callbacks=callbacks, resume=resume, guesses=guesses, settings=settings
     )
@@ -153,6 +161,9 @@ def make_problem(
     *,
     callbacks: Sequence[object] = (),
     strategy: Strategy = "auto",
+    chunk: int | None = None,
+    convolution: Convolution = "auto",
+    choose: Choose = choose_batching,
 ) -> TaskProblem:
     """Makes the problem that `evolve` searches on, with base networks stored in `run_dir/bases`.
 
@@ -162,7 +173,8 @@ def make_problem(
       run_dir: the run directory.
       callbacks: their methods, if any, are called: `on_base(task_name, base)` for each base network that is ready,
         `on_message` for each stored one that is damaged.
-      strategy: how networks are batched; "auto" chooses by backend and network.
+      strategy, chunk, convolution: as for `evolve`.
+      choose: chooses how a new run batches networks, by default by a short measurement on an accelerator.
 
     Raises:
       ValueError: for no tasks, two of one name, or networks that cannot be pruned; for several rounds of pruning on a
@@ -180,11 +192,18 @@ def make_problem(
         config.seed,
         folder=Path(run_dir) / "bases",
         strategy=strategy,
+        chunk=chunk,
+        convolution=convolution,
         on_base=on_base,
         on_message=partial(notify_or_warn, callbacks),
     )
     for pool in problem.pools.values() if config.fitness == "landscape" else ():
         check_bank_fits(pool.programs)
+
+    def on_message(message: str) -> None:
+        notify(callbacks, "on_message", message)
+
+    settle_batching(problem.programs, problem.tasks, config, Path(run_dir), choose, on_message)
     return problem
 
 
@@ -200,7 +219,7 @@ def evolve_problem(
 ) -> SearchResult:
     """Searches until a stop, with everything on the disk after every fine-tuning.
 
-    A kill at any moment loses at most the fine-tunings under way (two for each training thread on a CPU, 16 for
+    A kill at any moment loses at most the fine-tunings under way (two for each training thread on a CPU, a chunk for
     each device and task on accelerators): a resumed run ends with the journal and archive that it would have had. The
     first Ctrl-C or SIGTERM lets the fine-tuning end that comes next in the journal.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -297,3 +298,20 @@ def _checked(name: str, value: object, hint: object) -> Any:  # noqa: ANN401 - a
                 raise ValueError(f"EvolveConfig needs {name} < 2**31 (got {value}).")
             return int(value)
     raise TypeError(f"{name} needs {'a number' if float in types else 'a whole number'}, got {value!r}.")
+
+
+def setting_help() -> dict[str, str]:
+    """Returns the sentence about each setting of a search in the docstring of `EvolveConfig`.
+
+    Returns:
+      Name of the setting -> sentence.
+
+    Example:
+      >>> setting_help()["max_depth"]
+      'largest depth of a new expression, >= 1'
+    """
+    hints = get_type_hints(EvolveConfig)
+    text = " ".join((EvolveConfig.__doc__ or "").partition("Args:")[2].partition("Raises:")[0].split())
+    parts = re.split(rf"\b({'|'.join(hints)}): ", text)
+    sentences = dict(zip(parts[1::2], parts[2::2], strict=True))
+    return {name: sentences.get(name, "").strip().rstrip(".") for name in hints}

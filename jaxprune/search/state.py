@@ -18,6 +18,7 @@ from jaxprune.search.problem import (
     Behaviour,
     Prediction,
     Problem,
+    RowUse,
     StructuredProblem,
     TaskInfo,
     TrialKey,
@@ -140,6 +141,8 @@ class GenerationSummary:
       archive_size: number of individuals in the Pareto archive.
       seconds: wall-clock time of the generation, scoring included.
       eta_seconds: estimated time to the end; None while nothing can be estimated.
+      row_seconds: time of the rows in which members were fine-tuned together, since the generation before.
+      idle_seconds: the share of it that went to copies, which fill rows; not in the journal, as it is no result.
     """
 
     generation: int
@@ -163,6 +166,13 @@ class GenerationSummary:
     archive_size: int
     seconds: float = 0.0
     eta_seconds: float | None = None
+    row_seconds: float = 0.0
+    idle_seconds: float = 0.0
+
+    @property
+    def idle_share(self) -> float | None:
+        """The share of devices' time that went to copies; None where members are trained one by one."""
+        return RowUse(self.row_seconds, self.idle_seconds).idle_share
 
 
 @dataclass(frozen=True)

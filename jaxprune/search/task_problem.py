@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from jaxprune.search.problem import (
     Behaviour,
     Outcome,
     Prediction,
+    RowUse,
     TaskInfo,
     Trial,
     TrialKey,
@@ -36,7 +38,8 @@ from jaxprune.tasks.round_plans import StackedPlan
 from jaxprune.tasks.task_identity import Identity
 from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.tasks.tasks import Task, check_unique
-from jaxprune.training.trainer import Strategy, Trained, map_in_order
+from jaxprune.training.batching import Batching, Convolution, Strategy
+from jaxprune.training.trainer import Row, Trained, map_in_order
 from jaxprune.types import Invalid, Kept
 
 
@@ -49,7 +52,7 @@ class TaskProblem:
       tasks: the tasks that a function must be good at, with different names.
       seed: determines base networks and data orders.
       folder: where trained bases are stored between runs; None stores none.
-      strategy: how networks are batched, see `training/trainer.py`.
+      strategy, chunk, convolution: how networks are batched, see `Trainer`.
       on_base: called with (task name, base) for each base network that is ready.
       on_message: called with a sentence about each stored base network that is damaged; by default a warning.
 
@@ -64,12 +67,15 @@ class TaskProblem:
         *,
         folder: str | os.PathLike[str] | None = None,
         strategy: Strategy = "auto",
+        chunk: int | None = None,
+        convolution: Convolution = "auto",
         on_base: Callable[[str, Base], None] = lambda task, base: None,
         on_message: Callable[[str], None] | None = None,
     ) -> None:
         check_unique(tasks)
         self.seed, self.folder, self.on_base, self.on_message = seed, folder, on_base, on_message
-        self.programs = {task.name: TaskPrograms(task, strategy=strategy) for task in tasks}
+        self.asked = Batching(strategy, chunk, convolution)
+        self.programs = {task.name: TaskPrograms(task, **self.asked._asdict()) for task in tasks}
         fingerprints = {name: f"{programs.fingerprint}-{seed}" for name, programs in self.programs.items()}
         self.tasks = tuple(
             TaskInfo(task.name, task.weight, task.bases, task.extra_bases, fingerprints[task.name])
@@ -93,6 +99,25 @@ class TaskProblem:
     def is_known_as(self, task: str, fingerprint: str) -> bool:
         """Tells whether a fingerprint, with any seed, is that of a task, also by the rule of earlier versions."""
         return self.programs[task].is_known_as(fingerprint.rpartition("-")[0])
+
+    @property
+    def batching(self) -> dict[str, dict[str, Any]]:
+        """Task name -> how its fine-tunings are batched, as plain data with nothing left open."""
+        return {name: programs.batching._asdict() for name, programs in self.programs.items()}
+
+    @property
+    def earlier_batching(self) -> dict[str, dict[str, Any]]:
+        """The same as versions chose it that did not note it: rows of one length, convolutions by backend."""
+        earlier = Batching(self.asked.strategy)
+        return {name: programs.batching_of(earlier)._asdict() for name, programs in self.programs.items()}
+
+    def take_row_use(self) -> RowUse:
+        """Returns how rows of fine-tunings were used since the last call, see `row_use`."""
+        rows: list[Row] = []
+        for programs in self.programs.values():
+            taken, programs.rows[:] = list(programs.rows), []
+            rows += taken
+        return row_use(rows)
 
     def absence(self, function: Expression) -> str:
         """Says which operands a function reads that the network of some task lacks; trains nothing."""
@@ -277,6 +302,26 @@ class TaskProblem:
         layout = [(name, base) for name, pool in self.pools.items() for base in range(pool.num_bases)]
         plans = unpack_kept(trial.kept, [sum(widths[name].values()) for name, _ in layout])
         return as_kept(plans[layout.index((trial.task, trial.base))], widths[trial.task])
+
+
+def row_use(rows: Sequence[Row]) -> RowUse:
+    """Sums up how devices used rows of members, each row weighted by the time that a row of its program takes.
+
+    The rows of a program take equally long but for the first one, which compiles; so the fastest counts for all.
+
+    Args:
+      rows: of any programs.
+
+    Example:
+      >>> row_use([Row(1, 8, 8, 9.0), Row(1, 2, 8, 1.0), Row(2, 4, 8, 2.0)])
+      RowUse(seconds=4.0, idle_seconds=1.75)
+    """
+    fastest: dict[int, float] = {}
+    for row in rows:
+        fastest[row.program] = min(row.seconds, fastest.get(row.program, row.seconds))
+    seconds = sum(fastest[row.program] for row in rows)
+    idle = sum(fastest[row.program] * (1 - row.num_members / row.size) for row in rows)
+    return RowUse(float(seconds), float(idle))
 
 
 def available_operands(observed: Observed) -> frozenset[str]:

@@ -8,13 +8,18 @@ from typing import Any
 
 from jaxprune.search.evaluation import Record, TrialRecord
 from jaxprune.search.fitness import TaskScale, predicted_scale, task_scale
-from jaxprune.search.problem import Behaviour
+from jaxprune.search.problem import Behaviour, RowUse
 from jaxprune.search.selection import one_per_behaviour, pareto_front, survivors
 from jaxprune.search.state import REFERENCE_ID, Candidate, GenerationSummary, SearchState, Tally
 
 
 def tell(
-    state: SearchState, records: Sequence[Record], *, tally: Tally | None = None, seconds: float = 0.0
+    state: SearchState,
+    records: Sequence[Record],
+    *,
+    tally: Tally | None = None,
+    seconds: float = 0.0,
+    use: RowUse | None = None,
 ) -> SearchState:
     """Adds the records of a generation to the state: new candidates, results, population, archive and a summary.
 
@@ -23,6 +28,7 @@ def tell(
       records: the result of `evaluate` for its proposals.
       tally: counts of what became of the other proposals, for the summary.
       seconds: how long the generation took, for the summary.
+      use: how rows of fine-tunings were used, for the summary.
 
     Returns:
       The state to ask for the next generation.
@@ -53,7 +59,7 @@ def tell(
     if not state.scales:
         after = dataclasses.replace(after, scales=_scales(after))
     after = dataclasses.replace(after, population=survivors(after), archive=archive_of(after))
-    summary = _summary(after, new, trials, tally or Tally(), seconds)
+    summary = _summary(after, new, trials, tally or Tally(), seconds, use or RowUse())
     return dataclasses.replace(after, summaries=(*state.summaries, summary))
 
 
@@ -143,6 +149,7 @@ def _summary(
     trials: Sequence[TrialRecord],
     tally: Tally,
     seconds: float,
+    use: RowUse,
 ) -> GenerationSummary:
     """Summarises the generation that led to `state`."""
     best = state.ranked()[0]
@@ -168,4 +175,6 @@ def _summary(
         archive_size=len(state.archive),
         seconds=seconds,
         eta_seconds=estimate_seconds_left(times, max(last - generation, 0)),
+        row_seconds=use.seconds,
+        idle_seconds=use.idle_seconds,
     )

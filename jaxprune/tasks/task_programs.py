@@ -31,10 +31,11 @@ from jaxprune.structure.model_state import FlatState
 from jaxprune.structure.tracing import trace_structure
 from jaxprune.tasks.task_identity import Identity, earlier_fingerprints, fingerprint_of, identity_of
 from jaxprune.tasks.tasks import Task, check_network
+from jaxprune.training.batching import Batching, Convolution, Strategy
 from jaxprune.training.local_devices import on_all_devices, row_size
 from jaxprune.training.loop import Examples, count_correct
 from jaxprune.training.recipes import Recipe
-from jaxprune.training.trainer import Strategy, Trainer, is_vmapped
+from jaxprune.training.trainer import Row, Trainer
 from jaxprune.types import Array, Kept
 
 
@@ -69,16 +70,22 @@ class TaskPrograms:
 
     Args:
       task: the task.
-      strategy: how members are batched, see `Trainer`.
-      chunk: members on each device where they are vmapped.
+      strategy, chunk, convolution: how members are batched, see `Trainer`.
 
     Raises:
       ValueError: if the network cannot be traced or does not fit the data (see `check_network`), nothing in it can be
         pruned, the schedule does not fit, or masks cannot stand for what is pruned (see `mask`).
     """
 
-    def __init__(self, task: Task, *, strategy: Strategy = "auto", chunk: int = 16) -> None:
-        self.task, self.strategy, self.chunk = task, strategy, chunk
+    def __init__(
+        self,
+        task: Task,
+        *,
+        strategy: Strategy = "auto",
+        chunk: int | None = None,
+        convolution: Convolution = "auto",
+    ) -> None:
+        self.task, self.asked = task, Batching(strategy, chunk, convolution).checked()
         self.data, self.validation = examples_of(task, task.train), examples_of(task, task.validation)
         self.model = task.model(nnx.Rngs(0))
         example = jax.ShapeDtypeStruct((2, *self.data.x.shape[1:]), self.data.x.dtype)
@@ -99,6 +106,7 @@ class TaskPrograms:
             model = self.rounds[-1].slim_model
             structure = trace_structure(model, example)
         self.slim_model, self.slim_structure = model, structure
+        self.rows: list[Row] = []  # of fine-tunings, until somebody takes them
         self._trainers: dict[tuple[str, int, int], Trainer] = {}
         self._observers: dict[int, Observer] = {}
 
@@ -138,15 +146,48 @@ class TaskPrograms:
                 absent[path] = lacking
         return explain_absent(f, absent) if absent else ""
 
+    @cached_property
+    def batching(self) -> Batching:
+        """How members of all programs are batched, with nothing left open; see `settle`."""
+        return self.batching_of(self.asked)
+
+    def batching_of(self, asked: Batching) -> Batching:
+        """Returns what a way to batch members comes to for the networks that are fine-tuned, with nothing left open.
+
+        Args:
+          asked: may leave parts open.
+        """
+        model = self.fine_tuned_model
+        return Trainer(model, self.recipe(), self.data, self.validation, **asked._asdict()).batching
+
+    def settle(self, asked: Batching) -> None:
+        """Chooses how members are batched, in place of what was asked for when this was made.
+
+        Args:
+          asked: may leave parts open.
+
+        Raises:
+          RuntimeError: if something was trained already.
+        """
+        if "batching" in self.__dict__:
+            raise RuntimeError("how members are batched has to be settled before anything is trained.")
+        self.asked = asked.checked()
+
     @property
     def is_vmapped(self) -> bool:
         """Whether members are trained in vmapped rows instead of one by one."""
-        return is_vmapped(self.strategy)
+        return self.asked.is_vmapped
 
     @property
     def row_size(self) -> int:
         """Number of members that are trained together where they are vmapped: a chunk on each local device."""
-        return row_size(self.chunk)
+        assert self.batching.chunk is not None
+        return row_size(self.batching.chunk)
+
+    @property
+    def fine_tuned_model(self) -> nnx.Module:
+        """A network of the shape that is fine-tuned in the first round; its weights are not read."""
+        return self.rounds[0].model if self.task.finetune == "masked" else self.rounds[0].slim_model
 
     @cached_property
     def base_trainer(self) -> Trainer:
@@ -257,14 +298,15 @@ class TaskPrograms:
             this_round = self.rounds[round_index]
             model = this_round.model if kind == "masked" else this_round.slim_model
             recipe = self.recipe(is_scratch=kind == "scratch")
-            self._trainers[key] = self._make_trainer(model, recipe, evaluations)
+            self._trainers[key] = self._make_trainer(model, recipe, evaluations, rows=self.rows)
         return self._trainers[key]
 
-    def _make_trainer(self, model: nnx.Module, recipe: Recipe, evaluations: int = 1) -> Trainer:
-        """A trainer on the task's examples."""
-        return Trainer(
-            model, recipe, *self._trained_on, evaluations, strategy=self.strategy, chunk=self.chunk
-        )
+    def _make_trainer(
+        self, model: nnx.Module, recipe: Recipe, evaluations: int = 1, *, rows: list[Row] | None = None
+    ) -> Trainer:
+        """A trainer on the task's examples; `rows` gets an entry for every row of "vmap"."""
+        batching, rows = self.batching._asdict(), [] if rows is None else rows
+        return Trainer(model, recipe, *self._trained_on, evaluations, **batching, rows=rows)
 
     @cached_property
     def _trained_on(self) -> tuple[Examples, Examples]:

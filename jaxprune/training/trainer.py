@@ -19,10 +19,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from flax import nnx
 from jaxprune.nets.blocks import with_patch_convolutions
 from jaxprune.pruning.masking import apply_masks
 from jaxprune.structure.model_state import FlatState
+from jaxprune.training.batching import DEFAULT_CHUNK, Batching, Convolution, Strategy
 from jaxprune.training.local_devices import on_all_devices, over_devices, row_size, stack_row, unstack_row
 from jaxprune.training.loop import (
     Examples,
@@ -45,7 +46,6 @@ from jaxprune.training.loop import (
 )
 from jaxprune.training.recipes import Recipe
 
-Strategy = Literal["auto", "scan", "loop", "vmap"]
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -72,6 +72,17 @@ class Trained(NamedTuple):
     seconds: float
 
 
+class Row(NamedTuple):
+    """How one row of "vmap" was used."""
+
+    program: int
+    """A number that only rows of the same compiled program share."""
+    num_members: int
+    """Members that were jobs; the others were copies."""
+    size: int
+    seconds: float
+
+
 @dataclass(frozen=True, eq=False)
 class Trainer:
     """Trains networks of one shape on one dataset with one recipe; it compiles once, at the first job.
@@ -83,7 +94,11 @@ class Trainer:
       validation: examples held out of the training set.
       evaluations: number of evaluations in a run, evenly spread over its steps.
       strategy: how members are batched, see above; "auto" chooses by backend and network.
-      chunk: members on each device with "vmap"; a row that is not full is padded, so that nothing recompiles.
+      chunk: members on each device with "vmap", by default `DEFAULT_CHUNK`; a row that is not full is padded, so that
+        nothing recompiles.
+      convolution: "library", or "patches" for those that can be computed as patches; "auto" takes patches on a CPU and
+        wherever members are trained by "scan", but not where "loop" was asked for.
+      rows: gets an entry for every row of "vmap".
 
     Raises:
       ValueError: if a setting is out of range.
@@ -108,28 +123,44 @@ class Trainer:
     validation: Examples
     evaluations: int = 1
     strategy: Strategy = "auto"
-    chunk: int = 16
+    chunk: int | None = None
+    convolution: Convolution = "auto"
+    rows: list[Row] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.strategy not in ("auto", "scan", "loop", "vmap"):
-            raise ValueError(f'strategy must be "auto", "scan", "loop" or "vmap", got {self.strategy!r}.')
-        if self.chunk < 1:
-            raise ValueError(f"chunk must be at least 1, got {self.chunk}.")
+        self._asked.checked()
 
-    @cached_property
+    @property
     def chosen(self) -> Strategy:
         """The strategy in use, never "auto"."""
-        if is_vmapped(self.strategy):
-            return "vmap"
+        return self.batching.strategy
+
+    @cached_property
+    def batching(self) -> Batching:
+        """The batching in use, with nothing left open."""
+        convolution: Convolution = "patches" if self._uses_patches else "library"
+        if self._asked.is_vmapped:
+            return Batching("vmap", self.chunk or DEFAULT_CHUNK, convolution)
         if self.strategy != "auto":
-            return self.strategy
-        return "loop" if self._has_library_convolutions() else "scan"
+            return Batching(self.strategy, 1, convolution)
+        return Batching("loop" if self._has_library_convolutions() else "scan", 1, convolution)
 
     @cached_property
     def network(self) -> Network:
-        """The network without weights; on a CPU its convolutions run as matrix products."""
-        uses_patches = self.strategy != "loop" and (jax.default_backend() == "cpu" or self.strategy == "scan")
-        return split_network(with_patch_convolutions(self.model) if uses_patches else self.model)[0]
+        """The network without weights, with the convolutions in use."""
+        return split_network(with_patch_convolutions(self.model) if self._uses_patches else self.model)[0]
+
+    @property
+    def _asked(self) -> Batching:
+        """The batching that was asked for."""
+        return Batching(self.strategy, self.chunk, self.convolution)
+
+    @property
+    def _uses_patches(self) -> bool:
+        """Whether convolutions run as matrix products where they can, see `convolution`."""
+        if self.convolution != "auto":
+            return self.convolution == "patches"
+        return self.strategy != "loop" and (jax.default_backend() == "cpu" or self.strategy == "scan")
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Trained]:
         """Trains every job.
@@ -155,14 +186,16 @@ class Trainer:
 
     def _run_rows(self, jobs: Iterator[Job]) -> Iterator[Trained]:
         """Runs jobs by "vmap"."""
-        size = row_size(self.chunk)
+        assert self.batching.chunk is not None
+        size = row_size(self.batching.chunk)
         while members := list(islice(jobs, size)):
             start = time.perf_counter()
             row = self._vmapped(stack_row(members, size), *self._placed)
             weights, counts = jax.block_until_ready(row)
-            seconds = (time.perf_counter() - start) / len(members)
+            seconds = time.perf_counter() - start
+            self.rows.append(Row(id(self), len(members), size, seconds))
             for member_weights, member_counts in unstack_row((weights, counts), len(members)):
-                yield Trained(member_weights, self._percent(member_counts), seconds)
+                yield Trained(member_weights, self._percent(member_counts), seconds / len(members))
 
     def _program(self, job: Job, data: Examples, validation: Examples) -> tuple[FlatState, jax.Array]:
         """The training run as a pure function of arrays, to be jitted."""
@@ -227,11 +260,6 @@ class Trainer:
         weights = split_network(self.model)[1]
         image = jax.ShapeDtypeStruct((2, *self.data.x.shape[1:]), self.data.x.dtype)
         return "conv_general_dilated" in str(jax.make_jaxpr(self.network.logits)(weights, image))
-
-
-def is_vmapped(strategy: Strategy) -> bool:
-    """Tells whether a strategy trains many members at once, which "auto" does on accelerators."""
-    return strategy == "vmap" or (strategy == "auto" and jax.default_backend() != "cpu")
 
 
 def default_workers() -> int:

@@ -64,7 +64,8 @@ def test_a_gpu_box_trains_in_chunks(gpu_box, tmp_path):
     assert machine.to_json()["accelerator"] == {"kind": "cuda", "evidence": "an NVIDIA GPU at /dev/nvidia0"}
     shown = machine_text(machine)
     assert re.search(r"devices +8 x NVIDIA H100 \(gpu\), 60.0 GiB memory each", shown)
-    assert re.search(r"a run +on gpu: scores by device, trains by vmap of 16$", shown, re.MULTILINE)
+    run = r"a run +on gpu: scores by device, trains by vmap in chunks that it measures first$"
+    assert re.search(run, shown, re.MULTILINE)
     assert "NVIDIA driver 580.95.05" in shown and "accelerator  an NVIDIA GPU at /dev/nvidia0" in shown
 
 

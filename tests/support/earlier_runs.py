@@ -18,6 +18,7 @@ def as_earlier(run_dir: Path, joint: str) -> None:
             del holder["config"][setting]
         holder["config"]["fitness"] = joint
         plain.get("settings", {}).pop("unseen", None)
+        plain.pop("batching", None)
         for field in ("banks", "verified_at") if name == "state.json" else ():
             del plain["state"][field]
         (run_dir / name).write_text(json.dumps(sealed(plain)))

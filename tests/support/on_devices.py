@@ -80,9 +80,8 @@ def train_members() -> dict[str, Any]:
 
 def search(folder: Path) -> dict[str, Any]:
     """Searches on a tiny task; returns the journal without times, and the fingerprint of the task."""
-    problem = TaskProblem([small()], folder=folder / "bases", strategy="vmap")
+    problem = TaskProblem([small()], folder=folder / "bases", strategy="vmap", chunk=CHUNK)
     (programs,) = problem.programs.values()
-    programs.chunk = CHUNK
     config = EvolveConfig(generations=1, population=3, fitness="finetune", proposals_per_slot=3)
     evolve_problem(problem, config, folder / "run")
     lines = map(json.loads, (folder / "run" / "journal.jsonl").read_text().splitlines())
@@ -90,7 +89,8 @@ def search(folder: Path) -> dict[str, Any]:
     bases = [
         digest([Trained(base.weights, np.array(base.accuracy), 0.0)]) for base in problem.pools["small"].bases
     ]
-    return {"journal": journal, "bases": bases, "fingerprint": programs.fingerprint}
+    archive = (folder / "run" / "archive.json").read_text()
+    return {"journal": journal, "archive": archive, "bases": bases, "fingerprint": programs.fingerprint}
 
 
 if __name__ == "__main__":

@@ -84,6 +84,12 @@ def test_journals_and_bits_are_those_of_one_device(
 ) -> None:
     one = search(tmp_path / "1")
     trials = [line for line in one["journal"] if line["kind"] == "trial"]
+    start = sum(line["generation"] == 0 for line in trials)
+    summary = json.loads((tmp_path / "1" / "run" / "state.json").read_text())["state"]["summaries"][0]
+    size = CHUNK * jax.local_device_count()
+    assert start % size and summary["idle_seconds"] / summary["row_seconds"] == pytest.approx(
+        -start % size / (start + -start % size)
+    )
     assert len(trials) > 4 * CHUNK  # more than four devices hold at a time
     assert len(set(one_device)) == NUM_MEMBERS
     for num_devices in (2, 4):
