@@ -25,6 +25,13 @@ def test_nothing_said_is_the_quick_preset():
     )
 
 
+def test_a_batching_is_stored_only_where_it_was_asked_for():
+    config = RunConfig.of({"batching": "vmap", "chunk": 8, "convolution": "patches"})
+    assert RunConfig.from_json(config.to_json()) == config
+    assert config.settings() | {"chunk": 8, "convolution": "patches"} == config.settings()
+    assert not {"chunk", "convolution"} & RunConfig.of({}).settings().keys()
+
+
 def test_an_earlier_layer_wins():
     config = RunConfig.of({"population": 8}, {"population": 9, "generations": 3, "task": "fashion"})
     assert (config.search.population, config.search.generations, config.tasks) == (8, 3, ("fashion",))
@@ -105,6 +112,9 @@ def test_task_options_change_tasks():
         ({"fitness": "best"}, "fitness one of landscape, finetune"),
         ({"controls": "all"}, "controls needs to be one of standard, full, got 'all'"),
         ({"batching": "fast"}, "batching needs to be one of auto, scan, loop, vmap, got 'fast'"),
+        ({"convolution": "fft"}, "convolution needs to be one of auto, library, patches, got 'fft'"),
+        ({"chunk": 0}, "chunk needs to be a whole number, 1 or more, got 0"),
+        ({"chunk": "8"}, "chunk needs to be a whole number, 1 or more, got '8'"),
         ({"tasks": 3}, "tasks needs to be a text or a list of texts, got 3"),
         (
             {"bases": "many"},

@@ -1,4 +1,4 @@
-"""`jaxprune calibrate`: measures what a task can tell about functions."""
+"""`jaxprune calibrate`: measures what a task can tell about functions, or how its networks are best batched."""
 
 from __future__ import annotations
 
@@ -45,7 +45,17 @@ def add_calibrate(parser: argparse.ArgumentParser) -> None:
         help="fine-tuned plans per base network for the landscape that evolve searches on by default, 0 for none; "
         "evolve with the same --bases-dir uses them too (default: 50)",
     )
-    add_output_options(parser, "runs/calibrate", files="calibration-TASK.json, .md and .png")
+    parser.add_argument(
+        "--batching",
+        action="store_true",
+        help="measure instead, without base networks, how fast fine-tunings are by scan, loop and vmap of growing "
+        "chunks, with the library's convolution and with patches; says what to pass to evolve",
+    )
+    add_output_options(
+        parser,
+        "runs/calibrate",
+        files="calibration-TASK.json, .md and .png; with --batching batching-TASK.json and .md",
+    )
 
 
 def run_calibrate(arguments: argparse.Namespace) -> int:
@@ -54,6 +64,8 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
     Raises:
       ValueError: for tasks or numbers that cannot be calibrated with.
     """
+    if arguments.batching:
+        return _run_batching(arguments)
     from jaxprune.comparison.calibration import calibrate, task_rank_correlations
     from jaxprune.comparison.landscape_quality import check_plans
     from jaxprune.tasks.base_networks import BasePool
@@ -97,4 +109,32 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
             say(table)
     for (first, second), correlation in task_rank_correlations(calibrations).items():
         say(f"Rank correlation of functions between {first} and {second}: {correlation:.2f}")
+    return 0
+
+
+def _run_batching(arguments: argparse.Namespace) -> int:
+    """Measures how the fine-tunings of each task are best batched, prints the tables, and writes them."""
+    from jaxprune.comparison.batching_report import BatchingReport, local_devices_in_words
+    from jaxprune.tasks.batching_speed import Timing, time_all
+    from jaxprune.tasks.task_programs import TaskPrograms
+
+    tasks = chosen_tasks(arguments)
+    files = {
+        task.name: [arguments.out / f"batching-{task.name}.{kind}" for kind in ("json", "md")]
+        for task in tasks
+    }
+    claim([path for paths in files.values() for path in paths], overwrite=arguments.overwrite)
+    programs = {task.name: TaskPrograms(task) for task in tasks}  # checks all before it measures the first
+    for name, machinery in programs.items():
+        timings: list[Timing] = []
+        for timing in time_all(machinery):
+            note(f"{name}: {timing.batching}: {timing.member_seconds * 1e3:.1f} ms a network")
+            timings.append(timing)
+        report = BatchingReport(name, machinery.num_steps, tuple(timings), local_devices_in_words())
+        table, (data, markdown) = report.to_markdown(), files[name]
+        try:
+            write_text(data, report.to_json() + "\n")
+            write_text(markdown, table + "\n")
+        finally:  # what was measured is shown even if the disk is full
+            say(table)
     return 0

@@ -18,7 +18,9 @@ from jaxprune.comparison.functions import Frozen, frozen_function, winner_of
 from jaxprune.interrupts import SearchInterrupted
 from jaxprune.language.library import library, own_seeds
 from jaxprune.search.search import evolve_problem
+from jaxprune.tasks.batching_speed import Timing
 from jaxprune.text import columns
+from jaxprune.training.batching import Batching
 
 TASK = ["--task", "cli_tasks:small"]
 
@@ -96,6 +98,25 @@ def test_calibrate_writes_tables_and_a_figure(bases_dir, tmp_path, capsys):
     assert json.loads((tmp_path / "calibration-small.json").read_text())["search_bases"] == 2
     assert (tmp_path / "calibration-small.md").exists()
     assert (tmp_path / "calibration-small.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_calibrate_says_how_networks_are_best_batched(tmp_path, capsys, monkeypatch):
+    def time_all(programs):
+        yield Timing(Batching("scan", 1, "patches"), 2, 0.04, 3.0)
+        yield Timing(Batching("vmap", 8, "library"), 8, 0.12, 5.0)
+
+    monkeypatch.setattr("jaxprune.tasks.batching_speed.time_all", time_all)
+    command = ["calibrate", "--batching", *TASK, "--out", str(tmp_path)]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "| vmap | 8 | library | 8 | 15.0 (fastest) | 0.120 | 5.0 |" in shown
+    assert "`jaxprune evolve --task small --batching vmap --chunk 8 --convolution library`" in shown
+    assert (tmp_path / "batching-small.md").read_text() == shown
+    plain = json.loads((tmp_path / "batching-small.json").read_text())
+    assert plain["fastest"] == {"strategy": "vmap", "chunk": 8, "convolution": "library"}
+    assert [timing["seconds"] for timing in plain["timings"]] == [0.04, 0.12]
+    assert main(command) == 2 and "batching-small.json" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
 
 
 def test_without_matplotlib_there_is_a_note_instead_of_a_figure(bases_dir, tmp_path, monkeypatch, capsys):

@@ -54,6 +54,13 @@ def test_without_a_terminal_each_generation_is_one_plain_line():
     assert "\x1b" not in text
 
 
+def test_rows_of_networks_have_an_idle_share():
+    used = dataclasses.replace(FIRST, row_seconds=8.0, idle_seconds=1.0)
+    assert "5 cached  12% idle  1:01" in written(lambda table: table.on_generation(used))
+    assert "12%" in written(lambda table: table.on_generation(used), is_live=True)
+    assert "idle" not in written(lambda table: table.on_generation(FIRST), is_live=True)
+
+
 def test_in_a_terminal_the_table_is_redrawn_and_says_what_goes_on():
     def tell(table):
         table.on_start(STATE)

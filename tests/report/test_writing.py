@@ -250,6 +250,19 @@ def test_the_search_is_counted():
     state = searched().state
     assert f"| fine-tunings run | {state.evaluations}, " in text
     assert "3 of 3, ended by: generations" in text and "in points: " in text
+    assert "idle" not in text
+
+
+def test_the_idle_share_of_rows_is_weighted_by_their_time():
+    run = run_of()
+    first, *others = run.state.summaries
+    used = (
+        dataclasses.replace(first, row_seconds=6.0, idle_seconds=0.0),
+        dataclasses.replace(others[0], row_seconds=2.0, idle_seconds=1.0),
+        *others[1:],
+    )
+    text = search_section(dataclasses.replace(run, state=dataclasses.replace(run.state, summaries=used)))
+    assert "| idle share of devices (copies that fill rows of networks) | 12% |" in text
 
 
 # Files

@@ -100,7 +100,7 @@ def test_the_settings_of_a_run_that_noted_nothing_count(tmp_path: Path) -> None:
     opened(tmp_path, {"batching": "auto"})
     assert opened(tmp_path, {"batching": "scan"}, strategy="scan").batching == {"small": SCAN}  # the same
     forget(tmp_path)
-    with pytest.raises(RunDirectoryError, match="settings.batching was 'scan' and is now 'vmap'"):
+    with pytest.raises(RunDirectoryError, match=r"settings.batching was 'scan' and is now 'vmap'"):
         opened(tmp_path, {"batching": "vmap"}, strategy="vmap")
 
 

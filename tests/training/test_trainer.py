@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import pytest
 from flax import nnx
 
 from jaxprune.nets import DepthwiseNet, PlainConvNet
-from jaxprune.training.batching import Strategy
+from jaxprune.training.batching import DEFAULT_CHUNK, Strategy
 from jaxprune.training.checkpoint import load_network, save_network
 from jaxprune.training.loop import Examples, batch_order, split_network
 from jaxprune.training.recipes import Recipe
@@ -49,7 +50,7 @@ def make_jobs(count: int) -> list[Job]:
     return [Job(weights, batch_order(key, 40, RECIPE), key) for key in keys]
 
 
-def make_trainer(examples: Examples, strategy: Strategy, **settings: int) -> Trainer:
+def make_trainer(examples: Examples, strategy: Strategy, **settings: Any) -> Trainer:
     model = PlainConvNet(nnx.Rngs(5), widths=(2, 3, 4), num_classes=3, image_shape=(4, 4, 1))
     return Trainer(model, RECIPE, examples, examples, strategy=strategy, **settings)
 
@@ -71,6 +72,24 @@ def test_auto_scans_patches_and_loops_over_library_convolutions(examples: Exampl
     depthwise = DepthwiseNet(nnx.Rngs(0), widths=(2, 3, 3, 4), num_classes=3, image_shape=(4, 4, 1))
     assert Trainer(depthwise, RECIPE, examples, examples).chosen == "scan"
     assert Trainer(Grouped(nnx.Rngs(0)), RECIPE, examples, examples).chosen == "loop"
+
+
+def test_a_batching_in_use_leaves_nothing_open(examples: Examples) -> None:
+    for asked, chunk, convolution, used in (
+        ("auto", None, "auto", ("scan", 1, "patches")),
+        ("auto", 4, "library", ("loop", 1, "library")),  # which a CPU runs slowly inside a compiled loop
+        ("loop", None, "auto", ("loop", 1, "library")),
+        ("loop", None, "patches", ("loop", 1, "patches")),
+        ("scan", 1, "library", ("scan", 1, "library")),
+        ("vmap", None, "auto", ("vmap", DEFAULT_CHUNK, "patches")),
+        ("vmap", 3, "library", ("vmap", 3, "library")),
+    ):
+        trainer = make_trainer(examples, asked, chunk=chunk, convolution=convolution)
+        assert trainer.batching == used
+        assert make_trainer(examples, **trainer.batching._asdict()).batching == used
+        assert trainer._has_library_convolutions() == (used[2] == "library")
+    grouped = Trainer(Grouped(nnx.Rngs(0)), RECIPE, examples, examples)
+    assert grouped.batching == ("loop", 1, "patches")
 
 
 def test_more_members_compile_nothing(examples: Examples) -> None:
@@ -103,6 +122,12 @@ def test_trainer_refuses_bad_settings(examples: Examples) -> None:
         make_trainer(examples, "pmap")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="chunk must be at least 1, got 0"):
         make_trainer(examples, "vmap", chunk=0)
+    with pytest.raises(
+        ValueError, match="chunk is for vmap, got 2 with 'loop', which trains members one by one"
+    ):
+        make_trainer(examples, "loop", chunk=2)
+    with pytest.raises(ValueError, match=r'convolution must be "auto", "library" or "patches", got \'fft\''):
+        make_trainer(examples, "vmap", convolution="fft")
 
 
 def test_map_in_order_keeps_the_order_and_uses_threads() -> None:
