@@ -1,6 +1,7 @@
 """Seconds per generation on 1, 2, 4 and 8 devices side by side, and whether all give the same bits.
 
-    python benchmarks/devices.py [--task digits] [--devices 1,2,4,8] [--candidates 16] [--bases 4] [--chunk 8]
+    python benchmarks/devices.py [--task digits] [--devices 1,2,4,8] [--candidates 16] [--bases 4]
+                                 [--chunk 8] [--convolution auto]
 
 Each number of devices is forced upon the CPU of a process of its own, one process after the other. Such devices share
 the cores of the machine. So their seconds show what dividing the work costs (they should hardly rise with the number of
@@ -9,7 +10,10 @@ share is exact: the members of rows that are copies, which real devices would sp
 get a thread pool of one size (NPROC): XLA splits large matrix products on a CPU by threads, and has one for each device
 at least, so that else the size of the pool would decide the last bits.
 
-With accelerators, `--here` measures the devices of the process, such as those of CUDA_VISIBLE_DEVICES=0,1.
+With accelerators, `--here` measures the devices of the process, such as those of CUDA_VISIBLE_DEVICES=0,1. Then it also
+compares rows of members with members one by one, on LeNet-5 and VGG-16 at the shapes that the preset paper fine-tunes
+(images are noise, as only the time counts); that is the speed-up of batching on real devices. On a CPU there is none to
+expect, and VGG-16 takes minutes, so it is left out.
 Compilation is not counted; the first generation is timed apart, with it.
 """
 
@@ -21,22 +25,26 @@ import os
 import subprocess
 import sys
 import time
+from typing import get_args
 
 import jax
 import numpy as np
 from candidates import best_seconds
 
+from jaxprune.datasets.dataset import Dataset
 from jaxprune.tasks.base_networks import BasePool, Entry
-from jaxprune.tasks.named_tasks import find_task
+from jaxprune.tasks.batching_speed import time_all
+from jaxprune.tasks.named_tasks import find_task, lenet5_task, vgg16_task
 from jaxprune.tasks.task_programs import TaskPrograms
+from jaxprune.training.batching import Convolution
 
 
-def row(task: str, candidates: int, bases: int, chunk: int, rounds: int) -> str:
+def row(task: str, candidates: int, bases: int, chunk: int, rounds: int, convolution: Convolution) -> str:
     """One row of the table: fine-tunings of random plans on every base network, on all devices of this process."""
     named = find_task(task)
     # The base networks need not be good: one epoch takes as long for each step as many.
     quick = named.replace(base_recipe=named.base_recipe.replace(epochs=1), bases=bases)
-    programs = TaskPrograms(quick, strategy="vmap", chunk=chunk)
+    programs = TaskPrograms(quick, strategy="vmap", chunk=chunk, convolution=convolution)
     pool = BasePool(programs, 0, "search", bases)
     entries = [Entry(base, draw=draw) for draw in range(candidates) for base in range(bases)]
     assert len(pool.bases) == bases  # trained before the clock starts
@@ -52,6 +60,31 @@ def row(task: str, candidates: int, bases: int, chunk: int, rounds: int) -> str:
     return f"| {name} | {num_rows} | {idle:.0%} | {first:.1f} | {seconds:.2f} | {rate:.1f} | {digest} |"
 
 
+def noise(*shape: int) -> Dataset:
+    """Images of no meaning: only the time of training on them counts."""
+    draw = np.random.default_rng(0).normal
+    arrays = {
+        name: (draw(size=(num, *shape)).astype(np.float32), np.arange(num) % 10)
+        for name, num in (("train", 4096), ("validation", 256), ("test", 256))
+    }
+    return Dataset.from_arrays("noise", **arrays, standardise=False)
+
+
+def compare_with_one_by_one() -> None:
+    """Prints for both of the paper's networks how much faster full rows are than networks one by one."""
+    heads = ["network", "one by one, ms", "in rows, ms", "times faster", "chunk", "convolution"]
+    print(f"\n| {' | '.join(heads)} |\n|---{'|--:' * 4}|---|")
+    for task in (lenet5_task("LeNet-5", noise(28, 28, 1)), vgg16_task("VGG-16", noise(32, 32, 3))):
+        timings = list(time_all(TaskPrograms(task)))
+        by_time = sorted(timings, key=lambda timing: timing.member_seconds)
+        alone = next(timing for timing in by_time if timing.batching.strategy != "vmap")
+        rows = next(timing for timing in by_time if timing.batching.strategy == "vmap")
+        ratio = alone.member_seconds / rows.member_seconds
+        cells = [f"{timing.member_seconds * 1e3:.1f}" for timing in (alone, rows)]
+        cells += [f"{ratio:.2f}", str(rows.batching.chunk), rows.batching.convolution]
+        print(f"| {task.name} | {' | '.join(cells)} |", flush=True)
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -60,9 +93,13 @@ def main() -> None:
     parser.add_argument("--here", action="store_true", help="measure the devices of this process alone")
     for name, default in (("candidates", 16), ("bases", 4), ("chunk", 8), ("rounds", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--convolution", choices=get_args(Convolution), default="auto")
     options = parser.parse_args()
     if options.here:
-        print(row(options.task, options.candidates, options.bases, options.chunk, options.rounds))
+        settings = options.candidates, options.bases, options.chunk, options.rounds, options.convolution
+        print(row(options.task, *settings))
+        if jax.default_backend() != "cpu":
+            compare_with_one_by_one()
         return
     print(f"{os.cpu_count()} cores, jax {jax.__version__}, {options.task}: ", end="")
     print(f"{options.candidates} candidates on {options.bases} bases, chunks of {options.chunk}\n")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 from on_devices import CHUNK, NUM_MEMBERS, digest, make_jobs, make_trainer, search
 
+from jaxprune.files import CHECK
+from jaxprune.search.journal import read_journal, without_times
 from jaxprune.training.local_devices import on_all_devices, over_devices, row_size, stack_row, unstack_row
 from jaxprune.training.trainer import Trained, Trainer
 
@@ -34,15 +37,42 @@ def one_device(trainer: Trainer) -> list[str]:
 
 def run_on(num_devices: int, folder: Path) -> dict[str, Any]:
     """What the script prints with so many devices."""
+    found: dict[str, Any] = json.loads(output_of([SCRIPT, folder], num_devices))
+    return found
+
+
+def output_of(arguments: Sequence[str | Path], num_devices: int) -> str:
+    """What Python prints with so many devices."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={num_devices}"
     # XLA's pool has a thread for each device at least, and large matrix products are split by the size of the pool.
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "NPROC": "8"}
     done = subprocess.run(
-        [sys.executable, SCRIPT, folder], capture_output=True, text=True, env=environment, timeout=240
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=400,
+        cwd=SCRIPT.parent,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return done.stdout
+
+
+def results_of(run_dir: Path) -> dict[str, Any]:
+    """All results of a run, without times."""
+    return {
+        "journal": [without_times(line) for line in read_journal(run_dir / "journal.jsonl")],
+        "archive": (run_dir / "archive.json").read_text(),
+        "final": untimed(json.loads((run_dir / "final.json").read_text())),
+        "batching": json.loads((run_dir / "config.json").read_text())["batching"],
+    }
+
+
+def untimed(plain: Any) -> Any:
+    """Plain data without times, and without checksums, which cover them."""
+    if isinstance(plain, dict):
+        return {name: untimed(value) for name, value in plain.items() if name not in ("seconds", CHECK)}
+    return [untimed(value) for value in plain] if isinstance(plain, list) else plain
 
 
 def test_a_row_is_padded_by_copies_of_its_last_member_and_comes_back_in_order() -> None:
@@ -109,3 +139,23 @@ def test_eight_devices_compile_as_often_as_one(tmp_path: Path, one_device: list[
     assert (one.pop("devices"), eight.pop("devices")) == (1, 8)
     assert one == eight
     assert one["digests"] == one_device
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("batching", [("scan",), ("vmap", "--chunk", "2")], ids=["scan", "vmap"])
+def test_search_and_final_comparison_are_those_of_one_device(
+    tmp_path: Path, batching: tuple[str, ...]
+) -> None:
+    task = "--task on_devices:normed --unseen none --fitness finetune --seeds paper --generations 1 --population 4"
+    command = ["-m", "jaxprune.cli", "evolve", *task.split(), "--quiet", "--batching", *batching]
+    found = {}
+    for num_devices in (1, 2, 4, 8):
+        run_dir = tmp_path / str(num_devices)
+        output_of([*command, "--run-dir", run_dir], num_devices)
+        found[num_devices] = results_of(run_dir)
+    one = found.pop(1)
+    assert one["final"] and sum(line["kind"] == "trial" for line in one["journal"]) > 4 * CHUNK
+    assert one["batching"]["normed"]["strategy"] == batching[0]
+    for num_devices, results in found.items():
+        assert results == one, num_devices
