@@ -1,7 +1,10 @@
 """Seconds per generation on 1, 2, 4 and 8 devices side by side, and whether all give the same bits.
 
     python benchmarks/devices.py [--task digits] [--devices 1,2,4,8] [--candidates 16] [--bases 4]
-                                 [--chunk 8] [--convolution auto]
+                                 [--chunk 1] [--convolution auto]
+
+A generation is that of a search by fine-tuning: all candidates on one base, then together a third of them on the other
+bases, two elites, and l2 beside these, if no plan is known already.
 
 Each number of devices is forced upon the CPU of a process of its own, one process after the other. Such devices share
 the cores of the machine. So their seconds show what dividing the work costs (they should hardly rise with the number of
@@ -32,32 +35,43 @@ import numpy as np
 from candidates import best_seconds
 
 from jaxprune.datasets.dataset import Dataset
+from jaxprune.search.problem import TaskInfo
+from jaxprune.search.run_batching import sizes_of
+from jaxprune.search.settings import EvolveConfig
+from jaxprune.search.task_problem import row_use
 from jaxprune.tasks.base_networks import BasePool, Entry
 from jaxprune.tasks.batching_speed import time_all
 from jaxprune.tasks.named_tasks import find_task, lenet5_task, vgg16_task
 from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.training.batching import Convolution
+from jaxprune.training.trainer import Trained
 
 
 def row(task: str, candidates: int, bases: int, chunk: int, rounds: int, convolution: Convolution) -> str:
-    """One row of the table: fine-tunings of random plans on every base network, on all devices of this process."""
+    """One row of the table: as many fine-tunings of random plans as a generation needs, on all local devices."""
     named = find_task(task)
     # The base networks need not be good: one epoch takes as long for each step as many.
     quick = named.replace(base_recipe=named.base_recipe.replace(epochs=1), bases=bases)
     programs = TaskPrograms(quick, strategy="vmap", chunk=chunk, convolution=convolution)
     pool = BasePool(programs, 0, "search", bases)
-    entries = [Entry(base, draw=draw) for draw in range(candidates) for base in range(bases)]
+    config = EvolveConfig(fitness="finetune", population=candidates)
+    sizes = sizes_of(config, TaskInfo(task, bases=bases))
+    batches = [[Entry(number % bases, draw=number) for number in range(size)] for size in sizes]
     assert len(pool.bases) == bases  # trained before the clock starts
+
+    def generation() -> list[Trained]:
+        programs.rows.clear()
+        return [result for batch in batches for result in pool.finetune(batch)]
+
     start = time.perf_counter()
-    results = list(pool.finetune(entries))
+    results = generation()
     first = time.perf_counter() - start
-    seconds = best_seconds(lambda: list(pool.finetune(entries)), rounds)
+    seconds = best_seconds(generation, rounds)
     weights = (result.weights[path] for result in results for path in sorted(result.weights))
     digest = hashlib.sha256(b"".join(np.asarray(array).tobytes() for array in weights)).hexdigest()[:12]
-    num_rows = -(-len(entries) // programs.row_size)
-    idle = 1 - len(entries) / (num_rows * programs.row_size)
-    name, rate = f"{jax.local_device_count()} {jax.default_backend()}", len(entries) / seconds
-    return f"| {name} | {num_rows} | {idle:.0%} | {first:.1f} | {seconds:.2f} | {rate:.1f} | {digest} |"
+    idle = row_use(programs.rows).idle_share
+    name, rate = f"{jax.local_device_count()} {jax.default_backend()}", len(results) / seconds
+    return f"| {name} | {len(programs.rows)} | {idle:.0%} | {first:.1f} | {seconds:.2f} | {rate:.1f} | {digest} |"
 
 
 def noise(*shape: int) -> Dataset:
@@ -91,7 +105,7 @@ def main() -> None:
     parser.add_argument("--task", default="digits")
     parser.add_argument("--devices", default="1,2,4,8", help="numbers of devices to force upon the CPU")
     parser.add_argument("--here", action="store_true", help="measure the devices of this process alone")
-    for name, default in (("candidates", 16), ("bases", 4), ("chunk", 8), ("rounds", 2)):
+    for name, default in (("candidates", 16), ("bases", 4), ("chunk", 1), ("rounds", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--convolution", choices=get_args(Convolution), default="auto")
     options = parser.parse_args()
