@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Literal, cast, get_args, get_type_hints
 
 from jaxprune.search.settings import EvolveConfig, Preset, find_preset
 from jaxprune.text import closest, parse_seconds
+from jaxprune.training.batching import Batching, Convolution, Strategy
 
 if TYPE_CHECKING:
     from jaxprune.tasks.named_tasks import DataDir
     from jaxprune.tasks.tasks import Task
 
 Controls = Literal["standard", "full"]
-Batching = Literal["auto", "scan", "loop", "vmap"]
-Convolution = Literal["auto", "library", "patches"]
 TaskValue = int | float | str
 
 TASK_OPTIONS: Mapping[str, tuple[type, str]] = {
@@ -97,13 +96,13 @@ class RunConfig:
     search: EvolveConfig = field(default_factory=EvolveConfig)
     guesses: tuple[str, ...] = ()
     controls: Controls = "standard"
-    batching: Batching = "auto"
+    batching: Strategy = "auto"
     unseen: tuple[str, ...] = ()
     chunk: int | None = None
     convolution: Convolution = "auto"
 
     def __post_init__(self) -> None:
-        closed = {"controls": Controls, "batching": Batching, "convolution": Convolution}
+        closed = {"controls": Controls, "batching": Strategy, "convolution": Convolution}
         for name, choices in ((name, get_args(kind)) for name, kind in closed.items()):
             if getattr(self, name) not in choices:
                 raise ValueError(
@@ -111,6 +110,7 @@ class RunConfig:
                 )
         if self.chunk is not None and (type(self.chunk) is not int or self.chunk < 1):
             raise ValueError(f"chunk needs to be a whole number, 1 or more, got {self.chunk!r}.")
+        Batching(self.batching, self.chunk, self.convolution).checked()
 
     @staticmethod
     def of(*layers: Mapping[str, object]) -> RunConfig:
@@ -135,7 +135,7 @@ class RunConfig:
         options = task_options({**preset.task_options, **own_options})
         unseen = _unseen(given.pop("unseen", None), preset)
         controls = cast(Controls, given.pop("controls", "standard"))
-        batching = cast(Batching, given.pop("batching", "auto"))
+        batching = cast(Strategy, given.pop("batching", "auto"))
         chunk = cast(int | None, given.pop("chunk", None))
         convolution = cast(Convolution, given.pop("convolution", "auto"))
         if "time_limit_seconds" in given:

@@ -25,25 +25,30 @@ from jaxprune.commands.output import (
 _KINDS = ("json", "md", "png")
 """What is written for each task."""
 
+_OF_CALIBRATIONS = {"bases": 8, "repeats": 2, "draws": 3, "oracle": 200, "plans": 50, "seed": 0}
+"""Option -> its default, of those that do nothing with --batching."""
+
 
 def add_calibrate(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `jaxprune calibrate`."""
     add_task_option(parser)
-    add_measuring_options(parser, bases=8, repeats=2)
+    defaults = _OF_CALIBRATIONS
+    add_measuring_options(parser, bases=defaults["bases"], repeats=defaults["repeats"])
     parser.add_argument(
         "--oracle",
         type=whole_number,
-        default=200,
+        default=defaults["oracle"],
         metavar="N",
-        help="fine-tunings per base network for the hill-climbed oracle plan, 0 for none (default: 200)",
+        help="fine-tunings per base network for the hill-climbed oracle plan, 0 for none "
+        f"(default: {defaults['oracle']})",
     )
     parser.add_argument(
         "--plans",
         type=whole_number,
-        default=50,
+        default=defaults["plans"],
         metavar="N",
         help="fine-tuned plans per base network for the landscape that evolve searches on by default, 0 for none; "
-        "evolve with the same --bases-dir uses them too (default: 50)",
+        f"evolve with the same --bases-dir uses them too (default: {defaults['plans']})",
     )
     parser.add_argument(
         "--batching",
@@ -118,6 +123,12 @@ def _run_batching(arguments: argparse.Namespace) -> int:
     from jaxprune.tasks.batching_speed import Timing, time_all
     from jaxprune.tasks.task_programs import TaskPrograms
 
+    given = [f"--{name}" for name, default in _OF_CALIBRATIONS.items() if getattr(arguments, name) != default]
+    if given:
+        raise ValueError(
+            f"--batching needs no base networks and takes no {', '.join(given)}, which it would ignore. Leave "
+            f"{'it' if len(given) == 1 else 'them'} out, or --batching."
+        )
     tasks = chosen_tasks(arguments)
     files = {
         task.name: [arguments.out / f"batching-{task.name}.{kind}" for kind in ("json", "md")]

@@ -16,9 +16,7 @@ from jaxprune.commands.network_options import add_task_options, flag, whole_numb
 from jaxprune.commands.output import note
 from jaxprune.config import (
     TASK_OPTIONS,
-    Batching,
     Controls,
-    Convolution,
     RunConfig,
     read_config,
 )
@@ -26,6 +24,7 @@ from jaxprune.files import RunDirectoryError
 from jaxprune.search.settings import PRESETS, EvolveConfig, setting_help
 from jaxprune.tasks.named_tasks import TASKS
 from jaxprune.text import parse_seconds
+from jaxprune.training.batching import Convolution, Strategy
 
 if TYPE_CHECKING:
     from jaxprune.search.problem import Problem
@@ -73,7 +72,7 @@ def add_evolve(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--batching",
-        choices=get_args(Batching),
+        choices=get_args(Strategy),
         default=argparse.SUPPRESS,
         help="how networks share a compiled program (default: auto, by backend and network)",
     )

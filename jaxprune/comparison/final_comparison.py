@@ -22,6 +22,7 @@ from jaxprune.search.task_problem import TaskProblem
 from jaxprune.tasks.base_networks import Base, BasePool
 from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.tasks.tasks import Task, check_unique
+from jaxprune.training.trainer import is_vmapped
 
 EVALUATIONS = 3
 """Number of points of the accuracy curves, if a fine-tuning has as many steps."""
@@ -116,7 +117,7 @@ def _machines(problem: TaskProblem, unseen: Sequence[Task]) -> dict[str, TaskPro
     check_unique([*(programs.task for programs in searched.values()), *unseen])
     first = next(iter(searched.values())).batching
     # Rows are those of the search, which measured them or was resumed; one by one, each network decides as it would.
-    is_open = first.strategy != "vmap" and not problem.asked.is_vmapped
+    is_open = first.strategy != "vmap" and not is_vmapped(problem.asked.strategy)
     batching = (problem.asked if is_open else first)._asdict()
     return {**searched, **{task.name: TaskPrograms(task, **batching) for task in unseen}}
 

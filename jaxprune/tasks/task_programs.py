@@ -35,7 +35,7 @@ from jaxprune.training.batching import Batching, Convolution, Strategy
 from jaxprune.training.local_devices import on_all_devices, row_size
 from jaxprune.training.loop import Examples, count_correct
 from jaxprune.training.recipes import Recipe
-from jaxprune.training.trainer import Row, Trainer
+from jaxprune.training.trainer import Row, Trainer, is_vmapped
 from jaxprune.types import Array, Kept
 
 
@@ -176,7 +176,7 @@ class TaskPrograms:
     @property
     def is_vmapped(self) -> bool:
         """Whether members are trained in vmapped rows instead of one by one."""
-        return self.asked.is_vmapped
+        return is_vmapped(self.asked.strategy)
 
     @property
     def row_size(self) -> int:

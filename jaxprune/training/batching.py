@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
-import jax
-
 Strategy = Literal["auto", "scan", "loop", "vmap"]
 Convolution = Literal["auto", "library", "patches"]
 
@@ -65,11 +63,6 @@ class Batching(NamedTuple):
             other.chunk if self.chunk is None or has_no_rows else self.chunk,
             other.convolution if self.convolution == "auto" else self.convolution,
         )
-
-    @property
-    def is_vmapped(self) -> bool:
-        """Whether many members are trained at once, which "auto" does on accelerators."""
-        return self.strategy == "vmap" or (self.strategy == "auto" and jax.default_backend() != "cpu")
 
     def __str__(self) -> str:
         """Returns it in words.

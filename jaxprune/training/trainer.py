@@ -128,7 +128,7 @@ class Trainer:
     rows: list[Row] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._asked.checked()
+        Batching(self.strategy, self.chunk, self.convolution).checked()
 
     @property
     def chosen(self) -> Strategy:
@@ -139,7 +139,7 @@ class Trainer:
     def batching(self) -> Batching:
         """The batching in use, with nothing left open."""
         convolution: Convolution = "patches" if self._uses_patches else "library"
-        if self._asked.is_vmapped:
+        if is_vmapped(self.strategy):
             return Batching("vmap", self.chunk or DEFAULT_CHUNK, convolution)
         if self.strategy != "auto":
             return Batching(self.strategy, 1, convolution)
@@ -149,11 +149,6 @@ class Trainer:
     def network(self) -> Network:
         """The network without weights, with the convolutions in use."""
         return split_network(with_patch_convolutions(self.model) if self._uses_patches else self.model)[0]
-
-    @property
-    def _asked(self) -> Batching:
-        """The batching that was asked for."""
-        return Batching(self.strategy, self.chunk, self.convolution)
 
     @property
     def _uses_patches(self) -> bool:
@@ -260,6 +255,11 @@ class Trainer:
         weights = split_network(self.model)[1]
         image = jax.ShapeDtypeStruct((2, *self.data.x.shape[1:]), self.data.x.dtype)
         return "conv_general_dilated" in str(jax.make_jaxpr(self.network.logits)(weights, image))
+
+
+def is_vmapped(strategy: Strategy) -> bool:
+    """Tells whether a strategy trains many members at once, which "auto" does on accelerators."""
+    return strategy == "vmap" or (strategy == "auto" and jax.default_backend() != "cpu")
 
 
 def default_workers() -> int:

@@ -99,6 +99,9 @@ LINES = {
         "prune --kept-counts 4 --scope global",
     ],
     "needs a whole number >= 1, got": ["prune --kept-fraction 0.5 --multiple-of 0", "prune --multiple-of=-4 --kept-fraction 1"],
+    "--batching needs no base networks and takes no --bases, --oracle,": ["calibrate --batching --bases 2 --oracle 3"],
+    "chunk is for vmap, got 4 with 'scan'": ["evolve --task cli_tasks:small --batching scan --chunk 4"],
+    "chunk needs to be a whole number, 1 or more, got 0": ["evolve --task cli_tasks:small --chunk 0"],
     "needs each group once": ["prune --task cli_tasks:small --kept-counts first.kernel=4,first.kernel=5"],
     "needs each task once": [
         "evolve --bases digits=3,digits=4", "compare --finetune digits=slim,digits=masked",

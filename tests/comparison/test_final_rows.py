@@ -5,15 +5,40 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from cli_tasks import small
 from made_up_runs import searched_on_landscapes
 
+from jaxprune.comparison.final_comparison import _machines
 from jaxprune.comparison.final_rows import KNOWN, add_best_known, choose_rows
 from jaxprune.language.parsing import parse
 from jaxprune.scoring.lookup import FUNCTIONS, find_function
 from jaxprune.scoring.metrics import Metric
 from jaxprune.search.problem import Prediction
 from jaxprune.search.state import start_formulas
+from jaxprune.search.task_problem import TaskProblem
+from jaxprune.training.batching import Batching
 from jaxprune.types import Invalid
+
+
+@pytest.mark.parametrize(
+    ("searched", "unseen"),
+    [
+        ({"strategy": "vmap", "chunk": 3}, ("vmap", 3, "patches")),
+        ({"strategy": "vmap", "convolution": "library"}, ("vmap", 16, "library")),
+        ({"chunk": 3}, ("scan", 1, "patches")),
+        ({"strategy": "loop"}, ("loop", 1, "library")),
+    ],
+)
+def test_unseen_tasks_are_batched_as_those_that_are_searched_on(searched, unseen):
+    problem = TaskProblem([small()], **searched)
+    machines = _machines(problem, [small().replace(name="other")])
+    assert machines["other"].batching == unseen == machines["small"].batching
+
+
+def test_unseen_tasks_take_the_chunk_that_a_search_measured():
+    problem = TaskProblem([small()])
+    problem.programs["small"].settle(Batching("vmap", 2, "library"))
+    assert _machines(problem, [small().replace(name="other")])["other"].batching == ("vmap", 2, "library")
 
 
 class Predicting:
