@@ -13,7 +13,8 @@ that must stay (the batch axis, an array built into the code).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -47,6 +48,8 @@ class Labels:
         )  # 1 + index into _reasons, 0 for a label that is not frozen
         self._index_of: dict[str, int] = {}
         self._reasons: list[str] = []
+        self._is_lenient = False
+        self._unites = True
 
     def __len__(self) -> int:
         return len(self._parent)
@@ -61,7 +64,21 @@ class Labels:
 
     def fixed_marker(self, reason: str) -> int:
         """Returns the negative number that marks indices without a label which must stay for this reason."""
-        return _FIRST_MARKER - self._index(reason)
+        return FREE if self._is_lenient else _FIRST_MARKER - self._index(reason)
+
+    @contextmanager
+    def lenient(self, *, unites: bool) -> Iterator[None]:
+        """Until the context ends, `freeze` does nothing and `fixed_marker` is `FREE`; markers that exist still freeze.
+
+        Args:
+          unites: whether `unite` does anything.
+        """
+        before = self._is_lenient, self._unites
+        self._is_lenient, self._unites = True, unites
+        try:
+            yield
+        finally:
+            self._is_lenient, self._unites = before
 
     def _index(self, reason: str) -> int:
         if reason not in self._index_of:
@@ -102,7 +119,7 @@ class Labels:
         Returns:
           Whether any two labels are united now that were not before.
         """
-        if left is right:
+        if left is right or not self._unites:
             return False
         left, right = left.reshape(-1), right.reshape(-1)
         if min(left.min(initial=0), right.min(initial=0)) < 0:
@@ -126,7 +143,7 @@ class Labels:
     def _freeze_at_markers(self, labels: np.ndarray, others: np.ndarray) -> None:
         meets_marker = (labels >= 0) & (others <= _FIRST_MARKER)
         for marker in np.unique(others[meets_marker]):
-            self.freeze(labels[meets_marker & (others == marker)], self._reasons[_FIRST_MARKER - marker])
+            self._freeze(labels[meets_marker & (others == marker)], self._reasons[_FIRST_MARKER - marker])
 
     def freeze(self, labels: np.ndarray, reason: str) -> None:
         """Forbids removing some labels, which also forbids removing everything united with them.
@@ -135,6 +152,10 @@ class Labels:
           labels: labels, of any shape; `FREE` and markers among them are ignored.
           reason: why; a label that is frozen already keeps the reason that it has.
         """
+        if not self._is_lenient:
+            self._freeze(labels, reason)
+
+    def _freeze(self, labels: np.ndarray, reason: str) -> None:
         labels = labels[labels >= 0]
         labels = labels[self._reason_of[labels] == 0]
         if labels.size:

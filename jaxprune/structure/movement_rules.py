@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -40,8 +40,14 @@ def _transpose(trace: Trace, operation: Operation, inputs: Sequence[LabelledValu
 
 
 def _squeeze(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    removed = {int(axis) for axis in operation.equation.params["dimensions"]}
+    return [_without_axes(trace, operation, inputs[0], removed)]
+
+
+def _without_axes(
+    trace: Trace, operation: Operation, value: LabelledValue, removed: Collection[int]
+) -> LabelledValue:
     """Removes axes of length one; a channel that was selected by its position on such an axis has to stay."""
-    value, removed = inputs[0], {int(axis) for axis in operation.equation.params["dimensions"]}
     axes = [axis for axis in range(len(value.shape)) if axis not in removed]
     fields = []
     for field in value.fields:
@@ -51,7 +57,7 @@ def _squeeze(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]
             fields.append(LabelField(tuple(axes.index(axis) for axis in field_axes), labels))
         else:
             trace.freeze([field], f"picked by its place in {operation.location}")
-    return [select_axes(value, axes, fields)]
+    return select_axes(value, axes, fields)
 
 
 def _broadcast(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
@@ -199,14 +205,26 @@ def _slice(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) 
 
 
 def _split(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
-    """Does the same for each of several parts of an axis."""
-    value, axis, start = inputs[0], int(operation.equation.params["axis"]), 0
-    parts = []
-    for number, size in enumerate(operation.equation.params["sizes"]):
+    params = operation.equation.params
+    return _parts(trace, operation, inputs[0], int(params["axis"]), [int(size) for size in params["sizes"]])
+
+
+def _unstack(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    value, axis = inputs[0], int(operation.equation.params["axis"])
+    parts = _parts(trace, operation, value, axis, [1] * value.shape[axis])
+    return [_without_axes(trace, operation, part, {axis}) for part in parts]
+
+
+def _parts(
+    trace: Trace, operation: Operation, value: LabelledValue, axis: int, sizes: Sequence[int]
+) -> list[LabelledValue]:
+    """Cuts an axis into parts of these sizes."""
+    parts, start = [], 0
+    for number, size in enumerate(sizes):
         index = [slice(None)] * len(value.shape)
-        index[axis] = slice(start, start + int(size))
+        index[axis] = slice(start, start + size)
         parts.append(_cut(trace, operation, number, value, index))
-        start += int(size)
+        start += size
     return parts
 
 
@@ -309,23 +327,33 @@ def _tile(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -
 
 
 def _concatenate(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    return [_join(trace, operation, inputs, int(operation.equation.params["dimension"]))]
+
+
+def _stack(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    axis, shape = int(operation.equation.params["axis"]), inputs[0].shape
+    new_axis = [old + (old >= axis) for old in range(len(shape))]
+    apart = [with_new_axes(value, (*shape[:axis], 1, *shape[axis:]), new_axis) for value in inputs]
+    return [_join(trace, operation, apart, axis)]
+
+
+def _join(trace: Trace, operation: Operation, values: Sequence[LabelledValue], axis: int) -> LabelledValue:
     """Joins the labels on one axis, and unites those on the other axes."""
-    axis, (shape,) = int(operation.equation.params["dimension"]), output_shapes(operation)
+    values = [value for value in values if value.shape[axis]] or values
+    before, after = values[0].shape[:axis], values[0].shape[axis + 1 :]
+    shape = (*before, sum(value.shape[axis] for value in values), *after)
     others, fixed_of_others = combine(
-        trace,
-        operation,
-        [_without_labels_on(value, axis) for value in inputs],
-        (*shape[:axis], 1, *shape[axis + 1 :]),
+        trace, operation, [_without_labels_on(value, axis) for value in values], (*before, 1, *after)
     )
-    joined = _joined_fields(trace, inputs, axis)
+    joined = _joined_fields(trace, values, axis)
     labelled = {position for field in joined for position in field.axes}
     fixed = [FREE if position in labelled else marker for position, marker in enumerate(fixed_of_others)]
-    markers = [value.fixed[axis] for value in inputs]
-    fixed[axis] = markers[0] if not joined and FREE not in markers else FREE
+    markers = [value.fixed[axis] for value in values if value.fixed[axis] != FREE]
+    fixed[axis] = markers[0] if markers and axis not in labelled else FREE
     fields = [field for field in others if labelled.isdisjoint(field.axes)]
-    source_axes = inputs[0].source_axes
-    is_same = all(value.source_axes == source_axes for value in inputs)
-    return [computed_from(inputs, shape, [*fields, *joined], fixed, source_axes if is_same else ())]
+    source_axes = values[0].source_axes
+    is_same = all(value.source_axes == source_axes for value in values)
+    return computed_from(values, shape, [*fields, *joined], fixed, source_axes if is_same else ())
 
 
 def _without_labels_on(value: LabelledValue, axis: int) -> LabelledValue:
@@ -372,10 +400,12 @@ MOVEMENTS: Mapping[str, Rule] = MappingProxyType(
         "reshape": _reshape,
         "slice": _slice,
         "split": _split,
+        "unstack": _unstack,
         "pad": _pad,
         "rev": _reverse,
         "tile": _tile,
         "concatenate": _concatenate,
+        "stack": _stack,
     }
 )
 """Primitive -> its rule."""

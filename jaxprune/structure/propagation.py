@@ -15,6 +15,7 @@ axis into such factors and starts another pass.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -23,8 +24,10 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.structure.contraction_rules import frozen_outputs
 from jaxprune.structure.elementwise_rules import combine
 from jaxprune.structure.labels import FREE, Labels
+from jaxprune.structure.liveness import is_dead, live_values
 from jaxprune.structure.model_state import Path
 from jaxprune.structure.program import Body, Input, Operation, Program, shape_of
 from jaxprune.structure.rules import apply_rule
@@ -36,6 +39,7 @@ from jaxprune.structure.trace import (
     StartingLabels,
     Trace,
     computed_from,
+    output_shapes,
     select_axes,
 )
 
@@ -123,7 +127,14 @@ def with_ties(trace: Trace, ties: Sequence[tuple[np.ndarray, np.ndarray]]) -> St
     return start._replace(ties=(*start.ties, *pairs))
 
 
-def propagate(program: Program, trained: frozenset[Path], array_labels: ArrayLabels, labels: Labels) -> Trace:
+def propagate(
+    program: Program,
+    trained: frozenset[Path],
+    array_labels: ArrayLabels,
+    labels: Labels,
+    *,
+    with_dead_code: bool = True,
+) -> Trace:
     """Propagates labels through a network once, in program order.
 
     Args:
@@ -131,11 +142,12 @@ def propagate(program: Program, trained: frozenset[Path], array_labels: ArrayLab
       trained: paths of its trained parameters; only these are recognised as learned scales and shifts of a norm.
       array_labels: the labels of every array.
       labels: these labels, united and frozen as far as is known already; changed in place.
+      with_dead_code: whether operations that no output depends on unite labels too. They freeze none in any case.
 
     Returns:
       The trace, in which inputs and outputs of the network are frozen.
     """
-    trace = Trace(program, labels, array_labels, trained)
+    trace = Trace(program, labels, array_labels, trained, live_values(program), with_dead_code)
     for path, number in program.parameters.items():
         shape = program.shapes[number]
         fields = tuple(
@@ -166,8 +178,36 @@ def propagate(program: Program, trained: frozenset[Path], array_labels: ArrayLab
 def _propagate_through(trace: Trace, operations: Sequence[Operation]) -> None:
     for operation in operations:
         inputs = [_read(trace, value) for value in operation.inputs]
-        rule = _CONTROL_FLOW.get(operation.name, apply_rule)
-        trace.values.update(zip(operation.outputs, rule(trace, operation, inputs), strict=True))
+        if is_dead(operation, trace.live):
+            with trace.noting_only_unions():
+                outputs = _outputs_of(trace, operation, inputs)
+        else:
+            outputs = _outputs_of(trace, operation, inputs)
+        trace.values.update(zip(operation.outputs, outputs, strict=True))
+
+
+def _outputs_of(
+    trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]
+) -> Sequence[LabelledValue]:
+    """Applies the rule of an operation; one that fails freezes what the operation reads, as no rule would."""
+    shapes, iterations = output_shapes(operation), trace.iterations
+    if shapes and all(0 in shape for shape in shapes):
+        return [computed_from(inputs, shape) for shape in shapes]  # arrays without entries hold no channels
+    try:
+        outputs = _CONTROL_FLOW.get(operation.name, apply_rule)(trace, operation, inputs)
+        if [value.shape for value in outputs] != shapes:
+            raise ValueError(f"shapes {[value.shape for value in outputs]} instead of {shapes}")
+    except Exception as error:
+        if isinstance(error, RuntimeWarning):  # of an operation inside this one, where warnings are errors
+            raise
+        trace.iterations = iterations
+        reason = f"the rule failed with {type(error).__name__} for {operation.location}"
+        warnings.warn(
+            f"{reason}: {error}. What it reads stays whole. This is a fault of jaxprune: please report it.",
+            RuntimeWarning,
+        )
+        return frozen_outputs(trace, operation, inputs, reason)
+    return outputs
 
 
 def _read(trace: Trace, value: Input) -> LabelledValue:

@@ -1,7 +1,7 @@
 """Rules: for each primitive of JAX, what an operation does to the labels of its inputs.
 
 A rule takes the trace, the operation and its labelled inputs, and returns its labelled outputs. This module has the
-rules for elementwise operations, reductions, windows, look-ups and others, and the table of all rules, `apply_rule`.
+rules for elementwise operations, reductions, windows and others, and the table of all rules, `RULES`.
 Nothing is guessed: a primitive without a rule freezes every label that it touches, and the reason names the line of the
 user's code.
 """
@@ -17,11 +17,12 @@ import numpy as np
 
 from jaxprune.structure.contraction_rules import convolution, dot_general, frozen_outputs
 from jaxprune.structure.elementwise_rules import combine, drop_axes, unite_along
-from jaxprune.structure.labels import FREE, distinct
+from jaxprune.structure.indexing_rules import INDEXING, pass_whole_axes
+from jaxprune.structure.labels import FREE
+from jaxprune.structure.liveness import WATCHES
 from jaxprune.structure.movement_rules import MOVEMENTS, Rule
 from jaxprune.structure.program import Operation
 from jaxprune.structure.trace import (
-    NO_AXES,
     AffineUse,
     LabelField,
     LabelledValue,
@@ -33,15 +34,61 @@ from jaxprune.structure.trace import (
 from jaxprune.structure.weight_norms import combined, note_sum, sees_zeros
 
 _ELEMENTWISE = """
-abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clip
-convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag integer_pow
-is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or population_count pow real
-reduce_precision rem round rsqrt select_n shift_left shift_right_logical shift_right_arithmetic sign sin sinh
-sqrt square stop_gradient sub tan tanh xor
+abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clz complex conj
+convert_element_type cos cosh digamma div empty empty2 eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma
+igamma_grad_a igammac imag integer_pow is_finite le le_to lgamma log log1p logistic lt lt_to max min mul mulhi ne neg
+nextafter not or polygamma population_count pow real reduce_precision regularized_incomplete_beta rem round rsqrt
+select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square sub tan tanh xor zeta
 """.split()
-_REDUCTIONS = "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin".split()
+_IDENTITIES = """
+copy copy_p device_put layout_constraint name optimization_barrier pin preduced pvary reduced_vary_cast_p reshard
+sharding_constraint stage stop_gradient unpin vary_unreduced_cast_p
+""".split()
+_REDUCTIONS = """
+argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum reduce_xor
+""".split()
 _WINDOWS = "reduce_window_max reduce_window_min reduce_window_sum".split()
-_ALONG_AXIS = "cumsum cumprod cummax cummin cumlogsumexp sort top_k".split()
+_ALONG_AXIS = "approx_top_k cumlogsumexp cummax cummin cumprod cumsum sort top_k".split()
+
+_FROZEN = {
+    "mixes all entries of a matrix": """
+cholesky cholesky_update custom_linear_solve eig eigh geqp3 geqrf hessenberg householder_product linear_call lu
+lu_pivots_to_permutation ormqr qr schur svd symmetric_product triangular_solve tridiagonal tridiagonal_solve
+""",
+    "moves data between devices": """
+all_gather all_gather_done all_gather_invariant all_gather_reduced all_gather_reduced_start all_gather_start all_to_all
+all_to_all_done all_to_all_start axis_index pbroadcast pbroadcast_done pbroadcast_start pmax pmin ppermute ppermute_done
+ppermute_start precv psend psum psum_done psum_invariant psum_invariant_start psum_start ragged_all_to_all
+reduce_scatter reduce_scatter_done reduce_scatter_start shard_map unreduced_psum unreduced_psum_start
+unreduced_reduce_scatter unreduced_reduce_scatter_start
+""",
+    "runs code that JAX does not see": "call_exported ffi_call io_callback pure_callback",
+    "is a kernel of its own": """
+cudnn_fusion dot_product_attention_bwd dot_product_attention_bwd_wrapper dot_product_attention_fp8_bwd
+dot_product_attention_fp8_bwd_wrapper dot_product_attention_fp8_fwd dot_product_attention_fp8_fwd_wrapper
+dot_product_attention_fwd dot_product_attention_fwd_wrapper pallas_call ragged_dot_general scaled_dot scaled_matmul
+scaled_matmul_wrapper
+""",
+    "changes an array in place": """
+accum_grad_in_ref addupdate box_get box_set broadcast_to create_linear empty_ref free_ref freeze get log_extend log_read
+new_box new_log new_ref run_state swap
+""",
+    "draws random numbers": """
+iota_2x32_shape philox2x32 philox4x32 random_clone random_fold_in random_gamma random_seed random_split random_unwrap
+random_wrap rng_bit_generator rng_uniform threefry2x32 threefry4x32
+""",
+    "is part of a derivative": """
+custom_lin select_and_gather_add select_and_scatter select_and_scatter_add zeros_like
+""",
+    "combines entries by a function of the user's": "reduce reduce_window",
+    "is about no array of the network": """
+after_all create_token dim_as_value dimension_size from_edtype platform_index shape_assertion to_edtype unreachable
+""",
+}
+FROZEN_ON_PURPOSE: Mapping[str, str] = MappingProxyType(
+    {name: why for why, names in _FROZEN.items() for name in names.split()}
+)
+"""Primitive -> why it has no rule, so that what it reads stays whole. Others without a rule are new to jaxprune."""
 
 
 def apply_rule(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
@@ -55,9 +102,11 @@ def apply_rule(trace: Trace, operation: Operation, inputs: Sequence[LabelledValu
     Returns:
       Its outputs; all frozen if there is no rule for the primitive.
     """
-    rule = _RULES.get(operation.name)
+    rule = RULES.get(operation.name)
     if rule is None:
-        return frozen_outputs(trace, operation, inputs, f"no rule for {operation.location}")
+        why = FROZEN_ON_PURPOSE.get(operation.name)
+        reason = f"no rule for {operation.location}" + (f", which {why}" if why else "")
+        return frozen_outputs(trace, operation, inputs, reason)
     return rule(trace, operation, inputs)
 
 
@@ -110,42 +159,22 @@ def _window(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue])
         elif (united := unite_along(trace, field, window_axes)) is not None:
             mixed.append(united)
     value = dataclasses.replace(value, fields=(*fields, *mixed))
-    return [_pass_whole_axes(trace, operation, value, is_whole, shape)]
+    return [pass_whole_axes(trace, operation, value, is_whole, shape)]
 
 
 def _along_axis(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     """Sorting and running sums: along one axis, indices change places or add up."""
     params, shapes = operation.equation.params, output_shapes(operation)
-    axis = int(params.get("axis", params.get("dimension", -1))) % len(inputs[0].shape)
+    (axis,) = (int(params[name]) for name in ("axis", "dimension", "reduction_dimension") if name in params)
     outputs = []
     for index, shape in enumerate(shapes):
         value = inputs[min(index, len(inputs) - 1)]
         is_whole = [other != axis for other in range(len(shape))]
-        outputs.append(_pass_whole_axes(trace, operation, value, is_whole, shape))
+        outputs.append(pass_whole_axes(trace, operation, value, is_whole, shape))
     if len(outputs) > 1:
         fields, fixed = combine(trace, operation, outputs, shapes[0])
         outputs = [dataclasses.replace(value, fields=fields, fixed=fixed) for value in outputs]
     return outputs
-
-
-def _pass_whole_axes(
-    trace: Trace,
-    operation: Operation,
-    value: LabelledValue,
-    is_whole: Sequence[bool],
-    shape: tuple[int, ...],
-) -> LabelledValue:
-    """An output of this shape, in which axes that are whole keep their labels and the others are frozen."""
-    fields, fixed = [], list(value.fixed)
-    for field in value.fields:
-        if all(is_whole[axis] for axis in field.axes):
-            fields.append(field)
-        else:
-            trace.freeze([field], f"cut, padded or reordered by {operation.location}")
-    for axis, whole in enumerate(is_whole):
-        if not whole and fixed[axis] == FREE and shape[axis] > 1:
-            fixed[axis] = trace.labels.fixed_marker(f"cut, padded or reordered by {operation.name}")
-    return dataclasses.replace(value, shape=shape, fields=tuple(fields), fixed=tuple(fixed))
 
 
 def _iota(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
@@ -156,67 +185,6 @@ def _iota(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -
     if shape[axis] > 1:
         fixed[axis] = trace.labels.fixed_marker(f"counted by {operation.location}")
     return [LabelledValue(shape, fixed=tuple(fixed))]
-
-
-def _gather(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
-    """Looks up slices by number: whole axes keep their labels, those along which is looked up stay.
-
-    A look-up in a parameter is an embedding, which makes channels.
-    """
-    table, indices = inputs
-    (shape,), params = output_shapes(operation), operation.equation.params
-    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
-    removed = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    slice_axes = [axis for axis in range(len(sizes)) if axis not in removed]
-    new_axis = dict(zip(slice_axes, numbers.offset_dims, strict=True))
-    reason = f"looked up by number in {operation.location}"
-    marker = trace.freeze_and_mark(indices.fields, reason)
-    fixed, source_axes = [FREE] * len(shape), [NO_AXES] * len(shape)
-    index_axes = [axis for axis in range(len(shape)) if axis not in numbers.offset_dims]
-    for axis, index_marker in zip(index_axes, indices.fixed[:-1], strict=True):
-        if shape[axis] > 1:
-            fixed[axis] = index_marker if index_marker != FREE else marker
-    fields = []
-    for field in table.fields:
-        if all(axis in new_axis and sizes[axis] == table.shape[axis] for axis in field.axes):
-            fields.append(LabelField(tuple(new_axis[axis] for axis in field.axes), field.labels))
-        else:
-            trace.freeze([field], reason)
-    labelled = {axis for field in fields for axis in field.axes}
-    for axis, new in new_axis.items():
-        source_axes[new] = table.source_axes[axis]
-        if new not in labelled and shape[new] > 1:
-            fixed[new] = table.fixed[axis] if sizes[axis] == table.shape[axis] else marker
-    result = computed_from(inputs, shape, fields, fixed, source_axes)
-    if len(table.sources) != 1 or not result.is_activation or not fields:
-        return [result]
-    labels = distinct(np.concatenate([field.labels.reshape(-1) for field in fields]))
-    (path,), axes = table.sources, NO_AXES.union(*source_axes)
-    producer = trace.add_producer_use(operation, path, axes, labels[labels >= 0])
-    return [dataclasses.replace(result, producers=result.producers | {producer})]
-
-
-def _dynamic_slice(
-    trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]
-) -> list[LabelledValue]:
-    """Slices at an index that is computed: axes that are not whole are frozen."""
-    value, (shape,) = inputs[0], output_shapes(operation)
-    is_whole = [before == after for before, after in zip(value.shape, shape, strict=True)]
-    return [_pass_whole_axes(trace, operation, value, is_whole, shape)]
-
-
-def _dynamic_update_slice(
-    trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]
-) -> list[LabelledValue]:
-    """Writes one value into another: their labels are united on axes that are whole, the others are frozen."""
-    value, update = inputs[:2]
-    is_whole = [before == after for before, after in zip(value.shape, update.shape, strict=True)]
-    shape = tuple(size if whole else 1 for size, whole in zip(value.shape, is_whole, strict=True))
-    parts = [_pass_whole_axes(trace, operation, part, is_whole, shape) for part in (value, update)]
-    fields, fixed = combine(trace, operation, parts, shape)
-    marker = trace.labels.fixed_marker(f"written into by {operation.name}")
-    fixed = tuple(own if whole else marker for own, whole in zip(fixed, is_whole, strict=True))
-    return [computed_from(inputs, value.shape, fields, fixed)]
 
 
 def _bitcast(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
@@ -234,22 +202,39 @@ def _random_bits(trace: Trace, operation: Operation, inputs: Sequence[LabelledVa
     return [LabelledValue(shape) for shape in output_shapes(operation)]
 
 
-def _barrier(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+def _identity(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     return list(inputs)
 
 
-_RULES: Mapping[str, Rule] = MappingProxyType(
+def _tie(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    return [inputs[1]]
+
+
+def _watch(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    return []
+
+
+def _fourier(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
+    """A Fourier transform: the last axes are mixed, the others keep their labels."""
+    value, (shape,) = inputs[0], output_shapes(operation)
+    first = len(shape) - len(operation.equation.params["fft_lengths"])
+    is_whole = [axis < first for axis in range(len(shape))]
+    return [pass_whole_axes(trace, operation, value, is_whole, shape, "mixed")]
+
+
+RULES: Mapping[str, Rule] = MappingProxyType(
     {
         **dict.fromkeys(_ELEMENTWISE, _elementwise),
+        **dict.fromkeys(_IDENTITIES, _identity),
         **dict.fromkeys(_REDUCTIONS, _reduce),
         **dict.fromkeys(_WINDOWS, _window),
         **dict.fromkeys(_ALONG_AXIS, _along_axis),
+        **dict.fromkeys(WATCHES, _watch),
         **MOVEMENTS,
+        **INDEXING,
         "iota": _iota,
-        "gather": _gather,
-        "dynamic_slice": _dynamic_slice,
-        "dynamic_update_slice": _dynamic_update_slice,
-        "optimization_barrier": _barrier,
+        "tie": _tie,
+        "fft": _fourier,
         "bitcast_convert_type": _bitcast,
         "random_bits": _random_bits,
         "dot_general": dot_general,

@@ -9,9 +9,10 @@ have to be split into factors. `channel_classes.py` turns a finished trace into 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -186,6 +187,10 @@ class Trace:
     array_labels: ArrayLabels
     trained: frozenset[Path]
     """Paths of the trained parameters."""
+    live: frozenset[int]
+    """Numbers of the values that an output of the network depends on."""
+    with_dead_code: bool = True
+    """Whether what computes other values unites labels, which keeps shapes alike that it brings together."""
     values: dict[int, LabelledValue] = field(default_factory=dict)
     """What is known of every value of the program, by number."""
     producer_uses: list[ProducerUse] = field(default_factory=list)
@@ -229,6 +234,22 @@ class Trace:
             self._producer_index[key] = len(self.producer_uses)
             self.producer_uses.append(ProducerUse(kernel, axes, labels))
         return self._producer_index[key]
+
+    @contextmanager
+    def noting_only_unions(self) -> Iterator[None]:
+        """Until the context ends, rules freeze nothing, and of what they note only suspect axes are kept.
+
+        Without `with_dead_code`, not even labels are united.
+        """
+        lists: list[list[Any]] = [self.reads, self.affine_uses, self.weight_norms]
+        lists += [self.contraction_macs, self.factor_requests, self.unions]
+        lengths, num_splits = [len(noted) for noted in lists], len(self.split_labels)
+        with self.labels.lenient(unites=self.with_dead_code):
+            yield
+        for noted, length in zip(lists, lengths, strict=True):
+            del noted[length:]
+        for key in list(self.split_labels)[num_splits:]:
+            del self.split_labels[key]
 
     def freeze(self, fields: Iterable[LabelField], reason: str) -> None:
         """Forbids removing any label of some fields, for the given reason."""

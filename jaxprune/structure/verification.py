@@ -237,7 +237,7 @@ def _find_mix_up(
     labels = Labels(len(family_of))
     labels.freeze_each(structure.families.refused)
     seeds = {path: tuple(axis.labels for axis in axes) for path, axes in cuts.items()}
-    trace = propagate(program, structure.trained, seeds, labels)
+    trace = propagate(program, structure.trained, seeds, labels, with_dead_code=False)
     for operation, left, right in trace.unions:
         pairs = np.stack([left.reshape(-1), right.reshape(-1)])
         pairs = pairs[:, ((pairs >= 0) & (pairs < len(family_of))).all(axis=0)]  # not the slim network's own
