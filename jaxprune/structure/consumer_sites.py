@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.labels import distinct
+from jaxprune.structure.liveness import is_dead
 from jaxprune.structure.model_state import Path, dotted
 from jaxprune.structure.producer_sites import indices_in_array, indices_in_value
 from jaxprune.structure.program import Operation
@@ -24,9 +25,9 @@ from jaxprune.structure.propagation import BATCH
 from jaxprune.structure.trace import ChannelRead
 
 _DOT, _CONV = "dot_general", "conv_general_dilated"
-_SAME = ("convert_element_type", "copy", "copy_p")
-"""Operations that return the array that they are given."""
-_ALONG = (*_SAME, "reshape", "broadcast_in_dim", "squeeze", "expand_dims")
+_SAME = "convert_element_type copy layout_constraint name pvary reshard sharding_constraint".split()
+"""Operations on one array that return it."""
+_ALONG = (*_SAME, "reshape", "broadcast_in_dim", "squeeze")
 """Operations that leave the entries of a vector in order along the one axis that they are on."""
 
 
@@ -131,7 +132,7 @@ class _Finder:
         self._trace = structure.families.trace
         self._paths = {number: path for path, number in self._program.parameters.items()}
         self._users: dict[int, list[Operation]] = {}
-        for operation in self._program.operations:
+        for operation in (each for each in self._program.operations if not is_dead(each, self._trace.live)):
             for number in operation.inputs:
                 if isinstance(number, int):
                     self._users.setdefault(number, []).append(operation)
@@ -246,7 +247,8 @@ class _Finder:
         """Family -> sums, largest values and the like over its channels, in words with their lines."""
         families, found = self._families, dict[int, list[str]]()
         for operation in _all_operations(self._program.operations):
-            if not operation.name.startswith("reduce_") or "axes" not in operation.equation.params:
+            is_reduction = operation.name.startswith("reduce_") and "axes" in operation.equation.params
+            if not is_reduction or is_dead(operation, self._trace.live):
                 continue
             (number, *_), axes = operation.inputs, set(operation.equation.params["axes"])
             value = self._trace.values.get(number) if isinstance(number, int) else None

@@ -13,7 +13,7 @@ import jax.extend.core as jex
 
 from jaxprune.structure.program import Body, Input, Operation, Program
 
-WATCHES = frozenset("dce_sink debug_callback debug_print inspect_sharding".split())
+WATCHES = frozenset("check dce_sink debug_callback debug_print inspect_sharding".split())
 """Operations with an effect that is not part of what the network computes."""
 
 

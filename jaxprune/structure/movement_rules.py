@@ -34,9 +34,14 @@ AxisBlock = tuple[list[int], list[int]]
 
 
 def _transpose(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
-    value, order = inputs[0], [int(axis) for axis in operation.equation.params["permutation"]]
+    return [_in_order(inputs[0], operation.equation.params["permutation"])]
+
+
+def _in_order(value: LabelledValue, order: Sequence[int]) -> LabelledValue:
+    """A value with its axes in another order."""
+    order = [int(axis) for axis in order]
     new_axis = [order.index(axis) for axis in range(len(order))]
-    return [select_axes(value, order, move_axes(value.fields, new_axis))]
+    return select_axes(value, order, move_axes(value.fields, new_axis))
 
 
 def _squeeze(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
@@ -65,12 +70,6 @@ def _broadcast(trace: Trace, operation: Operation, inputs: Sequence[LabelledValu
     return [with_new_axes(inputs[0], output_shapes(operation)[0], new_axis)]
 
 
-def _expand_dims(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
-    (shape,) = output_shapes(operation)
-    added = {int(axis) for axis in operation.equation.params["dimensions"]}
-    return [with_new_axes(inputs[0], shape, [axis for axis in range(len(shape)) if axis not in added])]
-
-
 def with_new_axes(value: LabelledValue, shape: tuple[int, ...], new_axis: Sequence[int]) -> LabelledValue:
     """Returns a value whose axis i has become axis `new_axis[i]`; axes that are new, or one long before, are free.
 
@@ -90,10 +89,12 @@ def with_new_axes(value: LabelledValue, shape: tuple[int, ...], new_axis: Sequen
 
 
 def _reshape(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
-    source = operation.inputs[0]
-    if isinstance(source, int):
+    source, order, value = operation.inputs[0], operation.equation.params["dimensions"], inputs[0]
+    if order is not None:  # JAX lets a reshape transpose as well
+        value = _in_order(value, order)
+    elif isinstance(source, int):
         trace.reshaped[operation.outputs[0]] = source
-    return [reshape(trace, operation, inputs[0], output_shapes(operation)[0])]
+    return [reshape(trace, operation, value, output_shapes(operation)[0])]
 
 
 def reshape(
@@ -396,7 +397,6 @@ MOVEMENTS: Mapping[str, Rule] = MappingProxyType(
         "transpose": _transpose,
         "squeeze": _squeeze,
         "broadcast_in_dim": _broadcast,
-        "expand_dims": _expand_dims,
         "reshape": _reshape,
         "slice": _slice,
         "split": _split,

@@ -194,7 +194,7 @@ def _outputs_of(
     if shapes and all(0 in shape for shape in shapes):
         return [computed_from(inputs, shape) for shape in shapes]  # arrays without entries hold no channels
     try:
-        outputs = _CONTROL_FLOW.get(operation.name, apply_rule)(trace, operation, inputs)
+        outputs = CONTROL_FLOW.get(operation.name, apply_rule)(trace, operation, inputs)
         if [value.shape for value in outputs] != shapes:
             raise ValueError(f"shapes {[value.shape for value in outputs]} instead of {shapes}")
     except Exception as error:
@@ -257,7 +257,7 @@ def _cond(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -
     return [_either(trace, operation, values) for values in zip(*branches, strict=True)]
 
 
-_CONTROL_FLOW = {"scan": _scan, "while": _while, "cond": _cond}
+CONTROL_FLOW = {"scan": _scan, "while": _while, "cond": _cond}
 
 
 def _iterate(

@@ -41,8 +41,8 @@ nextafter not or polygamma population_count pow real reduce_precision regularize
 select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square sub tan tanh xor zeta
 """.split()
 _IDENTITIES = """
-copy copy_p device_put layout_constraint name optimization_barrier pin preduced pvary reduced_vary_cast_p reshard
-sharding_constraint stage stop_gradient unpin vary_unreduced_cast_p
+consume copy device_put layout_constraint name optimization_barrier pin preduced pvary reduced_vary_cast_p reshard
+shard_alike sharding_constraint stage stop_gradient unpin vary_unreduced_cast_p xla_metadata_value
 """.split()
 _REDUCTIONS = """
 argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum reduce_xor
@@ -57,17 +57,18 @@ lu_pivots_to_permutation ormqr qr schur svd symmetric_product triangular_solve t
 """,
     "moves data between devices": """
 all_gather all_gather_done all_gather_invariant all_gather_reduced all_gather_reduced_start all_gather_start all_to_all
-all_to_all_done all_to_all_start axis_index pbroadcast pbroadcast_done pbroadcast_start pmax pmin ppermute ppermute_done
-ppermute_start precv psend psum psum_done psum_invariant psum_invariant_start psum_start ragged_all_to_all
-reduce_scatter reduce_scatter_done reduce_scatter_start shard_map unreduced_psum unreduced_psum_start
-unreduced_reduce_scatter unreduced_reduce_scatter_start
+all_to_all_done all_to_all_start axis_index global_array_to_host_local_array host_local_array_to_global_array
+pbroadcast pbroadcast_done pbroadcast_start pmax pmin ppermute ppermute_done ppermute_start precv psend psum psum_done
+psum_invariant psum_invariant_start psum_start ragged_all_to_all reduce_scatter reduce_scatter_done
+reduce_scatter_start shard_map unreduced_psum unreduced_psum_start unreduced_reduce_scatter
+unreduced_reduce_scatter_start
 """,
-    "runs code that JAX does not see": "call_exported ffi_call io_callback pure_callback",
+    "runs code that JAX does not see": "buffer_callback call_exported ffi_call io_callback pure_callback",
     "is a kernel of its own": """
 cudnn_fusion dot_product_attention_bwd dot_product_attention_bwd_wrapper dot_product_attention_fp8_bwd
 dot_product_attention_fp8_bwd_wrapper dot_product_attention_fp8_fwd dot_product_attention_fp8_fwd_wrapper
-dot_product_attention_fwd dot_product_attention_fwd_wrapper pallas_call ragged_dot_general scaled_dot scaled_matmul
-scaled_matmul_wrapper
+dot_product_attention_fwd dot_product_attention_fwd_wrapper pallas_call ragged_dot_general rnn_bwd rnn_fwd scaled_dot
+scaled_matmul scaled_matmul_wrapper
 """,
     "changes an array in place": """
 accum_grad_in_ref addupdate box_get box_set broadcast_to create_linear empty_ref free_ref freeze get log_extend log_read
@@ -80,9 +81,16 @@ random_wrap rng_bit_generator rng_uniform threefry2x32 threefry4x32
     "is part of a derivative": """
 custom_lin select_and_gather_add select_and_scatter select_and_scatter_add zeros_like
 """,
+    "works on sparse arrays": """
+bcoo_dot_general bcoo_dot_general_sampled bcoo_extract bcoo_fromdense bcoo_sort_indices bcoo_spdot_general
+bcoo_sum_duplicates bcoo_todense bcoo_transpose bcsr_dot_general bcsr_extract bcsr_fromdense bcsr_todense coo_fromdense
+coo_matmat coo_matvec coo_spmm coo_spmv coo_todense csr_fromdense csr_matmat csr_matvec csr_spmm csr_spmv csr_todense
+spsolve todense
+""",
     "combines entries by a function of the user's": "reduce reduce_window",
     "is about no array of the network": """
-after_all create_token dim_as_value dimension_size from_edtype platform_index shape_assertion to_edtype unreachable
+after_all assert_consumed_value create_token dim_as_value dimension_size from_edtype platform_index shape_assertion
+to_edtype unreachable
 """,
 }
 FROZEN_ON_PURPOSE: Mapping[str, str] = MappingProxyType(
@@ -171,9 +179,9 @@ def _along_axis(trace: Trace, operation: Operation, inputs: Sequence[LabelledVal
         value = inputs[min(index, len(inputs) - 1)]
         is_whole = [other != axis for other in range(len(shape))]
         outputs.append(pass_whole_axes(trace, operation, value, is_whole, shape))
-    if len(outputs) > 1:
+    if len(outputs) > 1:  # all change places alike
         fields, fixed = combine(trace, operation, outputs, shapes[0])
-        outputs = [dataclasses.replace(value, fields=fields, fixed=fixed) for value in outputs]
+        outputs = [computed_from([*inputs, value], value.shape, fields, fixed) for value in outputs]
     return outputs
 
 

@@ -26,8 +26,8 @@ from jaxprune.structure.program import Input, Operation
 from jaxprune.structure.trace import LabelField, LabelledValue, Trace, WeightNorm, WeightSum
 
 _KEEP_ZEROS = frozenset(
-    """abs asin asinh atan atanh cbrt ceil convert_element_type copy copy_p erf erf_inv expm1 floor imag log1p neg real
-    reduce_precision round sign sin sinh sqrt square stop_gradient tan tanh""".split()
+    """abs asin asinh atan atanh cbrt ceil conj convert_element_type erf erf_inv expm1 floor imag log1p neg real
+    reduce_precision round sign sin sinh sqrt square tan tanh""".split()
 )
 """Operations on one value that make zero of zero; so does a positive `integer_pow`."""
 _COMPARISONS = frozenset("eq ge gt le lt ne is_finite".split())
