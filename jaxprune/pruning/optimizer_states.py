@@ -20,8 +20,7 @@ from flax import nnx
 from jaxprune.pruning.tree_paths import Names, Place, find_places, names_of
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.layouts import Layout, gather
-from jaxprune.structure.model_state import Path, dotted, put_beside
-from jaxprune.types import Array
+from jaxprune.structure.model_state import Path, dotted, place_of, shape_beside
 
 OptimizerState = TypeVar("OptimizerState")
 """An `nnx.Optimizer`, or any pytree, such as a state of Optax."""
@@ -73,7 +72,7 @@ def slim_optimizer(
         graphdef, variables = nnx.split(optimizer)
         copied = nnx.merge(graphdef, jax.tree.map(lambda array: array, variables))  # merging keeps variables
         copied.opt_state = nnx.data(state)
-        copied.step.set_value(_copy(copied.step.get_value()))
+        copied.step.set_value(_cut(copied.step.get_value(), None, kept))
         if "model" in fields:
             setattr(copied, "model", smaller)  # noqa: B010 - only a ModelAndOptimizer has it
         return copied
@@ -119,14 +118,20 @@ def slim_tree(
     ]
     cutter = _Cutter(structure, kept)
     cutter.check(leaves, is_own=is_own)
-    host: dict[Path, Array] = {}
-    for index, leaf in enumerate(leaves):
-        layout = cutter.layout_of(leaf)
-        if layout is not None:
-            host[(index,)] = gather(np.asarray(jax.device_get(leaf.value)), layout, kept)
-    cut = put_beside(host, {key: leaves[int(key[0])].value for key in host})
-    new = [cut[(index,)] if (index,) in cut else _copy(leaf.value) for index, leaf in enumerate(leaves)]
+    new = [_cut(leaf.value, cutter.layout_of(leaf), kept) for leaf in leaves]
     return jax.tree_util.tree_unflatten(treedef, new)
+
+
+def _cut(value: Any, layout: Layout | None, kept: Mapping[str, np.ndarray]) -> object:  # noqa: ANN401 - of any pytree
+    """What a leaf of a state becomes; nothing is compiled. Without a layout it is copied, if it is an array of JAX."""
+    if layout is None:
+        return (
+            jax.device_put(value, value.sharding, may_alias=False) if isinstance(value, jax.Array) else value
+        )
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return shape_beside(jax.eval_shape(lambda array: gather(array, layout, kept), value), value)
+    array = gather(np.asarray(jax.device_get(value)), layout, kept)
+    return jax.device_put(array, place_of(value, array.shape))
 
 
 class _Leaf(NamedTuple):
@@ -274,11 +279,6 @@ def _shapes_by_name(tree: object) -> dict[str, tuple[int, ...]]:
 def _without_each_axis(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     """The shapes that lack one axis."""
     return [shape[:axis] + shape[axis + 1 :] for axis in range(len(shape))] if len(shape) > 1 else []
-
-
-def _copy(value: object) -> object:
-    """A copy of an array on its devices, without compiling anything; what is no array of JAX is returned as it is."""
-    return jax.device_put(value, value.sharding, may_alias=False) if isinstance(value, jax.Array) else value
 
 
 def _listed(problems: Sequence[str]) -> str:

@@ -28,6 +28,7 @@ from jaxprune.structure.model_state import (
     is_abstract,
     merge_model,
     put_beside,
+    shape_beside,
     take_apart,
 )
 from jaxprune.structure.verification import Attributes, find_misfit, slim_graph
@@ -81,14 +82,15 @@ def slim(
     weights in it are cut and not corrected by `compensate`.
 
     Args:
-      model: the network that the plan was made for; it is not changed. Of a network without weights
-        (`jaxprune.nets.without_weights`), a smaller one without weights is made.
+      model: the network that the plan was made for; it is not changed. Of a network of shapes alone
+        (`nnx.eval_shape`, `jaxprune.nets.without_weights`), a smaller one of shapes is made: what a checkpoint of the
+        slim network holds.
       plan: which channels to keep.
       attributes: new values for whole numbers that classes of your own store, by dotted path, such as
         `{"blocks.0.attention.head_dim": 16}`.
       compensate: what `observe` returned for this model; None cuts without a correction.
       optimizer: an `nnx.Optimizer` of this model, a state of Optax, or any pytree of these and of averages of the
-        weights; it is not changed.
+        weights; it is not changed. It may be of shapes alone too.
 
     Returns:
       A new model, whose arrays are on the same devices. They are split as before where the new sizes divide evenly, and
@@ -105,6 +107,10 @@ def slim(
     parts = take_apart(model)
     structure = check_plan(parts, plan)
     if compensate is not None:
+        if is_abstract(parts.flat):
+            raise ValueError(
+                "needs a network with weights to compensate, got one of shapes alone. Leave out compensate=."
+            )
         check_observed(compensate)
         check_compensable(structure, plan.kept_counts)
     attributes = attributes or {}
@@ -120,17 +126,14 @@ def slim(
         misfit = find_misfit(parts, structure, kept, attributes, graph=graphdef)
         if misfit is None:
             if is_abstract(parts.flat):
+                arrays = slim_shapes(structure, parts.flat, plan.kept)
+            else:
+                # NumPy cuts, and device_put moves: jnp.asarray would compile a program for each new shape.
+                flat = jax.device_get(parts.flat)
                 if compensate is not None:
-                    raise ValueError(
-                        "needs a network with weights to compensate, got one of shapes alone. Leave out compensate=."
-                    )
-                return merge_model(graphdef, slim_shapes(structure, parts.flat, plan.kept), parts.rest)
-            # NumPy cuts, and device_put moves: jnp.asarray would compile a program, and keep it, for each new shape.
-            flat = jax.device_get(parts.flat)
-            if compensate is not None:
-                flat = compensated_state(structure, flat, kept, compensate.covariances())
-            arrays = slim_state(structure, flat, plan.kept)
-            smaller = merge_model(graphdef, put_beside(arrays, parts.flat), parts.rest)
+                    flat = compensated_state(structure, flat, kept, compensate.covariances())
+                arrays = put_beside(slim_state(structure, flat, plan.kept), parts.flat)
+            smaller = merge_model(graphdef, arrays, parts.rest)
             if optimizer is None:
                 return smaller
             return smaller, slim_optimizer(optimizer, structure, kept, model, smaller)
@@ -277,17 +280,20 @@ def slim_shapes(structure: Structure, flat: Mapping[Path, Array], kept: KeptIndi
       kept: group name -> kept indices.
 
     Returns:
-      Path -> shape and dtype, or an array of zeros that takes no memory where `flat` has an array.
+      Path -> shape and dtype, with a sharding where there was one that fits, or an array of zeros that takes no memory
+      where `flat` has an array.
     """
     paths = list(flat)
     shapes = jax.eval_shape(
         lambda arrays: list(slim_state(structure, dict(zip(paths, arrays, strict=True)), kept).values()),
         list(flat.values()),
     )
-    return {
-        path: shape if isinstance(flat[path], jax.ShapeDtypeStruct) else placeholder(shape)
-        for path, shape in zip(paths, shapes, strict=True)
-    }
+    originals: Mapping[Path, Any] = flat
+    found: dict[Path, Any] = {}
+    for path, shape in zip(paths, shapes, strict=True):
+        is_shape = isinstance(originals[path], jax.ShapeDtypeStruct)
+        found[path] = shape_beside(shape, originals[path]) if is_shape else placeholder(shape)
+    return found
 
 
 def _misfit_message(

@@ -200,7 +200,17 @@ def put_beside(host: Mapping[Path, Array], originals: Mapping[Path, Array]) -> F
     }
 
 
-def place_of(original: Array, shape: tuple[int, ...]) -> jax.sharding.Sharding | None:
+def shape_beside(shape: jax.ShapeDtypeStruct, original: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Returns a shape with the sharding of the one that it replaces, or replicated where that does not fit any more.
+
+    Example:
+      >>> shape_beside(jax.ShapeDtypeStruct((2,), "float32"), jax.ShapeDtypeStruct((3,), "float32"))
+      ShapeDtypeStruct(shape=(2,), dtype=float32)
+    """
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place_of(original, shape.shape))
+
+
+def place_of(original: Array | jax.ShapeDtypeStruct, shape: tuple[int, ...]) -> jax.sharding.Sharding | None:
     """Returns where an array goes that takes the place of another one.
 
     Args:
@@ -214,7 +224,7 @@ def place_of(original: Array, shape: tuple[int, ...]) -> jax.sharding.Sharding |
       >>> place_of(np.ones(3), (2,)) is None
       True
     """
-    if not isinstance(original, jax.Array) or not original.committed:
+    if isinstance(original, np.ndarray) or (isinstance(original, jax.Array) and not original.committed):
         return None
     place = original.sharding
     if isinstance(place, jax.sharding.NamedSharding):
