@@ -17,6 +17,7 @@ from jaxprune.structure.model_state import Path, dotted
 from jaxprune.structure.trace import ChannelRead, Trace
 
 _NOT_MADE = "no layer makes these indices"
+_NOT_USED = "no output of the network depends on these weights"
 _NOT_READ = "no layer with weights reads these channels"
 _SINGLE = "a single channel, unlike all others"
 
@@ -117,6 +118,10 @@ def find_families(trace: Trace, never: Mapping[int, str] | None = None) -> Chann
         families.reads.append(reads[number])
     not_made = np.flatnonzero((likeness >= 0) & ~np.isin(likeness, made))
     refused.update(dict.fromkeys(not_made.tolist(), _NOT_MADE))
+    unused = [path for path, number in trace.program.parameters.items() if number not in trace.live]
+    on_unused = [roots for path in unused for factors in families.roots[path] for roots in factors]
+    of_unused = np.intersect1d(not_made, np.concatenate([not_made[:0], *on_unused]))
+    refused.update(dict.fromkeys(of_unused.tolist(), _NOT_USED))
     return families
 
 

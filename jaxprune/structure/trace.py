@@ -242,7 +242,7 @@ class Trace:
         Without `with_dead_code`, not even labels are united.
         """
         lists: list[list[Any]] = [self.reads, self.affine_uses, self.weight_norms]
-        lists += [self.contraction_macs, self.factor_requests, self.unions]
+        lists += [self.contraction_macs, self.factor_requests, self.unions, self.producer_uses]
         lengths, num_splits = [len(noted) for noted in lists], len(self.split_labels)
         with self.labels.lenient(unites=self.with_dead_code):
             yield
@@ -250,6 +250,8 @@ class Trace:
             del noted[length:]
         for key in list(self.split_labels)[num_splits:]:
             del self.split_labels[key]
+        for use in [use for use, index in self._producer_index.items() if index >= len(self.producer_uses)]:
+            del self._producer_index[use]
 
     def freeze(self, fields: Iterable[LabelField], reason: str) -> None:
         """Forbids removing any label of some fields, for the given reason."""

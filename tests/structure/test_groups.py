@@ -257,8 +257,11 @@ def test_channels_that_only_leave_the_network_are_frozen():
 
 
 def test_channels_that_nothing_reads_are_frozen():
-    net = Net({"a": conv(1, 4), "head": head(64)}, lambda net, x: (net.head(flat(x)), net.a(x))[0])
+    layers = {"a": conv(1, 4), "head": head(64)}
+    net = Net(layers, lambda net, x: net.head(flat(x)) + net.a(x).mean((1, 2, 3))[:, None])
     assert "no layer with weights reads" in groups_of(net).frozen["a.kernel[3]"]
+    net = Net(layers, lambda net, x: (net.head(flat(x)), net.a(x))[0])
+    assert "no output of the network depends on" in groups_of(net).frozen["a.kernel[3]"]
 
 
 def test_a_network_that_does_not_run_on_the_example_says_so():

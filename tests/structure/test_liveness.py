@@ -67,11 +67,19 @@ def test_a_layer_whose_result_is_not_used_is_cut_along_with_what_it_reads():
     (group,) = structure.groups.values()
     assert "aux.kernel axis 0" in map(str, group.members)
     assert group.consumers == ("head.kernel",)
-    assert "no layer with weights reads" in structure.frozen["aux.kernel[1]"]
+    assert structure.frozen["aux.kernel[1]"] == "no output of the network depends on these weights"
     smaller = slim(model, make_plan(structure, KEPT))
     hidden = np.maximum(np.asarray(model.a(X)), 0)
     expected = hidden[:, 1::2] @ np.asarray(model.head.kernel[...])[1::2]  # biases are zero
     np.testing.assert_allclose(smaller(X), expected, atol=1e-5)
+
+
+def test_a_layer_that_makes_the_same_channels_but_is_not_used_is_cut_and_not_scored():
+    structure = trace_structure(net(lambda net, h: used(h, h + net.aux(h)), aux=linear(8, 8, 2)), X)
+    (group,) = structure.groups.values()
+    assert (group.producers, list(structure.sites)) == (("a.kernel",), ["a.kernel"])
+    members = [str(member) for member in group.members]
+    assert {"aux.bias axis 0", "aux.kernel axis 0", "aux.kernel axis 1"} < set(members)
 
 
 def test_a_fixed_array_keeps_what_it_meets_even_where_that_is_not_used():
