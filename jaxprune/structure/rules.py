@@ -47,6 +47,7 @@ shard_alike sharding_constraint stage stop_gradient unpin vary_unreduced_cast_p 
 _REDUCTIONS = """
 argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum reduce_xor
 """.split()
+_OVER_MAPPED_AXES = "pmax pmin psum".split()
 _WINDOWS = "reduce_window_max reduce_window_min reduce_window_sum".split()
 _ALONG_AXIS = "approx_top_k cumlogsumexp cummax cummin cumprod cumsum sort top_k".split()
 
@@ -58,10 +59,9 @@ lu_pivots_to_permutation ormqr qr schur svd symmetric_product triangular_solve t
     "moves data between devices": """
 all_gather all_gather_done all_gather_invariant all_gather_reduced all_gather_reduced_start all_gather_start all_to_all
 all_to_all_done all_to_all_start axis_index global_array_to_host_local_array host_local_array_to_global_array
-pbroadcast pbroadcast_done pbroadcast_start pmax pmin ppermute ppermute_done ppermute_start precv psend psum psum_done
-psum_invariant psum_invariant_start psum_start ragged_all_to_all reduce_scatter reduce_scatter_done
-reduce_scatter_start shard_map unreduced_psum unreduced_psum_start unreduced_reduce_scatter
-unreduced_reduce_scatter_start
+pbroadcast pbroadcast_done pbroadcast_start ppermute ppermute_done ppermute_start precv psend psum_done psum_invariant
+psum_invariant_start psum_start ragged_all_to_all reduce_scatter reduce_scatter_done reduce_scatter_start shard_map
+unreduced_psum unreduced_psum_start unreduced_reduce_scatter unreduced_reduce_scatter_start
 """,
     "runs code that JAX does not see": "buffer_callback call_exported ffi_call io_callback pure_callback",
     "is a kernel of its own": """
@@ -153,6 +153,21 @@ def _reduce(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue])
     return [dataclasses.replace(result, weight_sums=result.weight_sums | sums)]
 
 
+def _over_mapped_axes(
+    trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]
+) -> list[LabelledValue]:
+    """A reduction over axes of `vmap`, which `vmap` has numbered; axes that still have names lie across devices."""
+    params = operation.equation.params
+    if (
+        len(inputs) > 1
+        or params["axis_index_groups"]
+        or any(isinstance(axis, str) for axis in params["axes"])
+    ):
+        reason = f"no rule for {operation.location}, which moves data between devices"
+        return frozen_outputs(trace, operation, inputs, reason)
+    return _reduce(trace, operation, inputs)
+
+
 def _window(trace: Trace, operation: Operation, inputs: Sequence[LabelledValue]) -> list[LabelledValue]:
     """Pooling: unites the labels that a window mixes; axes along which it slides are frozen."""
     value, (shape,) = inputs[0], output_shapes(operation)
@@ -235,6 +250,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **dict.fromkeys(_ELEMENTWISE, _elementwise),
         **dict.fromkeys(_IDENTITIES, _identity),
         **dict.fromkeys(_REDUCTIONS, _reduce),
+        **dict.fromkeys(_OVER_MAPPED_AXES, _over_mapped_axes),
         **dict.fromkeys(_WINDOWS, _window),
         **dict.fromkeys(_ALONG_AXIS, _along_axis),
         **dict.fromkeys(WATCHES, _watch),

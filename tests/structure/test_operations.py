@@ -18,6 +18,7 @@ from jaxprune.structure.tracing import trace_structure
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
 KEPT = (0, 2, 3, 6, 7)
+MESH = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("x",))
 
 
 def pad(mode, **options):
@@ -165,6 +166,9 @@ PRUNABLE = {
         lax.scan(lambda s, row: (0.5 * s + row, s), 0 * h[:, 0], jnp.moveaxis(h, 1, 0))[1], 0, 1
     ),
     "associative": lambda h: lax.associative_scan(jnp.maximum, h, axis=1),
+    "mean over a mapped axis": jax.vmap(
+        lambda h: h - lax.pmean(h, "rows"), in_axes=1, out_axes=1, axis_name="rows"
+    ),
     "mapped": jax.vmap(jax.vmap(lambda h: h * 2)),
     # unused
     "unused decomposition": unused(jnp.linalg.svd),
