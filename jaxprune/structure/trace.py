@@ -237,12 +237,14 @@ class Trace:
 
     @contextmanager
     def noting_only_unions(self) -> Iterator[None]:
-        """Until the context ends, rules freeze nothing, and of what they note only suspect axes are kept.
+        """Until the context ends, rules freeze nothing, and only what concerns shapes is kept of what they note.
 
-        Without `with_dead_code`, not even labels are united.
+        Without `with_dead_code`, not even labels are united, nor split into factors for that.
         """
         lists: list[list[Any]] = [self.reads, self.affine_uses, self.weight_norms]
-        lists += [self.contraction_macs, self.factor_requests, self.unions, self.producer_uses]
+        lists += [self.contraction_macs, self.unions, self.producer_uses]
+        if not self.with_dead_code:
+            lists.append(self.factor_requests)
         lengths, num_splits = [len(noted) for noted in lists], len(self.split_labels)
         with self.labels.lenient(unites=self.with_dead_code):
             yield

@@ -82,6 +82,17 @@ def test_a_layer_that_makes_the_same_channels_but_is_not_used_is_cut_and_not_sco
     assert {"aux.bias axis 0", "aux.kernel axis 0", "aux.kernel axis 1"} < set(members)
 
 
+def test_an_array_that_is_not_used_is_split_as_what_it_meets():
+    def by_heads(net, h):
+        scaled = (h.reshape(h.shape[0], 2, -1) * net.heads[...][None]).reshape(h.shape)
+        return used(scaled, h * net.vector[...][None])
+
+    vector, heads = nnx.Param(np.ones(8, np.float32)), nnx.Param(np.ones((2, 1), np.float32))
+    structure = trace_structure(net(by_heads, vector=vector, heads=heads), X)
+    (group,) = structure.groups.values()
+    assert "vector axis 0 as 2 x channel x 1" in map(str, group.members)
+
+
 def test_a_fixed_array_keeps_what_it_meets_even_where_that_is_not_used():
     structure = trace_structure(net(lambda net, h: used(h, h * np.arange(8.0, dtype=np.float32)[None])), X)
     assert not structure.groups  # without these channels the network would not run
