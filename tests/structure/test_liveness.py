@@ -83,14 +83,21 @@ def test_a_layer_that_makes_the_same_channels_but_is_not_used_is_cut_and_not_sco
 
 
 def test_an_array_that_is_not_used_is_split_as_what_it_meets():
-    def by_heads(net, h):
-        scaled = (h.reshape(h.shape[0], 2, -1) * net.heads[...][None]).reshape(h.shape)
-        return used(scaled, h * net.vector[...][None])
+    def by_blocks(net, h):
+        made = jnp.einsum("nbi,bij->nbj", h.reshape(h.shape[0], 2, -1), net.blocks[...]).reshape(
+            h.shape[0], -1
+        )
+        return used(made, made * net.vector[...][None])
 
-    vector, heads = nnx.Param(np.ones(8, np.float32)), nnx.Param(np.ones((2, 1), np.float32))
-    structure = trace_structure(net(by_heads, vector=vector, heads=heads), X)
-    (group,) = structure.groups.values()
-    assert "vector axis 0 as 2 x channel x 1" in map(str, group.members)
+    vector, blocks = nnx.Param(np.ones(8, np.float32)), nnx.Param(np.ones((2, 4, 4), np.float32))
+    structure = trace_structure(net(by_blocks, vector=vector, blocks=blocks), X)
+    assert structure.widths == {"a.kernel": 4, "blocks": 4}
+    members = set(map(str, structure.groups["blocks"].members))
+    assert members == {
+        "blocks axis 2",
+        "head.kernel axis 0 as 2 x channel x 1",
+        "vector axis 0 as 2 x channel x 1",
+    }
 
 
 def test_a_fixed_array_keeps_what_it_meets_even_where_that_is_not_used():
