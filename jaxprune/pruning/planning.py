@@ -72,6 +72,8 @@ class Plan:
     """Text of the formula, or name of the function, that scored the channels; "" if it was not told."""
     versions: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     """Versions of jaxprune, JAX and Flax that made the plan."""
+    structure: Structure | None = field(default=None, compare=False, repr=False)
+    """The groups of the network, kept so that `mask` and `slim` do not trace it again; not saved, copied or pickled."""
 
     def __post_init__(self) -> None:
         """Checks the kept indices and makes them tuples of whole numbers."""
@@ -87,7 +89,7 @@ class Plan:
 
     def __reduce__(self) -> tuple[type[Plan], tuple[object, ...]]:
         """Makes copies and pickles of the fields, because read-only mappings have none."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "structure"}
         return Plan, tuple((values | {"kept": dict(self.kept), "widths": dict(self.widths)}).values())
 
     @property
@@ -309,6 +311,7 @@ def make_plan(structure: Structure, kept: Kept | Mapping[str, tuple[int, ...]]) 
             if weight.is_norm and len(all_kept[name]) < structure.widths[name]
         ),
         versions=versions_now(),
+        structure=structure,
     )
 
 

@@ -103,6 +103,8 @@ class Structure:
     """The groups before they had names, and the trace that they come from."""
     attributes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """Group -> whole numbers in the user's own classes that must follow its width (see `slim`)."""
+    like: Structure | None = None
+    """The structure that this is at another batch size; kept so that the network is not traced again."""
 
     @property
     def example(self) -> Example:

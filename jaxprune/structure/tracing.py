@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from typing import Any, cast
+from weakref import WeakValueDictionary
 
+import jax
 from flax import nnx
 
 from jaxprune.nets.foreign_layers import tied_values
 from jaxprune.nets.function_network import FunctionNetwork, Params
 from jaxprune.nets.inputs import Batch, Example, Inputs, example_of
 from jaxprune.structure.groups import Structure, structure_from
+from jaxprune.structure.identity import identity_of
 from jaxprune.structure.model_state import (
     Parts,
     Path,
@@ -26,17 +29,20 @@ from jaxprune.structure.propagation import propagate_and_factor, starting_labels
 from jaxprune.structure.trial_pruning import try_groups
 from jaxprune.types import Array
 
-_CACHE: dict[object, Structure] = {}
-"""The latest structures, by architecture and shape of the input."""
-_CACHE_SIZE = 4
+_KNOWN: WeakValueDictionary[Hashable, Structure] = WeakValueDictionary()
+"""The structures that are in use, of a plan or of what was observed, by network and shapes of the input."""
+_LATEST: list[Structure] = []
+"""The latest structures, which are known even if nothing else uses them."""
+_NUM_LATEST = 4
 
 
 def trace_structure(model: nnx.Module, example: Batch) -> Structure:
     """Finds the groups of a network by tracing it in evaluation mode.
 
     Only shapes are used. What the tracer does not understand is frozen, with a reason that names the operation and the
-    source line; inputs and outputs of the network are never cut. Networks of one architecture share a structure: the
-    latest few are cached, so that planning and slimming do not trace the network again.
+    source line; inputs and outputs of the network are never cut. Networks that store the same and run the same code
+    share a structure: the latest few, and those of plans and of what was observed, are not found again. A function or
+    class that was defined anew, in a notebook say, is other code.
 
     Args:
       model: NNX module; it is not changed. Its arrays may be abstract (`jaxprune.nets.without_weights(Net)`).
@@ -113,22 +119,18 @@ def structure_of_parts(parts: Parts, example: Batch | Example) -> Structure:
       ValueError: if the network does not run on such an example.
     """
     inputs = example_of(example, parts.model).with_batch_size(2)
-    key = (parts.graphdef, fingerprint(parts.flat), passed_values(parts.rest), inputs)
-    try:
-        structure = _CACHE.get(key)
-    except TypeError:  # the network stores a value that has no hash
-        return _trace_anew(parts, inputs)
+    key = _key_of(parts[:3], inputs)
+    structure = _KNOWN.get(key)
     if structure is None:
-        structure = _trace_anew(parts, inputs)
-        while len(_CACHE) >= _CACHE_SIZE:
-            _CACHE.pop(next(iter(_CACHE)))
-        _CACHE[key] = structure
+        _KNOWN[key] = structure = _trace_anew(parts, inputs)
+    _LATEST[:] = [structure, *(each for each in _LATEST if each is not structure)][:_NUM_LATEST]
     return structure
 
 
 def clear_structures() -> None:
-    """Empties the cache, so that the next network is traced again."""
-    _CACHE.clear()
+    """Forgets all structures, so that the next network is traced again."""
+    _KNOWN.clear()
+    _LATEST.clear()
 
 
 def structure_of(
@@ -152,11 +154,26 @@ def structure_of(
       A structure with the same groups.
     """
     inputs = example_of(example).with_batch_size(batch)
-    start = like.families.trace.start
-    assert start is not None
-    trace = propagate_and_factor(trace_program(graphdef, flat, rest, inputs), like.trained, start)
-    structure = structure_from(trace, like.fingerprint, like.families.refused)
-    return replace(structure, attributes=like.attributes)
+    key = _key_of((graphdef, flat, rest), inputs)
+    structure = _KNOWN.get(key)
+    if structure is None:
+        start = like.families.trace.start
+        assert start is not None
+        trace = propagate_and_factor(trace_program(graphdef, flat, rest, inputs), like.trained, start)
+        structure = structure_from(trace, like.fingerprint, like.families.refused)
+        _KNOWN[key] = structure = replace(structure, attributes=like.attributes, like=like)
+    return structure
+
+
+def _key_of(
+    parts: tuple[nnx.GraphDef[nnx.Module], Mapping[Path, Array], RestState], inputs: Example
+) -> Hashable:
+    """Returns what is equal for networks of one structure: all but the values of their arrays."""
+    graphdef, flat, rest = parts
+    leaves, treedef = jax.tree.flatten(inputs.batch)
+    return identity_of(
+        (graphdef, fingerprint(flat), passed_values(rest), treedef, leaves, inputs.call, inputs.is_batched)
+    )
 
 
 def _trace_anew(parts: Parts, inputs: Example) -> Structure:

@@ -183,10 +183,14 @@ def test_networks_of_one_architecture_share_a_structure():
     assert trace_structure(net(6, 0), IMAGES) is not trace_structure(net(8, 0), IMAGES)
 
 
-def test_an_architecture_without_a_hash_is_traced_each_time():
+def test_an_architecture_without_a_hash_is_known_by_what_it_stores():
     net = Net({"a": conv(1, 8), "head": linear(8, 3)}, halves)
     net.notes = nnx.static([1, 2])
-    assert trace_structure(net, IMAGES).widths == trace_structure(net, IMAGES).widths == {"a.kernel": 4}
+    structure = trace_structure(net, IMAGES)
+    assert structure.widths == {"a.kernel": 4}
+    assert trace_structure(net, IMAGES) is structure
+    net.notes = nnx.static([1, 3])
+    assert trace_structure(net, IMAGES) is not structure
 
 
 def test_no_weights_are_needed():
