@@ -328,7 +328,8 @@ def modules_of(model: nnx.Module) -> Iterator[nnx.Module]:
         visited.add(id(value))
         if kind == "module":
             yield value
-            stack += vars(value).values()
+            # Flax notes in each module what its other attributes are; looking for modules there takes most of the time.
+            stack += [held for name, held in vars(value).items() if not name.startswith("_pytree__")]
         elif kind == "sequence":
             stack += value
         elif kind == "mapping":
