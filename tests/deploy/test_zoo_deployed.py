@@ -37,5 +37,5 @@ def test_a_pruned_network_is_saved_loaded_and_exported(name, tmp_path):
 
     exported = jax_export.deserialize(bytearray(jp.export(loaded, inputs)))
     assert exported.platforms == ("cpu", "cuda", "tpu") and str(exported.in_avals[0].shape[0]) == "b"
-    outputs = jax.device_get(exported.call(inputs))
+    outputs = jax.device_get(exported.call(*(inputs if isinstance(inputs, tuple) else (inputs,))))
     assert relative_error(outputs, run(smaller, inputs, QUICK)) < 1e-5

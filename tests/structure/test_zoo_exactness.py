@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 
 import jax
@@ -26,7 +27,8 @@ from zoo_cases import (
 from jaxprune.nets.cost import count_macs, count_parameters
 from jaxprune.pruning.budgets import budget_counts
 from jaxprune.pruning.masking import mask
-from jaxprune.pruning.planning import select
+from jaxprune.pruning.planning import plan, select
+from jaxprune.pruning.slimming import slim
 from jaxprune.structure.model_state import merge_model, split_model, take_apart
 from jaxprune.structure.verification import find_misfit
 
@@ -97,6 +99,40 @@ def test_the_network_fits_at_the_other_fractions(name):
             assert (
                 find_misfit(take_apart(model), structure, indices, attributes_of(structure, kept)) is None
             ), fraction
+
+
+@pytest.mark.parametrize("name", [name for name, entry in ZOO.items() if entry.widths])
+def test_groups_are_those_that_the_zoo_expects(name):
+    assert case_of(name).structure.widths == ZOO[name].widths
+
+
+def slim_random_plan(name: str, rng: np.random.Generator) -> None:
+    """What `plan` makes of random scores under a random budget is what `slim` does."""
+    model, structure, inputs = case_of(name)
+    scores = {group: rng.random(width) for group, width in structure.widths.items()}
+    budget = {str(rng.choice(["kept_fraction", "params_fraction", "macs_fraction"])): rng.uniform(0.2, 0.9)}
+    scope, factor = str(rng.choice(["group", "global"])), str(rng.choice(["inner", "outer", "both"]))
+    try:
+        chosen = plan(model, scores, inputs, **budget, scope=scope, factor=factor)
+    except ValueError as error:
+        assert "needs a" in str(error) or "nothing is left" in str(error)
+        return
+    smaller = slim(model, chosen, attributes=attributes_of(structure, chosen.kept))
+    assert count_parameters(smaller) == structure.count_parameters(chosen.kept_counts)
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+@pytest.mark.parametrize("name", ZOO)
+def test_what_plan_offers_slim_does(name):
+    slim_random_plan(name, np.random.default_rng(zlib.crc32(name.encode())))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*")
+@pytest.mark.parametrize("name", ZOO)
+def test_what_plan_offers_slim_does_many_times(name):
+    for seed in range(15):
+        slim_random_plan(name, np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("name", ["resnext50", "unet_group_norm", "bert"])

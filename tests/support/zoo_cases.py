@@ -15,7 +15,8 @@ import numpy as np
 from flax import nnx
 from masked_oracle import counting_kept_channels, oracle_of
 from zoo import ZOO
-from zoo.abstract import abstract
+from zoo.abstract import abstract, call
+from zoo.entry import Shapes
 from zoo.randomise import randomise
 
 from jaxprune.pruning import planning
@@ -48,7 +49,7 @@ class Case(NamedTuple):
 
     model: nnx.Module
     structure: Structure
-    inputs: np.ndarray
+    inputs: Any
 
 
 class Comparison(NamedTuple):
@@ -82,12 +83,16 @@ def case_of(name: str) -> Case:
     return Case(model, trace_structure(shell, entry.small_input), inputs_of(entry.small_input))
 
 
-def inputs_of(like: jax.ShapeDtypeStruct) -> np.ndarray:
-    """Returns random inputs of that shape: numbers, or tokens below 8."""
+def inputs_of(like: Shapes) -> Any:
+    """Returns random inputs of that shape, or of each of several shapes: numbers, or tokens below 8."""
     rng = np.random.default_rng(1)
-    if np.issubdtype(like.dtype, np.integer):
-        return rng.integers(0, 8, like.shape).astype(like.dtype)
-    return rng.normal(size=like.shape).astype(like.dtype)
+
+    def values(shape: jax.ShapeDtypeStruct) -> np.ndarray:
+        if np.issubdtype(shape.dtype, np.integer):
+            return rng.integers(0, 8, shape.shape).astype(shape.dtype)
+        return rng.normal(size=shape.shape).astype(shape.dtype)
+
+    return jax.tree.map(values, like)
 
 
 def scores_of(structure: Structure, seed: int = 0) -> dict[str, np.ndarray]:
@@ -164,7 +169,7 @@ def relative_error(actual: Any, expected: Any) -> float:
     return max(float(np.abs(left - right).max() / np.abs(right).max()) for left, right in pairs)
 
 
-def run(model: nnx.Module, inputs: np.ndarray, options: Mapping[str, Any] | None = None) -> Any:
+def run(model: nnx.Module, inputs: Any, options: Mapping[str, Any] | None = None) -> Any:
     """Returns outputs in evaluation mode as NumPy arrays, in float64 where that is enabled."""
     graphdef, flat, rest = split_model(model, "evaluation")
     if jax.config.jax_enable_x64:
@@ -175,7 +180,7 @@ def run(model: nnx.Module, inputs: np.ndarray, options: Mapping[str, Any] | None
     if key not in _compiled:
         if len(_compiled) > 8:
             _compiled.clear()
-        function = jax.jit(lambda flat, rest, inputs: merge_model(graphdef, flat, rest)(inputs))
+        function = jax.jit(lambda flat, rest, inputs: call(merge_model(graphdef, flat, rest), inputs))
         _compiled[key] = function.lower(flat, rest, inputs).compile(compiler_options=dict(options or {}))
     return jax.device_get(_compiled[key](flat, rest, inputs))
 
@@ -183,7 +188,7 @@ def run(model: nnx.Module, inputs: np.ndarray, options: Mapping[str, Any] | None
 _compiled: dict[Any, Any] = {}
 
 
-def in_double(graphdef: Any, flat: Any, rest: Any, inputs: np.ndarray) -> tuple[Any, Any, Any, Any]:
+def in_double(graphdef: Any, flat: Any, rest: Any, inputs: Any) -> tuple[Any, Any, Any, Any]:
     """Returns a network taken apart, and its inputs, with float64 for float32; only where that is enabled.
 
     Layers that name their type would go back to float32 otherwise: embeddings look up in it, recurrent cells begin in

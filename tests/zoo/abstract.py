@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 from flax import nnx
@@ -22,8 +23,13 @@ def abstract(make: Callable[..., nnx.Module], **settings: object) -> nnx.Module:
     return without_weights(partial(make, **settings))
 
 
-def output_of(model: nnx.Module, inputs: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+def call(network: nnx.Module, inputs: Any) -> Any:
+    """What a network makes of a batch, or of a tuple of inputs."""
+    return network(*inputs) if isinstance(inputs, tuple) else network(inputs)
+
+
+def output_of(model: nnx.Module, inputs: Any) -> jax.ShapeDtypeStruct:
     """Shape and dtype of what the model makes of the inputs, in evaluation mode."""
     view = nnx.view(model, use_running_average=True, deterministic=True, raise_if_not_found=False)
     graphdef, state = nnx.split(view)
-    return jax.eval_shape(lambda state, x: nnx.merge(graphdef, state)(x), state, inputs)
+    return jax.eval_shape(lambda state, x: call(nnx.merge(graphdef, state), x), state, inputs)

@@ -5,7 +5,7 @@ The notes say what is special about a network's structure, for those who write t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,12 +14,23 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .diffusion import DiffusionUNet
-from .entry import Entry
+from .entry import Entry, Shapes
 from .gated import GatedMLP, MixtureOfExperts
-from .language_models import GPT, Bert, FusedAttention, RemembersHeadDim, SeparateAttention, TiedEmbeddings
+from .language_models import (
+    GPT,
+    Bert,
+    FusedAttention,
+    PartialRotary,
+    ReadsHeadDim,
+    RemembersHeadDim,
+    SeparateAttention,
+    TiedEmbeddings,
+)
 from .layered import RematTransformer, ScannedMLP, ScannedTransformer
 from .llama import ComputedAngles, HalfTables, Llama, WholeTables
+from .pairs import ImageTextPair
 from .recurrent import BidirectionalClassifier, RecurrentClassifier
+from .state_space import StateSpaceModel
 from .swin import Swin
 from .vision_transformers import MLPMixer, VisionTransformer
 
@@ -41,10 +52,11 @@ def _entry(
     network: Callable[..., nnx.Module],
     small: Sizes,
     full: Sizes,
-    small_input: jax.ShapeDtypeStruct,
-    full_input: jax.ShapeDtypeStruct,
+    small_input: Shapes,
+    full_input: Shapes,
     num_parameters: int | None = None,
     notes: str = "",
+    widths: Mapping[str, int] | None = None,
     **both: Any,
 ) -> Entry:
     """An entry whose two networks differ in `small` and `full` sizes and agree in `both`.
@@ -63,7 +75,15 @@ def _entry(
         full_input=full_input,
         num_parameters=num_parameters,
         notes=notes,
+        widths=widths,
     )
+
+
+def _widths(in_each_block: Mapping[str, int], depth: int = 2, **others: int) -> dict[str, int]:
+    """Groups and their channels: alike in each block, and others, whose dots are written as underscores."""
+    outside = {name.replace("_", "."): width for name, width in others.items()}
+    blocks = {f"blocks.{i}.{name}": width for i in range(depth) for name, width in in_each_block.items()}
+    return {**outside, **blocks}
 
 
 _recurrent = partial(
@@ -254,6 +274,32 @@ LANGUAGE = [
         notes="attention keeps head_dim as a number: slim must name it, and succeed once it is told the new one",
         attention=RemembersHeadDim,
     ),
+    _decoder(
+        "partial_rotary",
+        GPT,
+        num_parameters=124_439_808,
+        notes="a half of each head turns, by angles from iota, and stays; the places that are passed on may go",
+        attention=PartialRotary,
+        widths=_widths(
+            {"attention.query.kernel": 4, "attention.value.kernel": 8, "mlp.up.kernel": 64},
+            tokens_embedding=16,
+        ),
+    ),
+    _decoder(
+        "reads_head_dim",
+        GPT,
+        num_parameters=124_439_808,
+        notes="head_dim is read from the kernel that mixes the heads: places of all three projections go together",
+        attention=ReadsHeadDim,
+        widths=_widths(
+            {
+                "attention.query.kernel:outer": 2,
+                "attention.query.kernel:inner": 8,
+                "mlp.up.kernel": 64,
+            },
+            tokens_embedding=16,
+        ),
+    ),
     _entry(
         "bert",
         Bert,
@@ -299,6 +345,55 @@ LANGUAGE = [
         notes="angles from iota at every call: another d gives other angles, so only whole heads of queries and keys "
         "may go; dimensions of values are free",
         rotary=ComputedAngles,
+    ),
+    _entry(
+        "state_space",
+        StateSpaceModel,
+        {"vocabulary": VOCABULARY, "width": 16, "inner": 12, "state": 4, "rank": 3, "depth": 2},
+        {"vocabulary": 50_280, "width": 768, "inner": 1536, "state": 16, "rank": 48, "depth": 24},
+        _tokens(2, 6),
+        _tokens(1, 128),
+        notes="a state for each channel through a scan, its decay an exponential of parameters; steps, inputs and "
+        "outputs of the state in one projection, split at sizes read from other arrays",
+        widths=_widths(
+            {"up.kernel": 12, "scan.select.kernel:0-2": 3, "scan.select.kernel:3-10": 4},
+            tokens_embedding=16,
+        ),
+    ),
+    _entry(
+        "image_text_pair",
+        ImageTextPair,
+        {
+            "image_widths": (8, 12),
+            "vocabulary": VOCABULARY,
+            "max_length": 8,
+            "width": 16,
+            "depth": 1,
+            "num_heads": 2,
+            "shared": 10,
+        },
+        {
+            "image_widths": (64, 128, 256, 512),
+            "vocabulary": 49_408,
+            "max_length": 77,
+            "width": 512,
+            "depth": 12,
+            "num_heads": 8,
+            "shared": 512,
+        },
+        (_floats(2, 8, 8, 3), _tokens(2, 6)),
+        (_floats(2, 224, 224, 3), _tokens(2, 77)),
+        notes="two inputs, whose towers meet in one space of normalised embeddings",
+        widths={
+            "images.0.conv.kernel": 8,
+            "images.1.conv.kernel": 12,
+            "image_projection.kernel": 10,
+            "texts.tokens.embedding": 16,
+            "texts.blocks.0.attention.query.kernel:outer": 2,
+            "texts.blocks.0.attention.query.kernel:inner": 8,
+            "texts.blocks.0.attention.value.kernel": 8,
+            "texts.blocks.0.mlp.up.kernel": 64,
+        },
     ),
     _entry(
         "tied_embeddings",

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .attention_parts import MLP, attend, causal_mask, exact_gelu, merge_heads, split_heads
+from .llama import angles, turn
 
 
 class FusedAttention(nnx.Module):
@@ -53,6 +54,34 @@ class RemembersHeadDim(nnx.Module):
         query, key, value = (layer(x).reshape(shape) for layer in (self.query, self.key, self.value))
         y = attend(query, key, value, mask=causal_mask(x.shape[1]))
         return self.out(y.reshape(*x.shape[:2], self.num_heads * self.head_dim))
+
+
+class PartialRotary(SeparateAttention):
+    """Causal self-attention in which the first half of each head of queries and keys turns, as in GPT-NeoX."""
+
+    def __init__(self, width: int, num_heads: int, *, rngs: nnx.Rngs) -> None:
+        super().__init__(width, num_heads, rngs=rngs)
+        self.num_turned = width // num_heads // 2
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        query, key = (self.turned(split_heads(layer(x), self.num_heads)) for layer in (self.query, self.key))
+        value = split_heads(self.value(x), self.num_heads)
+        return self.out(merge_heads(attend(query, key, value, mask=causal_mask(x.shape[1]))))
+
+    def turned(self, x: jax.Array) -> jax.Array:
+        """Turns `num_turned` places of each head, and passes on the others."""
+        table = angles(x.shape[1], self.num_turned // 2)
+        first = turn(x[..., : self.num_turned], jnp.cos(table), jnp.sin(table))
+        return jnp.concatenate([first, x[..., self.num_turned :]], axis=-1)
+
+
+class ReadsHeadDim(SeparateAttention):
+    """Causal self-attention that reads the dimension of a head from the kernel that mixes the heads."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (*x.shape[:2], self.num_heads, self.out.kernel.shape[0] // self.num_heads)
+        query, key, value = (layer(x).reshape(shape) for layer in (self.query, self.key, self.value))
+        return self.out(merge_heads(attend(query, key, value, mask=causal_mask(x.shape[1]))))
 
 
 class Block(nnx.Module):

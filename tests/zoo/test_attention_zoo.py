@@ -12,9 +12,9 @@ import pytest
 from flax import nnx
 from jax.extend import core
 
-from .abstract import abstract
+from .abstract import abstract, call
 from .attention import ATTENTION, VOCABULARY
-from .entry import Entry
+from .entry import Entry, Shapes
 from .llama import ComputedAngles, HalfTables, WholeTables
 from .swin import from_windows, relative_index, shift_mask, to_windows
 
@@ -48,6 +48,7 @@ NARROWER = {
     "llama_half_tables": {"width": 16, "hidden": 10},
     "llama_whole_tables": {"width": 16, "hidden": 10},
     "llama_computed_angles": {"width": 16, "hidden": 10},
+    "reads_head_dim": {"width": 8},
     "tied_embeddings": {"width": 8},
     "scanned_mlp": {"width": 8, "hidden": 10},
     "scanned_transformer": {"width": 8},
@@ -71,6 +72,10 @@ STRUCTURES = {
     "gpt_fused": {"gather", "split", "iota", "select_n"},
     "gpt_separate": {"gather", "iota", "select_n"},
     "remembers_head_dim": {"gather", "reshape"},
+    "partial_rotary": {"iota", "cos", "slice", "split", "concatenate"},
+    "reads_head_dim": {"gather", "reshape"},
+    "state_space": {"scan", "exp", "split", "conv_general_dilated"},
+    "image_text_pair": {"conv_general_dilated", "gather", "sqrt", "dot_general"},
     "bert": {"gather", "slice", "select_n"},
     "llama_half_tables": {"gather", "split", "concatenate", "slice"},
     "llama_whole_tables": {"gather", "split", "concatenate", "neg", "slice"},
@@ -96,11 +101,13 @@ def in_evaluation_mode(entry: Entry, **sizes: int) -> tuple[nnx.GraphDef, nnx.St
 def output_shape(name: str, entry: Entry) -> tuple[int, ...]:
     if name in NUM_CLASSES:
         return entry.small_input.shape[0], NUM_CLASSES[name]
+    if name == "image_text_pair":
+        return (2,)
     return entry.small_input.shape if name == "diffusion_unet" else (*entry.small_input.shape, VOCABULARY)
 
 
-def trace(graphdef: nnx.GraphDef, state: nnx.State, x: jax.ShapeDtypeStruct) -> core.ClosedJaxpr:
-    return jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state)(x))(state, x)
+def trace(graphdef: nnx.GraphDef, state: nnx.State, x: Shapes) -> core.ClosedJaxpr:
+    return jax.make_jaxpr(lambda state, x: call(nnx.merge(graphdef, state), x))(state, x)
 
 
 def equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
@@ -136,7 +143,7 @@ def program(name: str) -> core.ClosedJaxpr:
 def test_small_networks_give_what_they_are_for(entry: Entry) -> None:
     """That outputs are finite and depend on the input is seen where `test_zoo_exactness` runs every network."""
     graphdef, state = small(entry.name)
-    y = jax.eval_shape(lambda state, x: nnx.merge(graphdef, state)(x), state, entry.small_input)
+    y = jax.eval_shape(lambda state, x: call(nnx.merge(graphdef, state), x), state, entry.small_input)
     assert (y.shape, y.dtype) == (output_shape(entry.name, entry), jnp.float32)
 
 

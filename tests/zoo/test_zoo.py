@@ -24,7 +24,7 @@ class TestEveryNetwork:
         if entry.num_parameters is not None:
             assert count_parameters(model) == entry.num_parameters
         output = jax.tree.leaves(output_of(model, entry.full_input))[0]
-        assert output.shape[0] == entry.full_input.shape[0]
+        assert output.shape[0] == jax.tree.leaves(entry.full_input)[0].shape[0]
 
     def test_its_name_is_its_key(self, name):
         assert ZOO[name].name == name
