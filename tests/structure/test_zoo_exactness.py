@@ -115,7 +115,7 @@ def slim_random_plan(name: str, rng: np.random.Generator) -> None:
     try:
         chosen = plan(model, scores, inputs, **budget, scope=scope, factor=factor)
     except ValueError as error:
-        assert "needs a" in str(error) or "nothing is left" in str(error)
+        assert "cannot be met" in str(error)  # by less than a channel of each group
         return
     smaller = slim(model, chosen, attributes=attributes_of(structure, chosen.kept))
     assert count_parameters(smaller) == structure.count_parameters(chosen.kept_counts)
