@@ -109,6 +109,9 @@ class _Tokens:
         kind = type(value)
         if isinstance(value, tuple | list):
             return value
+        if dataclasses.is_dataclass(kind):
+            fields = [getattr(value, name, None) for name in _field_names(kind)]
+            return fields if _is_of_library(kind) else [kind, *fields]
         if isinstance(value, Mapping):
             return [part for pair in value.items() for part in pair]
         if isinstance(value, jax.tree_util.PyTreeDef):
@@ -125,8 +128,6 @@ class _Tokens:
             return array_content(value) if value.nbytes <= _LARGEST_ARRAY else None
         if isinstance(value, ModuleType | BuiltinFunctionType | jax.Array):
             return None
-        if dataclasses.is_dataclass(kind):
-            return [kind, *(getattr(value, name, None) for name in _field_names(kind))]
         if hasattr(value, "__dict__") and not (isinstance(value, Hashable) and _is_of_library(kind)):
             return [kind, vars(value)]
         if callable(value) and hasattr(value, "__wrapped__"):  # a compiled function, say
