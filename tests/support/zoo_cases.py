@@ -22,6 +22,7 @@ from zoo.randomise import randomise
 from jaxprune.pruning import planning
 from jaxprune.pruning.slimming import slim
 from jaxprune.structure.groups import Structure
+from jaxprune.structure.identity import identity_of
 from jaxprune.structure.model_state import Path, merge_model, modules_of, split_model, take_apart
 from jaxprune.structure.tracing import trace_structure
 
@@ -176,7 +177,7 @@ def run(model: nnx.Module, inputs: Any, options: Mapping[str, Any] | None = None
         graphdef, flat, rest, inputs = in_double(graphdef, flat, rest, inputs)
     flat, rest, inputs = jax.device_put((flat, rest, inputs))
     shapes = tuple((path, array.shape, str(array.dtype)) for path, array in flat.items())
-    key = (graphdef, shapes, str(options))
+    key = (identity_of(graphdef), shapes, str(options))
     if key not in _compiled:
         if len(_compiled) > 8:
             _compiled.clear()
