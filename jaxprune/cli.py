@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         note(f"jaxprune {parsed.command}: error: {message}")
         if isinstance(error, OSError) and error.filename == STANDARD_OUTPUT:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left cannot be written at the exit either
-        return EXIT_ERROR
+        return int(getattr(error, "exit_status", EXIT_ERROR))
 
 
 def _leave_at_once(status: Sequence[int]) -> None:
@@ -237,6 +237,7 @@ def explanation(error: Exception) -> str | None:
     """
     from jaxprune.datasets.guarded_split import AlreadyOpenedError
     from jaxprune.files import RunDirectoryError, is_disk_full
+    from jaxprune.hosts.watching import AbsentError, HostsError
     from jaxprune.search.problem import InfrastructureError
 
     own = _own_traceback(error)
@@ -250,7 +251,16 @@ def explanation(error: Exception) -> str | None:
         remedy = " Free some space, or choose another disk." if is_disk_full(error) else ""
         file = _shortened(str(error.filename or "a file"))
         return f"Cannot read or write {file}: {error.strerror}.{remedy}"
-    ours = (ValueError, OSError, ImportError, RunDirectoryError, InfrastructureError, AlreadyOpenedError)
+    ours = (
+        ValueError,
+        OSError,
+        ImportError,
+        RunDirectoryError,
+        InfrastructureError,
+        AbsentError,
+        HostsError,
+        AlreadyOpenedError,
+    )
     return _shortened(str(error) or type(error).__name__) if isinstance(error, ours) else None
 
 

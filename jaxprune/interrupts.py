@@ -101,6 +101,11 @@ class Interrupts:
         self._raise_if_received()
         self._stop()
 
+    def request(self, number: int) -> None:
+        """Notes a signal that another process got; one of this process's own is still the first."""
+        if self.received is None:
+            self.received = number
+
     def _raise_if_received(self) -> None:
         """Raises a `KeyboardInterrupt` inside `at_once` if a signal came."""
         if self._is_immediate and self.received is not None:
@@ -160,3 +165,17 @@ def look_for_interrupts() -> None:
     if threading.current_thread() is threading.main_thread():
         for interrupts in _contexts:
             interrupts.look_again()
+
+
+def request_stop(number: int) -> None:
+    """Asks a run to stop as a signal would, from any thread, for a signal that another process of its job got.
+
+    As a signal, it reaches the innermost context that handles it.
+
+    Args:
+      number: the signal's number.
+    """
+    for interrupts in reversed(tuple(_contexts)):
+        if number in interrupts.numbers:
+            interrupts.request(number)
+            return

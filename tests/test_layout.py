@@ -21,7 +21,7 @@ MODULES = {
 
 # Lowest first; what is not named here (cli, config) lies on top.
 FOLDERS = (
-    "_version types keys files text interrupts accelerators language nets structure observation scoring pruning "
+    "_version types keys files text interrupts accelerators hosts language nets structure observation scoring pruning "
     "datasets training deploy tasks search comparison figures report config commands cli"
 ).split()
 MAX_LINES = 450

@@ -8,12 +8,14 @@ import shlex
 import signal
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib import util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
 from jaxprune.commands.network_options import add_task_options, flag, whole_number
 from jaxprune.commands.output import note
+from jaxprune.commands.process_options import add_process_options, with_processes
 from jaxprune.config import (
     TASK_OPTIONS,
     Controls,
@@ -27,6 +29,7 @@ from jaxprune.text import parse_seconds
 from jaxprune.training.batching import Convolution, Strategy
 
 if TYPE_CHECKING:
+    from jaxprune.hosts.sharing import Hosts
     from jaxprune.search.problem import Problem
     from jaxprune.search.search import SearchResult
     from jaxprune.search.task_problem import TaskProblem
@@ -70,6 +73,19 @@ def add_evolve(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="rows of the final comparison; full adds every known function and an oracle (default: standard)",
     )
+    _add_batching(run)
+    run.add_argument(
+        "--yes", action="store_true", help="start also a run that is estimated to take more than a week"
+    )
+    run.add_argument("--no-report", action="store_true", help="skip the final comparison and report")
+    run.add_argument("--quiet", action="store_true", help="show no table")
+    add_task_options(parser)
+    _add_search_options(parser)
+    add_process_options(parser)
+
+
+def _add_batching(run: argparse._ArgumentGroup) -> None:
+    """Adds how networks share a compiled program."""
     run.add_argument(
         "--batching",
         choices=get_args(Strategy),
@@ -90,13 +106,6 @@ def add_evolve(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="the library's convolution, or patches and one matrix product (default: auto, as for --chunk)",
     )
-    run.add_argument(
-        "--yes", action="store_true", help="start also a run that is estimated to take more than a week"
-    )
-    run.add_argument("--no-report", action="store_true", help="skip the final comparison and report")
-    run.add_argument("--quiet", action="store_true", help="show no table")
-    add_task_options(parser)
-    _add_search_options(parser)
 
 
 def run_evolve(arguments: argparse.Namespace) -> int:
@@ -104,9 +113,14 @@ def run_evolve(arguments: argparse.Namespace) -> int:
 
     Raises:
       ImportError: if the report needs matplotlib and it is missing, before anything is trained.
-      ValueError: for settings that do not fit.
+      ValueError: for settings that do not fit, or processes that differ.
       SearchInterrupted: if a signal stopped the search or the report.
     """
+    return with_processes(arguments, partial(_evolve, arguments))
+
+
+def _evolve(arguments: argparse.Namespace, hosts: Hosts | None) -> int:
+    """Does what `run_evolve` says, on process 0 or alone; other processes only work for it."""
     from jaxprune.interrupts import SearchInterrupted
     from jaxprune.report.live_table import LiveTable
     from jaxprune.search.run_files import log_event
@@ -119,9 +133,17 @@ def run_evolve(arguments: argparse.Namespace) -> int:
         )
     config = evolve_config(arguments)
     run_dir = arguments.run_dir or default_run_dir(config)
+    if hosts is not None:
+        run_dir = _agreed(hosts, config, arguments, run_dir)
     resume = _how_to_resume(run_dir, arguments.data_dir)
     tasks = config.make_tasks(arguments.data_dir)
     unseen = [] if arguments.no_report else _unseen(config, arguments.data_dir)
+    make = partial(
+        make_problem, tasks, config.search, run_dir, hosts=hosts,
+        strategy=config.batching, chunk=config.chunk, convolution=config.convolution,
+    )  # fmt: skip
+    if hosts is not None and not hosts.is_leader:
+        _work(hosts, make(), unseen)
 
     def on_lost(message: str) -> None:
         with contextlib.suppress(OSError, RunDirectoryError):
@@ -132,15 +154,7 @@ def run_evolve(arguments: argparse.Namespace) -> int:
         callbacks = [_Messages()] if arguments.quiet else [table]
         try:
             table.on_message(f"Run directory: {run_dir}")
-            problem = make_problem(
-                tasks,
-                config.search,
-                run_dir,
-                callbacks=callbacks,
-                strategy=config.batching,
-                chunk=config.chunk,
-                convolution=config.convolution,
-            )
+            problem = make(callbacks=callbacks)
             if not (arguments.resume and (run_dir / "config.json").exists()):
                 _announce_cost(problem, unseen, config, arguments, callbacks)
             result = evolve_problem(
@@ -160,6 +174,32 @@ def run_evolve(arguments: argparse.Namespace) -> int:
         path = _reported(problem, result, unseen, config, callbacks, resume)
     table.on_message(f"Report: {path}")
     return 0
+
+
+def _agreed(hosts: Hosts, config: RunConfig, arguments: argparse.Namespace, run_dir: Path) -> Path:
+    """Compares the settings of all processes; returns the run directory, which all of them see."""
+    from jaxprune.hosts.agreement import check_one_folder, facts_of
+
+    has_report = {"report": str(not arguments.no_report), "resume": str(arguments.resume)}
+    hosts.agree("settings", facts_of(config.to_json()) | has_report)
+    chosen = hosts.exchange("run directory", {"path": str(run_dir)})[0]["path"]  # its name may hold the time
+    run_dir = arguments.run_dir or Path(chosen)
+    check_one_folder(hosts, run_dir)
+    return run_dir
+
+
+def _work(hosts: Hosts, problem: TaskProblem, unseen: Sequence[TaskPrograms]) -> NoReturn:
+    """Works for process 0 until everything is done, the report too."""
+    from jaxprune.comparison.final_comparison import machines_of
+
+    for programs in machines_of(problem, [programs.task for programs in unseen]).values():
+        problem.final_pool(programs, lambda task, base: None)
+    name = hosts.watch.name_of(hosts.rank)
+    note(f"{name}: works for {hosts.watch.name_of(0)}, one of {hosts.count} processes")
+    try:
+        hosts.serve()
+    finally:
+        note(f"{name}: trained {hosts.num_run} networks")
 
 
 def _unseen(config: RunConfig, data_dir: Path | None) -> list[TaskPrograms]:

@@ -60,7 +60,7 @@ def run_finals(
       ValueError: for other controls, or a task that is both searched on and unseen.
     """
     rows = choose_rows(state, winner, controls)
-    machines = _machines(problem, unseen)
+    machines = machines_of(problem, unseen)
     stored = load_finals(run_dir)
     if stored is not None and _is_current(stored, rows, state, machines, problem, controls):
         message = "The final comparison is stored already; only the report is written again."
@@ -111,8 +111,16 @@ def run_finals(
     return finals
 
 
-def _machines(problem: TaskProblem, unseen: Sequence[Task]) -> dict[str, TaskPrograms]:
-    """The compiled machinery of all tasks, those that were searched on first."""
+def machines_of(problem: TaskProblem, unseen: Sequence[Task]) -> dict[str, TaskPrograms]:
+    """Returns the compiled machinery of all tasks, those that were searched on first.
+
+    Args:
+      problem: the problem that was searched on.
+      unseen: further tasks.
+
+    Raises:
+      ValueError: for a task that is both searched on and unseen.
+    """
     searched = problem.programs
     check_unique([*(programs.task for programs in searched.values()), *unseen])
     first = next(iter(searched.values())).batching

@@ -256,9 +256,8 @@ def measure(
         shared.setdefault((row.entry.base, row.entry.repeat, row.kept, *later), []).append(index)
     measurements: dict[int, Measurement] = {}
     to_train = [entries[indices[0]].entry for indices in shared.values()]
-    for indices, trained in zip(
-        shared.values(), pool.finetune(to_train, evaluations=evaluations), strict=True
-    ):
+    results = pool.finetune(to_train, evaluations=evaluations, with_weights=test is not None)
+    for indices, trained in zip(shared.values(), results, strict=True):
         on_test = None if test is None else pool.programs.accuracy(trained.weights, test)
         curve = tuple(float(accuracy) for accuracy in trained.accuracies)
         for index in indices:

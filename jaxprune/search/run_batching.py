@@ -6,9 +6,11 @@ last bits of results. Asking for something else is refused when the run is opene
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from jaxprune.hosts.sharing import Hosts
 from jaxprune.search.evaluation import batch_sizes
 from jaxprune.search.problem import TaskInfo
 from jaxprune.search.run_files import read_run_file
@@ -52,6 +54,20 @@ def settle_batching(
     for name, machinery in programs.items():
         if name in written:
             machinery.settle(machinery.asked.or_else(Batching.from_json(written[name])))
+
+
+def settle_as_told(programs: Mapping[str, TaskPrograms], hosts: Hosts) -> None:
+    """Settles on all processes how fine-tunings are batched as process 0 has settled it; all of them call it.
+
+    Args:
+      programs: task name -> its machinery.
+      hosts: the processes.
+    """
+    own = {name: json.dumps(machinery.batching) for name, machinery in programs.items() if hosts.is_leader}
+    of_leader = hosts.exchange("batching", own)[0]
+    if not hosts.is_leader:
+        for name, machinery in programs.items():
+            machinery.settle(Batching(*json.loads(of_leader[name])))
 
 
 def sizes_of(config: EvolveConfig, task: TaskInfo) -> tuple[int, ...]:

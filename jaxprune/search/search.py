@@ -12,6 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxprune.files import to_text
+from jaxprune.hosts.agreement import check_one_folder, facts_of
+from jaxprune.hosts.sharing import Hosts
+from jaxprune.hosts.watching import HostsError
 from jaxprune.interrupts import Interrupts
 from jaxprune.language.expression import Expression
 from jaxprune.language.parsing import parse
@@ -20,7 +24,7 @@ from jaxprune.search.callbacks import notify, notify_or_warn
 from jaxprune.search.foreign_files import refuse_foreign_files
 from jaxprune.search.generations import Generations
 from jaxprune.search.problem import InfrastructureError, LandscapeProblem, Problem
-from jaxprune.search.run_batching import Choose, settle_batching
+from jaxprune.search.run_batching import Choose, settle_as_told, settle_batching
 from jaxprune.search.run_directory import RunDirectory
 from jaxprune.search.settings import EvolveConfig
 from jaxprune.search.state import (
@@ -102,6 +106,7 @@ def evolve(
     chunk: int | None = None,
     convolution: Convolution = "auto",
     settings: Mapping[str, Any] | None = None,
+    hosts: Hosts | None = None,
 ) -> SearchResult:
     """Evolves pruning functions that are good on all of `tasks`.
 
@@ -120,6 +125,8 @@ def evolve(
         which is best. A resumed run keeps what its config.json says.
       convolution: "library", or "patches" for convolutions as matrix products; "auto" chooses like `strategy`.
       settings: further plain values for `config.json`; a resumed run needs the same ones.
+      hosts: the processes that share all training, see `jaxprune.hosts.joining`; all of them call this, and it returns
+        on process 0 alone: the others end with status 0 when that leaves the context of `joined`.
 
     Returns:
       The best function with its fitness, the Pareto archive of fitness and complexity, and the journal.
@@ -148,7 +155,12 @@ def evolve(
     """
     config = config or EvolveConfig()
     batching = Batching(strategy, chunk, convolution)
-    problem = make_problem(tasks, config, run_dir, callbacks=callbacks, **batching._asdict())
+    if hosts is not None:
+        hosts.agree("settings", facts_of(to_text(config.to_json() | batching._asdict())))
+        check_one_folder(hosts, Path(run_dir))
+    problem = make_problem(tasks, config, run_dir, callbacks=callbacks, hosts=hosts, **batching._asdict())
+    if hosts is not None and not hosts.is_leader:
+        hosts.serve()
     return evolve_problem(
         problem, config, run_dir, callbacks=callbacks, resume=resume, guesses=guesses, settings=settings
     )
@@ -164,6 +176,7 @@ def make_problem(
     chunk: int | None = None,
     convolution: Convolution = "auto",
     choose: Choose = choose_batching,
+    hosts: Hosts | None = None,
 ) -> TaskProblem:
     """Makes the problem that `evolve` searches on, with base networks stored in `run_dir/bases`.
 
@@ -175,6 +188,7 @@ def make_problem(
         `on_message` for each stored one that is damaged.
       strategy, chunk, convolution: as for `evolve`.
       choose: chooses how a new run batches networks, by default by a short measurement on an accelerator.
+      hosts: the processes that share all training; only process 0 reads and stores base networks.
 
     Raises:
       ValueError: for no tasks, two of one name, or networks that cannot be pruned; for several rounds of pruning on a
@@ -190,20 +204,26 @@ def make_problem(
     problem = TaskProblem(
         tasks,
         config.seed,
-        folder=Path(run_dir) / "bases",
+        folder=Path(run_dir) / "bases" if hosts is None or hosts.is_leader else None,
         strategy=strategy,
         chunk=chunk,
         convolution=convolution,
         on_base=on_base,
         on_message=partial(notify_or_warn, callbacks),
+        hosts=hosts,
     )
     for pool in problem.pools.values() if config.fitness == "landscape" else ():
         check_bank_fits(pool.programs)
+    if hosts is not None:
+        hosts.agree("tasks", facts_of(to_text(problem.identities)))
 
     def on_message(message: str) -> None:
         notify(callbacks, "on_message", message)
 
-    settle_batching(problem.programs, problem.tasks, config, Path(run_dir), choose, on_message)
+    if hosts is None or hosts.is_leader:
+        settle_batching(problem.programs, problem.tasks, config, Path(run_dir), choose, on_message)
+    if hosts is not None:
+        settle_as_told(problem.programs, hosts)
     return problem
 
 
@@ -253,7 +273,7 @@ def evolve_problem(
             run.notice(f"The guess {text} is left out: {absence}")
         try:
             state, stopped = loop.until_stopped(state)
-        except InfrastructureError as error:
+        except (InfrastructureError, HostsError) as error:
             run.event("failed", str(error))
             raise InfrastructureError(
                 f"{error}. Everything before it is saved in {run.path}; when the cause is gone, go on with "

@@ -6,11 +6,12 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
+from jaxprune.hosts.sharing import Hosts
 from jaxprune.language.canonical import canonical_form
 from jaxprune.language.expression import Expression
 from jaxprune.language.library import library
@@ -19,6 +20,7 @@ from jaxprune.observation.observed import Observed
 from jaxprune.scoring.metrics import PruningFunction, name_of
 from jaxprune.search.bank import measure_bank, reference_scores
 from jaxprune.search.landscape import Landscape, channel_features, fit_landscape, held_out_correlation
+from jaxprune.search.led_problem import SharedTrials
 from jaxprune.search.problem import (
     SEARCH_POOL,
     BankFacts,
@@ -35,11 +37,12 @@ from jaxprune.search.problem import (
 )
 from jaxprune.tasks.base_networks import Base, BasePool, Entry, Pool
 from jaxprune.tasks.round_plans import StackedPlan
+from jaxprune.tasks.shared_pool import SharedPool
 from jaxprune.tasks.task_identity import Identity
 from jaxprune.tasks.task_programs import TaskPrograms
 from jaxprune.tasks.tasks import Task, check_unique
 from jaxprune.training.batching import Batching, Convolution, Strategy
-from jaxprune.training.trainer import Row, Trained, map_in_order
+from jaxprune.training.trainer import Row, Trained, default_workers, map_in_order
 from jaxprune.types import Invalid, Kept
 
 
@@ -55,10 +58,14 @@ class TaskProblem:
       strategy, chunk, convolution: how networks are batched, see `Trainer`.
       on_base: called with (task name, base) for each base network that is ready.
       on_message: called with a sentence about each stored base network that is damaged; by default a warning.
+      hosts: the processes that share all training; all of them make the problem, and only process 0 has a folder.
 
     Raises:
       ValueError: for no tasks, two of one name, or networks that cannot be pruned.
     """
+
+    _shared: SharedTrials | None = None
+    """How several processes run trials."""
 
     def __init__(
         self,
@@ -71,8 +78,10 @@ class TaskProblem:
         convolution: Convolution = "auto",
         on_base: Callable[[str, Base], None] = lambda task, base: None,
         on_message: Callable[[str], None] | None = None,
+        hosts: Hosts | None = None,
     ) -> None:
         check_unique(tasks)
+        self._hosts = hosts
         self.seed, self.folder, self.on_base, self.on_message = seed, folder, on_base, on_message
         self.asked = Batching(strategy, chunk, convolution)
         self.programs = {task.name: TaskPrograms(task, **self.asked._asdict()) for task in tasks}
@@ -90,6 +99,8 @@ class TaskProblem:
         self._l2_predictions: dict[str, np.ndarray] = {}
         # What a search, its random control and the ablations of its winner have in common is fine-tuned once.
         self._outcomes: dict[TrialKey, Outcome] = {}
+        if hosts is not None:
+            self._shared = SharedTrials(hosts, self._run_here, self._capacity)
 
     @property
     def identities(self) -> dict[str, Identity]:
@@ -213,7 +224,7 @@ class TaskProblem:
         return self._outcomes[trial.key]
 
     def run_many(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
-        """Runs many trials: on threads on a CPU, in vmapped rows per task on accelerators.
+        """Runs many trials: on threads on a CPU, in vmapped rows per task on accelerators, on all processes.
 
         Args:
           trials: the trials.
@@ -221,6 +232,21 @@ class TaskProblem:
         Returns:
           Their outcomes, in order.
         """
+        if self._shared is None:
+            yield from self._run_here(trials)
+            return
+        for pool in self.pools.values():
+            pool.bases  # noqa: B018 - everybody needs them before
+        missing = {trial.key: trial for trial in trials if trial.key not in self._outcomes}
+        outcomes = self._shared.outcomes(list(missing.values()))
+        for trial in trials:
+            if trial.key in missing:
+                self._outcomes[trial.key] = next(outcomes)
+                del missing[trial.key]
+            yield self._outcomes[trial.key]
+
+    def _run_here(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
+        """Runs many trials in this process."""
         if not any(programs.is_vmapped for programs in self.programs.values()):
             yield from map_in_order(self.run, trials)
             return
@@ -248,7 +274,8 @@ class TaskProblem:
         self, programs: TaskPrograms, pool: Pool, num_bases: int, on_base: Callable[[str, Base], None]
     ) -> BasePool:
         """Base networks of a task, stored where all of the problem are."""
-        return BasePool(
+        kind = BasePool if self._hosts is None else partial(SharedPool, hosts=self._hosts)
+        return kind(
             programs,
             self.seed,
             pool,
@@ -258,6 +285,11 @@ class TaskProblem:
             on_message=self.on_message,
             again="go on with resume=True (--resume)",
         )
+
+    def _capacity(self) -> int:
+        """Returns how many trials one process runs well together: where they are vmapped, a row of each task."""
+        rows = [programs.row_size for programs in self.programs.values() if programs.is_vmapped]
+        return sum(rows) or 2 * default_workers()
 
     def _behaviour(
         self, function: PruningFunction, plans: dict[str, StackedPlan | Invalid]

@@ -124,12 +124,7 @@ class BasePool:
         """The trained base networks."""
         bases = {index: base for index in range(self.num_bases) if (base := self._load(index)) is not None}
         missing = [index for index in range(self.num_bases) if index not in bases]
-        trainer = self.programs.base_trainer
-        if trainer.chosen == "vmap":
-            results = trainer.run(map(self._base_job, missing))
-        else:
-            results = map_in_order(lambda index: next(trainer.run([self._base_job(index)])), missing)
-        for index, result in zip(missing, results, strict=True):
+        for index, result in zip(missing, self._train_missing(missing), strict=True):
             bases[index] = base = Base(index, result.weights, float(result.accuracies[-1]))
             if self.folder is not None:
                 with self._storing(f"save base network {self.folder / f'{self.pool}-{index}'}"):
@@ -218,7 +213,9 @@ class BasePool:
             for name, count in this_round.counts.items()
         )
 
-    def finetune(self, entries: Sequence[Entry], *, evaluations: int = 1) -> Iterator[Trained]:
+    def finetune(
+        self, entries: Sequence[Entry], *, evaluations: int = 1, with_weights: bool = False
+    ) -> Iterator[Trained]:
         """Prunes and fine-tunes every entry through all rounds.
 
         Entries with the same base and repeat have the same data order and keys.
@@ -226,6 +223,7 @@ class BasePool:
         Args:
           entries: the networks to prune and fine-tune.
           evaluations: number of evaluations in the last round.
+          with_weights: whether the weights are needed; several processes send them only then.
 
         Yields:
           The result of each entry in order, as soon as it is known; `accuracies` [evaluations] are of the last round.
@@ -261,6 +259,13 @@ class BasePool:
             Observed.stack(members[first : first + self._stack_size])
             for first in range(0, len(members), self._stack_size)
         )
+
+    def _train_missing(self, missing: Sequence[int]) -> Iterator[Trained]:
+        """Trains base networks, and yields them in order."""
+        trainer = self.programs.base_trainer
+        if trainer.chosen == "vmap":
+            return trainer.run(map(self._base_job, missing))
+        return map_in_order(lambda index: next(trainer.run([self._base_job(index)])), missing)
 
     def _finetune(self, entries: Sequence[Entry], evaluations: int) -> list[Trained]:
         """Prunes and fine-tunes entries together, round by round."""

@@ -42,6 +42,24 @@ class DamagedNetworkError(ValueError):
     """A stored network is not what was saved under its name; the message says how it differs."""
 
 
+def checkpointer() -> Any:  # noqa: ANN401 - Orbax is imported when it is used
+    """Returns an Orbax checkpointer for this process alone.
+
+    Orbax's own ones are collectives: with several processes they wait for ever, or pair with what another one sends,
+    unless all of them save at the same time.
+    """
+    import orbax.checkpoint as ocp
+
+    if jax.process_count() == 1:
+        return ocp.PyTreeCheckpointer()
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process-{here}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
 def save_network(
     path: str | os.PathLike[str], weights: FlatState, numbers: Mapping[str, float], identity: str = ""
 ) -> None:
@@ -56,8 +74,6 @@ def save_network(
     Raises:
       OSError: if the folder cannot be written, on a full disk for instance; then there is no folder.
     """
-    import orbax.checkpoint as ocp
-
     arrays = {dotted(key): np.asarray(array) for key, array in weights.items()}
     values = {name: np.asarray(value, np.float64) for name, value in numbers.items()}
     tree = {
@@ -70,8 +86,8 @@ def save_network(
     folder.parent.mkdir(parents=True, exist_ok=True)
     check_room(folder.parent, sum(array.nbytes for array in arrays.values()))
     try:
-        with quiet(), ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save(folder, tree, force=True)
+        with quiet(), checkpointer() as orbax:
+            orbax.save(folder, tree, force=True)
     except ValueError as error:  # the storage library below Orbax reports a full disk in this way
         code = re.search(r"os_error_code='(\d+)'", str(error))
         if code is None:
@@ -258,11 +274,9 @@ def _restore(folder: FilePath) -> object:
 
 def _read_tree(folder: FilePath) -> dict[str, Any]:
     """Reads an Orbax checkpoint, without Orbax's warnings about shardings, which do not matter here."""
-    import orbax.checkpoint as ocp
-
-    with quiet(), warnings.catch_warnings(), ocp.PyTreeCheckpointer() as checkpointer:
+    with quiet(), warnings.catch_warnings(), checkpointer() as orbax:
         warnings.simplefilter("ignore")
-        return checkpointer.restore(folder)
+        return orbax.restore(folder)
 
 
 @contextlib.contextmanager

@@ -129,6 +129,9 @@ LINES = {
     "data needs a NumPy archive": [f"{OWN} {name}.npz" for name in ("empty", "text", "zipped", "misnamed")]
     + ["explain --network lenet5 --data empty.npz"],
     "folder.npz: a folder": [f"{OWN} folder.npz"],
+    "several processes need --": ["evolve --distributed", "evolve --coordinator here:1 --process-id 0"],
+    "needs to be HOST:PORT of process 0": ["evolve --coordinator here --num-processes 2 --process-id 0"],
+    "--join-timeout needs to be at least 1 second": ["evolve --join-timeout 0"],
     "task_options of a run need options by name": ["evolve --config to.json"],
     "nested too deep": ["evolve --config deep.json", "evolve --config deep.toml"],
     "settings by name, got a list": ["evolve --config list.json"],
