@@ -21,8 +21,8 @@ MODULES = {
 
 # Lowest first; what is not named here (cli, config) lies on top.
 FOLDERS = (
-    "_version types keys files text interrupts accelerators hosts language nets structure observation scoring pruning "
-    "datasets training deploy tasks search comparison figures report config commands cli"
+    "_version types keys files text patterns interrupts accelerators hosts language nets structure observation "
+    "scoring pruning datasets training deploy tasks search comparison figures report config commands cli"
 ).split()
 MAX_LINES = 450
 MAX_FUNCTION_LINES = 60

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
+from jaxprune.patterns import chosen_groups, matching
 from jaxprune.pruning.budget_records import BUDGETS, Budget
 from jaxprune.pruning.latency import SecondsOf, fastest_enough
 from jaxprune.pruning.repair import NEAR, Counts
@@ -15,9 +16,7 @@ from jaxprune.pruning.scopes import (
     Limits,
     RoomLimits,
     free_groups,
-    matching,
     rooms_of,
-    unignored_groups,
 )
 from jaxprune.pruning.targets import (
     Rules,
@@ -49,6 +48,7 @@ class PlanOptions(TypedDict, total=False):
     multiple_of: int
     min_kept: Limits | None
     max_kept: Limits | None
+    groups: Sequence[str] | None
     ignore: Sequence[str]
     factor: Factor
 
@@ -92,7 +92,8 @@ def choose_counts(
     Args:
       structure: groups of the network.
       seconds_of: measures the latency of a slim network; needed for `latency_fraction` alone.
-      **options: the budget, and how it is met; see `plan`. `scores` are only read with `scope="global"`.
+      **options: the budget, and how it is met; see `plan`. Of `scores` only the groups are read but with
+        `scope="global"`; without scores, every group has some.
 
     Returns:
       The counts and what they meet.
@@ -105,25 +106,27 @@ def choose_counts(
     if len(given) != 1:
         raise ValueError(f"Give exactly one budget out of {', '.join(budgets)}, got {given or 'none'}.")
     scope, multiple_of = options.get("scope", "group"), options.get("multiple_of", 1)
-    factor, ignore = options.get("factor", "inner"), options.get("ignore", ())
+    factor, ignore, groups = options.get("factor", "inner"), options.get("ignore", ()), options.get("groups")
     min_kept, max_kept = options.get("min_kept"), options.get("max_kept")
     _check_options(scope, multiple_of, factor)
     kept_counts = options.get("kept_counts")
     if kept_counts is not None:
         if min_kept is not None or max_kept is not None:
             raise ValueError("kept_counts says what each group keeps. Leave out min_kept and max_kept.")
-        counts = _explicit_counts(structure, kept_counts, unignored_groups(structure, ignore))
+        counts = _explicit_counts(structure, kept_counts, chosen_groups(structure.groups, groups, ignore))
         return Choice(counts, Budget("kept_counts", counts, counts))
     is_global = scope == "global"
-    free = free_groups(structure, ignore, factor)
+    scores = options.get("scores")
+    free = free_groups(structure, ignore, factor, groups=groups, scores=scores)
     limits = RoomLimits(min_kept, max_kept)
     rules = Rules(
         structure,
         rooms_of(structure, free, limits, multiple_of=multiple_of, keep_odd_widths=is_global),
         rooms_of(structure, free, limits),
-        check_scores(structure, options.get("scores") or {}, needed=free) if is_global else {},
+        check_scores(structure, scores or {}, needed=free) if is_global else {},
         is_global,
         multiple_of,
+        [] if scores is None else [name for name in structure.groups if name not in scores],
     )
     asked = budgets[given[0]]
     if given[0] == "latency_fraction":
@@ -134,7 +137,7 @@ def choose_counts(
 
 
 def check_scores(
-    structure: Structure, scores: Mapping[str, Array], needed: Sequence[str]
+    structure: Structure, scores: Mapping[str, Array], needed: Sequence[str] = ()
 ) -> dict[str, np.ndarray]:
     """Returns scores as NumPy arrays, after reporting all problems with them at once.
 

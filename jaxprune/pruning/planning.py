@@ -204,6 +204,7 @@ def plan(
     multiple_of: int = 1,
     min_kept: Limits | None = None,
     max_kept: Limits | None = None,
+    groups: Sequence[str] | None = None,
     ignore: Sequence[str] = (),
     factor: Factor = "inner",
     metric: PruningFunction | str = "",
@@ -222,7 +223,7 @@ def plan(
 
     Args:
       model: NNX network; it is not changed.
-      scores: group name -> [C] finite scores, for every group that is not ignored.
+      scores: group name -> [C] finite scores; groups left out, such as those that `jp.score` cannot score, stay whole.
       example: a batch as the network takes it, or its shapes and dtypes, as for `trace_structure`.
       kept_fraction: fraction of channels kept, in (0, 1]; or fractions by name or shell pattern of groups, such as
         `{"encoder.*": 0.5, "decoder.*": 0.75}`, and groups that no pattern matches stay whole. In multiples every
@@ -238,7 +239,8 @@ def plan(
       min_kept, max_kept: the fewest and the most channels that groups keep: whole numbers of channels, or floats that
         are fractions of a group; one for all groups, or by name or pattern, as `jp.sensitivity(...).floors()` returns.
         Other groups make up for them, so that the budget is still met.
-      ignore: names of groups that stay whole; shell patterns such as `"layers.*"` are allowed.
+      groups: names of the only groups that may lose channels; shell patterns such as `"layers.*"` are allowed.
+      ignore: names or patterns of groups that stay whole.
       factor: which of two groups that share every index loses channels. Whole heads, or whole groups of a grouped
         convolution, are `"outer"`; the channels within each of them are `"inner"`; `"both"` prunes both, so that the
         product of the two fractions is left. `kept_counts` may name any group.
@@ -248,12 +250,13 @@ def plan(
       The plan.
 
     Raises:
-      ValueError: if nothing can be pruned; for missing, unknown, wrongly sized or non-finite scores (the message names
+      ValueError: if nothing can be pruned; for unknown, wrongly sized or non-finite scores (the message names
         group and channel); for a budget that is out of range or cannot be met (the message says what can); for patterns
         that match nothing, and options that contradict each other; if not exactly one budget is given.
     """
     structure = trace_structure(model, example)
     structure.require_groups()
+    checked = check_scores(structure, scores)
     choice = choose_counts(
         structure,
         kept_fraction=kept_fraction,
@@ -261,11 +264,12 @@ def plan(
         macs_fraction=macs_fraction,
         params_fraction=params_fraction,
         latency_fraction=latency_fraction,
-        scores=scores,
+        scores=checked,
         scope=scope,
         multiple_of=multiple_of,
         min_kept=min_kept,
         max_kept=max_kept,
+        groups=groups,
         ignore=ignore,
         factor=factor,
         seconds_of=None if latency_fraction is None else make_timer(model, structure, example),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
+from jaxprune.patterns import as_list, check_patterns, chosen_groups, matching
 from jaxprune.structure.groups import Structure
-from jaxprune.types import is_whole
+from jaxprune.types import Array, is_whole
 
 KeptLimit = int | float
 """A number of channels (a whole number), or a fraction of a group's channels (a float in (0, 1])."""
@@ -40,16 +40,6 @@ class RoomLimits(NamedTuple):
 
     min_kept: Limits | None = None
     max_kept: Limits | None = None
-
-
-def matching(pattern: str, names: Collection[str]) -> list[str]:
-    """Returns the names that a pattern matches; a pattern that is a name matches only that.
-
-    Example:
-      >>> matching("conv*", ["conv1.kernel", "dense.kernel"]), matching("a[0]", ["a[0]", "a0"])
-      (['conv1.kernel'], ['a[0]'])
-    """
-    return [pattern] if pattern in names else [name for name in names if fnmatchcase(name, pattern)]
 
 
 def values_by_group(option: str, given: Mapping[str, _Value], names: Collection[str]) -> dict[str, _Value]:
@@ -85,50 +75,35 @@ def values_by_group(option: str, given: Mapping[str, _Value], names: Collection[
     return {name: values[name][1] for name in names if name in values}
 
 
-def check_patterns(option: str, patterns: Collection[str], names: Collection[str]) -> None:
-    """Checks that every pattern matches a group.
-
-    Raises:
-      ValueError: for patterns that match nothing, all of them.
-    """
-    unmatched = [pattern for pattern in patterns if not matching(pattern, names)]
-    if unmatched:
-        raise ValueError(f"{option} needs names or patterns of groups, {', '.join(names)}, got {unmatched}.")
-
-
-def unignored_groups(structure: Structure, ignore: Sequence[str]) -> list[str]:
-    """Returns the groups that no pattern of `ignore` matches, in program order.
-
-    Raises:
-      ValueError: for patterns that match nothing.
-    """
-    patterns = _patterns(ignore)
-    check_patterns("ignore", patterns, structure.groups)
-    ignored = {name for pattern in patterns for name in matching(pattern, structure.groups)}
-    return [name for name in structure.groups if name not in ignored]
-
-
-def _patterns(ignore: Sequence[str]) -> list[str]:
-    """Returns a list of patterns; a text alone is one."""
-    return [ignore] if isinstance(ignore, str) else list(ignore)
-
-
-def free_groups(structure: Structure, ignore: Sequence[str], factor: Factor) -> list[str]:
+def free_groups(
+    structure: Structure,
+    ignore: Sequence[str],
+    factor: Factor,
+    *,
+    groups: Sequence[str] | None = None,
+    scores: Mapping[str, Array] | None = None,
+) -> list[str]:
     """Returns the groups that may lose channels, in program order.
 
     Args:
       structure: groups of the network.
       ignore: names or patterns of groups that stay whole.
       factor: which of two groups that share every index loses channels.
+      groups: names or patterns of the only groups that may lose channels; None stands for all.
+      scores: group name -> scores; groups without stay whole. None stands for scores of all.
 
     Raises:
       ValueError: for patterns that match nothing, and if no group is left.
     """
     always_whole = structure.shared_groups(factor)
-    free = [name for name in unignored_groups(structure, ignore) if name not in always_whole]
+    chosen = [name for name in chosen_groups(structure.groups, groups, ignore) if name not in always_whole]
+    free = [name for name in chosen if scores is None or name in scores]
     if not free:
+        options = f"factor={factor!r} and ignore={as_list(ignore)}"
+        options += "" if groups is None else f" and groups={as_list(groups)}"
+        options += f" and scores of {', '.join(scores or ()) or 'no group'}" if chosen else ""
         raise ValueError(
-            f"nothing is left to prune: with factor={factor!r} and ignore={_patterns(ignore)} every group stays whole. "
+            f"nothing is left to prune: with {options} every group stays whole. "
             f"The groups are {', '.join(structure.groups)}."
         )
     return free

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxprune.patterns import matching
 from jaxprune.pruning.repair import (
     NEAR,
     Counts,
@@ -18,7 +19,7 @@ from jaxprune.pruning.repair import (
     uniform_counts,
     uniform_fraction,
 )
-from jaxprune.pruning.scopes import Room, matching, values_by_group
+from jaxprune.pruning.scopes import Room, values_by_group
 from jaxprune.structure.groups import Structure
 
 _SIZES = {
@@ -43,6 +44,13 @@ class Rules(NamedTuple):
     is_global: bool
     """Whether the channels of all groups compete in one ranking, or every group keeps the same fraction."""
     multiple_of: int
+    unscored: Sequence[str] = ()
+    """Groups that stay whole because they have no scores."""
+
+    @property
+    def remark(self) -> str:
+        """A sentence that names the groups without scores, for errors; "" if there are none."""
+        return f" Groups without scores stay whole: {', '.join(self.unscored)}." if self.unscored else ""
 
 
 class Target(NamedTuple):
@@ -107,7 +115,7 @@ def targets_of(rules: Rules, budget: str, asked: object) -> list[Target]:
     if whole := [pattern for pattern, matched in groups.items() if not matched]:
         raise ValueError(
             f"{budget} needs groups that may lose channels, got {', '.join(map(repr, whole))}, whose groups stay "
-            "whole by ignore= or factor=. Leave one of the two out."
+            f"whole by groups=, ignore= or factor=. Leave one of the two out.{rules.remark}"
         )
     order = list(rules.rooms)
     return [
@@ -241,5 +249,5 @@ def _unreachable(rules: Rules, target: Target, others: Mapping[str, int]) -> Val
     return ValueError(
         f"{target.label}={target.fraction} cannot be met: the smallest network that {floor} has "
         f"{closest:.4f} of {_SIZES[target.budget]}, the closest that can be reached. Raise it, ignore fewer groups or "
-        f"lower multiple_of{' or min_kept' if is_limited else ''}."
+        f"lower multiple_of{' or min_kept' if is_limited else ''}.{rules.remark}"
     )

@@ -173,9 +173,52 @@ def test_unusable_scores_are_refused(change, message, scope):
         plan_plain({**SCORES, **change}, kept_fraction=0.5, scope=scope)
 
 
-def test_missing_scores_are_refused_all_at_once():
-    with pytest.raises(ValueError, match=r"'conv2.kernel' has no scores; group 'dense.kernel' has no scores"):
-        plan_plain({"conv1.kernel": SCORES["conv1.kernel"]}, kept_fraction=0.5)
+ONE = {"conv1.kernel": SCORES["conv1.kernel"]}
+
+
+@pytest.mark.parametrize("scope", ["group", "global"])
+def test_groups_without_scores_stay_whole(scope):
+    for options in ({}, {"groups": "conv*"}, {"groups": ["conv1.kernel", "dense*"], "ignore": "dense*"}):
+        found = plan_plain(ONE, kept_fraction=0.5, scope=scope, **options)
+        assert found.kept_counts == {**STRUCTURE.widths, "conv1.kernel": 2}
+
+
+def test_only_chosen_groups_lose_channels():
+    assert plan_plain(kept_fraction=0.5, groups=["conv*"], ignore="conv1*").kept_counts == {
+        "conv1.kernel": 4,
+        "conv2.kernel": 3,
+        "dense.kernel": 5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (
+            {"kept_counts": {"conv2.kernel": 2, "dense.kernel": 2}},
+            "'conv2.kernel' has no scores; group 'dense.kernel' has no scores",
+        ),
+        (
+            {"params_fraction": 0.1},
+            "cannot be met: the smallest network .* Groups without scores stay whole: conv2.kernel, dense.kernel",
+        ),
+        (
+            {"kept_fraction": {"dense*": 0.5}},
+            "got 'dense\\*', whose groups stay whole .* without scores stay whole: conv2.kernel, dense.kernel",
+        ),
+        (
+            {"kept_fraction": 0.5, "groups": "conv2*"},
+            "nothing is left to prune: .* and groups=.* and scores of conv1.kernel every group stays whole",
+        ),
+        (
+            {"kept_fraction": 0.5, "groups": "pool*"},
+            "groups needs names or patterns of groups, .*, got .*pool",
+        ),
+    ],
+)
+def test_what_groups_without_scores_do_not_allow_is_refused(budget, message):
+    with pytest.raises(ValueError, match=message):
+        plan_plain(ONE, **budget)
 
 
 def test_json_round_trip_through_a_file(tmp_path):
