@@ -12,6 +12,21 @@ if TYPE_CHECKING:
     from jaxprune.pruning.scopes import Limits
 
 
+def add_group_options(parser: argparse.ArgumentParser, what: str) -> None:
+    """Adds the options that choose groups.
+
+    Args:
+      parser: of a command.
+      what: happens to the groups that are chosen, after "that".
+    """
+    for name, about in (
+        ("--groups", f"a group, or pattern of groups, that {what}; may be repeated (default: all)"),
+        ("--ignore", f"a group, or pattern of groups, of which none {what}; may be repeated"),
+    ):
+        default = None if name == "--groups" else list[str]()
+        parser.add_argument(name, action="append", default=default, metavar="GROUP", help=about)
+
+
 def add_limit_options(parser: argparse.ArgumentParser) -> None:
     """Adds `--min-kept` and `--max-kept`."""
     form = (

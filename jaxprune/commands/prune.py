@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from jaxprune.commands.budget_options import add_limit_options, read_kept_counts, read_limits
+from jaxprune.commands.budget_options import (
+    add_group_options,
+    add_limit_options,
+    read_kept_counts,
+    read_limits,
+)
 from jaxprune.commands.network_options import (
     SEARCH_ONLY,
     add_base_options,
@@ -139,13 +144,7 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
         help="round kept counts to multiples, with a share to keep (default: 1)",
     )
     add_limit_options(parser)
-    parser.add_argument(
-        "--ignore",
-        action="append",
-        default=[],
-        metavar="GROUP",
-        help="a group, or pattern of groups, that stays whole; may be repeated",
-    )
+    add_group_options(parser, what="loses channels")
     parser.add_argument(
         "--factor",
         choices=("inner", "outer", "both"),
@@ -223,18 +222,23 @@ def check_before_training(
       ValueError: for an operand that the network lacks, a budget or group that does not fit it, or pruned groups that
         cannot be compensated.
     """
+    import numpy as np
+
     from jaxprune.pruning.budgets import PlanOptions, budget_counts
     from jaxprune.pruning.compensation import check_compensable
+    from jaxprune.scoring.scorable import scorable_groups
 
-    if absence := pool.programs.absence(f):
-        raise ValueError(absence)
+    structure = pool.programs.structure
+    groups, ignore = options.get("groups"), options.get("ignore", ())
+    scorable = scorable_groups(f, structure, groups=groups, ignore=ignore)
+    scores = {name: np.zeros(structure.widths[name]) for name in scorable}
     # The smallest network, which decides whether a budget can be met, is the same for both scopes.
     checked = options | PlanOptions(scope="group")
     if options.get("latency_fraction") is not None:  # only a trained network is measured
         checked = checked | PlanOptions(latency_fraction=None, kept_fraction=1.0)
-    counts = budget_counts(pool.programs.structure, **checked)
+    counts = budget_counts(structure, scores=scores, **checked)
     if compensate and options.get("scope") != "global":  # scores decide which groups a global ranking prunes
-        check_compensable(pool.programs.structure, counts)
+        check_compensable(structure, counts)
 
 
 def prune_base(
@@ -268,14 +272,15 @@ def prune_base(
     from jaxprune.pruning.planning import plan
     from jaxprune.pruning.slimming import slim
     from jaxprune.scoring.metrics import name_of
-    from jaxprune.scoring.ranking import Ranking, rank_population
+    from jaxprune.scoring.ranking import Ranking, rank_groups
     from jaxprune.structure.model_state import merge_model, split_model
     from jaxprune.training.loop import batch_order, count_correct, split_network
     from jaxprune.training.trainer import Job, Trainer
 
     programs, trained = pool.programs, pool.bases[base]
     observed = pool.observed(base)
-    ranking = rank_population([f], observed)[0]
+    with noted_warnings():
+        ranking = rank_groups(f, observed, groups=options.get("groups"), ignore=options.get("ignore", ()))
     if not isinstance(ranking, Ranking):
         raise ValueError(f"pruning needs finite scores that differ, got none from {name_of(f)}: {ranking}.")
     graphdef, _, rest = split_model(programs.model)
@@ -335,6 +340,7 @@ def plan_options(arguments: argparse.Namespace) -> PlanOptions:
         "max_kept": read_limits("--max-kept", arguments.max_kept),
         "scope": arguments.scope,
         "multiple_of": arguments.multiple_of,
+        "groups": arguments.groups,
         "ignore": tuple(arguments.ignore),
         "factor": arguments.factor,
     }

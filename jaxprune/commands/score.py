@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from jaxprune.commands.budget_options import add_group_options
 from jaxprune.commands.network_options import (
     DEFAULT_TASK,
     SEARCH_ONLY,
@@ -53,6 +54,7 @@ def add_score(parser: argparse.ArgumentParser) -> None:
         default="relative",
         help="relative scores, divided by the mean magnitude of each layer, or others (default: relative)",
     )
+    add_group_options(parser, what="is scored")
     add_base_options(parser, default=f"default without --network: {DEFAULT_TASK}")
     add_own_network_options(parser)
     add_task_options(parser, without=SEARCH_ONLY)
@@ -83,7 +85,13 @@ def run_score(arguments: argparse.Namespace) -> int:
         raise ValueError("--overwrite needs a file to replace, got none. Name one with --output.")
     functions = read_formulas(arguments.formulas, arguments.file)
     network, observed = observed_of(arguments)
-    scored = score_functions(functions, observed, aggregation=arguments.aggregation)
+    scored = score_functions(
+        functions,
+        observed,
+        groups=arguments.groups,
+        ignore=arguments.ignore,
+        aggregation=arguments.aggregation,
+    )
     names = [display_name(f) for f in functions]
 
     def text(kind: str) -> str:
@@ -188,5 +196,6 @@ def _outcomes(names: Sequence[str], scored: Sequence[Scored]) -> str:
     rows = [("function", "status", "")]
     for name, result in zip(names, scored, strict=True):
         constant = ", ".join(result.constant_groups) if result.status == "ok" else ""
-        rows.append((name, result.status, f"equal scores in {constant}" if constant else result.detail))
+        notes = (f"equal scores in {constant}" if constant else "", result.detail)
+        rows.append((name, result.status, "; ".join(note for note in notes if note)))
     return columns(rows)

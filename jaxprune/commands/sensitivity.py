@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxprune.commands.budget_options import add_group_options
 from jaxprune.commands.network_options import (
     DEFAULT_TASK,
     SEARCH_ONLY,
@@ -20,6 +21,7 @@ from jaxprune.commands.output import (
     claim,
     has_matplotlib,
     note,
+    noted_warnings,
     say,
     write_figure,
     write_text,
@@ -47,13 +49,7 @@ def add_sensitivity(parser: argparse.ArgumentParser) -> None:
         metavar="POINTS",
         help="floors keep so many channels of a group that accuracy drops by at most this, in percent (default: 1)",
     )
-    parser.add_argument(
-        "--ignore",
-        action="append",
-        default=[],
-        metavar="GROUP",
-        help="a group, or pattern of groups, that is not measured; may be repeated",
-    )
+    add_group_options(parser, what="is measured")
     parser.add_argument(
         "--factor",
         choices=("inner", "outer", "both"),
@@ -84,7 +80,7 @@ def run_sensitivity(arguments: argparse.Namespace) -> int:
     from jaxprune.comparison.group_sensitivity import FRACTIONS, sensitivity
     from jaxprune.scoring.lookup import find_function
     from jaxprune.scoring.metrics import name_of
-    from jaxprune.scoring.ranking import Ranking, rank_population
+    from jaxprune.scoring.ranking import Ranking, rank_groups
 
     names = ("sensitivity.json", "floors.json", "sensitivity.png")
     claim([arguments.out / name for name in names], overwrite=arguments.overwrite)
@@ -93,7 +89,8 @@ def run_sensitivity(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--max-drop needs points of accuracy >= 0, got {arguments.max_drop}.")
     f = find_function(arguments.metric)
     network = measured_network(arguments)
-    ranking = rank_population([f], network.observed)[0]
+    with noted_warnings():
+        ranking = rank_groups(f, network.observed, groups=arguments.groups, ignore=arguments.ignore)
     if not isinstance(ranking, Ranking):
         raise ValueError(
             f"sensitivity needs finite scores that differ, got none from {name_of(f)}: {ranking}."
@@ -103,6 +100,7 @@ def run_sensitivity(arguments: argparse.Namespace) -> int:
         ranking.scores,
         (network.images, network.labels),
         fractions=fractions,
+        groups=arguments.groups,
         ignore=arguments.ignore,
         factor=arguments.factor,
         metric=f,

@@ -143,6 +143,7 @@ def sensitivity(
     data: Dataset | tuple[Batch, Array],
     *,
     fractions: Sequence[float] = FRACTIONS,
+    groups: Sequence[str] | None = None,
     ignore: Sequence[str] = (),
     factor: Factor = "inner",
     batch_size: int = 256,
@@ -156,11 +157,12 @@ def sensitivity(
 
     Args:
       model: trained NNX network; it is not changed.
-      scores: group name -> [C] finite scores, for every group that is not ignored; see `jp.score`.
+      scores: group name -> [C] finite scores, as `jp.score` returns them; groups left out are not measured.
       data: a dataset, of which the validation images are read, or inputs and labels [N]: images [N, ...], or any other
         batch as the network takes it. Of outputs [N, ..., K] the largest along the last axis is the prediction, and
         labels are [N, ...].
       fractions: kept fractions of a group's channels to measure, in (0, 1]; counts are rounded, at least one channel.
+      groups: names or patterns of the groups to measure; by default all.
       ignore: names or patterns of groups that are not measured.
       factor: which of two groups that share every index is measured, see `plan`.
       batch_size: examples per forward pass.
@@ -194,9 +196,9 @@ def sensitivity(
         )
     structure = trace_structure(model, examples.example)
     structure.require_groups()
-    free = free_groups(structure, ignore, factor)
+    arrays = check_scores(structure, scores)
+    free = free_groups(structure, ignore, factor, groups=groups, scores=arrays)
     check_maskable(structure, dict.fromkeys(free, 1))
-    arrays = check_scores(structure, scores, needed=free)
     counts = {name: _counts(structure.widths[name], fractions) for name in free}
     accuracy_of = _make_evaluation(model, structure, examples, labels, batch_size)
     whole = {name: np.ones(structure.widths[name], bool) for name in free}

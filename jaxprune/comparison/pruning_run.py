@@ -31,7 +31,7 @@ from jaxprune.nets.cost import count_parameters
 from jaxprune.pruning.budgets import PlanOptions, budget_counts
 from jaxprune.pruning.planning import Plan, plan
 from jaxprune.pruning.slimming import slim
-from jaxprune.scoring.ranking import Ranking, rank_population
+from jaxprune.scoring.ranking import Ranking, rank_groups
 from jaxprune.search.task_problem import kept_digest
 from jaxprune.structure.model_state import merge_model, split_model
 from jaxprune.training.checkpoint import save_network
@@ -161,7 +161,12 @@ class _Run:
                 self.dense, setup.data, num_images=settings.calibration_images, coarse_classes=settings.coarse_classes
             )  # fmt: skip
             observed = observer(split_model(self.dense)[1])
-            ranking = rank_population([setup.function], observed)[0]
+            ranking = rank_groups(
+                setup.function,
+                observed,
+                groups=settings.budget.get("groups"),
+                ignore=settings.budget.get("ignore", ()),
+            )
             if not isinstance(ranking, Ranking):
                 raise ValueError(
                     f"pruning needs finite scores that differ, got none from {settings.function}: {ranking}."

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
+import numpy as np
 from flax import nnx
 
 from jaxprune.comparison.training_checks import (
@@ -16,7 +17,6 @@ from jaxprune.comparison.training_checks import (
     check_classes,
     check_numbers,
     check_one_process,
-    check_operands,
     check_recipe,
     num_observed,
     read_checkpoint,
@@ -35,6 +35,7 @@ from jaxprune.pruning.budgets import PlanOptions, budget_counts
 from jaxprune.pruning.compensation import check_compensable
 from jaxprune.scoring.lookup import Function, display_name, find_function
 from jaxprune.scoring.metrics import PruningFunction, name_of
+from jaxprune.scoring.scorable import scorable_groups
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState, dotted, split_model
 from jaxprune.training.recipes import Recipe, find_recipe
@@ -211,11 +212,11 @@ def set_up_pruning(
     place = None if weights is None else os.fspath(weights)
     options = _form_in(place, network)
     structure = trace_classifier(network, images, **options)
-    check_operands([f], structure)
+    scorable = scorable_groups(f, structure, groups=budget.get("groups"), ignore=budget.get("ignore", ()))
     if counts is not None:
         named = counts if isinstance(counts, Mapping) else _named_counts(counts, list(structure.widths))
         budget = budget | PlanOptions(kept_counts=named)
-    budget = _checked_budget(structure, budget, compensate=compensate)
+    budget = _checked_budget(structure, budget, scorable, compensate=compensate)
     digest = (
         None if place is None else weights_digest(_read_weights(place, network, options, images, data_name))
     )
@@ -292,8 +293,10 @@ def _read_weights(
     return weights
 
 
-def _checked_budget(structure: Structure, budget: PlanOptions, *, compensate: bool) -> PlanOptions:
-    """The budget without what was not given, after checking on shapes that it can be met."""
+def _checked_budget(
+    structure: Structure, budget: PlanOptions, scorable: Sequence[str], *, compensate: bool
+) -> PlanOptions:
+    """The budget without what was not given, after checking on shapes that it can be met by groups with scores."""
     given: Any = {name: value for name, value in budget.items() if value is not None}
     # The smallest network, which decides whether a budget can be met, is the same for both scopes.
     checked = given | PlanOptions(scope="group")
@@ -304,7 +307,8 @@ def _checked_budget(structure: Structure, budget: PlanOptions, *, compensate: bo
                 f"latency_fraction must be in (0, 1], got {share}. It is the fraction that stays."
             )
         checked = checked | PlanOptions(latency_fraction=None, kept_fraction=1.0)
-    counts = budget_counts(structure, **checked)
+    scores = {name: np.zeros(structure.widths[name]) for name in scorable}
+    counts = budget_counts(structure, scores=scores, **checked)
     if compensate and given.get("scope") != "global":  # scores decide which groups a global ranking prunes
         check_compensable(structure, counts)
     return given

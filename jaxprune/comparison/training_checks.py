@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from jaxprune.comparison.transfer_data import TransferData
-from jaxprune.language.expression import Expression
 from jaxprune.nets.factories import NETWORKS, find_network
-from jaxprune.scoring.metrics import Metric, PruningFunction
+from jaxprune.scoring.metrics import PruningFunction
+from jaxprune.scoring.scorable import absent_in_structure
 from jaxprune.scoring.status import explain_absent
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState, dotted, split_model
@@ -250,19 +250,8 @@ def check_operands(functions: Iterable[PruningFunction], structure: Structure) -
       ValueError: names the operands that it lacks.
     """
     for f in functions:
-        if absence := _absence(f, structure):
-            raise ValueError(absence)
-
-
-def _absence(f: PruningFunction, structure: Structure) -> str:
-    """Says which operands a function reads that the network has nowhere; "" if it has all."""
-    names = f.operands if isinstance(f, Expression | Metric) else frozenset()
-    absent: dict[str, tuple[str, ...]] = {}
-    for path, site in structure.sites.items():
-        sources = {"gamma": site.gamma, "beta": site.beta, "WO": site.consumer}
-        if lacking := tuple(name for name in sources if name in names and sources[name] is None):
-            absent[path] = lacking
-    return explain_absent(f, absent) if absent else ""
+        if absent := absent_in_structure(f, structure):
+            raise ValueError(explain_absent(f, absent))
 
 
 def read_checkpoint(path: str, network: str, data: TransferData, data_name: str) -> FlatState:

@@ -104,6 +104,9 @@ OPERANDS: dict[str, Operand] = {
 }  # fmt: skip
 """Name -> operand, in the order in which they are listed; grows by `register_operand`."""
 
+OF_ACTIVATIONS = frozenset({"X", "P", "Q", "mX", "mP", "mQ"})
+"""Operands that are made of activations."""
+
 CLASS_SIZES = frozenset({"N", "NQ", "NX"})
 """Operands that are the same for all channels."""
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypedDict, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from jaxprune.nets.inputs import Batch
+from jaxprune.nets.inputs import Batch, Example, arrays_of
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState, dotted
-from jaxprune.structure.producer_sites import channel_columns, channels_last
+from jaxprune.structure.producer_sites import ActivationSite, channel_columns, channels_last
 from jaxprune.structure.program import evaluate
+from jaxprune.types import Array
+
+_Result = TypeVar("_Result")
 
 
 class ProducerWeights(TypedDict):
@@ -28,22 +31,66 @@ class ProducerWeights(TypedDict):
     """[C]."""
 
 
+def activation_sites(
+    structure: Structure, producers: Sequence[str] | None = None
+) -> dict[str, ActivationSite]:
+    """Returns producer path -> where its activations are read, for those that can be observed.
+
+    Args:
+      structure: of the network.
+      producers: which ones; by default all.
+    """
+    names = structure.sites if producers is None else producers
+    sites = {name: structure.sites[name].activations for name in names}
+    return {name: site for name, site in sites.items() if site is not None}
+
+
+def count_examples(structure: Structure, inputs: Batch) -> int:
+    """Returns how many examples a batch has; the structure may be that of a single one."""
+    return len(arrays_of(inputs)[structure.example.is_batched.index(True)])
+
+
+def on_each_example(example: Example, run: Callable[..., _Result]) -> Callable[..., _Result]:
+    """Returns a function that runs another one on many examples side by side.
+
+    Args:
+      example: what the network takes of one example.
+      run: (inputs of one example, further arguments that belong to it) -> any arrays.
+
+    Returns:
+      The function from what the network takes of a batch, and further arguments with an entry for each example, to
+      arrays with an axis of examples in front.
+    """
+
+    def run_one(own: Sequence[Array], *others: object) -> _Result:
+        pairs = zip(own, example.is_batched, strict=True)
+        return run(tuple(array[None] if is_batched else array for array, is_batched in pairs), *others)
+
+    axes = tuple(0 if is_batched else None for is_batched in example.is_batched)
+    return lambda inputs, *others: jax.vmap(run_one, (axes, *[0] * len(others)))(arrays_of(inputs), *others)
+
+
 def producer_activations(
     structure: Structure, arrays: FlatState, inputs: Batch, producers: Sequence[str] | None = None
 ) -> dict[str, jax.Array]:
     """Returns producer path -> [N, *space, C] activations entering its first consumer, at least float32.
 
     Args:
-      structure: of the network, traced with as many examples.
+      structure: of the network, traced with as many examples; or with one, which is then run on each of them.
       arrays: of the network.
       inputs: arrays in the order of the structure's example, or the only one.
-      producers: which ones; by default all.
+      producers: which ones; by default all. Those that cannot be observed are left out.
 
     Raises:
       ValueError: if weights or activations are complex.
     """
-    sites = {name: structure.sites[name] for name in (structure.sites if producers is None else producers)}
-    values = evaluate(structure.program, arrays, inputs, [site.value for site in sites.values()])
+    sites, program = activation_sites(structure, producers), structure.program
+    numbers = [site.value for site in sites.values()]
+    if structure.example.batch_size == 1:
+        run = on_each_example(program.example, lambda own: evaluate(program, arrays, own, numbers))
+        values = run(inputs)
+    else:
+        values = evaluate(program, arrays, inputs, numbers)
     activations = {
         name: channels_last(value, site) for (name, site), value in zip(sites.items(), values, strict=True)
     }

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxprune.nets.inputs import Batch
-from jaxprune.observation.activations import producer_activations, producer_weights
+from jaxprune.observation.activations import activation_sites, producer_activations, producer_weights
 from jaxprune.observation.examples import Examples
 from jaxprune.observation.memory import MemoryPlan
 from jaxprune.observation.moments import Moments, add_examples, zero_moments
@@ -43,7 +43,7 @@ def make_bounded_operands(
     """Makes a function from a network's arrays to the operands of every producer, without gradients.
 
     Args:
-      structure: of the network, traced with a batch of images.
+      structure: of the network, traced with a batch of images or with one.
       memory: what fits the budget.
       examples: all of them; they are read once in each pass, and once more for the sample.
       class_ids: [N] classes 0 .. K-1, all 0 if the examples have no labels.
@@ -52,7 +52,7 @@ def make_bounded_operands(
     Returns:
       The function; it compiles once.
     """
-    batch, num_classes = structure.example.batch_size, int(class_ids.max()) + 1
+    batch, num_classes = memory.batch_size, int(class_ids.max()) + 1
     sample_labels = None if examples.labels is None else class_ids[rows]
     observe_batch = jax.jit(partial(_observe_batch, structure, memory), static_argnums=0)
     add, weights_of = jax.jit(add_examples, donate_argnums=0), jax.jit(partial(producer_weights, structure))
@@ -78,13 +78,14 @@ def make_bounded_operands(
             for name, maps in observe_batch(producers, arrays, each.arrays).items():
                 moments[name] = add(moments[name], maps.rows, class_ids[each.rows], each.is_real)
             jax.block_until_ready(moments)  # or the next batches would be computed before this one is added
-        return {name: (moments[name], samples.pop(name), last[name]) for name in producers}
+        return {name: (moments[name], samples.pop(name), last[name]) for name in last}
 
     def observe_operands(arrays: FlatState) -> dict[str, Operands]:
         weights, operands = weights_of(arrays), {}
+        sites, is_everything = activation_sites(structure), len(rows) == examples.num_examples
         for each in memory.passes:
             for name, (moments, samples, maps) in observe_pass(arrays, each.producers).items():
-                is_whole = samples.shape[1] == moments.pivot.shape[0] and len(rows) == examples.num_examples
+                is_whole = samples.shape[1] == moments.pivot.shape[0] and is_everything
                 operands[name] = Operands.build(
                     moments=moments,
                     samples=jax.device_put(samples),
@@ -93,6 +94,9 @@ def make_bounded_operands(
                     space=maps.sample.shape[1:-1],
                     **weights[name],
                 )
+        dtype = next((each.dtype for each in operands.values()), None)
+        for name in structure.sites.keys() - sites.keys():
+            operands[name] = Operands.of_weights(class_ids, rows, dtype=dtype, **weights[name])
         return {name: operands[name] for name in structure.sites}
 
     return observe_operands

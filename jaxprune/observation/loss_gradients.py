@@ -8,7 +8,7 @@ respect to the weights (the diagonal of the empirical Fisher matrix), which take
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 from jaxprune.nets.inputs import Batch, Example, Outputs, arrays_of
+from jaxprune.observation.activations import activation_sites, count_examples, on_each_example
 from jaxprune.observation.examples import Examples, Targets
 from jaxprune.observation.gradients import EffectSums, Gradients, sum_effects
 from jaxprune.observation.sample import flat_positions, pool_positions
@@ -54,7 +55,8 @@ class GradientSums(NamedTuple):
 
     weights: jax.Array
     """[F, C] gradient of the sum of losses with respect to the producing weights."""
-    effects: EffectSums
+    effects: EffectSums | None
+    """None where the activations cannot be observed."""
 
 
 def cross_entropy(outputs: Outputs, labels: jax.Array) -> jax.Array:
@@ -86,7 +88,7 @@ def make_gradients(
     """Makes a function that returns the gradients at every producer of any network of one architecture.
 
     Args:
-      structure: of the network, traced at the batches' size.
+      structure: of the network, traced at the batches' size; or with one example, as that of `sample` then is.
       batches: (inputs, targets, which of them are real) of all calibration examples, read at every call; None if these
         are the sample.
       sample: the examples whose own gradients are returned.
@@ -109,7 +111,10 @@ def make_gradients(
         nonlocal is_checked
         flat = dict(arrays)
         if not is_checked:
-            _check_loss(sample.structure.program, sample.inputs, sample.targets, examples.labels, loss, flat)
+            program, inputs, targets = sample.structure.program, sample.inputs, sample.targets
+            if program.example.batch_size == 1:
+                inputs, targets, *_ = next(examples.batches(1))
+            _check_loss(program, inputs, targets, examples.labels, loss, flat)
             is_checked = True
         try:
             sums, rows = on_sample(flat, sample.inputs, sample.targets)
@@ -120,11 +125,9 @@ def make_gradients(
         except NOT_DIFFERENTIABLE as error:
             raise ValueError(_explain_failure(error)) from error
         result = {}
-        for name in structure.sites:
-            fisher, first_order = (effects / examples.num_examples for effects in sums[name].effects)
-            result[name] = Gradients(
-                sums[name].weights / examples.num_examples, rows[name], fisher, first_order
-            )
+        for name, (weights, effects) in sums.items():
+            means = [None, None] if effects is None else [each / examples.num_examples for each in effects]
+            result[name] = Gradients(weights / examples.num_examples, rows.get(name), *means)
         return result
 
     return gradients
@@ -151,9 +154,8 @@ def sample_gradients(
     Returns:
       For each producer the sums over the sample, and the [n, D', C] gradients of each example's own loss.
     """
-    sums, gradients = _differentiate(
-        structure, loss, arrays, inputs, targets, jnp.ones(structure.example.batch_size, bool)
-    )
+    is_real = jnp.ones(count_examples(structure, inputs), bool)
+    sums, gradients = _differentiate(structure, loss, arrays, inputs, targets, is_real)
     pooled = {name: pool_positions(value, max_positions, jnp.sum) for name, value in gradients.items()}
     return sums, {name: flat_positions(value) for name, value in pooled.items()}
 
@@ -194,20 +196,29 @@ def _differentiate(
     is_real: jax.Array,
 ) -> tuple[dict[str, GradientSums], dict[str, jax.Array]]:
     """Returns for each producer the sums over a batch, and [N, *space, C] gradients of each example's own loss."""
-    chex.assert_shape(is_real, (structure.example.batch_size,))
-    sites, program = structure.sites, structure.program
+    chex.assert_shape(is_real, (count_examples(structure, inputs),))
+    sites = activation_sites(structure)
     numbers = list(dict.fromkeys(site.value for site in sites.values()))
-    kernels = {path: jnp.asarray(arrays[path]) for path in dict.fromkeys(s.kernel for s in sites.values())}
-    shapes = jax.eval_shape(lambda: evaluate(program, arrays, inputs, numbers))
+    kernels = {
+        path: jnp.asarray(arrays[path]) for path in dict.fromkeys(s.kernel for s in structure.sites.values())
+    }
+    program = structure.program
+
+    def run(
+        flat: FlatState, added: Mapping[int, jax.Array] | None = None
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        if program.example.batch_size > 1:
+            return _losses(program, loss, numbers, flat, inputs, targets, added)
+        run_one = partial(_loss_of_one, program, loss, numbers, flat)
+        return on_each_example(program.example, run_one)(inputs, targets, added)
+
+    _, shapes = jax.eval_shape(run, arrays)
     zeros = {
         number: jnp.zeros(shape.shape, shape.dtype) for number, shape in zip(numbers, shapes, strict=True)
     }
 
     def total_loss(kernels: FlatState, zeros: dict[int, jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
-        flat = {**arrays, **kernels}
-        values = evaluate(program, flat, inputs, [*numbers, *program.outputs], zeros)
-        activations, outputs = values[: len(numbers)], values[len(numbers) :]
-        losses = loss(program.as_returned(outputs), _targets(program, inputs, targets))
+        losses, activations = run({**arrays, **kernels}, zeros)
         # in evaluation mode examples do not affect each other: the gradient of the sum holds that of each one
         return jnp.sum(jnp.where(is_real, losses, 0)), activations
 
@@ -215,12 +226,45 @@ def _differentiate(
     by_number = dict(zip(numbers, activations, strict=True))
     gradients = {name: channels_last(of_values[site.value], site) for name, site in sites.items()}
     sums = {}
-    for name, site in sites.items():
-        features = flat_positions(channels_last(by_number[site.value], site))
-        columns = channel_columns(of_kernels[site.kernel], site.kernel_channels)
+    for name, own in structure.sites.items():
+        columns = channel_columns(of_kernels[own.kernel], own.kernel_channels)
         wide = columns.astype(jnp.promote_types(columns.dtype, jnp.float32))
-        sums[name] = GradientSums(wide, sum_effects(features, flat_positions(gradients[name]), is_real))
+        effects, site = None, own.activations
+        if site is not None:
+            features = flat_positions(channels_last(by_number[site.value], site))
+            effects = sum_effects(features, flat_positions(gradients[name]), is_real)
+        sums[name] = GradientSums(wide, effects)
     return sums, gradients
+
+
+def _losses(
+    program: Program,
+    loss: Loss,
+    numbers: Sequence[int],
+    arrays: FlatState,
+    inputs: Batch,
+    targets: Targets,
+    added: Mapping[int, jax.Array] | None = None,
+) -> tuple[jax.Array, list[jax.Array]]:
+    """Runs a program; returns the losses of its examples, and some values, to which `added` are added."""
+    values = evaluate(program, arrays, inputs, [*numbers, *program.outputs], added)
+    outputs = program.as_returned(values[len(numbers) :])
+    return loss(outputs, _targets(program, inputs, targets)), values[: len(numbers)]
+
+
+def _loss_of_one(
+    program: Program,
+    loss: Loss,
+    numbers: Sequence[int],
+    arrays: FlatState,
+    inputs: Batch,
+    target: Targets,
+    added: Mapping[int, jax.Array] | None = None,
+) -> tuple[jax.Array, list[jax.Array]]:
+    """Does so for one example, whose target has no batch axis."""
+    of_one = jax.tree.map(lambda leaf: leaf[None], target)
+    losses, values = _losses(program, loss, numbers, arrays, inputs, of_one, added)
+    return jnp.sum(losses), values
 
 
 def make_squared_gradients(
@@ -301,19 +345,14 @@ def add_squares(
     Returns:
       Kernel path -> sum including these examples.
     """
-    is_batched = program.example.is_batched
 
-    def loss_of_one(kernels: FlatState, own: tuple[jax.Array, ...], target: Targets) -> jax.Array:
+    def loss_of_one(kernels: FlatState, one: Batch, target: Targets) -> jax.Array:
         # what is added to an input reaches no operation: it only asks for the network's own derivative rules
         added = {program.inputs[0]: jnp.zeros(())}
-        one = tuple(array[None] if batched else array for array, batched in zip(own, is_batched, strict=True))
-        outputs = evaluate(program, {**arrays, **kernels}, one, program.outputs, added)
-        of_one = jax.tree.map(lambda leaf: leaf[None], target)
-        return jnp.sum(loss(program.as_returned(outputs), _targets(program, one, of_one)))
+        return _loss_of_one(program, loss, (), {**arrays, **kernels}, one, target, added)[0]
 
     kernels = {path: jnp.asarray(arrays[path]) for path in sums}
-    axes = (None, tuple(0 if batched else None for batched in is_batched), 0)
-    gradients = jax.vmap(jax.grad(loss_of_one), in_axes=axes)(kernels, arrays_of(inputs), targets)
+    gradients = on_each_example(program.example, partial(jax.grad(loss_of_one), kernels))(inputs, targets)
 
     def with_squares(total: jax.Array, gradient: jax.Array) -> jax.Array:
         real = is_real.reshape(-1, *[1] * total.ndim)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from itertools import chain
 from math import prod
 
 import jax
 
-from jaxprune.observation.activations import producer_activations
+from jaxprune.observation.activations import activation_sites, producer_activations
 from jaxprune.observation.sample import pooled_space
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState
@@ -45,6 +45,8 @@ class MemoryPlan:
     sample_positions: int
     """Most positions of the sample's maps."""
     passes: tuple[Pass, ...]
+    batch_size: int
+    """Images of a batch."""
     operand_bytes: int
     """Memory of the operands of all producers, which the caller keeps."""
 
@@ -59,7 +61,8 @@ class Sizes:
     """What the memory of an observation follows from.
 
     Args:
-      structure: of the network, traced with a batch of images.
+      structure: of the network, traced with a batch of images or with one.
+      batch: images of a batch.
       spaces: producer -> spatial shape of its activations.
       channels: producer -> C.
       num_classes: K.
@@ -69,6 +72,7 @@ class Sizes:
     """
 
     structure: Structure
+    batch: int
     spaces: Mapping[str, tuple[int, ...]]
     channels: Mapping[str, int]
     num_classes: int
@@ -76,11 +80,6 @@ class Sizes:
     max_positions: int
     itemsize: int = 4
     _live: dict[tuple[str, ...], int] = field(default_factory=dict, init=False, repr=False)
-
-    @cached_property
-    def batch(self) -> int:
-        """Images of a batch."""
-        return self.structure.example.batch_size
 
     def operand_bytes(self, positions: int | None, num_classes: int | None = None) -> int:
         """Counts the memory of the operands of all producers.
@@ -92,9 +91,12 @@ class Sizes:
         classes, shapes, entries = num_classes or self.num_classes, self.structure.shapes, 0
         rows = max(1, self.num_samples // classes) * classes
         for name, site in self.structure.sites.items():
-            full, sampled = self._entries(name, positions), self._sampled_entries(name, positions)
-            entries += (2 * classes + 1) * (full + sampled) + rows * sampled
-            entries += 2 * (classes + 1) * (self.channels[name] + 1)  # active shares, normalisation, counts
+            if name in self.spaces:
+                full, sampled = self._entries(name, positions), self._sampled_entries(name, positions)
+                entries += (2 * classes + 1) * (full + sampled) + rows * sampled
+                entries += (
+                    2 * (classes + 1) * (self.channels[name] + 1)
+                )  # active shares, normalisation, counts
             entries += prod(shapes[site.kernel])
             entries += 0 if site.consumer is None else prod(shapes[site.consumer])
         return entries * self.itemsize
@@ -108,12 +110,14 @@ class Sizes:
           producers: that are observed in the pass.
           positions, num_classes: as for `operand_bytes`.
         """
+        producers = [name for name in producers if name in self.spaces]
         full = [self._entries(name, positions) for name in producers]
         maps = self.batch * sum(full) + self.batch * sum(
             self._sampled_entries(n, positions) for n in producers
         )
-        adding = _COPIES * (num_classes or self.num_classes) * max(full) + 2 * self.batch * max(full)
-        images = sum(prod(array.shape) for array in self.structure.example.arrays)
+        largest = max(full, default=0)
+        adding = _COPIES * (num_classes or self.num_classes) * largest + 2 * self.batch * largest
+        images = sum(prod(array.shape) for array in self.structure.example.with_batch_size(self.batch).arrays)
         return (maps + adding + images + self._live_entries(tuple(producers))) * self.itemsize
 
     def _entries(self, name: str, positions: int | None) -> int:
@@ -132,32 +136,42 @@ class Sizes:
     def _live_entries(self, producers: tuple[str, ...]) -> int:
         """Entries of the activations that a forward pass holds at once."""
         if producers not in self._live:
-            program, sites = self.structure.program, self.structure.sites
-            values = {name: sites[name].value for name in producers}
+            program, sites = self.structure.program, activation_sites(self.structure, producers)
+            values = {name: site.value for name, site in sites.items()}
             inside = sum(
                 self.batch * prod(self.spaces[name]) * self.channels[name]
                 for name, value in values.items()
                 if value not in program.makers
             )
-            self._live[producers] = inside + live_entries(program, list(values.values()))
+            num_runs = self.batch // program.example.batch_size
+            self._live[producers] = inside + num_runs * live_entries(program, list(values.values()))
         return self._live[producers]
 
 
 def measure(
-    structure: Structure, arrays: FlatState, num_classes: int, num_samples: int, max_positions: int
+    structure: Structure,
+    arrays: FlatState,
+    num_classes: int,
+    num_samples: int,
+    max_positions: int,
+    batch_size: int | None = None,
 ) -> Sizes:
     """Finds what the memory of an observation follows from; nothing runs.
 
     Args:
-      structure: of the network, traced with a batch of images.
+      structure: of the network, traced with a batch of images or with one.
       arrays: of the network; only shapes and dtypes are read.
       num_classes, num_samples, max_positions: as for `Sizes`.
+      batch_size: images of a batch; by default as many as the structure was traced with.
     """
-    maps = jax.eval_shape(partial(producer_activations, structure), arrays, structure.example.arrays)
+    example = structure.example if batch_size is None else structure.example.with_batch_size(batch_size)
+    maps = jax.eval_shape(partial(producer_activations, structure), arrays, example.arrays)
     spaces = {name: each.shape[1:-1] for name, each in maps.items()}
     channels = {name: each.shape[-1] for name, each in maps.items()}
-    itemsize = max(each.dtype.itemsize for each in maps.values())
-    return Sizes(structure, spaces, channels, num_classes, num_samples, max_positions, itemsize)
+    itemsize = max((each.dtype.itemsize for each in maps.values()), default=4)
+    return Sizes(
+        structure, example.batch_size, spaces, channels, num_classes, num_samples, max_positions, itemsize
+    )
 
 
 def live_entries(program: Program, wanted: Sequence[int]) -> int:
@@ -201,7 +215,9 @@ def fit(sizes: Sizes, positions: int | None, max_bytes: int | None) -> MemoryPla
     for candidate in candidates:
         operand_bytes = sizes.operand_bytes(candidate)
         if passes := _passes(sizes, candidate, None if max_bytes is None else max_bytes - operand_bytes):
-            return MemoryPlan(candidate, sizes.sample_positions(candidate), tuple(passes), operand_bytes)
+            return MemoryPlan(
+                candidate, sizes.sample_positions(candidate), tuple(passes), sizes.batch, operand_bytes
+            )
     assert max_bytes is not None
     raise ValueError(_explain(sizes, candidates[-1], max_bytes))
 

@@ -61,6 +61,11 @@ class Observed(Mapping[str, Operands]):
         return next((operands.num_members for operands in self.operands.values()), 1)
 
     @property
+    def has_classes(self) -> bool:
+        """Whether the examples have labels, so that functions may read class operands."""
+        return any(operands.has_classes for operands in self.operands.values())
+
+    @property
     def has_gradients(self) -> bool:
         """Whether every producer has its gradients."""
         return all(operands.gradients is not None for operands in self.operands.values())

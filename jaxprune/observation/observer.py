@@ -16,7 +16,14 @@ import numpy as np
 from flax import nnx
 
 from jaxprune.nets.inputs import Batch
-from jaxprune.observation.activations import producer_activations, producer_weights
+from jaxprune.observation.activations import (
+    ProducerWeights,
+    activation_sites,
+    count_examples,
+    producer_activations,
+    producer_weights,
+)
+from jaxprune.observation.batch_structures import BatchStructures
 from jaxprune.observation.bounded import make_bounded_operands
 from jaxprune.observation.checks import to_class_ids
 from jaxprune.observation.coarse_classes import Classes, check_classes, class_means, cluster_classes
@@ -51,6 +58,8 @@ class Calibration(NamedTuple):
     """[N] classes 0 .. K-1 of moments and sample; all 0 without labels."""
     rows: np.ndarray
     """[n] indices of the sample, sorted by class."""
+    batch_size: int
+    """Examples of a forward pass."""
 
     @property
     def sample_labels(self) -> np.ndarray | None:
@@ -87,7 +96,9 @@ def observe(
     """Observes the operands of every producer of every group on some calibration examples.
 
     A producer's activations are those that enter its first consumer, before any flattening: after the activation
-    function, normalisation and pooling, if the network has these in between. The network runs in evaluation mode.
+    function, normalisation and pooling, if the network has these in between. The network runs in evaluation mode, on
+    one example at a time where no axis counts the examples alone (windows merged into the batch, say). Producers whose
+    activations cannot be observed have weights alone (`Operands.has_activations`).
     Weights are those that the network stores: before a hook on reading (`on_get_value`), or a norm of the weights
     themselves, changes them.
 
@@ -189,16 +200,18 @@ def make_observer(
     graphdef, flat, rest = split_model(model)
     known = trace_structure(model, examples.example)
     known.require_groups()
-    trace = partial(structure_of, graphdef, flat, rest, examples.example, known)
-    structure = trace(batch=batch_size)
-    class_ids = _class_ids(structure, flat, examples, classes)
+    trace = cache(lambda size, like: structure_of(graphdef, flat, rest, examples.example, like, batch=size))
+    of_batch = BatchStructures(trace, known, [batch_size]).to_observe(batch_size)
+    class_ids = _class_ids(of_batch, batch_size, flat, examples, classes)
     rows = balanced_sample(class_ids, max(2, num_samples))
-    calibration = Calibration(examples, class_ids, rows)
+    structures = BatchStructures(trace, known, [batch_size, len(rows)])
+    structure = structures.to_observe(batch_size)
+    calibration = Calibration(examples, class_ids, rows, batch_size)
     if positions is None and max_bytes is None and not is_stream(images, labels):
-        parts = _make_whole(structure, trace, calibration, max_positions, loss)
+        parts = _make_whole(structures, calibration, max_positions, loss)
     else:
-        sizes = measure(structure, flat, int(class_ids.max()) + 1, num_samples, max_positions)
-        parts = _make_bounded(structure, trace, calibration, fit(sizes, positions, max_bytes), loss)
+        sizes = measure(structure, flat, int(class_ids.max()) + 1, num_samples, max_positions, batch_size)
+        parts = _make_bounded(structures, calibration, fit(sizes, positions, max_bytes), loss)
     trace_one, sites = partial(trace_program, graphdef, flat, rest), structure.sites
     squared_gradients = make_squared_gradients(trace_one, sites, examples, loss)
     groups = {name: group.producers for name, group in structure.groups.items()}
@@ -230,7 +243,7 @@ def _check_options(options: Mapping[str, int]) -> None:
 
 
 def _class_ids(
-    structure: Structure, flat: FlatState, examples: Examples, classes: Classes | None
+    structure: Structure, batch_size: int, flat: FlatState, examples: Examples, classes: Classes | None
 ) -> np.ndarray:
     """Returns [N] classes 0 .. K-1 of moments and sample; all are 0 without labels."""
     if examples.labels is None:
@@ -244,76 +257,79 @@ def _class_ids(
         return class_ids
     mapping = check_classes(classes, num_classes)
     if mapping is None:
-        mapping = _clusters(structure, flat, examples, class_ids, int(np.asarray(classes)))
+        batches = examples.inputs(batch_size)
+        mapping = _clusters(structure, flat, batches, class_ids, int(np.asarray(classes)))
     return mapping[class_ids]
 
 
 def _make_whole(
-    structure: Structure,
-    trace: Callable[..., Structure],
+    structures: BatchStructures,
     calibration: Calibration,
     max_positions: int,
     loss: Loss | None,
 ) -> _Parts:
     """Observes with examples on the device and moments of all positions."""
-    examples, rows = calibration.examples, calibration.rows
-    at_sample = trace(batch=len(rows))
+    examples, _, rows, size = calibration
+    structure = structures.to_observe(size)
     inputs, targets = examples.take(rows)
-    sample = SampledInputs(at_sample, jax.device_put(inputs), targets, max_positions)
+    sample = SampledInputs(structures.to_observe(len(rows)), jax.device_put(inputs), targets, max_positions)
     batches: list[ExampleBatch] = []
     if not calibration.is_everything:
-        batches = [
-            batch._replace(arrays=jax.device_put(batch.arrays))
-            for batch in examples.batches(structure.example.batch_size)
-        ]
+        batches = [batch._replace(arrays=jax.device_put(batch.arrays)) for batch in examples.batches(size)]
     with_targets = [(batch.arrays, batch.targets, batch.is_real) for batch in batches]
     gradients = make_gradients(structure, with_targets or None, sample, examples, loss)
     all_inputs = [(batch.arrays, batch.is_real) for batch in batches] or [
         (sample.inputs, np.ones(len(rows), bool))
     ]
-    covariances = make_covariances(structure if batches else at_sample, all_inputs)
+
+    @cache
+    def covariances() -> Source[Covariance]:
+        return make_covariances(structures.of_batch(size if batches else len(rows)), all_inputs)
+
     operands = _make_operands(structure, sample, calibration, batches)
-    return _Parts(operands, lambda: gradients, lambda: covariances)
+    return _Parts(operands, lambda: gradients, covariances)
 
 
 def _make_bounded(
-    structure: Structure,
-    trace: Callable[..., Structure],
+    structures: BatchStructures,
     calibration: Calibration,
     memory: MemoryPlan,
     loss: Loss | None,
 ) -> _Parts:
     """Observes within a budget; examples stay where they are, and what gradients need is made when they are read."""
-    examples, class_ids, rows = calibration
-    size = structure.example.batch_size
+    examples, class_ids, rows, size = calibration
+    structure = structures.to_observe(size)
 
     @cache
     def gradients() -> Source[Gradients]:
-        sample = SampledInputs(trace(batch=len(rows)), *examples.take(rows), memory.sample_positions)
+        sample = SampledInputs(
+            structures.to_observe(len(rows)), *examples.take(rows), memory.sample_positions
+        )
         batches = None if calibration.is_everything else examples.with_targets(size)
         return make_gradients(structure, batches, sample, examples, loss)
 
     @cache
     def covariances() -> Source[Covariance]:
-        return make_covariances(structure, examples.inputs(size))
+        return make_covariances(structures.of_batch(size), examples.inputs(size))
 
     return _Parts(make_bounded_operands(structure, memory, examples, class_ids, rows), gradients, covariances)
 
 
 def _clusters(
-    structure: Structure, flat: FlatState, examples: Examples, class_ids: np.ndarray, num_clusters: int
+    structure: Structure,
+    flat: FlatState,
+    batches: Iterable[tuple[Batch, np.ndarray]],
+    class_ids: np.ndarray,
+    num_clusters: int,
 ) -> np.ndarray:
     """Clusters classes by the mean activations of a network at its last producer."""
-    last = list(structure.sites)[-1]
+    last = list(activation_sites(structure))[-1]
 
     @jax.jit
     def features(arrays: FlatState, inputs: Batch) -> jax.Array:
         return flat_positions(producer_activations(structure, arrays, inputs, [last])[last]).mean(axis=1)
 
-    parts = [
-        np.asarray(features(flat, inputs))[is_real]
-        for inputs, is_real in examples.inputs(structure.example.batch_size)
-    ]
+    parts = [np.asarray(features(flat, inputs))[is_real] for inputs, is_real in batches]
     means = class_means(np.concatenate(parts), class_ids, int(class_ids.max()) + 1)
     return cluster_classes(means, num_clusters)
 
@@ -333,6 +349,7 @@ def _make_operands(
     observe_sample = jax.jit(
         partial(_observe_sample, sample.structure, labels, sample.max_positions, is_everything)
     )
+    of_weights = partial(Operands.of_weights, class_ids, calibration.rows)
 
     @jax.jit
     def add_batch(
@@ -348,13 +365,17 @@ def _make_operands(
         }
 
     def observe_operands(arrays: FlatState) -> dict[str, Operands]:
-        operands, pivots = observe_sample(arrays, sample.inputs)
+        operands, pivots, weights = observe_sample(arrays, sample.inputs)
+        dtype = next((each.dtype for each in operands.values()), None)
+        operands |= {name: of_weights(dtype=dtype, **own) for name, own in weights.items()}
         if is_everything:
             return {name: operands[name] for name in structure.sites}
-        moments = {name: zero_moments(pivots[name], num_classes) for name in structure.sites}
+        moments = {name: zero_moments(pivot, num_classes) for name, pivot in pivots.items()}
         for batch in batches:
             moments = add_batch(arrays, moments, batch.arrays, class_ids[batch.rows], batch.is_real)
-        return {name: dataclasses.replace(operands[name], moments=moments[name]) for name in structure.sites}
+        for name, own in moments.items():
+            operands[name] = dataclasses.replace(operands[name], moments=own)
+        return {name: operands[name] for name in structure.sites}
 
     return observe_operands
 
@@ -366,11 +387,14 @@ def _observe_sample(
     is_everything: bool,
     arrays: FlatState,
     inputs: Batch,
-) -> tuple[dict[str, Operands], dict[str, jax.Array]]:
-    """Returns operands with the moments of the sample, and for each producer the pivot [D, C] of the moments of all."""
+) -> tuple[dict[str, Operands], dict[str, jax.Array], dict[str, ProducerWeights]]:
+    """Returns operands with the moments of the sample, and for each producer the pivot [D, C] of the moments of all.
+
+    Of producers whose activations cannot be observed, it returns the weights instead, as the last result.
+    """
     operands: dict[str, Operands] = {}
     pivots: dict[str, jax.Array] = {}
-    class_ids = np.zeros(structure.example.batch_size, np.int32) if labels is None else labels
+    class_ids = np.zeros(count_examples(structure, inputs), np.int32) if labels is None else labels
     num_classes = int(class_ids.max()) + 1
     weights = producer_weights(structure, arrays)
     for name, features in producer_activations(structure, arrays, inputs).items():
@@ -383,7 +407,7 @@ def _observe_sample(
             sample_labels=labels,
             sample_is_full=is_everything and pooled.shape == rows.shape,
             space=maps.shape[1:-1],
-            **weights[name],
+            **weights.pop(name),
         )
         pivots[name] = rows[0]
-    return operands, pivots
+    return operands, pivots, weights

@@ -61,6 +61,8 @@ class Operands:
     """Whether the sample holds all examples at all positions; static."""
     space: tuple[int, ...] = ()
     """Spatial shape of the sample's positions, such as (H, W), of product D'; () for a dense layer; static."""
+    has_activations: bool = True
+    """Whether the activations could be observed; otherwise moments and samples of one position are NaN; static."""
 
     @classmethod
     def from_arrays(
@@ -236,6 +238,61 @@ class Operands:
         weights = (filters, filters, outgoing, gamma, beta)
         return cls(moments, rows, sampled, *weights, gradients, read, counts, sample_is_full, shape)
 
+    @classmethod
+    def of_weights(
+        cls,
+        class_ids: np.ndarray,
+        rows: np.ndarray,
+        *,
+        dtype: np.dtype | None = None,
+        kernel: jax.Array,
+        outgoing: jax.Array | None = None,
+        gamma: jax.Array | None = None,
+        beta: jax.Array | None = None,
+    ) -> Operands:
+        """Makes operands without activations, for functions that read weights alone.
+
+        Args:
+          class_ids: [N] classes 0 .. K-1 of all calibration examples.
+          rows: [n] which of them the sample of other layers holds.
+          dtype: of the operands of other layers; by default that of the weights, at least float32.
+          kernel, outgoing, gamma, beta: as for `build`.
+
+        Example:
+          >>> ops = Operands.of_weights(np.array([0, 1, 1]), np.array([0, 1]), kernel=jnp.ones((3, 2)))
+          >>> ops.has_activations, ops.num_channels, ops.moments.count.tolist()
+          (False, 2, [1.0, 2.0])
+        """
+        dtype = jnp.result_type(jnp.float32, kernel.dtype) if dtype is None else dtype
+        num_channels = kernel.shape[1]
+        filters, outgoing, gamma, beta = jax.tree.map(
+            partial(jnp.asarray, dtype=dtype), (kernel, outgoing, gamma, beta)
+        )
+
+        def nothing(*shape: int) -> jax.Array:
+            return jax.device_put(np.full((*shape, num_channels), np.nan, dtype))
+
+        def moments_of(ids: np.ndarray) -> Moments:
+            count = jax.device_put(np.bincount(ids).astype(dtype))
+            num_classes = len(count)
+            return Moments(
+                count, nothing(1), nothing(num_classes, 1), nothing(num_classes, 1), nothing(num_classes)
+            )
+
+        return cls(
+            moments_of(class_ids),
+            nothing(len(rows), 1),
+            moments_of(class_ids[rows]),
+            filters,
+            filters,
+            outgoing,
+            gamma,
+            beta,
+            class_counts=tuple(np.bincount(class_ids[rows]).tolist()),
+            sample_is_full=len(rows) == len(class_ids),
+            has_activations=False,
+        )
+
     @property
     def is_stacked(self) -> bool:
         """Whether the arrays have a leading member axis."""
@@ -366,5 +423,5 @@ jax.tree_util.register_dataclass(
         "gradients",
         "extras",
     ],
-    meta_fields=["class_counts", "sample_is_full", "space"],
+    meta_fields=["class_counts", "sample_is_full", "space", "has_activations"],
 )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxprune.language.axes import type_name
 from jaxprune.language.expression import Expression
-from jaxprune.language.vocabulary import OPERANDS
+from jaxprune.language.vocabulary import OF_ACTIVATIONS, OPERANDS
 from jaxprune.observation.gradients import Gradients
 from jaxprune.observation.operands import Operands
 from jaxprune.scoring.analysis import View, needs_samples
@@ -105,18 +105,22 @@ def missing_operands(names: Iterable[str], operands: Operands) -> tuple[str, ...
     registered = [name for name in names if name not in optional and OPERANDS[name].read is not None]
     optional |= {name: operand_value(jnp, operands.members(), name) for name in registered}
     of_classes = () if operands.has_classes else [name for name in names if OPERANDS[name].per_class]
+    of_activations = () if operands.has_activations else OF_ACTIVATIONS.intersection(names)
     absent = (name for name in names if name in optional and optional[name] is None)
-    return tuple(sorted({*absent, *of_classes}))
+    return tuple(sorted({*absent, *of_classes, *of_activations}))
 
 
-def explain_missing(names: tuple[str, ...]) -> str:
+def explain_missing(names: tuple[str, ...], operands: Operands) -> str:
     """Says which operands a layer does not have, and how to get them.
 
     Args:
       names: of the operands, at least one.
+      operands: of the layer.
     """
     sentence = f"operand {' and '.join(names)} is missing: this layer does not have it"
     hint = "; for gradients use observe(...).with_gradients(), or weight_gradient= and feature_gradient= of from_arrays"
+    if not operands.has_activations and OF_ACTIVATIONS.intersection(names):
+        return f"{sentence}, because its activations cannot be observed"
     if any(OPERANDS[name].per_class for name in names):
         hint = "; the examples have no classes: give labels to observe"
         return sentence + hint
@@ -141,7 +145,7 @@ def _compile(f: Expression) -> CompiledFunction:
         absent = missing_operands(f.operands, operands)
         if absent:
             raise ValueError(
-                f"{f}: {explain_missing(absent)}. Give it to the operands, or use another function."
+                f"{f}: {explain_missing(absent, operands)}. Give it to the operands, or use another function."
             )
         return _evaluate(f, operands)
 

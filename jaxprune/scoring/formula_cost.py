@@ -82,7 +82,8 @@ def layer_costs(
         view = view_of(f, sample_is_full=operands.sample_is_full)
         cost = estimate_cost(f, axis_sizes(operands, view), operands.dtype.itemsize)
         absent = missing_operands(f.operands - computable, operands)
-        refusal = explain_missing(absent) if absent else explain_refusal(cost, budget_bytes, max_flops) or ""
+        too_costly = explain_refusal(cost, budget_bytes, max_flops)
+        refusal = explain_missing(absent, operands) if absent else too_costly or ""
         costs.append(LayerCost(path, operands.num_channels, cost.bytes_per_channel, cost.flops, refusal))
     return costs
 

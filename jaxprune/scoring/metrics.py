@@ -77,7 +77,7 @@ class Metric:
         absent = missing_operands(self.reads, operands)
         if absent:
             raise ValueError(
-                f"{self.name}: {explain_missing(absent)}. Give it to the operands, or use another metric."
+                f"{self.name}: {explain_missing(absent, operands)}. Give it to the operands, or use another metric."
             )
         return _jitted(self.function)(operands)
 

@@ -19,11 +19,11 @@ class Correlations:
     groups: tuple[str, ...]
     """Group names, in program order."""
     by_group: np.ndarray
-    """[M, G] in [-1, 1]; NaN where the scores of either are all equal."""
+    """[M, G] in [-1, 1]; NaN where the scores of either are all equal, or the group has none."""
     mean: np.ndarray
     """[M] mean over the groups that are not NaN."""
     together: np.ndarray
-    """[M] over all channels of the network at once, by relative scores."""
+    """[M] over all channels of groups that both score at once, by relative scores."""
     left_out: Mapping[str, str]
     """Name -> why one of the others has no scores to compare."""
 
@@ -77,7 +77,7 @@ def correlate(f: Scored, others: Mapping[str, Scored]) -> Correlations:
     """Compares how one function and some others rank the channels of a network.
 
     Args:
-      f: the scores of the one, all finite, from `score_functions`.
+      f: the scores of the one, finite or NaN in a whole group, from `score_functions`.
       others: name -> scores of each of the others on the same network.
 
     Returns:
@@ -105,9 +105,7 @@ def correlate(f: Scored, others: Mapping[str, Scored]) -> Correlations:
     table = np.array(
         [[rank_correlation(f.scores[g], scores[g]) for g in groups] for scores in compared.values()]
     ).reshape(len(compared), len(groups))
-    together = [
-        rank_correlation(_joined(f.scores, groups), _joined(scores, groups)) for scores in compared.values()
-    ]
+    together = [rank_correlation(*_joined(f.scores, scores)) for scores in compared.values()]
     with np.errstate(invalid="ignore"):
         counts = np.sum(np.isfinite(table), axis=1)
         mean = np.nansum(table, axis=1) / np.where(counts > 0, counts, np.nan)
@@ -116,6 +114,11 @@ def correlate(f: Scored, others: Mapping[str, Scored]) -> Correlations:
     return Correlations(names, groups, table[order], mean[order], np.array(together)[order], left_out)
 
 
-def _joined(scores: Mapping[str, np.ndarray], groups: Sequence[str]) -> np.ndarray:
-    """Returns the scores of all groups as one vector."""
-    return np.concatenate([scores[group] for group in groups])
+def _joined(
+    ours: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the scores of all groups that both functions score, as one vector each."""
+    pairs = [(values, others[group]) for group, values in ours.items()]
+    shared = [pair for pair in pairs if np.isfinite(pair).all()] or [(np.zeros(1), np.zeros(1))]
+    left, right = zip(*shared, strict=True)
+    return np.concatenate(left), np.concatenate(right)

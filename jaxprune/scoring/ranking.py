@@ -6,8 +6,9 @@ scores takes the order of `l2` instead.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,13 @@ from jaxprune.language.library import library
 from jaxprune.observation.observed import Observed
 from jaxprune.scoring.compiled import missing_operands
 from jaxprune.scoring.metrics import Metric, PruningFunction, name_of
+from jaxprune.scoring.scorable import (
+    absent_operands,
+    choose_groups,
+    describe_left_out,
+    explain_left_out,
+    score_in_parts,
+)
 from jaxprune.scoring.status import (
     ProducerScores,
     explain_absent,
@@ -82,29 +90,42 @@ class Scored:
     """Group name -> [C] float64 scores; NaN where it was not evaluated or not finite."""
     status: Status
     detail: str
-    """Which operand, cost or first sub-expression, group and channel it is about; "" for `ok`."""
+    """Which operand, cost or first sub-expression, group and channel it is about, and which groups are left out because
+    they lack an operand; "" for `ok` in all groups."""
     constant_groups: tuple[str, ...]
     """Groups whose scores are all equal."""
 
 
 def score(
-    f: PruningFunction, operands: Observed, *, aggregation: Aggregation = "relative"
+    f: PruningFunction,
+    operands: Observed,
+    *,
+    groups: Sequence[str] | None = None,
+    ignore: Sequence[str] = (),
+    aggregation: Aggregation = "relative",
 ) -> dict[str, np.ndarray]:
     """Scores every channel of every group of an observed network.
+
+    A group is scored by those of its producers that have all operands that `f` reads (what makes queries has no `WO`,
+    for example). Groups without such a producer are left out, with one warning that names them and what they lack;
+    `plan` leaves them whole.
 
     Args:
       f: a pruning function: an expression, a metric, or any function from the `Operands` of one layer to [C] scores.
       operands: what `observe` returns; gradients are computed when `f` is the first to read `GW` or `GX`.
+      groups: names or shell patterns of the groups to score, such as `"layers.*"`; by default all.
+      ignore: names or patterns of groups among them that are not scored.
       aggregation: how the scores of several producers of one group are joined, see `Aggregation`. The default
         divides by the mean magnitude in groups of one producer too, so that groups can be compared.
 
     Returns:
-      Group name -> [C] float64 scores ([B, C] for stacked operands), the lowest to be pruned first. Values that
-      the arithmetic makes NaN or infinite stay so.
+      Group name -> [C] float64 scores ([B, C] for stacked operands), the lowest to be pruned first, for the groups that
+      can be scored. Values that the arithmetic makes NaN or infinite stay so.
 
     Raises:
       TypeError: if `operands` is not what `observe` returns, or `f` no pruning function.
-      ValueError: if a producer lacks an operand, a function does not give [C] numbers, or the aggregation is unknown.
+      ValueError: if no group has all operands, a function does not give [C] numbers, a pattern matches nothing, or the
+        aggregation is unknown.
 
     Example:
       >>> from jaxprune.language.parsing import parse
@@ -122,17 +143,18 @@ def score(
             "For the Operands of one layer use compile(f)(operands)."
         )
     f = expression_or_callable(f)
-    scored = score_producers([f], operands)
+    (part,) = score_in_parts([f], choose_groups(operands, groups, ignore))
+    scored = part.scored
     reasons = [f"{path}: {own.reasons[0]}" for path, own in scored.by_producer.items() if own.reasons[0]]
     if reasons:
-        names = f.operands if isinstance(f, Expression | Metric) else ()
-        missing = {path: missing_operands(names, layer) for path, layer in scored.observed.items()}
-        absent = {path: names for path, names in missing.items() if names}
+        absent = absent_operands(f, scored.observed, list(scored.observed))
         if absent:
-            raise ValueError(explain_absent(f, absent))
+            raise ValueError(explain_absent(f, absent, has_classes=operands.has_classes))
         raise ValueError(
             f"{name_of(f)} must be evaluated on every layer, but {'; '.join(reasons)}. Use another function."
         )
+    if part.left_out:
+        warnings.warn(explain_left_out(f, part.left_out), stacklevel=2)
     by_group = _group_scores(scored, 0, aggregation)
     return by_group if operands.is_stacked else {group: scores[0] for group, scores in by_group.items()}
 
@@ -206,13 +228,19 @@ def rank_stack(
 
 
 def score_functions(
-    functions: Sequence[PruningFunction], operands: Observed, *, aggregation: Aggregation = "relative"
+    functions: Sequence[PruningFunction],
+    operands: Observed,
+    *,
+    groups: Sequence[str] | None = None,
+    ignore: Sequence[str] = (),
+    aggregation: Aggregation = "relative",
 ) -> list[Scored]:
-    """Scores many functions on a network in one batched call; the status of one that fails says why.
+    """Scores many functions on a network in batched calls; the status of one that fails says why.
 
     Args:
       functions: P pruning functions, as `score` takes them; one that comes twice is scored once and returned twice.
       operands: what `observe` returns, of one network.
+      groups, ignore: as for `score`.
       aggregation: see `Aggregation`.
 
     Returns:
@@ -220,7 +248,7 @@ def score_functions(
 
     Raises:
       TypeError: if `operands` is not what `observe` returns.
-      ValueError: for operands of several networks.
+      ValueError: for operands of several networks, and patterns that match nothing.
 
     Example:
       >>> from jaxprune.language.parsing import parse
@@ -239,13 +267,47 @@ def score_functions(
             "Use operands.member(i), or rank_population."
         )
     functions = [expression_or_callable(f) for f in functions]
-    unique = list(dict.fromkeys(functions))
-    scored = score_producers(unique, operands)
-    problems = problems_of(unique, scored)
-    results = {
-        f: _with_status(f, row, scored, problems.get((row, 0)), aggregation) for row, f in enumerate(unique)
-    }
+    chosen = choose_groups(operands, groups, ignore)
+    results: dict[PruningFunction, Scored] = {}
+    for part in score_in_parts(list(dict.fromkeys(functions)), chosen):
+        problems = problems_of(part.functions, part.scored)
+        for row, f in enumerate(part.functions):
+            found = _with_status(f, row, part.scored, problems.get((row, 0)), aggregation)
+            results[f] = _with_left_out(found, part.left_out, chosen)
     return [results[f] for f in functions]
+
+
+def rank_groups(
+    f: PruningFunction,
+    operands: Observed,
+    *,
+    groups: Sequence[str] | None = None,
+    ignore: Sequence[str] = (),
+) -> Ranking | Invalid:
+    """Ranks the channels of the groups that a function can score, as `rank_population` does for those of all groups.
+
+    Args:
+      f: a pruning function, as `score` takes it.
+      operands: what `observe` returns, of one network.
+      groups, ignore: as for `score`, which warns in the same way of groups that are left out.
+
+    Raises:
+      TypeError: if `f` is no pruning function.
+      ValueError: if it does not give [C] numbers, or a pattern matches nothing.
+
+    Example:
+      >>> from jaxprune.observation.operands import Operands
+      >>> ops = Operands.from_arrays(features=np.eye(2), labels=[0, 1], kernel=[[1.0, -2.0], [3.0, 4.0]])
+      >>> observed = Observed({"a": ops, "b": ops}, {"a": ("a",), "b": ("b",)})
+      >>> list(rank_groups(library["l1"], observed, ignore="b").scores)
+      ['a']
+    """
+    f = expression_or_callable(f)
+    (part,) = score_in_parts([f], choose_groups(operands, groups, ignore))
+    if part.left_out:
+        warnings.warn(explain_left_out(f, part.left_out), stacklevel=2)
+    (stacked,) = rank_stack([f], part.scored.observed)
+    return stacked.member(0)
 
 
 def pruning_order(scores: np.ndarray) -> np.ndarray:
@@ -341,6 +403,18 @@ def _with_status(
     if len(constant) == len(scores):
         return Scored(scores, "constant", "equal in every group", constant)
     return Scored(scores, "ok", "", constant)
+
+
+def _with_left_out(found: Scored, left_out: Mapping[str, tuple[str, ...]], observed: Observed) -> Scored:
+    """Returns scores with NaN for the groups that could not be scored, and says which these are."""
+    if not left_out:
+        return found
+    scores = {
+        name: found.scores[name] if name in found.scores else np.full(observed[paths[0]].num_channels, np.nan)
+        for name, paths in observed.groups.items()
+    }
+    detail = "; ".join(text for text in (found.detail, describe_left_out(left_out)) if text)
+    return replace(found, scores=scores, detail=detail)
 
 
 def _ranked(

@@ -160,7 +160,11 @@ class Scorer:
             missing = missing_operands(new, layer)
             self._absent |= {(path, name): name in missing for name in new}
             absent = frozenset(name for name in names if self._absent[path, name])
-            key = (absent, *(tuple(sizes.items()) for sizes in self._sizes[path].values()))
+            key = (
+                absent,
+                layer.has_activations,
+                *(tuple(sizes.items()) for sizes in self._sizes[path].values()),
+            )
             if key not in by_shape:
                 by_shape[key] = [self._refusal(f, path, absent) for f in functions]
             reasons[path] = list(by_shape[key])
@@ -169,7 +173,7 @@ class Scorer:
     def _refusal(self, f: Expression, path: str, absent: frozenset[str]) -> str | None:
         """Returns why a function is not evaluated on a layer, or None."""
         if absent & f.operands:
-            return explain_missing(tuple(sorted(absent & f.operands)))
+            return explain_missing(tuple(sorted(absent & f.operands)), self._layers[path])
         cost = estimate_cost(f, self._sizes[path][self._view(f)], self._evaluator.dtype.itemsize)
         refusal = explain_refusal(cost, self._budget_bytes, self._max_flops)
         num_layers = len(self._layers) if self._backend == "device" else 1  # computed at once

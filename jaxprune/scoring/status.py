@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxprune.language.expression import Expression
-from jaxprune.language.vocabulary import OPERANDS
+from jaxprune.language.vocabulary import OF_ACTIVATIONS, OPERANDS
 from jaxprune.observation.observed import Observed
 from jaxprune.observation.operands import Operands
 from jaxprune.scoring.compiled import explain_missing, missing_operands
@@ -18,18 +18,16 @@ from jaxprune.scoring.scorer import PopulationScores, Scorer
 from jaxprune.types import Array, Invalid
 
 _ORIGINS: Mapping[str, str] = {
-    "WO": "no layer with weights reads its channels",
+    "WO": "no layer with weights reads its channels, or not each in places of its own",
     "gamma": "no learned normalisation scale follows it",
     "beta": "no learned normalisation shift follows it",
     "GW": "observe fills it, Operands.from_arrays takes weight_gradient=",
     "GX": "observe fills it, Operands.from_arrays takes feature_gradient=",
     "GW2": "observe fills it, Operands.from_arrays takes squared_weight_gradient=",
-    **dict.fromkeys(
-        (name for name, operand in OPERANDS.items() if operand.per_class),
-        "the examples have no classes, because observe got no labels (pass them to it)",
-    ),
+    **dict.fromkeys(OF_ACTIVATIONS, "its activations cannot be observed (see docs/structure.md)"),
 }
 """Why an operand is absent, or how to provide it."""
+_NO_CLASSES = "the examples have no classes, because observe got no labels (pass them to it)"
 
 
 class ProducerScores(NamedTuple):
@@ -143,18 +141,23 @@ def shorten_paths(paths: Sequence[str]) -> str:
     return ", ".join(shown) + (f" and {len(paths) - 3} more" if len(paths) > 4 else "")
 
 
-def explain_absent(f: PruningFunction, absent: Mapping[str, tuple[str, ...]]) -> str:
+def explain_absent(
+    f: PruningFunction, absent: Mapping[str, tuple[str, ...]], *, has_classes: bool = True
+) -> str:
     """Says which operands a function needs and which producers do not have them.
 
     Args:
       f: the function.
       absent: producer path -> names of the operands that it lacks.
+      has_classes: whether the examples have labels.
     """
     parts = []
     for name in dict.fromkeys(name for names in absent.values() for name in names):
         paths = [path for path, names in absent.items() if name in names]
         who = f"producers {', '.join(paths)} do" if len(paths) > 1 else f"producer {paths[0]} does"
         why = _ORIGINS.get(name, "what was registered to read it gave None")
+        if OPERANDS[name].per_class and not has_classes:
+            why = _NO_CLASSES
         parts.append(f"operand {name}, which {who} not have: {why}")
     return f"{name_of(f)} needs {'; '.join(parts)}. Use a function without it, or give it to the operands."
 
@@ -166,6 +169,6 @@ def _call(
     absent = missing_operands(f.operands, operands) if isinstance(f, Metric) else ()
     if absent:
         nothing = np.full((operands.num_members, operands.num_channels), np.nan, operands.dtype)
-        return nothing, explain_missing(absent), np.isfinite(nothing)
+        return nothing, explain_missing(absent, operands), np.isfinite(nothing)
     scores = layer_scores(f, operands).astype(operands.dtype)
     return scores, None, np.isfinite(scores)

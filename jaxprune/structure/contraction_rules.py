@@ -47,6 +47,8 @@ class _Operand(NamedTuple):
     """Number of the value in the program; None for a literal."""
     read_axes: tuple[int, ...]
     """Axes of the value that are summed over, or that the other operand has too."""
+    shared_axes: frozenset[int]
+    """Those of them that are not summed over."""
     laid_out: LabelledValue
     """The value with one axis for each axis of the product that it takes part in."""
     product_axes: tuple[int, ...]
@@ -85,7 +87,12 @@ def dot_general(trace: Trace, operation: Operation, inputs: Sequence[LabelledVal
             axes[axis] = num_axes + number
     operands = [
         _Operand(
-            value, _number(operation, side), (*batch_pairs[side], *summed_pairs[side]), value, tuple(axes)
+            value,
+            _number(operation, side),
+            (*batch_pairs[side], *summed_pairs[side]),
+            frozenset(batch_pairs[side]),
+            value,
+            tuple(axes),
         )
         for side, (value, axes) in enumerate(zip(inputs, product_axes, strict=True))
     ]
@@ -124,8 +131,10 @@ def convolution(trace: Trace, operation: Operation, inputs: Sequence[LabelledVal
     sizes = [lengths.get(axis, size) for axis, size in zip(image_axes, laid_images.shape, strict=True)]
     at_output = dataclasses.replace(laid_images, shape=tuple(sizes))
     operands = [
-        _Operand(images, _number(operation, 0), (numbers.lhs_spec[1],), at_output, image_axes),
-        _Operand(kernel, _number(operation, 1), tuple(numbers.rhs_spec[:2]), laid_kernel, kernel_axes),
+        _Operand(images, _number(operation, 0), (numbers.lhs_spec[1],), NO_AXES, at_output, image_axes),
+        _Operand(
+            kernel, _number(operation, 1), tuple(numbers.rhs_spec[:2]), NO_AXES, laid_kernel, kernel_axes
+        ),
     ]
     shape = _product_shape(operands, window.stop)
     result = _contract(trace, operation, operands, shape, read, (group,))
@@ -272,7 +281,13 @@ def _note_reads_and_producers(
             num_affine_uses = len(trace.affine_uses)
             trace.reads.append(
                 ChannelRead(
-                    operand.number, operand.value, operand.read_axes, path, kernel_axes, num_affine_uses
+                    operand.number,
+                    operand.value,
+                    operand.read_axes,
+                    operand.shared_axes,
+                    path,
+                    kernel_axes,
+                    num_affine_uses,
                 )
             )
             if other.value.is_shifted:

@@ -23,7 +23,7 @@ from jaxprune.structure.labels import Labels, distinct
 from jaxprune.structure.layouts import Field, Layout, count_kept, holds_any
 from jaxprune.structure.model_state import Path, dotted
 from jaxprune.structure.producer_sites import ProducerSite, find_sites
-from jaxprune.structure.program import Operation, Program
+from jaxprune.structure.program import Program
 from jaxprune.structure.propagation import propagate
 from jaxprune.structure.trace import Trace
 from jaxprune.structure.weight_norms import NormalisedWeight, normalised_weights
@@ -264,25 +264,31 @@ class Structure:
             )
 
 
-def structure_from(trace: Trace, digest: str, never: Mapping[int, str] | None = None) -> Structure:
+def structure_from(
+    trace: Trace,
+    digest: str,
+    never: Mapping[int, str] | None = None,
+    like: Mapping[str, ProducerSite] | None = None,
+) -> Structure:
     """Builds the structure from a finished trace.
 
     Args:
       trace: what the rules noted about the network.
       digest: fingerprint of the network.
       never: label -> reason, for further labels that are not cut.
+      like: sites of the same network, traced with several examples.
 
     Returns:
       The structure.
     """
     families = find_families(trace, never)
     names = name_families(families)
-    sites, missing = find_sites(families, names, _loop_lengths(trace.program.operations))
+    sites, missing = find_sites(families, names, (like or {}).values())
     if missing:  # what cannot be scored is not pruned
         reasons = {
             int(root): reason for family, reason in missing.items() for root in families.channel_roots[family]
         }
-        return structure_from(trace, digest, {**(never or {}), **reasons})
+        return structure_from(trace, digest, {**(never or {}), **reasons}, like)
     shapes = {path: trace.program.shapes[number] for path, number in trace.program.parameters.items()}
     layouts = {
         path: tuple(
@@ -314,18 +320,6 @@ def structure_from(trace: Trace, digest: str, never: Mapping[int, str] | None = 
         program=trace.program,
         families=families,
     )
-
-
-def _loop_lengths(operations: Sequence[Operation], outer: tuple[int, ...] = ()) -> dict[int, tuple[int, ...]]:
-    """Number of a value in loops -> lengths of the loops around it, outermost first."""
-    lengths: dict[int, tuple[int, ...]] = {}
-    for operation in operations:
-        for body in operation.bodies:
-            length = operation.equation.params.get("length")
-            loops = (*outer, int(length)) if length is not None else outer
-            lengths.update(dict.fromkeys(body.value_numbers, loops))
-            lengths.update(_loop_lengths(body.operations, loops))
-    return lengths
 
 
 def _groups(

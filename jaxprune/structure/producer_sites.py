@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,9 @@ import numpy as np
 
 from jaxprune.structure.channel_classes import ChannelFamilies
 from jaxprune.structure.model_state import Path, dotted
+from jaxprune.structure.program import Operation
 from jaxprune.structure.propagation import BATCH
-from jaxprune.structure.trace import ChannelRead, LabelledValue
+from jaxprune.structure.trace import ChannelRead, LabelledValue, Trace
 from jaxprune.types import Array
 
 
@@ -30,11 +32,7 @@ class ChannelIndices:
 
 @dataclass(frozen=True, eq=False)
 class ProducerSite:
-    """Where the operands of one producer of a group are read: its kernel, the norm after it, and its first consumer.
-
-    `value` is the number of the activations that enter that consumer, and `batch_axis` their batch axis. If they are in
-    loops, there is one value for each iteration; `loop_lengths` are the numbers of iterations, outermost loop first.
-    """
+    """Where the operands of one producer of a group are read: its kernel, the norm after it, and its first consumer."""
 
     group: str
     kernel: Path
@@ -44,33 +42,69 @@ class ProducerSite:
     consumer: Path | None
     """The kernel that first reads the channels; None where they are multiplied with other activations."""
     consumer_channels: ChannelIndices | None
+    activations: ActivationSite | None
+    """None where they cannot be told apart by channel, or are read in branches and `while` loops alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationSite:
+    """Where the activations of a producer are read: as they enter its first consumer, of those where it is possible."""
+
     value: int
-    value_channels: ChannelIndices
-    batch_axis: int
+    """Their number in the program; in loops there is one value for each iteration."""
+    channels: ChannelIndices
+    batch_axis: int | None
+    """The axis that counts examples; None where no axis does this alone, as with windows merged into the batch."""
     loop_lengths: tuple[int, ...]
+    """The numbers of iterations of the loops that they are in, outermost loop first."""
+    num_moves: int
+    """How many reshapes, transposes and slices of a loop come between them and the consumer.
+
+    There are some where an axis counts the examples only before these."""
+    sizes: tuple[int, ...]
+    """Sizes of the value without its batch axis and axes of length one."""
+
+
+_MOVES = ("reshape", "transpose", "squeeze", "expand_dims")
+"""Operations that only move entries."""
+
+
+class _Loops(NamedTuple):
+    """What is known of the values in loops and branches, by their numbers."""
+
+    lengths: dict[int, tuple[int, ...] | None]
+    """Lengths of the loops around a value, outermost first; None in branches and `while` loops."""
+    slices: dict[int, int]
+    """What one iteration sees of an array that a loop runs along -> the array."""
 
 
 def find_sites(
-    families: ChannelFamilies, names: Sequence[str], loop_lengths: Mapping[int, tuple[int, ...]]
+    families: ChannelFamilies,
+    names: Sequence[str],
+    like: Iterable[ProducerSite] = (),
 ) -> tuple[dict[tuple[int, Path], ProducerSite], dict[int, str]]:
     """Finds the site of every producer of every family.
 
     Args:
       families: families of the network.
       names: a name for each family.
-      loop_lengths: number of a value in loops -> lengths of the loops around it, outermost first.
+      like: sites of the same network for several examples; a single one is observed at the same places.
 
     Returns:
-      (family, kernel) -> site, and family -> reason for the families that cannot be scored.
+      (family, kernel) -> site, and family -> reason for the families whose weights cannot be told apart by channel.
     """
     sites: dict[tuple[int, Path], ProducerSite] = {}
     reasons: dict[int, str] = {}
+    loops = _Loops({}, {})
+    _add_loops(loops, families.trace.program.operations, ())
+    activations = {(site.group, site.kernel): site.activations for site in like}
     for family, use_numbers in enumerate(families.producer_uses):
         for use_number in use_numbers:
             kernel = families.trace.producer_uses[use_number].kernel
             if (family, kernel) in sites:  # a shared kernel is read at its first use
                 continue
-            site = _find_site(families, family, use_number, names[family], loop_lengths)
+            known = activations.get((names[family], kernel))
+            site = _find_site(families, family, use_number, names[family], loops, known)
             if isinstance(site, ProducerSite):
                 sites[family, kernel] = site
             else:
@@ -83,24 +117,21 @@ def _find_site(
     family: int,
     use_number: int,
     name: str,
-    loop_lengths: Mapping[int, tuple[int, ...]],
+    loops: _Loops,
+    like: ActivationSite | None,
 ) -> ProducerSite | str:
     """Returns the site of one use of a producer, or the reason why there is none."""
     trace, use = families.trace, families.trace.producer_uses[use_number]
-    reads = [trace.reads[index] for index in families.reads[family]]
-    read = next((read for read in reads if use_number in read.value.producers), None)
-    if read is None:
-        return f"channels of {dotted(use.kernel)} never enter a layer with weights"
-    read = _before_reshapes(families, family, read)
-    batch_marker = trace.labels.fixed_marker(BATCH)
-    batch_axes = [axis for axis, marker in enumerate(read.value.fixed) if marker == batch_marker]
-    value_channels = indices_in_value(families, family, read.value)
     kernel_channels = indices_in_array(families, family, use.kernel, sorted(use.axes))
-    if len(batch_axes) != 1 or value_channels is None or kernel_channels is None:
-        return f"activations of {dotted(use.kernel)} have no plain batch and channel axes"
-    gamma, beta = _find_norm(families, family, use_number, read)
+    if kernel_channels is None:
+        return f"weights of {dotted(use.kernel)} hold these channels in several places"
+    reads = [trace.reads[index] for index in families.reads[family]]
+    reads = [read for read in reads if use_number in read.value.producers]
+    gamma, beta = _find_norm(families, family, use_number, reads[0]) if reads else (None, None)
+    found = (_find_activations(families, family, each, loops, like) for each in reads)
+    read = _first_kernel_read(families, family, reads)
     consumer_channels = None
-    if read.kernel is not None:
+    if read is not None and read.kernel is not None:
         consumer_channels = indices_in_array(families, family, read.kernel, sorted(read.kernel_axes))
     return ProducerSite(
         group=name,
@@ -108,13 +139,96 @@ def _find_site(
         kernel_channels=kernel_channels,
         gamma=gamma,
         beta=beta,
-        consumer=read.kernel if consumer_channels is not None else None,
+        consumer=read.kernel if read is not None and consumer_channels is not None else None,
         consumer_channels=consumer_channels,
-        value=read.value_number,
-        value_channels=value_channels,
-        batch_axis=batch_axes[0],
-        loop_lengths=loop_lengths.get(read.value_number, ()),
+        activations=next((site for site in found if site is not None), None),
     )
+
+
+def _first_kernel_read(
+    families: ChannelFamilies, family: int, reads: Sequence[ChannelRead]
+) -> ChannelRead | None:
+    """Returns the first read of a producer's channels that is not a product which treats each channel on its own.
+
+    The weights of attention are multiplied with each head's values; only the layer behind them reads the heads.
+    """
+    for read in reads:
+        channels = indices_in_value(families, family, read.value)
+        if read.kernel is not None or channels is None or not set(channels.axes) <= read.shared_axes:
+            return read
+    return None
+
+
+def _find_activations(
+    families: ChannelFamilies, family: int, read: ChannelRead, loops: _Loops, like: ActivationSite | None
+) -> ActivationSite | None:
+    """Returns where the activations that a contraction reads are observed, or None where they cannot be."""
+    places = _places(families, family, _before_reshapes(families, family, read), loops)
+    if not places:
+        return None
+    shapes = [families.trace.values[number].shape for number, _ in places]
+    axes = [_batch_axis(families.trace, number) for number, _ in places]
+    found = next((moves for moves, axis in enumerate(axes) if axis is not None), 0)
+    if like is not None and families.trace.program.example.batch_size == 1:
+        same = [moves for moves, shape in enumerate(shapes) if _sizes(shape, None) == like.sizes]
+        found = max((moves for moves in same if moves <= like.num_moves), default=0)
+    number, channels = places[found]
+    lengths, sizes = loops.lengths.get(number) or (), _sizes(shapes[found], axes[found])
+    return ActivationSite(number, channels, axes[found], lengths, found, sizes)
+
+
+def _sizes(shape: Sequence[int], batch_axis: int | None) -> tuple[int, ...]:
+    """The sizes of what belongs to one example, without axes of length one."""
+    return tuple(size for axis, size in enumerate(shape) if axis != batch_axis and size > 1)
+
+
+def _places(
+    families: ChannelFamilies, family: int, read: ChannelRead, loops: _Loops
+) -> list[tuple[int, ChannelIndices]]:
+    """Returns the value that is read, and those that it is a reshape, transpose or slice of, with its channels in each.
+
+    They end where channels cannot be told apart, and before anything in a branch or a `while` loop.
+    """
+    program, places, number = families.trace.program, list[tuple[int, ChannelIndices]](), read.value_number
+    while loops.lengths.get(number, ()) is not None:
+        channels = indices_in_value(families, family, families.trace.values[number])
+        if channels is None:
+            break
+        places.append((number, channels))
+        maker = program.makers.get(number)
+        if number in loops.slices:
+            number = loops.slices[number]
+        elif maker is not None and maker.name in _MOVES and isinstance(maker.inputs[0], int):
+            number = maker.inputs[0]
+        else:
+            break
+    return places
+
+
+def _add_loops(loops: _Loops, operations: Sequence[Operation], outer: tuple[int, ...] | None) -> None:
+    """Notes the loops among some operations, and those inside of them."""
+    for operation in operations:
+        is_scan = operation.name == "scan"
+        lengths = None
+        if is_scan:
+            params = operation.equation.params
+            first = int(params["num_consts"]) + int(params["num_carry"])
+            pairs = zip(operation.bodies[0].inputs[first:], operation.inputs[first:], strict=True)
+            loops.slices.update({inside: array for inside, array in pairs if isinstance(array, int)})
+            lengths = None if outer is None else (*outer, int(params["length"]))
+        for body in operation.bodies:
+            loops.lengths.update(dict.fromkeys(body.value_numbers, lengths))
+            _add_loops(loops, body.operations, lengths)
+
+
+def _batch_axis(trace: Trace, number: int) -> int | None:
+    """Returns the axis of a value that counts the examples; None if no axis does this alone."""
+    value, batch_marker = trace.values[number], trace.labels.fixed_marker(BATCH)
+    if trace.program.example.batch_size == 1:
+        return None
+    axes = [axis for axis, marker in enumerate(value.fixed) if marker == batch_marker]
+    is_plain = [value.shape[axis] for axis in axes] == [trace.program.example.batch_size]
+    return axes[0] if is_plain else None
 
 
 def _before_reshapes(families: ChannelFamilies, family: int, read: ChannelRead) -> ChannelRead:
@@ -217,21 +331,28 @@ def _find_norm(
     return with_indices(gamma), with_indices(beta)
 
 
-def channels_last(value: jax.Array, site: ProducerSite) -> jax.Array:
+def channels_last(value: jax.Array, site: ActivationSite) -> jax.Array:
     """Returns the activations of a site (or their gradient) with examples first and channels last.
 
     Args:
       value: the value that enters the site's first consumer, in the network's own order of axes; if it is in loops,
-        one for each iteration, along leading axes.
-      site: the producer site.
+        one for each iteration, along leading axes. If no axis of it counts the examples, there is one such value for
+        each example, along the first axis of all.
+      site: where it was read.
 
     Returns:
       [N, *space, C], at least float32.
     """
     num_loops = len(site.loop_lengths)
-    moved = jnp.moveaxis(value, site.batch_axis + num_loops, 0)
-    axes = [axis + num_loops + (axis < site.batch_axis) for axis in site.value_channels.axes]
-    activations = with_channels_last(moved, axes, site.value_channels.positions)
+    if site.batch_axis is None:
+        axes = [axis + num_loops + 1 for axis in site.channels.axes]
+    else:
+        value = jnp.moveaxis(value, site.batch_axis + num_loops, 0)
+        axes = [axis + num_loops + (axis < site.batch_axis) for axis in site.channels.axes]
+    activations = with_channels_last(value, axes, site.channels.positions)
+    if site.batch_axis is None:  # the axis of the one example is no axis of space
+        examples, *space, channels = activations.shape
+        activations = activations.reshape(examples, *(size for size in space if size > 1), channels)
     return activations.astype(jnp.promote_types(activations.dtype, jnp.float32))
 
 

@@ -305,6 +305,7 @@ def _run_scan(
 
     def iterate(carry: Sequence[Any], slices: tuple[Sequence[Any], dict[int, Any]]) -> tuple[Any, Any]:
         inner = {**outer, **dict(zip(body.inputs, (*consts, *carry, *slices[0]), strict=True))}
+        inner |= {number: inner[number] + slices[1][number] for number in body.inputs if number in slices[1]}
         _run(body, inner, wanted, slices[1])
         results = [inner[number] if isinstance(number, int) else number.val for number in body.outputs]
         return results[:num_carry], (results[num_carry:], [inner[number] for number in inside])

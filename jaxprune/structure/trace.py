@@ -91,6 +91,8 @@ class ChannelRead(NamedTuple):
     value: LabelledValue
     axes: tuple[int, ...]
     """Axes of the activation that are summed over, or multiplied index by index."""
+    shared_axes: frozenset[int]
+    """Those that are only multiplied index by index."""
     kernel: Path | None
     """The kernel that it is contracted with; None where that is another activation."""
     kernel_axes: frozenset[int]

@@ -148,7 +148,7 @@ def structure_of(
       graphdef, flat, rest: the network, from `split_model`.
       example: what the network takes; a tuple is one argument unless an `Example` says otherwise.
       like: the known structure.
-      batch: the batch size, at least 2.
+      batch: the batch size; a structure for one example tells its axes apart less well, but where to observe it.
 
     Returns:
       A structure with the same groups.
@@ -160,7 +160,7 @@ def structure_of(
         start = like.families.trace.start
         assert start is not None
         trace = propagate_and_factor(trace_program(graphdef, flat, rest, inputs), like.trained, start)
-        structure = structure_from(trace, like.fingerprint, like.families.refused)
+        structure = structure_from(trace, like.fingerprint, like.families.refused, like.sites)
         _KNOWN[key] = structure = replace(structure, attributes=like.attributes, like=like)
     return structure
 

@@ -16,7 +16,6 @@ import numpy as np
 from flax import nnx
 
 from jaxprune.datasets.scaling import Scaling
-from jaxprune.language.expression import Expression
 from jaxprune.observation.covariances import Covariance
 from jaxprune.observation.observer import Observer, make_observer
 from jaxprune.observation.sample import balanced_sample
@@ -24,7 +23,8 @@ from jaxprune.pruning.compensation import check_compensable, compensated_state
 from jaxprune.pruning.masking import channel_masks, check_maskable
 from jaxprune.pruning.planning import make_plan
 from jaxprune.pruning.slimming import slim, slim_state
-from jaxprune.scoring.metrics import Metric, PruningFunction
+from jaxprune.scoring.metrics import PruningFunction
+from jaxprune.scoring.scorable import absent_in_structure
 from jaxprune.scoring.status import explain_absent
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState
@@ -138,12 +138,7 @@ class TaskPrograms:
         Returns:
           A sentence, or "" if it has all, as far as the structure shows.
         """
-        names = f.operands if isinstance(f, Expression | Metric) else frozenset()
-        absent: dict[str, tuple[str, ...]] = {}
-        for path, site in self.structure.sites.items():
-            sources = {"gamma": site.gamma, "beta": site.beta, "WO": site.consumer}
-            if lacking := tuple(name for name in sources if name in names and sources[name] is None):
-                absent[path] = lacking
+        absent = absent_in_structure(f, self.structure)
         return explain_absent(f, absent) if absent else ""
 
     @cached_property

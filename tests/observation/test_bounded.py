@@ -7,6 +7,7 @@ from pruned_nets import IMAGES, LABELS, conv_norm_relu, mlp, residual
 
 from jaxprune.language.parsing import parse
 from jaxprune.observation import bounded
+from jaxprune.observation.activations import activation_sites
 from jaxprune.observation.memory import fit, live_entries, measure
 from jaxprune.observation.observer import observe
 from jaxprune.scoring.ranking import score
@@ -110,7 +111,7 @@ def test_memory_of_the_operands_grows_linearly_with_classes():
 
 def test_values_are_alive_until_they_are_read_for_the_last_time():
     structure = trace_structure(mlp(), IMAGES)
-    wanted = [site.value for site in structure.sites.values()]
+    wanted = [site.value for site in activation_sites(structure).values()]
     largest = max(np.prod(structure.program.shapes[n]) for n in structure.program.makers)
     assert largest <= live_entries(structure.program, wanted) <= 6 * largest
 

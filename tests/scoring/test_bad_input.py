@@ -53,22 +53,25 @@ def make(**changes):
 class TestAnOperandThatSomeLayersLack:
     BARE = "conv.1.kernel, conv.2.kernel"
 
-    def test_one_function_is_an_error_with_producers_and_operand(self, observed):
+    def test_one_function_leaves_them_out_and_says_so(self, observed):
         assert list(observed) == [f"conv.{i}.kernel" for i in range(4)]
+        for f in (parse("gamma*sum(WI)"), parse("beta + mean(X)"), metrics["bn_scale"]):
+            with pytest.warns(
+                UserWarning, match=rf"cannot score every group: no (gamma|beta) in {self.BARE}\. "
+            ):
+                assert list(score(f, observed)) == ["conv.0.kernel", "conv.3.kernel"]
+
+    def test_nothing_but_them_is_an_error_with_producers_and_operand(self, observed):
         with pytest.raises(
             ValueError,
             match=rf"gamma\*sum\(WI\) needs operand gamma, which producers {self.BARE} do not have: no learned "
             "normalisation scale follows it. Use a function without it, or give it to the operands",
         ):
-            score(parse("gamma*sum(WI)"), observed)
+            score(parse("gamma*sum(WI)"), observed, ignore=["conv.0*", "conv.3*"])
         with pytest.raises(
             ValueError, match=f"beta, which producers {self.BARE} do not have: no learned .* shift"
         ):
-            score(parse("beta + mean(X)"), observed)
-        with pytest.raises(
-            ValueError, match=rf"abs\(gamma\) needs operand gamma, which producers {self.BARE} do"
-        ):
-            score(metrics["bn_scale"], observed)
+            score(parse("beta + mean(X)"), observed, groups=["conv.1*", "conv.2*"])
 
     def test_in_a_population_it_is_a_value_and_the_others_are_scored(self, observed):
         missing, fine = rank_population([metrics["bn_scale"], library["fdr"]], observed)
@@ -79,10 +82,13 @@ class TestAnOperandThatSomeLayersLack:
         )
         found = score_functions([metrics["bn_scale"], metrics["l1"]], observed)
         assert [(each.status, each.detail) for each in found] == [
-            ("missing operand", f"gamma in {self.BARE}"),
+            ("constant", f"equal in every group; no gamma in {self.BARE}"),
             ("ok", ""),
         ]
-        assert np.isnan(found[0].scores["conv.0.kernel"]).all()
+        np.testing.assert_array_equal(found[0].scores["conv.0.kernel"], np.ones(4))
+        assert np.isnan(found[0].scores["conv.1.kernel"]).all()
+        (alone,) = score_functions([metrics["bn_scale"]], observed, groups=["conv.1*", "conv.2*"])
+        assert (alone.status, alone.detail) == ("missing operand", f"gamma in {self.BARE}")
 
     def test_one_layer_alone_says_so_too(self, observed):
         with pytest.raises(
