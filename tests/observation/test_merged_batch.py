@@ -108,6 +108,27 @@ def test_batches_and_budgets_do_not_change_what_is_found(plain):
             np.testing.assert_allclose(own.samples, np.asarray(expected.samples)[[0, 2, 4]], atol=1e-6)
 
 
+def test_gradients_at_what_a_loop_reads_are_those_without_the_loop():
+    def chain(way):
+        layers = {
+            "stem": linear(3, 4),
+            "up": linear(4, 6, 1),
+            "down": linear(6, 4, 2),
+            "head": linear(4, 3, 3),
+        }
+        return Net(layers, lambda net, x: net.head(way(net, nnx.relu(net.stem(x))).mean(1)))
+
+    def loop(net, x):
+        return jax.lax.map(lambda step: hidden(net, step), x.swapaxes(0, 1)).swapaxes(0, 1)
+
+    found, expected = (
+        observe(chain(way), TOKENS, LABELS).with_gradients()["stem.kernel"] for way in (loop, hidden)
+    )
+    np.testing.assert_allclose(found.samples, expected.samples, rtol=1e-5, atol=1e-6)
+    assert np.abs(expected.gradients.samples).max() > 0.01
+    np.testing.assert_allclose(found.gradients.samples, expected.gradients.samples, rtol=1e-4, atol=1e-7)
+
+
 def attention(merge):
     """Attention with heads of an axis of their own, or merged into the batch."""
 
