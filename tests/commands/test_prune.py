@@ -144,6 +144,7 @@ def test_the_same_prune_twice_is_the_same(bases_dir):
             ["--kept-counts", "3", "--kept-fraction", ".5"],
             "Give only one budget option, got --kept-fraction and --kept-counts.",
         ),
+        (["--groups", "conv9*"], "groups needs names or patterns of groups, first.kernel, got"),
         (["--ignore", "conv9*"], "ignore needs names or patterns of groups, first.kernel, got"),
     ],
 )

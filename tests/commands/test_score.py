@@ -16,7 +16,7 @@ from prepared_data import write_prepared
 from jaxprune.cli import main
 from jaxprune.commands.score import read_formulas
 from jaxprune.nets.factories import find_network
-from jaxprune.scoring import ranking, scorer
+from jaxprune.scoring import scorable, scorer
 
 
 @pytest.fixture
@@ -102,8 +102,8 @@ def test_a_group_of_equal_scores_is_named(capsys, tmp_path):
 
 def test_duplicates_are_scored_once_and_returned_twice(score_own, capsys, monkeypatch):
     seen = []
-    once = ranking.score_producers
-    monkeypatch.setattr(ranking, "score_producers", lambda fs, ops: seen.append(list(fs)) or once(fs, ops))
+    once = scorable.score_producers
+    monkeypatch.setattr(scorable, "score_producers", lambda fs, ops: seen.append(list(fs)) or once(fs, ops))
     assert score_own("l1", "mean(X)", "sum(abs(WI))", "l1", "--format", "csv") == 0
     rows = capsys.readouterr().out.splitlines()
     assert rows[0] == "group,channel,l1,mean_activation,l1,l1"
@@ -112,6 +112,28 @@ def test_duplicates_are_scored_once_and_returned_twice(score_own, capsys, monkey
     assert [[str(f) for f in fs] for fs in seen] == [["sum(abs(WI))", "mean(X)"]], (
         "one call with two functions"
     )
+
+
+def test_groups_are_chosen_and_those_without_an_operand_are_named(tmp_path, capsys):
+    path = tmp_path / "tokens.npz"
+    rng = np.random.default_rng(0)
+    np.savez(path, images=rng.normal(size=(12, 5, 6)).astype(np.float32), labels=np.arange(12) % 2)
+    words = ["score", "--network", "own_networks:Attending", "--data", str(path)]
+    assert (
+        main([*words, "l1", "bn_scale", "--groups", "stem*", "--groups", "*axis2", "--ignore", "att*"]) == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[1:7]] == [
+        ["stem.kernel", str(channel)] for channel in range(6)
+    ]
+    assert main([*words, "l1", "bn_scale", "--format", "json"]) == 0
+    l1, scales = json.loads(capsys.readouterr().out)["functions"]
+    heads, places, out = list(l1["scores"])[1:]
+    assert (scales["status"], scales["detail"]) == (
+        "constant",
+        f"equal in every group; no gamma in {heads}, {places}, {out}",
+    )
+    assert scales["scores"]["stem.kernel"] == [1.0] * 6 and scales["scores"][heads] == [None] * 2
 
 
 def test_formulas_come_from_a_file_too(score_own, tmp_path, capsys):

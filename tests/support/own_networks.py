@@ -78,6 +78,19 @@ class Heads(nnx.Module):
         return self.head(self.attention(x).mean(1))
 
 
+class Attending(nnx.Module):
+    """A layer with a norm in front of attention, whose channels have none."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.stem = nnx.Linear(6, 6, rngs=rngs)
+        self.norm = nnx.LayerNorm(6, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(2, 6, decode=False, rngs=rngs)
+        self.head = nnx.Linear(6, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.attention(self.norm(self.stem(x))).mean(1))
+
+
 class Gated(nnx.Module):
     """Splits its channels into two halves, whose size is a number of its own."""
 
