@@ -323,6 +323,11 @@ def _clusters(
     num_clusters: int,
 ) -> np.ndarray:
     """Clusters classes by the mean activations of a network at its last producer."""
+    if not activation_sites(structure):
+        raise ValueError(
+            f"classes={num_clusters} needs activations to find clusters of classes, but none can be observed. Give the "
+            "coarse class of each class, [K]."
+        )
     last = list(activation_sites(structure))[-1]
 
     @jax.jit

@@ -182,6 +182,16 @@ def looping(net, x):
     return state[1].mean(1) @ np.eye(4, 3, dtype=np.float32)
 
 
+def test_without_activations_there_are_no_clusters_of_classes_and_budgets_hold():
+    net = Net({"stem": linear(3, 4), "up": linear(4, 6, 1), "down": linear(6, 4, 2)}, looping)
+    with pytest.raises(
+        ValueError, match="classes=2 needs activations to find clusters of classes, but none can be"
+    ):
+        observe(net, TOKENS, LABELS, classes=2)
+    found = observe(net, TOKENS, LABELS, max_bytes=10_000)
+    assert {name: operands.has_activations for name, operands in found.items()} == {"up.kernel": False}
+
+
 def only_two_or_more(net, x):
     assert x.shape[0] > 1
     return net.head(flat(net, net.stem(x)).mean(1))
