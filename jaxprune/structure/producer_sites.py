@@ -166,15 +166,15 @@ def _find_activations(
     places = _places(families, family, _before_reshapes(families, family, read), loops)
     if not places:
         return None
+    batch_axis = _batch_axis(families.trace, places[-1][0])
+    found = 0 if batch_axis is None else len(places) - 1
     shapes = [families.trace.values[number].shape for number, _ in places]
-    axes = [_batch_axis(families.trace, number) for number, _ in places]
-    found = next((moves for moves, axis in enumerate(axes) if axis is not None), 0)
     if like is not None and families.trace.program.example.batch_size == 1:
         same = [moves for moves, shape in enumerate(shapes) if _sizes(shape, None) == like.sizes]
         found = max((moves for moves in same if moves <= like.num_moves), default=0)
     number, channels = places[found]
-    lengths, sizes = loops.lengths.get(number) or (), _sizes(shapes[found], axes[found])
-    return ActivationSite(number, channels, axes[found], lengths, found, sizes)
+    lengths, sizes = loops.lengths.get(number) or (), _sizes(shapes[found], batch_axis)
+    return ActivationSite(number, channels, batch_axis, lengths, found, sizes)
 
 
 def _sizes(shape: Sequence[int], batch_axis: int | None) -> tuple[int, ...]:
@@ -187,7 +187,8 @@ def _places(
 ) -> list[tuple[int, ChannelIndices]]:
     """Returns the value that is read, and those that it is a reshape, transpose or slice of, with its channels in each.
 
-    They end where channels cannot be told apart, and before anything in a branch or a `while` loop.
+    They end at the first with an axis that counts the examples, where channels cannot be told apart, and before what is
+    in a branch or a `while` loop.
     """
     program, places, number = families.trace.program, list[tuple[int, ChannelIndices]](), read.value_number
     while loops.lengths.get(number, ()) is not None:
@@ -195,6 +196,8 @@ def _places(
         if channels is None:
             break
         places.append((number, channels))
+        if _batch_axis(families.trace, number) is not None:
+            break
         maker = program.makers.get(number)
         if number in loops.slices:
             number = loops.slices[number]
