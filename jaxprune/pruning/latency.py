@@ -145,7 +145,7 @@ def make_timer(model: nnx.Module, structure: Structure, example: Batch | Example
             for name, count in counts.items()
             if count < structure.widths[name]
         }
-        attributes = {path: len(kept[name]) for name in kept for path in structure.attributes.get(name, ())}
+        attributes = structure.attributes_for(counts)
         graphdef = slim_graph(parts, structure, kept, attributes)
         if kept and (misfit := find_misfit(parts, structure, kept, attributes, graph=graphdef)):
             sizes = ", ".join(f"{name} {structure.widths[name]} -> {len(kept[name])}" for name in kept)

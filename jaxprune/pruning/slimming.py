@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple, cast, overload
 
@@ -19,11 +19,12 @@ from jaxprune.pruning.compensation import check_compensable, check_observed, com
 from jaxprune.pruning.optimizer_states import OptimizerState, slim_optimizer
 from jaxprune.pruning.plan_checks import KeptIndices, index_arrays
 from jaxprune.pruning.planning import Plan, check_plan, make_plan
+from jaxprune.structure.culprits import smallest_failing
 from jaxprune.structure.groups import Structure
-from jaxprune.structure.layer_sizes import stored_sizes
 from jaxprune.structure.layouts import gather
 from jaxprune.structure.model_state import (
     FlatState,
+    Parts,
     Path,
     is_abstract,
     merge_model,
@@ -31,6 +32,7 @@ from jaxprune.structure.model_state import (
     shape_beside,
     take_apart,
 )
+from jaxprune.structure.own_sizes import stored_sizes
 from jaxprune.structure.verification import Attributes, find_misfit, slim_graph
 from jaxprune.types import Array
 
@@ -120,7 +122,7 @@ def slim(
         if len(channels) < plan.widths[name]
     }
     graphdef = slim_graph(parts, structure, kept, attributes)
-    required = {path: len(kept[name]) for name in kept for path in structure.attributes.get(name, ())}
+    required = structure.attributes_for(plan.kept_counts)
     problem = "attributes of its own classes must change"
     if required.keys() <= attributes.keys():
         misfit = find_misfit(parts, structure, kept, attributes, graph=graphdef)
@@ -138,9 +140,23 @@ def slim(
                 return smaller
             return smaller, slim_optimizer(optimizer, structure, kept, model, smaller)
         problem = misfit.reason
-        required = stored_sizes(model, {plan.widths[name]: len(channels) for name, channels in kept.items()})
+        guilty = misfit.groups or _guilty_groups(parts, structure, kept)
+        kept = {name: channels for name, channels in kept.items() if name in guilty}
+        sizes = {plan.widths[name]: len(channels) for name, channels in kept.items()}
+        required = {path: sizes[old] for path, old in stored_sizes(model, sizes).items()}
     missing = {path: size for path, size in required.items() if path not in attributes}
     raise ValueError(_misfit_message(plan, kept, problem, missing))
+
+
+def _guilty_groups(parts: Parts, structure: Structure, kept: Mapping[str, np.ndarray]) -> Collection[str]:
+    """Returns groups that suffice for a slim network not to run; all of them if others do with other attributes."""
+
+    def fails(names: Sequence[str]) -> bool:
+        cut = {name: kept[name] for name in names}
+        attributes = structure.attributes_for({name: len(channels) for name, channels in cut.items()})
+        return find_misfit(parts, structure, cut, attributes) is not None
+
+    return smallest_failing(list(kept), fails)[0] if fails(list(kept)) else kept
 
 
 class SlimParams(NamedTuple):
@@ -302,8 +318,8 @@ def _misfit_message(
     """Explains why a slim network would not work, and which attributes to pass or what to change in its code."""
     sizes = ", ".join(f"{name} {plan.widths[name]} -> {len(channels)}" for name, channels in kept.items())
     advice = (
-        "Replace the fixed number in its code (often in a reshape) by a shape read from the array, such as "
-        "x.reshape(x.shape[0], -1)"
+        "If its code holds a number (often in a reshape), read it from a shape, as in x.reshape(x.shape[0], -1); or "
+        f"leave {'this group' if len(kept) == 1 else 'these groups'} whole with plan(..., ignore={sorted(kept)})"
     )
     if len(kept) > 1 and not missing:
         advice += (

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations, permutations
 from math import prod
 from typing import Literal
 
@@ -22,6 +21,7 @@ from jaxprune.structure.channel_classes import ChannelFamilies, find_families, n
 from jaxprune.structure.labels import Labels, distinct
 from jaxprune.structure.layouts import Field, Layout, count_kept, holds_any
 from jaxprune.structure.model_state import Path, dotted
+from jaxprune.structure.nesting import inner_groups, is_of_blocks
 from jaxprune.structure.producer_sites import ProducerSite, find_sites
 from jaxprune.structure.program import Program
 from jaxprune.structure.propagation import propagate
@@ -101,8 +101,8 @@ class Structure:
     program: Program
     families: ChannelFamilies
     """The groups before they had names, and the trace that they come from."""
-    attributes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    """Group -> whole numbers in the user's own classes that must follow its width (see `slim`)."""
+    attribute_axes: Mapping[str, tuple[Field, ...]] = dataclasses.field(default_factory=dict)
+    """Whole number in the user's own classes, by dotted path -> the channels along the axis whose length it is."""
     like: Structure | None = None
     """The structure that this is at another batch size; kept so that the network is not traced again."""
 
@@ -115,6 +115,46 @@ class Structure:
     def widths(self) -> dict[str, int]:
         """Group name -> number of channels, in program order."""
         return {name: group.size for name, group in self.groups.items()}
+
+    @cached_property
+    def attributes(self) -> Mapping[str, tuple[str, ...]]:
+        """Group -> whole numbers in the user's own classes that must change with its width (see `slim`)."""
+        named = {
+            name: tuple(
+                path
+                for path, fields in self.attribute_axes.items()
+                if any(field.group == name for field in fields)
+            )
+            for name in self.groups
+        }
+        return {name: paths for name, paths in named.items() if paths}
+
+    def attributes_for(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """Returns the numbers in the user's own classes that have to change, with their new values.
+
+        Args:
+          widths: group -> number of channels; groups left out are whole.
+        """
+        return {
+            path: count_kept(fields, len(fields[0].channels), widths)
+            for path, fields in self.attribute_axes.items()
+            if any(
+                widths.get(field.group, self.widths[field.group]) < self.widths[field.group]
+                for field in fields
+            )
+        }
+
+    def fields_of(self, factors: Sequence[np.ndarray]) -> tuple[Field, ...]:
+        """Returns the groups along an axis with these labels, [length] for each factor of the axis."""
+        names, families = list(self.groups), self.families
+        fields = []
+        for labels in factors:
+            family_at, channel_at = families.locate(families.trace.labels.find(labels))
+            fields += [
+                Field(names[family], np.where(family_at == family, channel_at, -1).astype(np.int32))
+                for family in distinct(family_at[family_at >= 0]).tolist()
+            ]
+        return tuple(fields)
 
     def shared_groups(self, factor: Literal["inner", "outer", "both"]) -> frozenset[str]:
         """Returns the groups that stay whole because another group that shares their indices loses channels instead.
@@ -173,22 +213,14 @@ class Structure:
     @cached_property
     def _macs_factors(self) -> list[tuple[int, list[tuple[tuple[Field, ...], int]]]]:
         """For each contraction its multiply-adds for one example: a constant, and (fields, length) of other factors."""
-        names, families = list(self.groups), self.families
         batch_size = self.example.batch_size
         contractions = []
-        for macs in families.trace.contraction_macs:
+        for macs in self.families.trace.contraction_macs:
             constant = macs.constant
             factors: list[tuple[tuple[Field, ...], int]] = []
             for cluster in macs.clusters:
-                fields: list[Field] = []
-                for labels in cluster:
-                    family_at, channel_at = families.locate(families.trace.labels.find(labels))
-                    fields += [
-                        Field(names[family], np.where(family_at == family, channel_at, -1).astype(np.int32))
-                        for family in distinct(family_at[family_at >= 0]).tolist()
-                    ]
-                if fields:
-                    factors.append((tuple(fields), len(cluster[0])))
+                if fields := self.fields_of(cluster):
+                    factors.append((fields, len(cluster[0])))
                 else:
                     constant *= len(cluster[0])
             contractions.append((constant // batch_size, factors))
@@ -334,7 +366,7 @@ def _groups(
         for axis, fields in enumerate(layout):
             for field in fields:
                 members[field.group].append(Member(path, axis, field.channels))
-    inner = _inner_groups(families, names, layouts)
+    inner = inner_groups(families, names, layouts)
     groups = {}
     for family, name in enumerate(names):
         consumers = (families.trace.reads[index].kernel for index in families.reads[family])
@@ -350,51 +382,9 @@ def _groups(
                 for member in members[name]
                 if member.indices_per_channel > 1
             ),
-            is_of_blocks=_is_of_blocks(families, family),
+            is_of_blocks=is_of_blocks(families, family),
         )
     return groups
-
-
-def _is_of_blocks(families: ChannelFamilies, family: int) -> bool:
-    """Whether the channels of a family are blocks of neighbouring indices on the first kernel that makes them."""
-    use = families.trace.producer_uses[families.producer_uses[family][0]]
-    for axis in sorted(use.axes):
-        for channels in families.on_axis(use.kernel, axis).get(family, []):
-            num_repeats = (np.diff(channels[channels >= 0]) == 0).sum()
-            return bool(num_repeats >= len(families.channel_roots[family]))
-    return False
-
-
-def _inner_groups(
-    families: ChannelFamilies, names: Sequence[str], layouts: Mapping[Path, Layout]
-) -> dict[str, tuple[str, ...]]:
-    """Group -> finer groups that share indices with it, on an axis or on a later axis of a kernel that makes both."""
-    pairs: dict[tuple[str, str], None] = {}  # (outer, inner), in order
-    for layout in layouts.values():
-        for fields in layout:
-            first_field = {field.group: field for field in reversed(fields)}
-            for outer, inner in permutations(dict.fromkeys(field.group for field in fields), 2):
-                if _is_finer(first_field[inner].channels, first_field[outer].channels):
-                    pairs[outer, inner] = None
-    for use in families.trace.producer_uses:
-        groups_by_axis = [
-            dict.fromkeys(field.group for field in layouts[use.kernel][axis]) for axis in sorted(use.axes)
-        ]
-        for earlier, later in combinations(groups_by_axis, 2):
-            pairs.update({(outer, inner): None for outer in earlier for inner in later if inner != outer})
-    return {
-        name: tuple(inner for outer, inner in pairs if outer == name and (inner, outer) not in pairs)
-        for name in names
-    }
-
-
-def _is_finer(channels: np.ndarray, others: np.ndarray) -> bool:
-    """Whether channels share indices of an axis with those of another group, and change faster along it."""
-    is_shared = (channels >= 0) & (others >= 0)
-    num_changes, num_other_changes = (
-        int((np.diff(values[is_shared]) != 0).sum()) for values in (channels, others)
-    )
-    return num_changes > num_other_changes
 
 
 def _frozen_axes(

@@ -1,20 +1,19 @@
 """Adjusts the sizes that layers store beside their arrays, after the arrays have been cut.
 
 One table lists, for each of Flax's layer classes, which arrays decide its attributes. Layers without an entry (dropout,
-PReLU, `nnx.RNN`, `nnx.WeightNorm`, `nnx.SpectralNorm`) store no sizes of their own. Sizes stored in the user's own
-classes can only be guessed (`stored_sizes`) or set by name (`set_size`).
+PReLU, `nnx.RNN`, `nnx.WeightNorm`, `nnx.SpectralNorm`) store no sizes of their own. For sizes that classes of the user
+store see `own_sizes.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
 
 from flax import nnx
 
-from jaxprune.structure.model_state import Path, dotted, modules_of
-from jaxprune.types import is_whole
+from jaxprune.structure.model_state import Path, modules_of
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -57,7 +56,7 @@ def resize_layers(model: nnx.Module, old_shapes: Shapes, new_shapes: Shapes, blo
       >>> layer.out_features
       2
     """
-    path_of = {id(_value_at(model, path)): path for path in old_shapes}
+    path_of = {id(value_at(model, path)): path for path in old_shapes}
     new_shapes = {**old_shapes, **new_shapes}
     for layer in modules_of(model):
         for rule in _RULES:
@@ -76,7 +75,7 @@ def _resize(
     """Applies a rule to a layer; `path_of` maps the identity of a variable to its path."""
     paths: list[Path] = []
     for names in rule.arrays:
-        variables = [id(_value_at(layer, tuple(name.split(".")))) for name in names.split("|")]
+        variables = [id(value_at(layer, tuple(name.split(".")))) for name in names.split("|")]
         paths += [path_of[variable] for variable in variables if variable in path_of][:1]
     if len(paths) < len(rule.arrays):
         return
@@ -100,48 +99,17 @@ def _resize(
             setattr(layer, name, size)
 
 
-def stored_sizes(model: nnx.Module, new_sizes: Mapping[int, int]) -> dict[str, int]:
-    """Finds whole numbers, stored in modules that are not Flax's own, that equal an old size.
+def value_at(root: object, path: Path) -> object:
+    """Returns the object at a path of attributes and keys, or None.
 
     Args:
-      model: the full network.
-      new_sizes: old size -> new size.
+      root: a module, or anything that it holds.
+      path: names of attributes, keys, and positions in sequences.
 
-    Returns:
-      Dotted path of the attribute -> the new size.
+    Example:
+      >>> value_at({"sizes": (3, 4)}, ("sizes", 1)), value_at({}, ("sizes",))
+      (4, None)
     """
-    sizes: dict[str, int] = {}
-    for path, module in nnx.iter_modules(model):
-        if type(module).__module__.split(".")[0] == "flax":
-            continue
-        for name, value in vars(module).items():
-            if is_whole(value) and value in new_sizes and not name.startswith("_"):
-                sizes[dotted((*cast(Path, path), name))] = new_sizes[value]
-    return sizes
-
-
-def set_size(model: nnx.Module, name: str, size: int) -> None:
-    """Sets a whole number that a module stores, in place.
-
-    Args:
-      model: a copy that belongs to the caller.
-      name: dotted path of the attribute, such as `"block.num_heads"`.
-      size: its new value.
-
-    Raises:
-      ValueError: if the network has no such attribute, or it is not a whole number.
-    """
-    *path, attribute = name.split(".")
-    module = _value_at(model, tuple(int(part) if part.isdigit() else part for part in path))
-    if not is_whole(getattr(module, attribute, None)):
-        raise ValueError(
-            f"attributes needs names of whole numbers in the network, such as 'block.num_heads', got {name!r}."
-        )
-    setattr(module, attribute, size)
-
-
-def _value_at(root: object, path: Path) -> object:
-    """Returns the object at a path of attributes and keys, or None."""
     value: Any = root
     for part in path:
         if isinstance(value, Mapping):  # first, because a key may be called "keys"

@@ -161,7 +161,7 @@ def structure_of(
         assert start is not None
         trace = propagate_and_factor(trace_program(graphdef, flat, rest, inputs), like.trained, start)
         structure = structure_from(trace, like.fingerprint, like.families.refused, like.sites)
-        _KNOWN[key] = structure = replace(structure, attributes=like.attributes, like=like)
+        _KNOWN[key] = structure = replace(structure, attribute_axes=like.attribute_axes, like=like)
     return structure
 
 

@@ -1,24 +1,23 @@
-"""Tries out groups for which a network's code may rely on fixed sizes.
+"""Tries out whether a network's code follows the sizes of its arrays, for every kind of group.
 
-Where channels are split, padded or regrouped, the code may hold a number that pruning would make wrong (two halves,
-eight heads). Such groups are tried on shapes: they are cut, the network is traced again, and the traces are compared. A
-group that fails the trial is tied to channels that must be cut alike, freed by an attribute of the user's class that
-stores the number, or else frozen, with the failure as the reason.
+The code may hold a number that pruning would make wrong (two halves, eight heads, a padding), or need sizes that are
+equal although no operation combines them. So all groups are cut at once on shapes, each kind by another share, and the
+network is traced again. If that fails, the smallest sets of groups that fail on their own are looked for. Each is tied
+to channels that must be cut alike, freed by numbers that the user's classes store, or else frozen, with the failure as
+the reason. Where channels are split, padded or regrouped, more than one cut is tried, and the traces are compared.
 """
 
 from __future__ import annotations
 
-import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations, islice, takewhile
+from itertools import islice
 
 import numpy as np
 
+from jaxprune.structure.attribute_search import AttributeAxis, attribute_sets, unnumbered
+from jaxprune.structure.culprits import smallest_failing
 from jaxprune.structure.groups import Structure, structure_from
-from jaxprune.structure.labels import distinct
-from jaxprune.structure.layer_sizes import stored_sizes
 from jaxprune.structure.model_state import Parts, Path, dotted
 from jaxprune.structure.propagation import propagate_and_factor, with_ties
 from jaxprune.structure.trace import Trace
@@ -28,11 +27,14 @@ KeptChannels = dict[str, np.ndarray]
 """Group -> channels to keep; groups left out stay whole."""
 Ties = list[tuple[np.ndarray, np.ndarray]]
 """Pairs of arrays of labels that fall together, elementwise."""
+Kind = list[str]
+"""Alike groups."""
 
-_MAX_ROUNDS = 6
-_MAX_ATTRIBUTE_SETS = 6
 _MANY_ALIKE = 8
 """With at least this many alike groups, they are taken for repeated blocks and judged together."""
+_MAX_PAIRINGS = 5
+_MAX_STEPS = 4
+"""How often ties of axes are looked for again, once those found before are in force."""
 
 
 def try_groups(parts: Parts, structure: Structure) -> Structure:
@@ -46,17 +48,9 @@ def try_groups(parts: Parts, structure: Structure) -> Structure:
       The structure with ties, attributes and frozen groups from the trials.
     """
     trials = _Trials(parts, structure)
-    for _ in range(_MAX_ROUNDS):
-        suspects = trials.suspects()
-        failure = trials.first_failure(suspects)
-        if failure is None:
-            break
-        trials.learn(suspects, *failure)
-    else:
-        reason = Misfit("it kept failing in other ways")
-        trials.freeze(dict.fromkeys(_suspect_groups(trials.structure), reason))
-    attributes = {name: paths for name, paths in trials.attributes.items() if name in trials.structure.groups}
-    return replace(trials.structure, attributes=attributes)
+    while (failure := trials.first_failure()) is not None:
+        trials.learn(*failure)
+    return trials.structure
 
 
 class _Trials:
@@ -64,87 +58,213 @@ class _Trials:
 
     def __init__(self, parts: Parts, structure: Structure) -> None:
         self.parts, self.structure = parts, structure
-        self.attributes: dict[str, tuple[str, ...]] = {}
+        self._axes: dict[
+            str, AttributeAxis
+        ] = {}  # number in the user's classes -> the axis whose length it is
         self._never: dict[int, str] = {}  # label -> why it is frozen
-        self._tied: set[str] = set()
-        self._tied_by_module: set[str] = set()
-        self._passed: set[tuple[frozenset[tuple[str, bytes]], bool]] = set()
+        self._results: dict[object, Misfit | None] = {}
         self._offsets: dict[str, int] = {}
+        self._turns: dict[
+            int, list[str]
+        ] = {}  # width -> groups that wide, in the order in which they were met
 
-    def suspects(self) -> list[str]:
-        """Returns the groups on suspect axes that no attribute frees."""
-        return [name for name in _suspect_groups(self.structure) if name not in self.attributes]
+    def first_failure(self) -> tuple[KeptChannels, bool] | None:
+        """Returns the channels kept in the first trial that fails, and whether it was only to run.
 
-    def first_failure(self, names: Sequence[str]) -> tuple[KeptChannels, Misfit] | None:
-        """Returns the channels kept in the first trial of some groups that fails, and what went wrong."""
-        for kept in self._trials_of(names):
-            misfit = self._find_misfit(kept)
-            if misfit is not None:
-                return kept, misfit
+        Without places where code splits channels, mixing them up takes another length, so running tells.
+        """
+        only_runs = not any(
+            _groups_of_labels(self.structure, axis.labels)
+            for axis in self.structure.families.trace.suspect_axes
+        )
+        for kept in self._trials(is_short=only_runs):
+            if kept and self._misfit(kept, only_runs=only_runs) is not None:
+                return kept, only_runs
         return None
 
-    def _trials_of(self, names: Sequence[str]) -> Iterator[KeptChannels]:
-        """Yields the channels to keep in each trial, so that every kind of groups meets every choice of channels.
+    def _trials(self, *, is_short: bool) -> Iterator[KeptChannels]:
+        """Yields the channels to keep in each trial.
 
-        Groups of alike blocks meet the choices in one trial.
+        The first cuts about half of every group. In two more, half of the groups keep a single channel, which cannot be
+        divided, while the others stay whole: what is cut must not need that they are cut alike.
         """
-        choices = (*_CHOICES, None)  # None leaves a group whole: others must not need it to be cut alike
-        kinds = _kinds(self.structure, names)
-        for trial in range(len(choices)):
+        yield self._halves()
+        kinds = () if is_short else _kinds(self.structure, self.structure.groups)
+        for trial in range(0 if is_short else 2):
             kept: KeptChannels = {}
             for kind in kinds:
                 offset = self._offsets.setdefault(_unmarked(kind[0]), len(self._offsets))
-                num_tried = trial * len(kind)
-                for index, name in enumerate(kind if num_tried < len(choices) else ()):
-                    choose = choices[(offset + num_tried + index) % len(choices)]
-                    if choose is not None:
-                        kept[name] = choose(self.structure, name)
-            if kept:
-                yield kept
+                for index, name in enumerate(kind, offset + trial):
+                    if index % 2 == 0:
+                        kept[name] = np.zeros(1, np.int64)
+            yield kept
 
-    def _find_misfit(self, kept: KeptChannels, *, only_runs: bool = False) -> Misfit | None:
-        """Calls `find_misfit`, unless the same trial has passed before: freezing other groups does not change it."""
-        key = frozenset((name, channels.tobytes()) for name, channels in kept.items())
-        if {(key, False), (key, only_runs)} & self._passed:
-            return None
-        misfit = find_misfit(self.parts, self.structure, kept, only_runs=only_runs)
-        if misfit is None:
-            self._passed.add((key, only_runs))
-        return misfit
+    def _halves(self) -> KeptChannels:
+        return {name: self._uneven_half(name) for name in self.structure.groups}
 
-    def learn(self, suspects: Sequence[str], kept: KeptChannels, misfit: Misfit) -> None:
-        """Ties, frees or freezes groups after a trial has failed.
+    def _uneven_half(self, name: str, tied: Structure | None = None) -> np.ndarray:
+        width = (tied or self.structure).widths[name]
+        turns = self._turns.setdefault(width, [])
+        if name not in turns:
+            turns.append(name)
+        return _uneven_part(width, turns.index(name))
 
-        If the network did not even run, the groups that alone stop it from running come first: an attribute may help.
+    def _misfit(
+        self,
+        kept: KeptChannels,
+        axes: Mapping[str, AttributeAxis] | None = None,
+        *,
+        tied: Structure | None = None,
+        only_runs: bool = False,
+    ) -> Misfit | None:
+        """Says what is wrong with a slim network whose attributes follow, those along `axes` too.
+
+        Results are kept, except for a structure with further ties: freezing other groups does not change them.
         """
-        failures: dict[str, Misfit] = {}
-        for only_runs in (True, False) if not misfit.groups else (False,):
-            for kind in _kinds(self.structure, suspects):
-                if failures.keys() & set(kind):
-                    continue
-                own_misfit = self._misfit_of_kind(kind, kept, only_runs=only_runs)
-                if own_misfit is None:
-                    continue
-                attributes = _attributes_that_help(self.parts, self.structure, kind)
-                if attributes:
-                    self.attributes.update((name, _nearest(attributes, name)) for name in kind)
-                    return  # the other groups may be fine now
-                mixed_up = [name for name in kind if name in own_misfit.groups]
-                failures.update(dict.fromkeys(mixed_up or kind, own_misfit))
-        if not failures:  # every kind is fine alone, but not together with others
-            mixed_up = [name for name in suspects if name in misfit.groups]
-            failures = dict.fromkeys(mixed_up or suspects, misfit)
-        ties = self._new_ties(failures)
-        if ties:
-            self._never = {}  # labels are renumbered, and what was frozen may be fine now
-            self._passed.clear()
-            trace = self.structure.families.trace
-            start = with_ties(trace, ties)
-            self._regroup(propagate_and_factor(self.structure.program, trace.trained, start))
-        else:
-            self.freeze(failures)
+        structure = tied or self.structure
+        if axes:
+            structure = _with_attributes(structure, {**self._axes, **axes})
+        attributes = structure.attributes_for({name: len(channels) for name, channels in kept.items()})
+        cut = frozenset((name, channels.tobytes()) for name, channels in kept.items())
+        key = (cut, frozenset(attributes.items()), only_runs)
+        if tied is not None or key not in self._results:
+            try:
+                found = find_misfit(self.parts, structure, kept, attributes, only_runs=only_runs)
+            except ValueError as error:  # a configuration that does not take the new number
+                found = Misfit(str(error))
+            if tied is not None:
+                return found
+            self._results[key] = found
+        return self._results[key]
 
-    def freeze(self, failures: Mapping[str, Misfit]) -> None:
+    def learn(self, kept: KeptChannels, only_runs: bool) -> None:
+        """Ties, frees or freezes groups after a trial has failed."""
+        kinds = _kinds(self.structure, self.structure.groups)
+        cut = [[name for name in kind if name in kept] for kind in kinds]
+        culprits = self._culprits([names for names in cut if names], kept, only_runs=only_runs)
+        whole = [self._whole_kinds(culprit, kinds, kept) for culprit in culprits]
+        freed = [self._follow(names, kept, only_runs=only_runs) for names in whole]
+        if any(freed):
+            return  # the other groups may be fine now
+        for names in whole:
+            tied = self._tied_structure(names, self._rivals(names, whole, kept, only_runs))
+            if tied is not None:
+                self.structure = tied
+                self._never = {}  # labels are renumbered, and what was frozen may be fine now
+                self._results.clear()
+                return
+        failures: dict[str, Misfit] = {}
+        for culprit, names in zip(culprits, whole, strict=True):
+            misfit = self._misfit({name: kept[name] for name in culprit}, only_runs=only_runs)
+            assert misfit is not None
+            last = next(kind for kind in reversed(kinds) if not set(kind).isdisjoint(names))
+            guilty = [name for name in names if name in last]  # others are fine while these stay whole
+            failures.update(self._failures_of(guilty, misfit))
+        self._freeze(failures)
+
+    def _failures_of(self, names: Sequence[str], misfit: Misfit) -> dict[str, Misfit]:
+        """Says what goes wrong for alike groups that fail together, or for those among them that fail alone."""
+        if 1 < len(names) < _MANY_ALIKE:
+            alone = {name: self._misfit({name: self._uneven_half(name)}) for name in names}
+            if failing := {name: own for name, own in alone.items() if own is not None}:
+                return failing
+        return dict.fromkeys([name for name in names if name in misfit.groups] or names, misfit)
+
+    def _culprits(self, kinds: Sequence[Kind], kept: KeptChannels, *, only_runs: bool) -> list[list[str]]:
+        """Returns the smallest sets of groups that fail on their own, from kinds that fail together."""
+
+        def fails(chosen: Sequence[Kind]) -> bool:
+            cut = {name: kept[name] for names in chosen for name in names}
+            return self._misfit(cut, only_runs=only_runs) is not None
+
+        return [[name for names in found for name in names] for found in smallest_failing(kinds, fails)]
+
+    def _rivals(
+        self, names: Sequence[str], culprits: Sequence[Sequence[str]], kept: KeptChannels, only_runs: bool
+    ) -> list[str]:
+        """Returns other groups that fail: culprits, and equally wide ones that were left whole in the trial."""
+        rivals = {name for others in culprits if others is not names for name in others}
+        widths = {self.structure.widths[name] for name in names}
+        untried = [
+            name
+            for name, width in self.structure.widths.items()
+            if name not in kept and name not in names and width in widths
+        ]
+        for kind in _kinds(self.structure, untried):
+            cut = {name: self._uneven_half(name) for name in kind}
+            if self._misfit(cut, only_runs=only_runs) is not None:
+                rivals.update(kind)
+        return [name for name in self.structure.groups if name in rivals]
+
+    def _whole_kinds(self, culprit: Sequence[str], kinds: Sequence[Kind], kept: KeptChannels) -> list[str]:
+        """Adds the groups that were left whole in a trial in which all others of their kind failed."""
+        names = set(culprit)
+        for kind in kinds:
+            tried = {name for name in kind if name in kept}
+            if tried and tried <= names:
+                names.update(kind)
+        return [name for name in self.structure.groups if name in names]
+
+    def _follow(self, names: Sequence[str], kept: KeptChannels, *, only_runs: bool) -> bool:
+        """Lets numbers in the user's classes follow groups from now on, if that makes these work."""
+        failing = {name: kept[name] for name in names if name in kept}
+        cuts = [failing, {name: self._uneven_half(name) for name in names}]
+        found = self._numbers_that_help(names, cuts, only_runs=only_runs)
+        if found:
+            self._axes.update(found)
+            self.structure = _with_attributes(self.structure, self._axes)
+        return bool(found)
+
+    def _numbers_that_help(
+        self,
+        names: Sequence[str],
+        cuts: Sequence[KeptChannels],
+        tied: Structure | None = None,
+        *,
+        only_runs: bool = False,
+    ) -> Mapping[str, AttributeAxis] | None:
+        """Returns numbers that must follow groups to make some cuts of these work; None if nothing helps."""
+
+        def works(axes: Mapping[str, AttributeAxis]) -> bool:
+            return all(self._misfit(kept, axes, tied=tied, only_runs=only_runs) is None for kept in cuts)
+
+        if works({}):
+            return {}
+        for axes in attribute_sets(self.parts, tied or self.structure, names):
+            if works(axes):
+                patterns = dict.fromkeys(map(unnumbered, axes))
+                for pattern in patterns if len(patterns) > 2 else ():
+                    fewer = {path: axis for path, axis in axes.items() if unnumbered(path) != pattern}
+                    axes = fewer if works(fewer) else axes
+                return axes
+        return None
+
+    def _tied_structure(self, names: Sequence[str], rivals: Sequence[str]) -> Structure | None:
+        """Returns the structure with ties that make groups work; None if there are none.
+
+        Args:
+          names: groups that fail.
+          rivals: groups that fail, too, and may have to be cut as these are.
+        """
+        order, roots = list(self.structure.groups), self.structure.families.channel_roots
+        for pairs in [[], *islice(_pairings(self.structure, names, rivals), _MAX_PAIRINGS)]:
+            ties = [(roots[order.index(left)], roots[order.index(right)]) for left, right in pairs]
+            structure, cut = self.structure, list(names)
+            for _ in range(_MAX_STEPS):
+                ties = ties or _ties_of_axes(structure, cut)
+                if not ties:
+                    break
+                trace = structure.families.trace
+                trace = propagate_and_factor(structure.program, trace.trained, with_ties(trace, ties))
+                structure, before, ties = structure_from(trace, structure.fingerprint), structure, []
+                structure = _with_attributes(structure, self._axes)
+                cut = _groups_in_place_of(cut, before, structure)
+                halves = {name: self._uneven_half(name, structure) for name in cut}
+                if cut and self._numbers_that_help(cut, [halves], structure) is not None:
+                    return structure
+        return None
+
+    def _freeze(self, failures: Mapping[str, Misfit]) -> None:
         """Freezes groups, with the way they failed as the reason."""
         order, families = list(self.structure.groups), self.structure.families
         for name, misfit in failures.items():
@@ -153,83 +273,95 @@ class _Trials:
             self._never.update(dict.fromkeys(roots.tolist(), reason))
         self._regroup(families.trace)
 
-    def _misfit_of_kind(self, kind: Sequence[str], kept: KeptChannels, *, only_runs: bool) -> Misfit | None:
-        """Says what goes wrong when only groups of one kind lose channels, and when all of them lose them alike."""
-        own_kept = {name: kept[name] for name in kind if name in kept}
-        misfit = self._find_misfit(own_kept, only_runs=only_runs) if own_kept else None
-        if misfit is None or len(kind) == 1:
-            return misfit
-        misfit = misfit._replace(groups=frozenset())
-        if len(kind) < _MANY_ALIKE:
-            for choose in _CHOICES:
-                alike_misfit = self._find_misfit({name: choose(self.structure, name) for name in kind})
-                if alike_misfit is not None:
-                    return alike_misfit
-        return misfit
-
-    def _new_ties(self, failures: Mapping[str, Misfit]) -> Ties:
-        """Returns labels that may have to fall together for groups that failed; each kind of ties is tried once."""
-        ties: Ties = []
-        if not set(failures) <= self._tied:
-            ties = _ties_of_axes(self.structure, failures)
-        self._tied.update(failures)
-        if not ties and not set(failures) <= self._tied_by_module:
-            ties = _ties_of_modules(self.structure, failures)
-            self._tied_by_module.update(failures)
-        return ties
-
     def _regroup(self, trace: Trace) -> None:
-        old = self.structure
-        self.structure = structure_from(trace, old.fingerprint, self._never)
+        structure = structure_from(trace, self.structure.fingerprint, self._never)
+        self.structure = _with_attributes(structure, self._axes)
 
 
-def _suspect_groups(structure: Structure) -> list[str]:
-    """Returns the groups with channels on an axis that is cut, padded or taken apart."""
-    axes = structure.families.trace.suspect_axes
-    suspects: set[str] = set().union(*(_groups_of_labels(structure, axis.labels) for axis in axes))
-    return [name for name in structure.groups if name in suspects]
+def _with_attributes(structure: Structure, axes: Mapping[str, AttributeAxis]) -> Structure:
+    fields = {path: axis.fields(structure) for path, axis in axes.items()}
+    return replace(structure, attribute_axes={path: own for path, own in fields.items() if own})
+
+
+def _groups_in_place_of(names: Sequence[str], before: Structure, after: Structure) -> list[str]:
+    """Returns the groups that groups became after some of their channels were tied."""
+    found: dict[str, None] = {}
+    for name in names:
+        member = before.groups[name].members[0]
+        indices = np.flatnonzero(member.channels >= 0)
+        channels, first = np.unique(member.channels[indices], return_index=True)
+        for group, new in after.layouts[member.path][member.axis]:
+            of_channel = new[indices[first]]
+            if (of_channel >= 0).all() and (
+                new[indices] == of_channel[np.searchsorted(channels, member.channels[indices])]
+            ).all():
+                found[group] = None
+    return list(found)
 
 
 def _groups_of_labels(structure: Structure, labels: np.ndarray) -> set[str]:
-    names, families = list(structure.groups), structure.families
-    family_at, _ = families.locate(families.trace.labels.find(labels))
-    return {names[family] for family in distinct(family_at[family_at >= 0]).tolist()}
+    return {field.group for field in structure.fields_of([labels])}
 
 
-def _ties_of_axes(structure: Structure, names: Iterable[str]) -> Ties:
-    """Returns labels that do not fall together yet, but must for axes with channels of some groups to be cut evenly."""
-    trace, wanted = structure.families.trace, set(names)
-    return [
-        axis.ties
+def _ties_of_axes(structure: Structure, names: Collection[str]) -> Ties:
+    """Returns labels that do not fall together yet, but must for axes with channels of some groups to be cut evenly.
+
+    Other groups on these axes are cut evenly along with them, so their axes count too.
+    """
+    trace, reached = structure.families.trace, set(names)
+    waiting = [
+        (axis.ties, _groups_of_labels(structure, axis.labels))
         for axis in trace.suspect_axes
         if axis.ties is not None
-        and _groups_of_labels(structure, axis.labels) & wanted
         and not np.array_equal(trace.labels.find(axis.ties[0]), trace.labels.find(axis.ties[1]))
     ]
+    ties: Ties = []
+    while near := [(own, groups) for own, groups in waiting if groups & reached]:
+        ties += [own for own, _ in near]
+        waiting = [(own, groups) for own, groups in waiting if not groups & reached]
+        reached = reached.union(*(groups for _, groups in near))
+    return ties
 
 
-def _ties_of_modules(structure: Structure, names: Iterable[str]) -> Ties:
-    """Ties equally wide groups of one module channel by channel: one stored size may stand for all of them."""
-    order, roots = list(structure.groups), structure.families.channel_roots
-    alike: dict[tuple[Path, int], list[int]] = {}
-    for name in names:
-        kernel = structure.sites[structure.groups[name].producers[0]].kernel
-        alike.setdefault((kernel[:-2], structure.widths[name]), []).append(order.index(name))
-    return [(roots[first], roots[other]) for first, *others in alike.values() for other in others]
+def _pairings(
+    structure: Structure, names: Sequence[str], rivals: Sequence[str]
+) -> Iterator[list[tuple[str, str]]]:
+    """Yields pairs of equally wide groups, of one module if possible, that may have to lose the same channels."""
+
+    def module_of(name: str) -> Path:
+        return structure.sites[structure.groups[name].producers[0]].kernel[:-2]
+
+    def likeness(name: str) -> object:
+        return structure.widths[name], structure.groups[name].is_of_blocks
+
+    def chained(members: Sequence[str]) -> list[tuple[str, str]]:
+        by_place: dict[object, list[str]] = {}
+        for name in members:
+            by_place.setdefault((module_of(name), likeness(name)), []).append(name)
+        return [(first, other) for first, *others in by_place.values() for other in others]
+
+    options = [chained(names), chained([*names, *(rival for rival in rivals if rival not in names)])]
+    alike = [[rival for rival in kind if rival not in names] for kind in _kinds(structure, rivals)]
+    for others in alike:
+        if len(others) == len(names):
+            options.append(list(zip(names, others, strict=True)))
+    options.append([(names[0], name) for name in names[1:]])
+    seen: list[list[tuple[str, str]]] = []
+    for pairs in options:
+        fits = all(structure.widths[left] == structure.widths[right] for left, right in pairs)
+        if pairs and fits and pairs not in seen:
+            seen.append(pairs)
+            yield pairs
 
 
-def _kinds(structure: Structure, names: Sequence[str]) -> list[list[str]]:
+def _kinds(structure: Structure, names: Collection[str]) -> list[Kind]:
     """Collects groups that are on the same axes of the same arrays, apart from the numbers of their blocks."""
-    kinds: dict[object, list[str]] = {}
+    kinds: dict[object, Kind] = {}
     for name in names:
         group = structure.groups[name]
-        axes = frozenset((_unnumbered(dotted(member.path)), member.axis) for member in group.members)
-        kinds.setdefault((_unnumbered(_unmarked(name)), group.is_of_blocks, axes), []).append(name)
+        axes = frozenset((unnumbered(dotted(member.path)), member.axis) for member in group.members)
+        kinds.setdefault((unnumbered(_unmarked(name)), group.is_of_blocks, axes), []).append(name)
     return list(kinds.values())
-
-
-def _unnumbered(path: str) -> str:
-    return re.sub(r"\d+", "*", path)
 
 
 def _unmarked(name: str) -> str:
@@ -237,54 +369,18 @@ def _unmarked(name: str) -> str:
     return name.removesuffix(":outer").removesuffix(":inner")
 
 
-def _uneven_half(structure: Structure, name: str) -> np.ndarray:
-    """Chooses about half of the channels at random, most of them in front, so that equal parts become uneven.
+def _uneven_part(width: int, turn: int) -> np.ndarray:
+    """Chooses a quarter to three quarters of the channels at random, most of them in front.
 
-    The number is even if possible: together with the single channel of the other choice, odd and even numbers are
-    tried.
+    So equal parts become uneven, and groups that are equally wide lose different numbers.
+
+    Args:
+      width: number of channels.
+      turn: how many equally wide groups come before.
     """
-    width, seed = structure.widths[name], zlib.crc32(name.encode())
-    count = width // 2 + (1 if seed % 2 or width < 4 else -1) * (width // 2 % 2)
-    rng, count = np.random.default_rng(seed), min(max(1, count), max(1, width - 1))
-    middle = (width + 1) // 2
-    num_front = min(middle, -(-7 * count // 10))
+    numbers = range(max(1, -(-width // 4)), max(2, min(width - 1, 3 * width // 4) + 1))
+    count = sorted(numbers, key=lambda number: abs(2 * number - width))[turn % len(numbers)]
+    rng, middle = np.random.default_rng(turn), (width + 1) // 2
+    num_front = min(middle, max(count - (width - middle), -(-7 * count // 10)))
     front, back = rng.permutation(middle), middle + rng.permutation(width - middle)
     return np.sort(np.concatenate([front[:num_front], back[: count - num_front]]))
-
-
-def _first_channel(structure: Structure, name: str) -> np.ndarray:
-    """Chooses a single channel, which cannot be divided into parts."""
-    return np.zeros(1, np.int64)
-
-
-_CHOICES: tuple[Callable[[Structure, str], np.ndarray], ...] = (_uneven_half, _first_channel)
-
-
-def _attributes_that_help(parts: Parts, structure: Structure, names: Sequence[str]) -> tuple[str, ...]:
-    """Returns attributes of the user's classes that store an old size and remove the misfit once set to the new one."""
-    kept = {name: np.arange(max(1, structure.widths[name] // 2)) for name in names}
-    sizes = stored_sizes(
-        parts.model, {structure.widths[name]: len(channels) for name, channels in kept.items()}
-    )
-    paths_by_pattern: dict[str, list[str]] = {}
-    for path in sizes:
-        paths_by_pattern.setdefault(_unnumbered(path), []).append(path)
-    attribute_sets = (
-        chosen
-        for number in range(1, len(paths_by_pattern) + 1)
-        for chosen in combinations(paths_by_pattern.values(), number)
-    )
-    for chosen in islice(attribute_sets, _MAX_ATTRIBUTE_SETS):
-        paths = [path for alike_paths in chosen for path in alike_paths]
-        if find_misfit(parts, structure, kept, {path: sizes[path] for path in paths}) is None:
-            return tuple(paths)
-    return ()
-
-
-def _nearest(attributes: Sequence[str], name: str) -> tuple[str, ...]:
-    """Returns the attributes of the modules nearest to a group, by the number of parts that their paths share."""
-    num_shared = {}
-    for path in attributes:
-        pairs = zip(path.split("."), name.split("."), strict=False)
-        num_shared[path] = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return tuple(path for path, shared in num_shared.items() if shared == max(num_shared.values()))

@@ -22,9 +22,10 @@ from flax import nnx
 
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.labels import FREE, Labels, distinct
-from jaxprune.structure.layer_sizes import resize_layers, set_size
+from jaxprune.structure.layer_sizes import resize_layers
 from jaxprune.structure.layouts import axis_keep
 from jaxprune.structure.model_state import FlatState, Parts, Path, merge_model, take_apart
+from jaxprune.structure.own_sizes import set_size
 from jaxprune.structure.program import Operation, Program, line_of, trace_program
 from jaxprune.structure.propagation import propagate
 from jaxprune.structure.trace import Trace
@@ -113,7 +114,11 @@ def find_misfit(
         # look as if nothing were gone.
         copies = next((count for count in (3, 5, 7, 11) if count not in single_widths), 13)
         cuts = _cut_arrays(structure, kept, copies)
-        attributes = {name: copies if size == 1 else size for name, size in attributes.items()}
+        counts = {name: copies if len(channels) == 1 else len(channels) for name, channels in kept.items()}
+        known = structure.attributes_for(counts)
+        attributes = {
+            name: known.get(name, copies if size == 1 else size) for name, size in attributes.items()
+        }
         program = _slim_program(parts, structure, cuts, attributes)
     return program if isinstance(program, Misfit) else _find_mix_up(structure, program, cuts, kept, copies)
 
@@ -261,8 +266,15 @@ def _find_mix_up(
     channels = np.flatnonzero(family_of >= 0)
     if len(distinct(trace.labels.find(channels))) < len(channels):
         return Misfit("channels meet others than before")
-    if trace.factor_requests:
-        return Misfit("an axis that was taken apart evenly no longer is")
+    for (
+        request
+    ) in trace.factor_requests:  # of what stays whole, the full network may have made the same request
+        roots = trace.labels.find(request.labels)
+        if groups := _groups_in(structure, family_of[roots[(roots >= 0) & (roots < len(family_of))]]):
+            names = ", ".join(sorted(groups))
+            return Misfit(
+                f"an axis with channels of {names} that was taken apart evenly no longer is", groups
+            )
     return _find_moved_part(structure, trace, kept, len(family_of))
 
 

@@ -164,26 +164,38 @@ def test_shared_layer_stays_shared():
 
 def test_a_fixed_size_in_the_code_is_named():
     net = Net({"a": conv(1, 4), "head": linear(256, 3)}, lambda net, x: net.head(net.a(x).reshape(-1, 256)))
-    chosen_plan = plan(net, scores_of(trace_structure(net, IMAGES)), IMAGES, kept_fraction=0.5)
-    with pytest.raises(ValueError, match=r"after slimming \(a.kernel 4 -> 2\) it failed"):
-        slim(net, chosen_plan)
+    with pytest.raises(
+        ValueError, match=r"every axis is frozen \(a.bias\[0\]: .* when some are gone, it failed"
+    ):
+        plan(net, {}, IMAGES, kept_fraction=0.5)
 
 
 def test_outputs_that_change_shape_are_refused():
-    def forward(net, x):
-        return net.head(net.a(x).reshape(-1, 8, net.width)).mean((1, 2))[:, None] * jnp.ones(
-            (1, net.a.out_features)
-        )
-
-    net = Net({"a": linear(1, 4), "head": linear(4, 3)}, forward)
-    net.width = 4
-    net.forward = lambda net, x: (
-        net.head(net.a(x)).mean((1, 2))[:, :, None] * jnp.ones((1, 1, net.a.out_features))
+    net = Net(
+        {"a": linear(1, 4), "head": linear(4, 3)},
+        lambda net, x: net.head(net.a(x)).mean((1, 2))[:, :, None] * jnp.ones((1, 1, net.a.out_features)),
     )
-    chosen_plan = plan(net, scores_of(trace_structure(net, IMAGES)), IMAGES, kept_fraction=0.5)
     with pytest.raises(
         ValueError, match=r"its outputs have shapes \[\(2, 3, 2\)\] instead of \[\(2, 3, 4\)\]"
     ):
+        plan(net, {}, IMAGES, kept_fraction=0.5)
+
+
+def test_a_number_of_channels_that_only_the_plan_meets_is_refused_with_the_guilty_group():
+    def forward(net, x):
+        x = net.b(nnx.relu(net.a(x)))
+        if x.shape[-1] == 7:
+            raise RuntimeError("seven is bad luck")
+        return net.head(x.mean((1, 2)))
+
+    net = Net({"a": linear(1, 8), "b": linear(8, 8, 1), "head": linear(8, 3, 2)}, forward)
+    structure = trace_structure(net, IMAGES)
+    assert structure.widths == {"a.kernel": 8, "b.kernel": 8}
+    chosen_plan = plan(net, scores_of(structure), IMAGES, kept_counts={"a.kernel": 6, "b.kernel": 7})
+    message = (
+        r"after slimming \(b.kernel 8 -> 7\) it failed with RuntimeError: seven is bad luck at .* \(forward\)"
+    )
+    with pytest.raises(ValueError, match=message):
         slim(net, chosen_plan)
 
 

@@ -110,12 +110,7 @@ def known_structure(structure: Structure) -> Iterator[None]:
 
 def attributes_of(structure: Structure, kept: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Returns the attributes that must follow the widths of pruned groups, according to the structure."""
-    return {
-        path: len(kept[name])
-        for name, paths in structure.attributes.items()
-        if len(kept[name]) < structure.widths[name]
-        for path in paths
-    }
+    return structure.attributes_for({name: len(channels) for name, channels in kept.items()})
 
 
 def compare(
