@@ -226,8 +226,8 @@ def _digit_of_axis(axes: tuple[int, ...], shape: tuple[int, ...], axis: int) -> 
 
 def _digit_field(field: LabelField, axes: tuple[int, ...], shape: tuple[int, ...]) -> _DigitField | None:
     """A field with the digits of the flat index over `axes` that it follows; None if it does not follow any."""
-    own_digit = _digit_of_labels(field.labels.reshape(-1))
-    if own_digit is None:
+    own_digits = _digits_of_labels(field.labels.reshape(-1))
+    if own_digits is None:
         return None
     runs: list[Digit] = []  # neighbouring axes make one digit
     for low, high in (_digit_of_axis(axes, shape, axis) for axis in field.axes):
@@ -235,35 +235,48 @@ def _digit_field(field: LabelField, axes: tuple[int, ...], shape: tuple[int, ...
             runs[-1] = (low, runs[-1][1])
         else:
             runs.append((low, high))
-    if own_digit == (1, field.labels.size):
+    if own_digits == ((1, field.labels.size),):
         return _DigitField(field, tuple(runs))
     if len(runs) > 1:
         return None
     lowest = runs[0][0]
-    return _DigitField(field, ((lowest * own_digit[0], lowest * own_digit[1]),))
+    return _DigitField(field, tuple((lowest * low, lowest * high) for low, high in own_digits))
 
 
-def _digit_of_labels(labels: np.ndarray) -> Digit | None:
-    """The digit of the index i that decides which label is at i, each value of it another label; None if none does.
+def _digits_of_labels(labels: np.ndarray) -> tuple[Digit, ...] | None:
+    """The digits of the index i that decide which label is at i, the highest first; None if none do.
+
+    Each combination of them has a label of its own.
 
     Example:
-      >>> _digit_of_labels(np.array([7, 7, 8, 8, 7, 7, 8, 8]))
-      (2, 4)
+      >>> _digits_of_labels(np.array([7, 7, 8, 8, 7, 7, 8, 8]))
+      ((2, 4),)
+      >>> _digits_of_labels(np.array([5, 6, 5, 6, 7, 8, 7, 8]))  # as when heads are repeated
+      ((4, 8), (1, 2))
     """
     known = labels[labels >= 0]
     if len(distinct(known)) == len(known):
-        return 1, len(labels)
-    changes = np.flatnonzero(labels != labels[0])
-    low = int(changes[0]) if changes.size else len(labels)
-    if len(labels) % low:
-        return None
-    every_low = labels[::low]
-    repeats = np.flatnonzero(every_low[1:] == every_low[0])
-    period = int(repeats[0]) + 1 if repeats.size else len(every_low)
-    if len(every_low) % period or len(distinct(every_low[:period])) < period:
-        return None
-    expected = np.tile(np.repeat(every_low[:period], low), len(every_low) // period)
-    return (low, low * period) if np.array_equal(expected, labels) else None
+        return ((1, len(labels)),)
+    digits: list[Digit] = []
+    low = 1
+    while len(labels) > 1:
+        changes = np.flatnonzero(labels != labels[0])
+        run = int(changes[0]) if changes.size else len(labels)
+        if len(labels) % run or not np.array_equal(np.repeat(labels[::run], run), labels):
+            return None
+        labels, low = labels[::run], low * run
+        repeats = np.flatnonzero(labels[1:] == labels[0])
+        period = int(repeats[0]) + 1 if repeats.size else len(labels)
+        if len(labels) % period:
+            return None
+        rows = labels.reshape(-1, period)
+        kinds, first, kind_of = np.unique(rows[:, 0], return_index=True, return_inverse=True)
+        if len(distinct(labels)) < len(kinds) * period or not np.array_equal(rows[first[kind_of]], rows):
+            return None
+        if period > 1:
+            digits.append((low, low * period))
+        labels, low = rows[:, 0], low * period
+    return tuple(reversed(digits))
 
 
 def drop_axes(trace: Trace, fields: Sequence[LabelField], axes: Collection[int]) -> tuple[LabelField, ...]:

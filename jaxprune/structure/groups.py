@@ -135,13 +135,11 @@ class Structure:
         Args:
           widths: group -> number of channels; groups left out are whole.
         """
+        changed = {name for name, width in widths.items() if width != self.widths[name]}
         return {
             path: count_kept(fields, len(fields[0].channels), widths)
             for path, fields in self.attribute_axes.items()
-            if any(
-                widths.get(field.group, self.widths[field.group]) < self.widths[field.group]
-                for field in fields
-            )
+            if any(field.group in changed for field in fields)
         }
 
     def fields_of(self, factors: Sequence[np.ndarray]) -> tuple[Field, ...]:

@@ -341,7 +341,8 @@ def _splits_in_order(trace: Trace) -> dict[tuple[str, int], tuple[Operation, np.
 def _part_sums(channels: np.ndarray, numbers: np.ndarray) -> list[np.ndarray]:
     """For each axis, read as rows of all later axes, returns the sums of the numbers of the channels in each row.
 
-    Rows without any channel are left out, and so are rows equal to the one before, which are copies.
+    Rows without any channel are left out, and so are rows equal to the one before, which are copies, and all turns but
+    the first of rows that come in turns: there is one for each channel of another group, which may be cut.
     """
     all_sums = []
     for axis in range(channels.ndim):
@@ -349,7 +350,9 @@ def _part_sums(channels: np.ndarray, numbers: np.ndarray) -> list[np.ndarray]:
         is_first = np.diff(rows, axis=1, prepend=-1) != 0
         sums = np.where(is_first & (rows >= 0), numbers[np.maximum(rows, 0)], 0).sum(axis=1)
         sums = sums[sums != 0]
-        all_sums.append(sums[np.diff(sums, prepend=np.uint64(0)) != 0])
+        sums = sums[np.diff(sums, prepend=np.uint64(0)) != 0]
+        turns = (length for length in range(1, len(sums) + 1) if len(sums) % length == 0)
+        all_sums.append(next((sums[:n] for n in turns if (sums.reshape(-1, n) == sums[:n]).all()), sums))
     return all_sums
 
 
