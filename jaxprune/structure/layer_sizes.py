@@ -114,8 +114,8 @@ def value_at(root: object, path: Path) -> object:
     for part in path:
         if isinstance(value, Mapping):  # first, because a key may be called "keys"
             value = value.get(part)
-        elif isinstance(value, Sequence):
-            value = value[part] if isinstance(part, int) and part < len(value) else None
+        elif isinstance(value, Sequence) and isinstance(part, int):
+            value = value[part] if part < len(value) else None
         else:
             value = getattr(value, str(part), None)
     return value

@@ -224,13 +224,23 @@ def _slim_program(
         program = trace_program(graph, cast(FlatState, arrays), parts.rest, structure.example)
     except ValueError as error:
         cause = error.__cause__ or error
-        return Misfit(f"it failed with {type(cause).__name__}: {cause}{line_of(cause)}")
+        return Misfit(f"it failed with {type(cause).__name__}: {cause}{line_of(cause)}{_advice(cause)}")
     full_shapes, slim_shapes = (
         [run.shapes[number] for number in run.outputs] for run in (structure.program, program)
     )
     if full_shapes != slim_shapes:
         return Misfit(f"its outputs have shapes {slim_shapes} instead of {full_shapes}")
     return program
+
+
+def _advice(cause: BaseException) -> str:
+    """Says what to do about layers of Linen and Haiku, which compare every array with a shape of their own."""
+    if type(cause).__name__ == "ScopeParamShapeError" or "retrieved shape" in str(cause):
+        return (
+            "; this code declares the shapes of its parameters, so that only a module that is built with the smaller "
+            "sizes takes them"
+        )
+    return ""
 
 
 def _find_mix_up(
