@@ -8,6 +8,7 @@ store see `own_sizes.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple, TypeAlias
 
@@ -59,9 +60,13 @@ def resize_layers(model: nnx.Module, old_shapes: Shapes, new_shapes: Shapes, blo
     path_of = {id(value_at(model, path)): path for path in old_shapes}
     new_shapes = {**old_shapes, **new_shapes}
     for layer in modules_of(model):
-        for rule in _RULES:
-            if isinstance(layer, rule.layer):
-                _resize(layer, rule, path_of, old_shapes, new_shapes, blocks_kept)
+        for rule in _rules_of(type(layer)):
+            _resize(layer, rule, path_of, old_shapes, new_shapes, blocks_kept)
+
+
+@lru_cache(maxsize=1024)
+def _rules_of(layer: type[nnx.Module]) -> tuple[SizeRule, ...]:
+    return tuple(rule for rule in _RULES if issubclass(layer, rule.layer))
 
 
 def _resize(

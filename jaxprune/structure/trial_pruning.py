@@ -73,10 +73,7 @@ class _Trials:
 
         Without places where code splits channels, mixing them up takes another length, so running tells.
         """
-        only_runs = not any(
-            _groups_of_labels(self.structure, axis.labels)
-            for axis in self.structure.families.trace.suspect_axes
-        )
+        only_runs = not self._suspects()
         for kept in self._trials(is_short=only_runs):
             if kept and self._misfit(kept, only_runs=only_runs) is not None:
                 return kept, only_runs
@@ -90,14 +87,19 @@ class _Trials:
         """
         yield self._halves()
         kinds = () if is_short else _kinds(self.structure, self.structure.groups)
-        for trial in range(0 if is_short else 2):
+        for trial in range(2):
             kept: KeptChannels = {}
             for kind in kinds:
                 offset = self._offsets.setdefault(_unmarked(kind[0]), len(self._offsets))
-                for index, name in enumerate(kind, offset + trial):
+                for index, name in enumerate(kind if trial == 0 or len(kind) == 1 else (), offset + trial):
                     if index % 2 == 0:
                         kept[name] = np.zeros(1, np.int64)
             yield kept
+
+    def _suspects(self) -> set[str]:
+        """Returns the groups on axes that are split, padded or regrouped."""
+        axes = self.structure.families.trace.suspect_axes
+        return set().union(*(_groups_of_labels(self.structure, axis.labels) for axis in axes))
 
     def _halves(self) -> KeptChannels:
         return {name: self._uneven_half(name) for name in self.structure.groups}
@@ -139,11 +141,16 @@ class _Trials:
 
     def learn(self, kept: KeptChannels, only_runs: bool) -> None:
         """Ties, frees or freezes groups after a trial has failed."""
-        kinds = _kinds(self.structure, self.structure.groups)
+        only_runs = only_runs or self._misfit(kept, only_runs=True) is not None
+        # What is nowhere split is least under suspicion, and acquitted together.
+        suspects = self._suspects()
+        kinds = sorted(
+            _kinds(self.structure, self.structure.groups), key=lambda kind: suspects.isdisjoint(kind)
+        )
         cut = [[name for name in kind if name in kept] for kind in kinds]
         culprits = self._culprits([names for names in cut if names], kept, only_runs=only_runs)
         whole = [self._whole_kinds(culprit, kinds, kept) for culprit in culprits]
-        freed = [self._follow(names, kept, only_runs=only_runs) for names in whole]
+        freed = [self._follow(names, kept) for names in whole]
         if any(freed):
             return  # the other groups may be fine now
         for names in whole:
@@ -205,11 +212,11 @@ class _Trials:
                 names.update(kind)
         return [name for name in self.structure.groups if name in names]
 
-    def _follow(self, names: Sequence[str], kept: KeptChannels, *, only_runs: bool) -> bool:
+    def _follow(self, names: Sequence[str], kept: KeptChannels) -> bool:
         """Lets numbers in the user's classes follow groups from now on, if that makes these work."""
         failing = {name: kept[name] for name in names if name in kept}
         cuts = [failing, {name: self._uneven_half(name) for name in names}]
-        found = self._numbers_that_help(names, cuts, only_runs=only_runs)
+        found = self._numbers_that_help(names, cuts)
         if found:
             self._axes.update(found)
             self.structure = _with_attributes(self.structure, self._axes)
@@ -220,13 +227,11 @@ class _Trials:
         names: Sequence[str],
         cuts: Sequence[KeptChannels],
         tied: Structure | None = None,
-        *,
-        only_runs: bool = False,
     ) -> Mapping[str, AttributeAxis] | None:
         """Returns numbers that must follow groups to make some cuts of these work; None if nothing helps."""
 
         def works(axes: Mapping[str, AttributeAxis]) -> bool:
-            return all(self._misfit(kept, axes, tied=tied, only_runs=only_runs) is None for kept in cuts)
+            return all(self._misfit(kept, axes, tied=tied) is None for kept in cuts)
 
         if works({}):
             return {}
