@@ -75,7 +75,8 @@ def attribute_sets(
     for pattern in patterns[:_MAX_SINGLE]:
         for number in range(max(map(len, variants[pattern].values()))):
             yield chosen([pattern], number)
-    for pair in islice(combinations(patterns, 2), _MAX_PAIRS):
+    nearest_ones = [pattern for pattern in patterns if nearness[pattern] == max(nearness.values())]
+    for pair in islice(combinations(nearest_ones, 2), _MAX_PAIRS):
         yield chosen(pair)
     if len(patterns) > 2:
         yield chosen(patterns)

@@ -9,9 +9,9 @@ the reason. Where channels are split, padded or regrouped, more than one cut is 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 
@@ -101,8 +101,9 @@ class _Trials:
         axes = self.structure.families.trace.suspect_axes
         return set().union(*(_groups_of_labels(self.structure, axis.labels) for axis in axes))
 
-    def _halves(self) -> KeptChannels:
-        return {name: self._uneven_half(name) for name in self.structure.groups}
+    def _halves(self, names: Collection[str] | None = None) -> KeptChannels:
+        names = self.structure.groups if names is None else names
+        return {name: self._uneven_half(name) for name in names}
 
     def _uneven_half(self, name: str, tied: Structure | None = None) -> np.ndarray:
         width = (tied or self.structure).widths[name]
@@ -153,13 +154,8 @@ class _Trials:
         freed = [self._follow(names, kept) for names in whole]
         if any(freed):
             return  # the other groups may be fine now
-        for names in whole:
-            tied = self._tied_structure(names, self._rivals(names, whole, kept, only_runs))
-            if tied is not None:
-                self.structure = tied
-                self._never = {}  # labels are renumbered, and what was frozen may be fine now
-                self._results.clear()
-                return
+        if self._tie(whole, self._equally_wide(whole)):
+            return
         failures: dict[str, Misfit] = {}
         for culprit, names in zip(culprits, whole, strict=True):
             misfit = self._misfit({name: kept[name] for name in culprit}, only_runs=only_runs)
@@ -186,22 +182,46 @@ class _Trials:
 
         return [[name for names in found for name in names] for found in smallest_failing(kinds, fails)]
 
-    def _rivals(
-        self, names: Sequence[str], culprits: Sequence[Sequence[str]], kept: KeptChannels, only_runs: bool
-    ) -> list[str]:
-        """Returns other groups that fail: culprits, and equally wide ones that were left whole in the trial."""
-        rivals = {name for others in culprits if others is not names for name in others}
+    def _equally_wide(self, culprits: Sequence[Sequence[str]]) -> list[str]:
+        """Returns further groups that fail, as wide as culprits: whole in the trial, or mixed up and not stopped."""
+        names = {name for culprit in culprits for name in culprit}
         widths = {self.structure.widths[name] for name in names}
-        untried = [
-            name
-            for name, width in self.structure.widths.items()
-            if name not in kept and name not in names and width in widths
+        others = [
+            name for name, width in self.structure.widths.items() if name not in names and width in widths
         ]
-        for kind in _kinds(self.structure, untried):
-            cut = {name: self._uneven_half(name) for name in kind}
-            if self._misfit(cut, only_runs=only_runs) is not None:
-                rivals.update(kind)
-        return [name for name in self.structure.groups if name in rivals]
+        return [
+            name
+            for kind in _kinds(self.structure, others)
+            if self._misfit(self._halves(kind)) is not None
+            for name in kind
+        ]
+
+    def _tie(self, culprits: Sequence[Sequence[str]], others: Sequence[str]) -> bool:
+        """Ties culprits to channels that must be cut alike, among each other or of other groups that fail.
+
+        Returns:
+          Whether anything is tied now.
+        """
+        is_tied = False
+        waiting = [*map(list, culprits), *_kinds(self.structure, others)]
+        for _ in culprits:
+            if not waiting:
+                break
+            names, *waiting = waiting
+            rivals = {name for rival in waiting for name in rival}
+            before = self.structure
+            tied = self._tied_structure(names, [name for name in before.groups if name in rivals])
+            if tied is None:
+                waiting.append(names)
+                continue
+            is_tied, self.structure = True, tied
+            self._never = {}  # labels are renumbered, and what was frozen may be fine now
+            self._results.clear()
+            waiting = [_groups_in_place_of(rival, before, tied) for rival in waiting]
+            waiting = [
+                rival for rival in waiting if self._numbers_that_help(rival, [self._halves(rival)]) is None
+            ]
+        return is_tied
 
     def _whole_kinds(self, culprit: Sequence[str], kinds: Sequence[Kind], kept: KeptChannels) -> list[str]:
         """Adds the groups that were left whole in a trial in which all others of their kind failed."""
@@ -215,7 +235,7 @@ class _Trials:
     def _follow(self, names: Sequence[str], kept: KeptChannels) -> bool:
         """Lets numbers in the user's classes follow groups from now on, if that makes these work."""
         failing = {name: kept[name] for name in names if name in kept}
-        cuts = [failing, {name: self._uneven_half(name) for name in names}]
+        cuts = [failing, self._halves(names)]
         found = self._numbers_that_help(names, cuts)
         if found:
             self._axes.update(found)
@@ -252,7 +272,7 @@ class _Trials:
           rivals: groups that fail, too, and may have to be cut as these are.
         """
         order, roots = list(self.structure.groups), self.structure.families.channel_roots
-        for pairs in [[], *islice(_pairings(self.structure, names, rivals), _MAX_PAIRINGS)]:
+        for pairs in [[], *itertools.islice(_pairings(self.structure, names, rivals), _MAX_PAIRINGS)]:
             ties = [(roots[order.index(left)], roots[order.index(right)]) for left, right in pairs]
             structure, cut = self.structure, list(names)
             for _ in range(_MAX_STEPS):
