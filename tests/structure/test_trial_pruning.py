@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import warnings
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -15,10 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from pruned_nets import INITIALISERS, linear, relative_error, run
-from zoo import ZOO
-from zoo.abstract import abstract
 
-from jaxprune.nets.cost import count_parameters
 from jaxprune.nets.function_network import FunctionNetwork
 from jaxprune.pruning.masking import mask
 from jaxprune.pruning.planning import plan
@@ -411,39 +407,3 @@ def test_a_layer_of_linen_through_the_bridge_keeps_what_it_declares():
     structure = trace_structure(nnx.eval_shape(lambda: Net(Bridged())), TOKENS)
     assert structure.widths == {"stem.kernel": 16, "block.inner.kernel": 8}
     assert "declares the shapes of its parameters" in structure.why_frozen("block.dense.kernel")
-
-
-def assert_random_plans_slim(name, seeds):
-    """Plans a small network of the zoo at random, and slims it on shapes alone."""
-    shell = abstract(ZOO[name].small)
-    structure = trace_structure(shell, ZOO[name].small_input)
-    for seed in seeds:
-        rng = np.random.default_rng(seed)
-        scores = {group: rng.random(width) for group, width in structure.widths.items()}
-        budget = str(rng.choice(["kept_fraction", "macs_fraction", "params_fraction"]))
-        options = {"factor": str(rng.choice(["inner", "outer", "both"]))}
-        options["scope"] = str(rng.choice(["group", "global"]))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a small network may not meet a budget
-            try:
-                chosen = plan(
-                    shell, scores, ZOO[name].small_input, **{budget: rng.uniform(0.5, 0.9)}, **options
-                )
-            except ValueError as error:
-                assert "cannot be met" in str(error)
-                continue
-        smaller = slim(shell, chosen, attributes=structure.attributes_for(chosen.kept_counts))
-        assert count_parameters(smaller) == structure.count_parameters(chosen.kept_counts)
-
-
-@pytest.mark.parametrize(
-    "name", ["llama_half_tables", "gpt_separate", "remembers_head_dim", "shufflenet_v2", "glu_mlp", "lstm"]
-)
-def test_random_plans_of_the_zoo_slim(name):
-    assert_random_plans_slim(name, range(3))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ZOO)
-def test_many_random_plans_of_the_zoo_slim(name):
-    assert_random_plans_slim(name, range(20))
