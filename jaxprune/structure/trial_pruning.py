@@ -154,7 +154,8 @@ class _Trials:
         freed = [self._follow(names, kept) for names in whole]
         if any(freed):
             return  # the other groups may be fine now
-        if self._tie(whole, self._equally_wide(whole)):
+        are_halves = all(np.array_equal(own, self._uneven_half(name)) for name, own in kept.items())
+        if self._tie(whole, self._equally_wide(whole), are_halves=are_halves):
             return
         failures: dict[str, Misfit] = {}
         for culprit, names in zip(culprits, whole, strict=True):
@@ -196,8 +197,13 @@ class _Trials:
             for name in kind
         ]
 
-    def _tie(self, culprits: Sequence[Sequence[str]], others: Sequence[str]) -> bool:
+    def _tie(self, culprits: Sequence[Sequence[str]], others: Sequence[str], *, are_halves: bool) -> bool:
         """Ties culprits to channels that must be cut alike, among each other or of other groups that fail.
+
+        Args:
+          culprits: sets of groups that fail.
+          others: groups that fail, too.
+          are_halves: whether they fail by half already, and not only where a single channel is left.
 
         Returns:
           Whether anything is tied now.
@@ -210,7 +216,8 @@ class _Trials:
             names, *waiting = waiting
             rivals = {name for rival in waiting for name in rival}
             before = self.structure
-            tied = self._tied_structure(names, [name for name in before.groups if name in rivals])
+            near = [name for name in before.groups if name in rivals]
+            tied = self._tied_structure(names, near, are_halves=are_halves)
             if tied is None:
                 waiting.append(names)
                 continue
@@ -264,12 +271,15 @@ class _Trials:
                 return axes
         return None
 
-    def _tied_structure(self, names: Sequence[str], rivals: Sequence[str]) -> Structure | None:
+    def _tied_structure(
+        self, names: Sequence[str], rivals: Sequence[str], *, are_halves: bool
+    ) -> Structure | None:
         """Returns the structure with ties that make groups work; None if there are none.
 
         Args:
           names: groups that fail.
           rivals: groups that fail, too, and may have to be cut as these are.
+          are_halves: as for `_tie`.
         """
         order, roots = list(self.structure.groups), self.structure.families.channel_roots
         for pairs in [[], *itertools.islice(_pairings(self.structure, names, rivals), _MAX_PAIRINGS)]:
@@ -284,8 +294,10 @@ class _Trials:
                 structure, before, ties = structure_from(trace, structure.fingerprint), structure, []
                 structure = _with_attributes(structure, self._axes)
                 cut = _groups_in_place_of(cut, before, structure)
-                halves = {name: self._uneven_half(name, structure) for name in cut}
-                if cut and self._numbers_that_help(cut, [halves], structure) is not None:
+                cuts = [{name: self._uneven_half(name, structure) for name in cut}]
+                if not are_halves:
+                    cuts.append({name: np.zeros(1, np.int64) for name in cut})
+                if cut and self._numbers_that_help(cut, cuts, structure) is not None:
                     return structure
         return None
 
