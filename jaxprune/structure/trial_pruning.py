@@ -138,11 +138,14 @@ class _Trials:
             if tied is not None:
                 return found
             self._results[key] = found
+            if found is not None and not found.runs:
+                self._results[*key[:2], True] = found
         return self._results[key]
 
     def learn(self, kept: KeptChannels, only_runs: bool) -> None:
         """Ties, frees or freezes groups after a trial has failed."""
-        only_runs = only_runs or self._misfit(kept, only_runs=True) is not None
+        misfit = self._misfit(kept, only_runs=only_runs)
+        only_runs |= misfit is not None and not misfit.runs
         # What is nowhere split is least under suspicion, and acquitted together.
         suspects = self._suspects()
         kinds = sorted(

@@ -40,6 +40,8 @@ class Misfit(NamedTuple):
     reason: str
     groups: frozenset[str] = frozenset()
     """Groups whose channels were mixed up, where that is known; empty if the network did not even run."""
+    runs: bool = True
+    """Whether the network runs, and returns the same shapes."""
 
 
 class AxisCut(NamedTuple):
@@ -120,7 +122,9 @@ def find_misfit(
             name: known.get(name, copies if size == 1 else size) for name, size in attributes.items()
         }
         program = _slim_program(parts, structure, cuts, attributes)
-    return program if isinstance(program, Misfit) else _find_mix_up(structure, program, cuts, kept, copies)
+    if isinstance(program, Misfit):
+        return program._replace(runs=True)  # only the copies stop it
+    return _find_mix_up(structure, program, cuts, kept, copies)
 
 
 def _cut_arrays(structure: Structure, kept: Mapping[str, np.ndarray], copies: int = 1) -> Cuts:
@@ -224,12 +228,13 @@ def _slim_program(
         program = trace_program(graph, cast(FlatState, arrays), parts.rest, structure.example)
     except ValueError as error:
         cause = error.__cause__ or error
-        return Misfit(f"it failed with {type(cause).__name__}: {cause}{line_of(cause)}{_advice(cause)}")
+        reason = f"it failed with {type(cause).__name__}: {cause}{line_of(cause)}{_advice(cause)}"
+        return Misfit(reason, runs=False)
     full_shapes, slim_shapes = (
         [run.shapes[number] for number in run.outputs] for run in (structure.program, program)
     )
     if full_shapes != slim_shapes:
-        return Misfit(f"its outputs have shapes {slim_shapes} instead of {full_shapes}")
+        return Misfit(f"its outputs have shapes {slim_shapes} instead of {full_shapes}", runs=False)
     return program
 
 
