@@ -237,7 +237,7 @@ def _print_overview(overview: Overview, title: str) -> None:
             "\nNumbers in your own classes that must follow, by slim(..., attributes={path: value}):"
         )
         for group, paths in overview.attributes.items():
-            console.print(f"  {', '.join(paths)}: the channels kept of {group}", soft_wrap=True)
+            console.print(f"  {', '.join(paths)}: changes with the channels kept of {group}", soft_wrap=True)
     if overview.frozen:
         console.print("\nNever cut:")
     for row in overview.frozen:

@@ -49,7 +49,7 @@ def test_every_shows_each_group(explain):
 
 
 def test_numbers_of_own_classes_are_named(explain):
-    assert "hidden: the channels kept of up.kernel" in explain("Gated", "--input", "1x5")
+    assert "hidden: changes with the channels kept of up.kernel" in explain("Gated", "--input", "1x5")
 
 
 def test_json_has_everything(explain):
