@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from processes import TIMES, assert_same, ends, free_port, start
 
+from jaxprune.hosts.watching import EXIT_LOST
+
 OPTIONS = (
     "--task normed_task:normed --unseen cli_tasks:small --generations 1 --population 4 --plans 12 --leaders 4 "
     "--force --yes --quiet"
@@ -97,12 +99,12 @@ def test_kills_and_signals_in_bank_and_search_change_nothing(tmp_path: Path, who
     processes = go_on(3)
     wait_for(processes, "bases/*/bank-search.jsonl", run_dir, 3)
     processes[2].kill()
-    assert [status for status, _ in ends(processes)] == [2, 2, -signal.SIGKILL]
+    assert [status for status, _ in ends(processes)] == [EXIT_LOST, EXIT_LOST, -signal.SIGKILL]
 
     processes = go_on(2)
     wait_for(processes, "bases/*/bank-search.jsonl", run_dir, 1)
     processes[0].kill()
-    assert [status for status, _ in ends(processes)] == [-signal.SIGKILL, 2]
+    assert [status for status, _ in ends(processes)] == [-signal.SIGKILL, EXIT_LOST]
 
     processes = go_on(2)
     wait_for(processes, "journal.jsonl", run_dir, 9)
