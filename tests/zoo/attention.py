@@ -19,6 +19,7 @@ from .gated import GatedMLP, MixtureOfExperts
 from .language_models import (
     GPT,
     Bert,
+    ConfiguredAttention,
     FusedAttention,
     PartialRotary,
     ReadsHeadDim,
@@ -27,12 +28,14 @@ from .language_models import (
     TiedEmbeddings,
 )
 from .layered import RematTransformer, ScannedMLP, ScannedTransformer
-from .llama import ComputedAngles, HalfTables, Llama, WholeTables
+from .llama import ComputedAngles, HalfTables, Llama, RepeatedHeads, WholeTables
 from .pairs import ImageTextPair
 from .recurrent import BidirectionalClassifier, RecurrentClassifier
+from .routed import RoutedNetwork
 from .state_space import StateSpaceModel
 from .swin import Swin
 from .vision_transformers import MLPMixer, VisionTransformer
+from .windowed import WindowedViT
 
 Sizes = dict[str, Any]
 
@@ -193,6 +196,38 @@ VISION = [
         notes="windows by reshape and transpose, shifts by roll, a table of biases per head gathered, "
         "strided slices concatenated along channels",
     ),
+    _images(
+        "windowed_vit",
+        WindowedViT,
+        {
+            "image": 8,
+            "patch": 2,
+            "width": 16,
+            "depth": 2,
+            "num_heads": 2,
+            "window": 2,
+            "num_classes": 5,
+        },
+        {
+            "image": 224,
+            "patch": 16,
+            "width": 768,
+            "depth": 12,
+            "num_heads": 12,
+            "window": 7,
+            "num_classes": 1000,
+        },
+        notes="windows, and then heads, merged into the batch axis",
+        widths=_widths(
+            {
+                "attention.query.kernel:outer": 2,
+                "attention.query.kernel:inner": 8,
+                "attention.value.kernel": 8,
+                "mlp.up.kernel": 64,
+            },
+            patches_kernel=16,
+        ),
+    ),
     _entry(
         "diffusion_unet",
         DiffusionUNet,
@@ -300,6 +335,21 @@ LANGUAGE = [
             tokens_embedding=16,
         ),
     ),
+    _decoder(
+        "configured_heads",
+        GPT,
+        num_parameters=124_439_808,
+        notes="attention reads its sizes, and a quotient of them, from a configuration object",
+        attention=ConfiguredAttention,
+        widths=_widths(
+            {
+                "attention.query.kernel:outer": 2,
+                "attention.query.kernel:inner": 8,
+                "mlp.up.kernel": 64,
+            },
+            tokens_embedding=16,
+        ),
+    ),
     _entry(
         "bert",
         Bert,
@@ -345,6 +395,19 @@ LANGUAGE = [
         notes="angles from iota at every call: another d gives other angles, so only whole heads of queries and keys "
         "may go; dimensions of values are free",
         rotary=ComputedAngles,
+    ),
+    _llama(
+        "llama_repeated_heads",
+        full=_TINY_LLAMA,
+        num_parameters=1_100_048_384,
+        notes="heads of keys and values repeated by jnp.repeat: they go with the queries that read them",
+        attention=RepeatedHeads,
+        widths={
+            **_widths({"attention.value.kernel": 8, "mlp.gate.kernel": 24}, tokens_embedding=32),
+            "blocks.0.attention.query.kernel:inner": 4,
+            "blocks.0.attention.query.kernel:outer": 2,
+            "blocks.1.attention.query.kernel": 2,
+        },
     ),
     _entry(
         "state_space",
@@ -435,6 +498,16 @@ LAYERED = [
         _floats(2, 5, 6),
         _floats(2, 64, 512),
         notes="kernels [E, c_in, c_out]: hidden channels tied over experts, whole experts tied to the softmax gate",
+    ),
+    _entry(
+        "routed_experts",
+        RoutedNetwork,
+        {"features": 6, "width": 16, "hidden": 8, "depth": 2, "num_experts": 3, "num_classes": 3},
+        {"features": 512, "width": 512, "hidden": 2048, "depth": 6, "num_experts": 8, "num_classes": 1000},
+        _floats(2, 5, 6),
+        _floats(2, 64, 512),
+        notes="tokens scattered to places of experts and gathered again: experts are numbered, and stay",
+        widths={"stem.kernel": 16, "layers.0.up": 8, "layers.1.up": 8},
     ),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -80,6 +81,33 @@ class ReadsHeadDim(SeparateAttention):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (*x.shape[:2], self.num_heads, self.out.kernel.shape[0] // self.num_heads)
+        query, key, value = (layer(x).reshape(shape) for layer in (self.query, self.key, self.value))
+        return self.out(merge_heads(attend(query, key, value, mask=causal_mask(x.shape[1]))))
+
+
+@dataclasses.dataclass
+class AttentionConfig:
+    """Sizes of attention."""
+
+    width: int
+    num_heads: int
+
+
+class ConfiguredAttention(nnx.Module):
+    """Causal self-attention that keeps its sizes in a configuration object, and divides one by the other."""
+
+    def __init__(self, width: int, num_heads: int, *, rngs: nnx.Rngs) -> None:
+        self.config = AttentionConfig(width, num_heads)
+        self.query, self.key, self.value = (nnx.Linear(width, width, rngs=rngs) for _ in range(3))
+        self.out = nnx.Linear(width, width, rngs=rngs)
+
+    @property
+    def num_heads(self) -> int:
+        """How many heads there are."""
+        return self.config.num_heads
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (*x.shape[:2], self.num_heads, self.config.width // self.num_heads)
         query, key, value = (layer(x).reshape(shape) for layer in (self.query, self.key, self.value))
         return self.out(merge_heads(attend(query, key, value, mask=causal_mask(x.shape[1]))))
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .attention_parts import causal_mask, merge_heads, split_heads
+from .attention_parts import attend, causal_mask, merge_heads, split_heads
 
 ROTARY_BASE = 10_000.0
 
@@ -90,6 +90,17 @@ class GroupedQueryAttention(nnx.Module):
         return self.out(merge_heads(y))
 
 
+class RepeatedHeads(GroupedQueryAttention):
+    """The same, with the heads of keys and values repeated, so that there are as many as of queries."""
+
+    def __call__(self, x: jax.Array, rotary: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        query = rotary(split_heads(self.query(x), self.num_heads))
+        key = rotary(split_heads(self.key(x), self.num_kv_heads))
+        value = split_heads(self.value(x), self.num_kv_heads)
+        key, value = (jnp.repeat(each, self.num_heads // self.num_kv_heads, axis=2) for each in (key, value))
+        return self.out(merge_heads(attend(query, key, value, mask=causal_mask(x.shape[1]))))
+
+
 class SwiGLU(nnx.Module):
     """A dense layer gated by another."""
 
@@ -105,9 +116,18 @@ class SwiGLU(nnx.Module):
 class LlamaBlock(nnx.Module):
     """Attention and SwiGLU, each normalised before and added after."""
 
-    def __init__(self, width: int, hidden: int, num_heads: int, num_kv_heads: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        num_heads: int,
+        num_kv_heads: int,
+        *,
+        attention: Callable[..., nnx.Module] = GroupedQueryAttention,
+        rngs: nnx.Rngs,
+    ) -> None:
         self.attention_norm = nnx.RMSNorm(width, rngs=rngs)
-        self.attention = GroupedQueryAttention(width, num_heads, num_kv_heads, rngs=rngs)
+        self.attention = attention(width, num_heads, num_kv_heads, rngs=rngs)
         self.mlp_norm = nnx.RMSNorm(width, rngs=rngs)
         self.mlp = SwiGLU(width, hidden, rngs=rngs)
 
@@ -130,12 +150,14 @@ class Llama(nnx.Module):
         num_heads: int,
         num_kv_heads: int,
         rotary: Callable[[int, int], nnx.Module] = HalfTables,
+        attention: Callable[..., nnx.Module] = GroupedQueryAttention,
         rngs: nnx.Rngs,
     ) -> None:
         self.tokens = nnx.Embed(vocabulary, width, rngs=rngs)
         self.rotary = rotary(max_length, width // num_heads)
         self.blocks = nnx.List(
-            LlamaBlock(width, hidden, num_heads, num_kv_heads, rngs=rngs) for _ in range(depth)
+            LlamaBlock(width, hidden, num_heads, num_kv_heads, attention=attention, rngs=rngs)
+            for _ in range(depth)
         )
         self.norm = nnx.RMSNorm(width, rngs=rngs)
         self.head = nnx.Linear(width, vocabulary, use_bias=False, rngs=rngs)
