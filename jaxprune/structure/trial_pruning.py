@@ -145,14 +145,18 @@ class _Trials:
     def learn(self, kept: KeptChannels, only_runs: bool) -> None:
         """Ties, frees or freezes groups after a trial has failed."""
         misfit = self._misfit(kept, only_runs=only_runs)
-        only_runs |= misfit is not None and not misfit.runs
+        stops = misfit is not None and not misfit.runs
         # What is nowhere split is least under suspicion, and acquitted together.
         suspects = self._suspects()
         kinds = sorted(
             _kinds(self.structure, self.structure.groups), key=lambda kind: suspects.isdisjoint(kind)
         )
         cut = [[name for name in kind if name in kept] for kind in kinds]
-        culprits = self._culprits([names for names in cut if names], kept, only_runs=only_runs)
+        cut = [names for names in cut if names]
+        culprits = self._culprits(cut, kept, only_runs=only_runs or stops)
+        if stops and not only_runs:  # of groups that stop the network together, one may mix channels up alone
+            sets = [[kind for kind in cut if not set(kind).isdisjoint(culprit)] for culprit in culprits]
+            culprits = [smaller for own in sets for smaller in self._culprits(own, kept, only_runs=False)]
         whole = [self._whole_kinds(culprit, kinds, kept) for culprit in culprits]
         freed = [self._follow(names, kept) for names in whole]
         if any(freed):

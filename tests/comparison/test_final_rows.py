@@ -8,7 +8,7 @@ import pytest
 from cli_tasks import small
 from made_up_runs import searched_on_landscapes
 
-from jaxprune.comparison.final_comparison import _machines
+from jaxprune.comparison.final_comparison import machines_of
 from jaxprune.comparison.final_rows import KNOWN, add_best_known, choose_rows
 from jaxprune.language.parsing import parse
 from jaxprune.scoring.lookup import FUNCTIONS, find_function
@@ -31,14 +31,14 @@ from jaxprune.types import Invalid
 )
 def test_unseen_tasks_are_batched_as_those_that_are_searched_on(searched, unseen):
     problem = TaskProblem([small()], **searched)
-    machines = _machines(problem, [small().replace(name="other")])
+    machines = machines_of(problem, [small().replace(name="other")])
     assert machines["other"].batching == unseen == machines["small"].batching
 
 
 def test_unseen_tasks_take_the_chunk_that_a_search_measured():
     problem = TaskProblem([small()])
     problem.programs["small"].settle(Batching("vmap", 2, "library"))
-    assert _machines(problem, [small().replace(name="other")])["other"].batching == ("vmap", 2, "library")
+    assert machines_of(problem, [small().replace(name="other")])["other"].batching == ("vmap", 2, "library")
 
 
 class Predicting:

@@ -151,7 +151,8 @@ def attention(merge):
 
 def test_heads_merged_into_the_batch_are_found_and_observed():
     structure = trace_structure(attention(True), TOKENS)
-    assert structure.widths == {"stem.kernel": 8, "q.kernel": 4, "v.kernel": 4}
+    assert structure.widths == {"stem.kernel": 8, "q.kernel": 4, "v.kernel": 4}  # their number is in the code
+    assert trace_structure(attention(False), TOKENS).widths == structure.widths
     assert [site.batch_axis for site in activation_sites(structure).values()] == [0, 0, 0, 0, None]
     merged_heads, heads = (observe(attention(merge), TOKENS, LABELS) for merge in (True, False))
     expected = np.asarray(heads["v.kernel"].samples)

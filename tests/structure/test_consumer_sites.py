@@ -91,7 +91,8 @@ def test_examples_that_are_cut_into_pieces_are_told():
     layers = {"conv1": conv(1, 6), "fc": linear(6, 4, 1), "head": linear(4, 3, 2)}
 
     def forward(n, x):
-        rows = n.conv1(x).reshape(-1, 8, 6)  # of all images
+        rows = n.conv1(x)
+        rows = rows.reshape(-1, 8, rows.shape[-1])  # of all images
         return n.head(nnx.relu(n.fc(nnx.relu(rows))).reshape(len(x), 64, 4).mean(1))
 
     sites, problems = consumers_of(Net(layers, forward))
