@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
 from jaxprune.commands.network_options import add_task_options, flag, whole_number
 from jaxprune.commands.output import note
-from jaxprune.commands.process_options import add_process_options, with_processes
+from jaxprune.commands.process_options import add_process_options, announced, with_processes
 from jaxprune.config import (
     TASK_OPTIONS,
     Controls,
@@ -194,12 +194,8 @@ def _work(hosts: Hosts, problem: TaskProblem, unseen: Sequence[TaskPrograms]) ->
 
     for programs in machines_of(problem, [programs.task for programs in unseen]).values():
         problem.final_pool(programs, lambda task, base: None)
-    name = hosts.watch.name_of(hosts.rank)
-    note(f"{name}: works for {hosts.watch.name_of(0)}, one of {hosts.count} processes")
-    try:
+    with announced(hosts):
         hosts.serve()
-    finally:
-        note(f"{name}: trained {hosts.num_run} networks")
 
 
 def _unseen(config: RunConfig, data_dir: Path | None) -> list[TaskPrograms]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
+
+from jaxprune.commands.output import note
 
 if TYPE_CHECKING:
     from jaxprune.hosts.sharing import Hosts
@@ -18,7 +21,7 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
     """
     group = parser.add_argument_group(
         "several processes",
-        "One search on all devices of several hosts: start the same command on each. TPU slices, Slurm, Open MPI and "
+        "One run on all devices of several hosts: start the same command on each. TPU slices, Slurm, Open MPI and "
         "indexed Kubernetes jobs need no option.",
     )
     group.add_argument(
@@ -48,6 +51,24 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long to wait for the others at the start (default: 60)",
     )
+
+
+@contextlib.contextmanager
+def announced(hosts: Hosts | None) -> Iterator[None]:
+    """Says on other processes than 0 for whom they work, and at the end how many networks they trained.
+
+    Args:
+      hosts: the processes, or None.
+    """
+    if hosts is None or hosts.is_leader:
+        yield
+        return
+    name = hosts.watch.name_of(hosts.rank)
+    note(f"{name}: works for {hosts.watch.name_of(0)}, one of {hosts.count} processes")
+    try:
+        yield
+    finally:
+        note(f"{name}: trained {hosts.num_run} networks")
 
 
 def with_processes(arguments: argparse.Namespace, run: Callable[[Hosts | None], int]) -> int:

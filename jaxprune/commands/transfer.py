@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,11 @@ from jaxprune.commands.network_options import (
     whole_number,
 )
 from jaxprune.commands.output import has_matplotlib, note, say
+from jaxprune.commands.process_options import add_process_options, announced, with_processes
 
 if TYPE_CHECKING:
     from jaxprune.comparison.transfer_setup import TransferSetup
+    from jaxprune.hosts.sharing import Hosts
     from jaxprune.training.recipes import Recipe
 
 _EPILOG = """\
@@ -69,6 +72,7 @@ def add_transfer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", required=True, metavar="NAME", help=f"fine-tuning: {', '.join(RECIPES)}")
     _add_training_options(parser)
     _add_scoring_options(parser)
+    add_process_options(parser)
 
 
 def _add_training_options(parser: argparse.ArgumentParser) -> None:
@@ -160,19 +164,27 @@ def run_transfer(arguments: argparse.Namespace) -> int:
     Raises:
       ValueError: for options that do not fit, before anything is trained.
       RunDirectoryError: if the folder, or the run of `--function`, cannot be used.
+      TrainingInterrupted: if a signal stopped it.
     """
+    return with_processes(arguments, partial(_transfer, arguments))
+
+
+def _transfer(arguments: argparse.Namespace, hosts: Hosts | None) -> int:
+    """Does what `run_transfer` says, on process 0 or alone; other processes only train for it."""
     from jaxprune.comparison.transfer_cost import transfer_cost
     from jaxprune.comparison.transfer_protocol import run_transfer as run
     from jaxprune.report.transfer_report import accuracy_table, difference_table, write_transfer_report
 
     setup = _set_up(arguments)
-    cost = transfer_cost(setup)
-    note(
-        f"{cost.flops:.1e} FLOP of training, {cost.disk_bytes / 2**30:.2f} GiB on the disk, about "
-        f"{cost.step_bytes / 2**30:.2f} GiB on each device"
-    )
+    if hosts is None or hosts.is_leader:
+        cost = transfer_cost(setup)
+        note(
+            f"{cost.flops:.1e} FLOP of training, {cost.disk_bytes / 2**30:.2f} GiB on the disk, about "
+            f"{cost.step_bytes / 2**30:.2f} GiB on each device"
+        )
     keep_programs(arguments.out)
-    result = run(setup, arguments.out, on_message=note)
+    with announced(hosts):
+        result = run(setup, arguments.out, on_message=note, hosts=hosts)
     if has_matplotlib():
         note(f"wrote {write_transfer_report(arguments.out)}")
     say(accuracy_table(result))

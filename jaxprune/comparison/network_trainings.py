@@ -1,4 +1,4 @@
-"""Trainings and evaluations of whole networks on the images of a transfer, on all devices, with checkpoints."""
+"""Trainings and evaluations of whole networks on the images of a transfer, on this process's devices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxprune.comparison.transfer_records import Accuracy
 from jaxprune.datasets.guarded_split import Split
 from jaxprune.datasets.input_pipeline import Batch, Batches
 from jaxprune.keys import derive, generator
-from jaxprune.training.data_parallel import BATCH_AXIS, TopCounts, data_mesh
+from jaxprune.training.data_parallel import BATCH_AXIS, TopCounts, local_mesh
 from jaxprune.training.network_training import evaluate_network, train_network
 from jaxprune.training.recipes import Recipe
 from jaxprune.training.training_run import Evaluation, TrainingDivergedError, TrainingProgress
@@ -58,22 +58,28 @@ class Training(NamedTuple):
 
 
 class NetworkTrainings:
-    """Trains and evaluates networks on the same images and devices.
+    """Trains and evaluates networks on the same images, on all devices of this process.
 
     Args:
       data: the images.
       on_message: is told how trainings go.
       show: shows a training in place of messages about its steps; None for messages.
+      look: is called every few steps, and raises an exception if the training is not to go on.
 
     Attributes:
       num_devices: that batches are split among.
     """
 
     def __init__(
-        self, data: TransferData, on_message: Callable[[str], None], show: Show | None = None
+        self,
+        data: TransferData,
+        on_message: Callable[[str], None],
+        show: Show | None = None,
+        *,
+        look: Callable[[], None] = lambda: None,
     ) -> None:
-        self.data, self.on_message, self._show = data, on_message, show
-        self._mesh = data_mesh()
+        self.data, self.on_message, self._show, self._look = data, on_message, show, look
+        self._mesh = local_mesh()
         self._sharding = NamedSharding(self._mesh, PartitionSpec(BATCH_AXIS))
         self.num_devices = self._mesh.size
 
@@ -110,6 +116,11 @@ class NetworkTrainings:
         try:
             with ExitStack() as stack:
                 tell = stack.enter_context(self._show(title, num_steps)) if self._show else clock.tell
+
+                def on_progress(progress: TrainingProgress) -> None:
+                    tell(progress)
+                    self._look()
+
                 trained = train_network(
                     model,
                     batches,
@@ -124,7 +135,7 @@ class NetworkTrainings:
                     checkpoint_dir=checkpoint_dir,
                     save_every=max(_LEAST_STEPS, num_steps // _CHECKPOINTS),
                     mesh=self._mesh,
-                    on_progress=tell,
+                    on_progress=on_progress,
                     report_every=max(1, min(50, num_steps // 10)),
                 )
         except TrainingDivergedError as error:

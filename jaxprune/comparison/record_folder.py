@@ -8,7 +8,7 @@ lock               locked while a process uses the folder
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,7 +35,29 @@ REMEDY = "Restore it from a backup, or start in another folder."
 _AGAIN = "give the same command again"
 
 
-class RecordFolder:
+class Records:
+    """What is known of a folder of results, without a lock on it.
+
+    Args:
+      path: the folder.
+      records: lines of its results.jsonl, without checksums.
+    """
+
+    def __init__(self, path: Path, records: Sequence[dict[str, Any]] = ()) -> None:
+        self.path, self.records = path, list(records)
+
+    def records_of(self, kind: str) -> Iterator[dict[str, Any]]:
+        """Yields the records of one kind, without their kind.
+
+        Args:
+          kind: as it was added.
+        """
+        for record in self.records:
+            if record["record"] == kind:
+                yield {name: value for name, value in record.items() if name != "record"}
+
+
+class RecordFolder(Records):
     """A locked folder of results, to be used as a context manager.
 
     Attributes:
@@ -63,7 +85,7 @@ class RecordFolder:
           RunDirectoryError: if another process uses the folder, it holds other settings or other files, it is of a
             newer version, or it cannot be written.
         """
-        self.path = path
+        super().__init__(path)
         self.check(path, document)
         with explained(f"create {path}", again=_AGAIN, place="folder"):
             path.mkdir(parents=True, exist_ok=True)
@@ -109,16 +131,6 @@ class RecordFolder:
         finally:
             os.close(descriptor)
         self.records.append(record)
-
-    def records_of(self, kind: str) -> Iterator[dict[str, Any]]:
-        """Yields the records of one kind, without their kind.
-
-        Args:
-          kind: as it was added.
-        """
-        for record in self.records:
-            if record["record"] == kind:
-                yield {name: value for name, value in record.items() if name != "record"}
 
     @classmethod
     def check(cls, path: Path, document: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState, dotted, split_model
 from jaxprune.structure.tracing import trace_structure
 from jaxprune.training.checkpoint import read_weights
-from jaxprune.training.data_parallel import data_mesh
+from jaxprune.training.data_parallel import local_mesh
 from jaxprune.training.recipes import Recipe, find_recipe
 
 BASE_RECIPES = {
@@ -39,11 +39,15 @@ CALIBRATION_IMAGES = 2000
 _PER_CLASS = 5
 
 
-def check_one_process(what: str) -> None:
-    """Checks that no other process would decode the same batches and write the same folder.
+def check_one_process(
+    what: str,
+    instead: str = "Start it on one host, without jax.distributed; several can share a search (evolve) or a transfer.",
+) -> None:
+    """Checks that no other process would do the same work and write the same folder.
 
     Args:
       what: needs one process, in the message.
+      instead: what several processes can do.
 
     Raises:
       ValueError: if JAX runs several processes.
@@ -51,7 +55,7 @@ def check_one_process(what: str) -> None:
     if jax.process_count() > 1:
         raise ValueError(
             f"{what} needs one process, which uses all devices of its host, got {jax.process_count()} processes. "
-            "Start it on one host, without jax.distributed."
+            f"{instead}"
         )
 
 
@@ -171,7 +175,7 @@ def check_recipe(recipe: Recipe | None, data: TransferData, what: str) -> None:
     """
     if recipe is None:
         return
-    num_devices = data_mesh().size
+    num_devices = local_mesh().size
     if recipe.batch_size % num_devices:
         near = max(1, round(recipe.batch_size / num_devices)) * num_devices
         raise ValueError(

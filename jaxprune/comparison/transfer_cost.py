@@ -14,7 +14,7 @@ from jaxprune.comparison.transfer_setup import TransferSetup
 from jaxprune.datasets.preparation import free_bytes
 from jaxprune.structure.groups import Structure
 from jaxprune.tasks.batching_speed import FLOPS_PER_MAC
-from jaxprune.training.data_parallel import data_mesh
+from jaxprune.training.data_parallel import local_mesh
 from jaxprune.training.recipes import Recipe
 
 _BYTES = 4
@@ -123,7 +123,7 @@ def training_cost(
     checkpoint = _COPIES_OF_WEIGHTS + (largest.optimizer == "adam") + (largest.ema > 0)
     width = full if dense else small
     disk = len(dense) * full + len(slim) * small
-    per_device = -(-largest.batch_size // data_mesh().size)
+    per_device = -(-largest.batch_size // local_mesh().size)
     outputs = _outputs_per_image(structure) * (2 if largest.compute == "bfloat16" else _BYTES)
     return TransferCost(
         base_flops=flops(dense, structure.count_macs()),

@@ -4,7 +4,7 @@ config.json        settings, and what the images and the network are
 results.jsonl      append-only: kept counts, plans, a row per trained network, refused functions, test accuracies
 bases/N/           base networks
 networks/N-NAME/   pruned and fine-tuned networks, with the plan of each beside it as N-NAME.plan.json
-training/          checkpoints of the network that is being trained
+training/          checkpoints of the networks that are being trained
 test.json          when test images were opened
 compiled/          programs that rows share, if the command keeps them there
 transfer.json, report.md, figures/: written at the end
@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxprune.comparison.record_folder import RecordFolder
+from jaxprune.comparison.record_folder import RecordFolder, Records
 from jaxprune.comparison.transfer_records import FORMAT, Accuracy, TransferRow
 from jaxprune.files import checksum
 
@@ -32,11 +32,8 @@ class PlanRecord(NamedTuple):
     fallback_groups: tuple[str, ...]
 
 
-class TransferFolder(RecordFolder):
-    """The locked folder of a transfer."""
-
-    what = "transfer"
-    format = FORMAT
+class KnownTransfer(Records):
+    """What is known of the folder of a transfer, and where its files are."""
 
     @property
     def rows(self) -> dict[tuple[int, str], TransferRow]:
@@ -101,6 +98,13 @@ class TransferFolder(RecordFolder):
           name: of the row.
         """
         return self.path / "training" / f"{base}-{file_name(name)}"
+
+
+class TransferFolder(KnownTransfer, RecordFolder):
+    """The locked folder of a transfer."""
+
+    what = "transfer"
+    format = FORMAT
 
 
 def check_folder(path: Path, document: Mapping[str, Any]) -> None:

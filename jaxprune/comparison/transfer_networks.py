@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from math import prod, sqrt
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from jaxprune.comparison.network_trainings import whole_number
 from jaxprune.comparison.record_folder import REMEDY
 from jaxprune.comparison.stored_networks import read_network, read_plan
 from jaxprune.comparison.training_checks import read_checkpoint
-from jaxprune.comparison.transfer_folder import TransferFolder
+from jaxprune.comparison.transfer_folder import KnownTransfer
 from jaxprune.comparison.transfer_plans import Planned
 from jaxprune.comparison.transfer_records import DENSE
 from jaxprune.comparison.transfer_setup import TransferSetup
@@ -37,10 +38,10 @@ class TransferNetworks:
 
     Args:
       setup: what is done.
-      folder: where they are.
+      folder: where they are, and what is noted of them.
     """
 
-    def __init__(self, setup: TransferSetup, folder: TransferFolder) -> None:
+    def __init__(self, setup: TransferSetup, folder: KnownTransfer) -> None:
         self.setup, self.folder = setup, folder
         self._loaded: tuple[int, nnx.Module] | None = None
 
@@ -125,13 +126,16 @@ class TransferNetworks:
         with explained(f"store {place}", again=_AGAIN, place="folder"):
             save_network(place, weights, {}, self._identity(base, name))
 
-    def save_plan(self, base: int, name: str, planned: Planned) -> None:
-        """Writes a plan beside where its network will be, and notes that.
+    def save_plan(self, base: int, name: str, planned: Planned) -> dict[str, Any]:
+        """Writes a plan beside where its network will be.
 
         Args:
           base: number of the base network.
           name: of the row.
           planned: the plan.
+
+        Returns:
+          What to note of it.
 
         Raises:
           RunDirectoryError: if it cannot be written.
@@ -141,8 +145,7 @@ class TransferNetworks:
             path.parent.mkdir(parents=True, exist_ok=True)
             planned.plan.save(path)
         digest, groups = kept_digest(planned.plan.to_kept()), list(planned.fallback_groups)
-        record = {"base": base, "name": name, "kept_digest": digest, "fallback_groups": groups}
-        self.folder.add("plan", record)
+        return {"base": base, "name": name, "kept_digest": digest, "fallback_groups": groups}
 
     def plan(self, base: int, name: str) -> Plan:
         """Reads the plan of a row.

@@ -6,20 +6,29 @@ Every step that takes long ends with a line on the disk, so that the same call g
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from jaxprune.comparison.training_checks import check_one_process
 from jaxprune.comparison.transfer_cost import check_resources, transfer_cost
-from jaxprune.comparison.transfer_folder import TransferFolder, check_folder
+from jaxprune.comparison.transfer_folder import KnownTransfer, TransferFolder, check_folder
+from jaxprune.comparison.transfer_networks import TransferNetworks
 from jaxprune.comparison.transfer_records import DENSE, Accuracy, Scoring
 from jaxprune.comparison.transfer_results import Transfer, save_transfer
 from jaxprune.comparison.transfer_runs import TransferRun
 from jaxprune.comparison.transfer_setup import TransferSetup, set_up_transfer
+from jaxprune.comparison.transfer_trainings import TransferTrainings
 from jaxprune.datasets.dataset import Dataset
 from jaxprune.datasets.guarded_split import read_openings
+from jaxprune.files import to_text
+from jaxprune.hosts.agreement import check_one_folder, facts_of
+from jaxprune.hosts.sharing import Hosts
+from jaxprune.interrupts import Interrupted, Interrupts
 from jaxprune.pruning.budgets import Scope
 from jaxprune.scoring.lookup import Function
 from jaxprune.training.recipes import Recipe
+from jaxprune.training.training_run import TrainingInterrupted
 
 OnMessage = Callable[[str], None]
 
@@ -49,6 +58,7 @@ def transfer(
     image_size: int | None = None,
     workers: int = 0,
     on_message: OnMessage = lambda message: None,
+    hosts: Hosts | None = None,
 ) -> Transfer:
     """Prunes a network by a function and by its rivals, to equal sizes, and fine-tunes all of them equally.
 
@@ -84,6 +94,8 @@ def transfer(
       image_size: side of images of many sizes, which are then decoded batch by batch.
       workers: processes that decode.
       on_message: is told how it goes.
+      hosts: the processes that share the trainings, all of which call this alike; None for one process. Process 0
+        returns, the others leave at its end.
 
     Returns:
       All accuracies.
@@ -92,8 +104,11 @@ def transfer(
       ValueError: for arguments that do not fit, before anything is trained, and for a function without finite scores.
       ImportError: if packages for reading are missing.
       RunDirectoryError: if the folder is in use, of other settings, damaged, or cannot be written.
-      TrainingInterrupted: after Ctrl-C or SIGTERM in a training, which was saved.
+      TrainingInterrupted: after Ctrl-C or SIGTERM in a training, which was saved; with several processes, anywhere.
+      HostsError: if another process failed.
+      SystemExit: on other processes than 0, when everything is done.
     """
+    _check_processes(hosts)
     setup = set_up_transfer(
         function,
         name=name,
@@ -117,11 +132,15 @@ def transfer(
         image_size=image_size,
         workers=workers,
     )
-    return run_transfer(setup, out, on_message=on_message)
+    return run_transfer(setup, out, on_message=on_message, hosts=hosts)
 
 
 def run_transfer(
-    setup: TransferSetup, out: str | os.PathLike[str], *, on_message: OnMessage = lambda message: None
+    setup: TransferSetup,
+    out: str | os.PathLike[str],
+    *,
+    on_message: OnMessage = lambda message: None,
+    hosts: Hosts | None = None,
 ) -> Transfer:
     """Runs a transfer that was set up, or goes on with it.
 
@@ -129,25 +148,60 @@ def run_transfer(
       setup: what `set_up_transfer` returned.
       out: the folder.
       on_message: is told how it goes.
+      hosts: the processes that share the trainings, as for `transfer`.
 
     Returns:
       All accuracies, which are also in `transfer.json`.
 
     Raises:
-      ValueError, RunDirectoryError, TrainingInterrupted: as `transfer`.
+      ValueError, RunDirectoryError, TrainingInterrupted, HostsError, SystemExit: as `transfer`.
     """
+    _check_processes(hosts)
     path = Path(out)
+    if hosts is None:
+        return _run(setup, path, on_message, None)
+    hosts.watch.again = (
+        "Start all processes again in the same way: trainings go on from their last checkpoints."
+    )
+    hosts.agree("settings", facts_of(to_text(setup.document())))
+    if hosts.is_leader:
+        check_folder(path, setup.document())
+    check_one_folder(hosts, path, option="--out")
+    if not hosts.is_leader:
+        networks = TransferNetworks(setup, KnownTransfer(path))
+        TransferTrainings(networks, lambda message: None, hosts)
+        hosts.serve()
+    interrupts = Interrupts()
+    try:
+        with interrupts, interrupts.at_once():
+            return _run(setup, path, on_message, hosts)
+    except KeyboardInterrupt as stop:
+        if isinstance(stop, Interrupted):
+            raise
+        raise TrainingInterrupted(
+            f"The transfer was interrupted and saved in {path}. Start it again in the same way to go on.",
+            interrupts.received or signal.SIGINT,
+        ) from stop
+
+
+def _check_processes(hosts: Hosts | None) -> None:
+    """Checks that several processes are meant to share the transfer."""
+    if hosts is None:
+        check_one_process(
+            "a transfer without hosts=", "Pass the processes that `joined` yields: hosts=hosts."
+        )
+
+
+def _run(setup: TransferSetup, path: Path, on_message: OnMessage, hosts: Hosts | None) -> Transfer:
+    """Runs a transfer on this process, and on others that share its trainings."""
     check_folder(path, setup.document())
     check_resources(transfer_cost(setup), path)
     with TransferFolder(path, setup.document(), on_message) as folder:
-        run = TransferRun(setup, folder, on_message)
+        run = TransferRun(setup, folder, on_message, hosts)
         bases = range(setup.settings.bases)
-        for base in bases:
-            run.plan_base(base)
+        run.plan_bases()
         names = run.names
-        for base in bases:
-            for row in names:
-                run.finetune(base, row)
+        run.finetune(names)
         _test(run, names)
         opened = read_openings(run.test_record) if folder.test else ()
         rows = folder.rows

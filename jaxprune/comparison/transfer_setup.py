@@ -13,7 +13,6 @@ from jaxprune.comparison.training_checks import (
     canonical_network,
     check_classes,
     check_numbers,
-    check_one_process,
     check_operands,
     check_recipe,
     num_observed,
@@ -144,7 +143,6 @@ def set_up_transfer(
     Raises:
       ValueError, ImportError: as `transfer`.
     """
-    check_one_process("a transfer")
     check_numbers(
         "a transfer", bases=bases, seed=seed, calibration_images=calibration_images, coarse=coarse_classes
     )

@@ -32,7 +32,9 @@ def facts_of(document: str) -> dict[str, str]:
     return dict(_leaves(json.loads(document), ""))
 
 
-def check_one_folder(hosts: Hosts, folder: Path, *, seconds: float = FOLDER_SECONDS) -> None:
+def check_one_folder(
+    hosts: Hosts, folder: Path, *, option: str = "--run-dir", seconds: float = FOLDER_SECONDS
+) -> None:
     """Checks that a folder is the same on all processes; all of them call it.
 
     Process 0 writes a file there for a moment. A resumed job needs it, because any host can be process 0 then.
@@ -40,6 +42,7 @@ def check_one_folder(hosts: Hosts, folder: Path, *, seconds: float = FOLDER_SECO
     Args:
       hosts: the processes.
       folder: where this process sees it; created by process 0.
+      option: names it on the command line.
       seconds: how long a file may take to be seen.
 
     Raises:
@@ -53,7 +56,7 @@ def check_one_folder(hosts: Hosts, folder: Path, *, seconds: float = FOLDER_SECO
             (folder / name).touch()
     try:
         name = hosts.exchange("file in the folder", {"name": name})[0]["name"]
-        is_seen = _is_seen(folder / name, seconds)
+        is_seen = comes_into_sight(folder / name, seconds)
         seen = hosts.exchange("folder seen", {"seen": str(is_seen), "path": str(folder.resolve())})
     finally:
         if hosts.is_leader:
@@ -66,14 +69,19 @@ def check_one_folder(hosts: Hosts, folder: Path, *, seconds: float = FOLDER_SECO
     ]
     if blind:
         raise ValueError(
-            f"the run directory needs to be one folder for all processes, got {seen[0]['path']} on "
+            f"the folder of results needs to be one for all processes, got {seen[0]['path']} on "
             f"{hosts.watch.name_of(0)}, but {'; '.join(blind)}. Name a folder on a shared disk or a mounted bucket: "
-            "--run-dir."
+            f"{option}."
         )
 
 
-def _is_seen(path: Path, seconds: float) -> bool:
-    """Waits until a file is there; returns whether it came."""
+def comes_into_sight(path: Path, seconds: float = FOLDER_SECONDS) -> bool:
+    """Waits until a file of another process is seen here; returns whether it came.
+
+    Args:
+      path: the file.
+      seconds: how long to wait.
+    """
     deadline = time.monotonic() + seconds
     while not path.exists():
         if time.monotonic() >= deadline:

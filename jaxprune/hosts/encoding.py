@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,30 @@ def pack(plain: object, arrays: Sequence[np.ndarray] = ()) -> bytes:
     head = json.dumps([plain, kinds]).encode()
     contents = [np.ascontiguousarray(array).tobytes() for array in arrays]
     return b"".join([len(head).to_bytes(_HEAD_BYTES, "big"), head, *contents])
+
+
+def pack_state(plain: object, state: Mapping[tuple[Any, ...], Any]) -> bytes:
+    """Returns plain data and the arrays of a network as bytes.
+
+    Args:
+      plain: as for `pack`.
+      state: path of strings and numbers -> array.
+
+    Example:
+      >>> unpack_state(pack_state(1, {("a", 0): np.ones(1)}))
+      (1, {('a', 0): array([1.])})
+    """
+    return pack([plain, [list(path) for path in state]], [np.asarray(array) for array in state.values()])
+
+
+def unpack_state(content: bytes) -> tuple[Any, dict[tuple[Any, ...], Any]]:
+    """Returns the plain data and the arrays that `pack_state` packed.
+
+    Args:
+      content: the bytes.
+    """
+    (plain, paths), arrays = unpack(content)
+    return plain, {tuple(path): array for path, array in zip(paths, arrays, strict=True)}
 
 
 def unpack(content: bytes) -> tuple[Any, list[np.ndarray]]:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-from jaxprune.hosts.channel import Channel, Store
+from jaxprune.hosts.channel import SLICE_SECONDS, Channel, Store
 from jaxprune.hosts.watching import HostsError, Watch
-from jaxprune.interrupts import look_for_interrupts
+from jaxprune.interrupts import Interrupted, look_for_interrupts
 
 Run = Callable[[list[Any]], Iterator[bytes]]
 """Runs plain items (as JSON gives them back) and yields the result of each in order."""
@@ -49,10 +50,12 @@ class Hosts:
         self.rank, self.count, self.watch = rank, count, watch
         self.num_run = 0
         self._store, self._shut_down = store, shut_down
-        self._channel = Channel(store, self._look)
+        self._channel = Channel(store, self.look)
         self._runs: dict[str, Run] = {}
         self._listeners: dict[str, Callable[[bytes], None]] = {}
+        self._saving: set[str] = set()
         self._number = self._num_exchanges = 0
+        self._under_way: str | None = None
         self._open: _Block | None = None
         self._is_running_own = False
         self._signals = contextlib.ExitStack()
@@ -83,9 +86,14 @@ class Hosts:
         ending = error or late
         status = 0 if ending is None else _status(ending)
         if self.is_leader:
+            if isinstance(ending, KeyboardInterrupt):
+                self._let_others_save(int(getattr(ending, "signal_number", signal.SIGINT)))
             self.watch.stop(status, self._reason(ending, status))
             if self._open is not None:
                 self._open.close()
+        elif isinstance(ending, Interrupted):  # nothing is lost
+            self.watch.pass_on(ending.signal_number)
+            self.watch.wait_for_stop()
         elif status:
             self.watch.fail(_in_one_line(ending))
             self.watch.wait_for_stop()
@@ -95,14 +103,25 @@ class Hosts:
         if late is not None:
             raise late
 
-    def offer(self, kind: str, run: Run, *, listen: Callable[[bytes], None] | None = None) -> None:
+    def offer(
+        self,
+        kind: str,
+        run: Run,
+        *,
+        listen: Callable[[bytes], None] | None = None,
+        saves_itself: bool = False,
+    ) -> None:
         """Says how this process runs items of a kind.
 
         Args:
           kind: the name by which process 0 asks for it.
           run: runs a process's share.
           listen: gets what process 0 tells about this kind.
+          saves_itself: whether a run that is asked to stop, as by a signal, saves where it is and raises `Interrupted`.
+            Process 0 waits for that when it is stopped; runs of other kinds end at once.
         """
+        if saves_itself:
+            self._saving.add(kind)
         self._runs[kind] = run
         if listen is not None:
             self._listeners[kind] = listen
@@ -208,21 +227,42 @@ class Hosts:
                 self._listeners[order["tell"]](message[end:])
             else:
                 self._run_share(order["kind"], order["items"], order["owners"])
-            self._store.set(f"done/{self._number}/{self.rank}", b"")
+            self._say_done()
+
+    def look(self) -> None:
+        """Looks whether this process is to go on; for work that takes long, and while it waits.
+
+        Raises:
+          HostsError: on process 0, if another one failed.
+          SystemExit: on other processes, after everything is done.
+          KeyboardInterrupt: on process 0, after a signal.
+        """
+        self.watch.look()
+        if self.is_leader:
+            look_for_interrupts()
+
+    def _say_done(self) -> None:
+        """Says that nothing of the last order is left to do here."""
+        self._store.set(f"done/{self._number}/{self.rank}", b"")
 
     def _run_share(self, kind: str, items: list[Any], owners: list[int]) -> None:
         """Runs this process's items of a block, unless process 0 drops it."""
         numbers = [number for number, owner in enumerate(owners) if owner == self.rank]
-        with contextlib.closing(_as_generator(self._runs[kind]([items[i] for i in numbers]))) as results:
-            for number, result in zip(numbers, results, strict=True):
-                self.num_run += 1
-                self._channel.send(f"result/{self._number}/{number}", result)
-                if self._store.get(f"dropped/{self._number}", 0) is not None:
-                    return
+        try:
+            with contextlib.closing(_as_generator(self._runs[kind]([items[i] for i in numbers]))) as results:
+                for number, result in zip(numbers, results, strict=True):
+                    self.num_run += 1
+                    self._channel.send(f"result/{self._number}/{number}", result)
+                    if self._store.get(f"dropped/{self._number}", 0) is not None:
+                        return
+        except Interrupted:
+            self._say_done()
+            raise
 
     def _begin(self, kind: str, items: list[Any], owners: list[int]) -> _Block:
         """Orders a block, after the one before it is complete."""
         self._send({"kind": kind, "items": items, "owners": owners}, b"")
+        self._under_way = kind
         own = [item for item, owner in zip(items, owners, strict=True) if owner == self.rank]
         self._open = _Block(self, self._number, owners, _as_generator(self._runs[kind](own)))
         return self._open
@@ -241,8 +281,19 @@ class Hosts:
         if self._number:
             for rank in range(1, self.count):
                 self._channel.wait(f"done/{self._number}/{rank}")
+            self._under_way = None
             for name in ("order", "result", "done", "dropped"):
                 self._store.delete(f"{name}/{self._number}")
+
+    def _let_others_save(self, number: int) -> None:
+        """Waits until the other processes have saved what they are in the middle of, if that is of such a kind."""
+        if self._under_way not in self._saving:
+            return
+        self.watch.ask_to_save(number)
+        for rank in range(1, self.count):
+            while not self.watch.is_failed(rank):
+                if self._store.get(f"done/{self._number}/{rank}", SLICE_SECONDS) is not None:
+                    break
 
     def _next_own(self, own: Iterator[bytes]) -> bytes:
         """Runs the next item of this process's own share."""
@@ -252,12 +303,6 @@ class Hosts:
             return next(own)
         finally:
             self._is_running_own = False
-
-    def _look(self) -> None:
-        """Looks, while this process waits, whether it is to go on."""
-        self.watch.look()
-        if self.is_leader:
-            look_for_interrupts()
 
     def _reason(self, error: BaseException | None, status: int) -> str:
         """Says to the others why this process, the leader, ends."""

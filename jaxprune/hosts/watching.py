@@ -33,6 +33,10 @@ HEARTBEAT_SECONDS = 10
 EXIT_LOST = 75
 """Exit status where a process died or did not come: starting all again may help."""
 
+_AGAIN = (
+    "Start all processes again with --resume (resume=True): at most one block of fine-tunings is run again."
+)
+
 _SHOW_CURSOR = "\x1b[?25h\n"
 """Ends the live table, which hides the cursor, where nobody else can."""
 
@@ -58,6 +62,9 @@ class Watch:
       is_leader_there: whether anybody answers at the address of process 0.
       leave: called before this process ends because process 0 said so.
       end: ends the process with a status; `os._exit` but in tests.
+
+    Attributes:
+      again: says, after the death of a process, how to go on; that of a search unless it is set.
     """
 
     def __init__(
@@ -74,6 +81,7 @@ class Watch:
         self.store, self.rank, self.count, self.leave, self.end = store, rank, count, leave, end
         self.heartbeat, self.is_leader_there = heartbeat, is_leader_there
         self.host = socket.gethostname()
+        self.again = _AGAIN
         self.is_told_to_stop = False
         self.is_leaving = False
         self._names: dict[int, str] = {rank: self.host}
@@ -123,6 +131,30 @@ class Watch:
         if self.is_told_to_stop:
             raise SystemExit(0)
 
+    def is_failed(self, rank: int) -> bool:
+        """Returns whether a process said that it failed.
+
+        Args:
+          rank: its number.
+        """
+        return rank in self._failures
+
+    def pass_on(self, number: int) -> None:
+        """Passes a signal of this process on to process 0.
+
+        Args:
+          number: of the signal.
+        """
+        self.store.set(f"state/signal/{self.rank}", str(number).encode())
+
+    def ask_to_save(self, number: int) -> None:
+        """Asks the other processes to save what they are in the middle of, as a signal would; for process 0.
+
+        Args:
+          number: of the signal.
+        """
+        self.store.set("state/save/0", str(number).encode())
+
     def fail(self, text: str) -> None:
         """Tells the other processes that this one failed."""
         self.store.set(f"state/failed/{self.rank}", text.encode())
@@ -151,10 +183,7 @@ class Watch:
         if self._ended.is_set():  # this process leaves, and so does the other
             raise SystemExit(EXIT_LOST)  # in a thread, that ends the thread
         self._only_one_line.acquire()  # never released: the process ends
-        say(
-            f"{self.name_of(rank)} {what}. Start all processes again with --resume (resume=True): "
-            "at most one block of fine-tunings is run again."
-        )
+        say(f"{self.name_of(rank)} {what}. {self.again}")
         self.end(EXIT_LOST)
         raise SystemExit(EXIT_LOST)
 
@@ -190,7 +219,7 @@ class Watch:
                 continue
             if kind == "failed":
                 self._failures[rank] = value.decode()
-            elif kind == "signal" and self.rank == 0:
+            elif kind == "save" or (kind == "signal" and self.rank == 0):
                 request_stop(int(value))
             elif kind == "beat":
                 self._names[rank] = value.decode().partition(" ")[2]
@@ -207,7 +236,7 @@ class Watch:
             self.beat()
             if select.select([self._signals], [], [], BEAT_SECONDS)[0]:
                 for number in {signal.SIGINT, signal.SIGTERM} & set(self._signals.recv(64)):
-                    self.store.set(f"state/signal/{self.rank}", str(int(number)).encode())
+                    self.pass_on(int(number))
 
     def _guard(self) -> None:
         """Notices that process 0 is gone, without asking the store: while JAX aborts, nothing of it answers."""

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.hosts.encoding import pack, unpack
+from jaxprune.hosts.encoding import pack_state, unpack_state
 from jaxprune.hosts.sharing import Hosts
 from jaxprune.language.expression import Expression
 from jaxprune.language.parsing import parse
@@ -48,7 +48,7 @@ class SharedPool(BasePool):
             return tuple(self._given[index] for index in range(self.num_bases))
         bases = super().bases
         for base in bases:
-            self._hosts.tell(self._training, _packed([base.index, base.accuracy], base.weights))
+            self._hosts.tell(self._training, pack_state([base.index, base.accuracy], base.weights))
         return bases
 
     def finetune(
@@ -97,21 +97,15 @@ class SharedPool(BasePool):
                 yield _packed_trained(trained, with_weights)
 
 
-def _packed(plain: object, weights: FlatState) -> bytes:
-    """Plain data and weights as bytes."""
-    paths = [list(path) for path in weights]
-    return pack([plain, paths], [np.asarray(array) for array in weights.values()])
-
-
 def _unpacked(content: bytes) -> tuple[Any, FlatState]:
-    """What `_packed` packed, with the weights on the default device."""
-    (plain, paths), arrays = unpack(content)
-    return plain, {tuple(path): jnp.array(array) for path, array in zip(paths, arrays, strict=True)}
+    """What `pack_state` packed, with the weights on the default device."""
+    plain, arrays = unpack_state(content)
+    return plain, {path: jnp.array(array) for path, array in arrays.items()}
 
 
 def _packed_trained(trained: Trained, with_weights: bool) -> bytes:
     """The result of a training as bytes."""
-    return _packed([trained.accuracies.tolist(), trained.seconds], trained.weights if with_weights else {})
+    return pack_state([trained.accuracies.tolist(), trained.seconds], trained.weights if with_weights else {})
 
 
 def _trained(content: bytes) -> Trained:

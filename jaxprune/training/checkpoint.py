@@ -52,12 +52,22 @@ def checkpointer() -> Any:  # noqa: ANN401 - Orbax is imported when it is used
 
     if jax.process_count() == 1:
         return ocp.PyTreeCheckpointer()
-    here = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process-{here}"
-    )
+    alone = this_process()
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def this_process() -> Any:  # noqa: ANN401 - Orbax is imported when it is used
+    """Returns the options by which Orbax waits for no other process.
+
+    NumPy arrays are still written by process 0 alone.
+    """
+    import orbax.checkpoint as ocp
+
+    here = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process-{here}"
+    )
 
 
 def save_network(

@@ -167,6 +167,16 @@ def data_mesh(mesh: Mesh | None = None) -> Mesh:
     )  # an explicit axis would need shardings in every network's code
 
 
+def local_mesh() -> Mesh:
+    """Returns a mesh of the devices of this process, for work that other processes have no part in.
+
+    Example:
+      >>> local_mesh().size == jax.local_device_count()
+      True
+    """
+    return Mesh(np.array(jax.local_devices()), (BATCH_AXIS,))
+
+
 def batch_sharding(mesh: Mesh | None = None) -> NamedSharding:
     """Returns the sharding of batches over devices, for an input pipeline to send them there.
 
@@ -200,6 +210,11 @@ class DataParallel:
         return NamedSharding(self.mesh, PartitionSpec())
 
     @cached_property
+    def num_processes(self) -> int:
+        """Number of processes whose devices these are."""
+        return len({device.process_index for device in self.mesh.devices.flat})
+
+    @cached_property
     def split(self) -> NamedSharding:
         """The first axis over the devices."""
         return batch_sharding(self.mesh)
@@ -230,7 +245,7 @@ class DataParallel:
         """
         arrays: tuple[Array, ...] = tuple(batch)
         is_local = not isinstance(arrays[0], jax.Array)
-        self.check_batch_size(len(arrays[0]) * (jax.process_count() if is_local else 1))
+        self.check_batch_size(len(arrays[0]) * (self.num_processes if is_local else 1))
         if is_local:
             placed = Batch(*(jax.make_array_from_process_local_data(self.split, x) for x in arrays))
         else:

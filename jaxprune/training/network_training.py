@@ -112,7 +112,8 @@ def train_network(
       checkpoint_dir: where the run is saved, and goes on from. With it, SIGTERM and Ctrl-C save the run before they
         end it; without it nothing is saved.
       save_every: steps between checkpoints, >= 1.
-      mesh: has an axis "data"; by default all devices of all processes.
+      mesh: has an axis "data"; by default all devices of all processes. With devices of this process alone
+        (`local_mesh()`), other processes have no part in the run.
       on_progress: is told how the run goes.
       report_every: steps between reports, >= 1.
       distill: None, or a teacher whose soft classes the network learns. It sees the same augmented images.
@@ -161,11 +162,11 @@ def train_network(
             if teacher is not None and teacher_weights is not None:
                 identity["teacher"] = [_content_of(teacher_weights), teacher.temperature, teacher.weight]
             like = jax.eval_shape(init, weights)
-            run.checkpoints = stack.enter_context(RunCheckpoints(checkpoint_dir, identity, like))
+            is_alone = devices.num_processes == 1
+            checkpoints = RunCheckpoints(checkpoint_dir, identity, like, is_alone=is_alone)
+            run.checkpoints = stack.enter_context(checkpoints)
             state = run.restore()
-            if (
-                jax.process_count() == 1
-            ):  # else JAX itself notes SIGTERM, which a handler of Python's would prevent
+            if is_alone:  # else JAX itself notes SIGTERM, which a handler of Python's would prevent
                 run.interrupts = stack.enter_context(Interrupts(signal.SIGINT, signal.SIGTERM))
         if state is None:
             host = jax.tree.map(np.asarray, weights)

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxprune.files import checksum, parse_json, to_text
 from jaxprune.structure.model_state import FlatState, array_content, dotted
-from jaxprune.training.checkpoint import DamagedNetworkError, check_room, quiet
+from jaxprune.training.checkpoint import DamagedNetworkError, check_room, quiet, this_process
 from jaxprune.training.loop import StepState
 
 _NUM_KEPT = 2
@@ -49,27 +50,47 @@ class RunCheckpoints:
       folder: created if it is not there.
       identity: name -> plain data that tells this run from others: network, recipe, data.
       like: a state of the run, or its shapes.
+      is_alone: whether this process alone trains and saves; otherwise all processes of `jax.distributed` do together.
 
     Raises:
       OSError: if there is too little room on the disk.
       ValueError: if the folder holds checkpoints of another run; names what differs.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], identity: Mapping[str, Any], like: StepState) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        identity: Mapping[str, Any],
+        like: StepState,
+        *,
+        is_alone: bool = True,
+    ) -> None:
         import orbax.checkpoint as ocp
 
         self.folder = FilePath(folder).resolve()
         self._identity: Any = parse_json(to_text(dict(identity)))  # as it comes back from a checkpoint
         self._like = like
         self.folder.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
+        self._is_one_of_several = is_alone and jax.process_count() > 1
+        if is_alone or jax.process_index() == 0:
             size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
             num_there = sum(entry.name.isdigit() for entry in self.folder.iterdir())
             check_room(self.folder, (_NUM_KEPT + 1 - min(num_there, _NUM_KEPT)) * size)
+        processes = this_process() if self._is_one_of_several else ocp.options.MultiprocessingOptions()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.LatestN(_NUM_KEPT), cleanup_tmp_directories=True
+            preservation_policy=ocp.checkpoint_managers.LatestN(_NUM_KEPT),
+            cleanup_tmp_directories=True,
+            create=False,
+            multiprocessing_options=processes,
+            # Orbax's marks of saves in the background have the same names in all processes.
+            enable_async_checkpointing=not self._is_one_of_several,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        types = {"type_handler_registry": _types_written_here()} if self._is_one_of_several else {}
+        handlers = {
+            "state": ocp.PyTreeCheckpointHandler(multiprocessing_options=processes, **types),
+            "record": ocp.JsonCheckpointHandler(multiprocessing_options=processes),
+        }
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def __enter__(self) -> Self:
         """Returns itself."""
@@ -134,7 +155,8 @@ class RunCheckpoints:
         tree = _as_tree(jax.tree.map(lambda leaf: np.array(leaf.addressable_data(0)), state))
         record = {"identity": self._identity, "history": list(history)}
         record["checksum"] = _checksum(tree, record["identity"], record["history"])
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(record))
+        stored = jax.tree.map(_seen_by_all, tree) if self._is_one_of_several else tree
+        arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(stored), record=ocp.args.JsonSave(record))
         self._manager.save(num_done, args=arguments, force=True)
 
     def wait(self) -> None:
@@ -164,7 +186,8 @@ class RunCheckpoints:
         self._check_identity(stored)
         like = _as_tree(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self._like))
         try:
-            arguments = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+            arguments = ocp.args.Composite(state=ocp.args.PyTreeRestore(like, restore_args=as_numpy))
             with quiet():
                 tree = self._manager.restore(num_done, args=arguments)["state"]
         except MemoryError:
@@ -187,6 +210,30 @@ class RunCheckpoints:
                 f"checkpoint_dir needs to be empty or hold checkpoints of this run, got {self.folder} of another "
                 f"one: {'; '.join(differences)}. Choose another folder, or remove this one to start anew."
             )
+
+
+def _types_written_here() -> Any:  # noqa: ANN401 - of Orbax
+    """How Orbax writes arrays of `_seen_by_all`, and reads them as NumPy arrays.
+
+    It writes NumPy arrays by process 0 alone, and refuses arrays of JAX that only this process has.
+    """
+    from orbax.checkpoint import type_handlers
+
+    here = jax.process_index()
+    arrays = type_handlers.ArrayHandler(
+        primary_host=here, replica_id=None, use_replica_parallel=False, enable_write_sharding_file=False
+    )
+    return type_handlers.create_type_handler_registry(
+        (jax.Array, arrays), (np.ndarray, type_handlers.NumpyHandler())
+    )
+
+
+def _seen_by_all(array: np.ndarray) -> jax.Array:
+    """An array as one that all processes would have, of which each knows its own copy."""
+    first = {device.process_index: device for device in reversed(jax.devices())}
+    everywhere = NamedSharding(Mesh(np.array(list(first.values())), ("process",)), PartitionSpec())
+    copy = jax.device_put(array, first[jax.process_index()])
+    return jax.make_array_from_single_device_arrays(array.shape, everywhere, [copy])
 
 
 def _as_tree(state: StepState) -> Tree:

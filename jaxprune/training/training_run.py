@@ -182,8 +182,9 @@ class TrainingRun:
         """Tells whether a signal came, to any process."""
         if self.checkpoints is None:
             return False
-        is_noted = self.interrupts is not None and self.interrupts.received is not None
-        return self.checkpoints.is_preempted(num_done) or is_noted
+        if self.devices.num_processes > 1:
+            return self.checkpoints.is_preempted(num_done)
+        return self.interrupts is not None and self.interrupts.received is not None
 
     def _settle(self, num_left: int) -> None:
         """Waits for the results of all steps but the last few.

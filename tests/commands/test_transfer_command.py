@@ -171,7 +171,7 @@ def test_a_batch_has_to_divide_by_the_devices(tmp_path, monkeypatch, capsys):
     class Mesh:
         size = 8
 
-    monkeypatch.setattr("jaxprune.comparison.training_checks.data_mesh", Mesh)
+    monkeypatch.setattr("jaxprune.comparison.training_checks.local_mesh", Mesh)
     assert main(["transfer", "--function", "l1", *DIGITS, "--out", str(tmp_path / "o")]) == 2
     shown = capsys.readouterr().err
     assert (

@@ -144,8 +144,10 @@ def test_a_network_has_to_give_a_logit_for_each_class(tmp_path):
 def test_several_processes_are_refused_before_anything_is_read(monkeypatch):
     """Each would decode whole batches and write the same folder."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match=r"a transfer needs one process.* got 2 processes"):
-        set_up_transfer(FUNCTION, **settings() | {"data": "tfds:unknown"})
+    with pytest.raises(
+        ValueError, match=r"a transfer without hosts= needs one process.* got 2 processes\. Pass the"
+    ):
+        transfer(FUNCTION, **settings() | {"data": "tfds:unknown"}, out="out")
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
