@@ -111,7 +111,11 @@ def find_group(
 
 @contextlib.contextmanager
 def joined(
-    group: Group, *, seconds: int = JOIN_SECONDS, heartbeat: int = HEARTBEAT_SECONDS
+    group: Group,
+    *,
+    seconds: int = JOIN_SECONDS,
+    heartbeat: int = HEARTBEAT_SECONDS,
+    is_spanned: bool = False,
 ) -> Iterator[Hosts]:
     """Joins the other processes, before the first use of JAX, and compares versions and devices.
 
@@ -119,6 +123,8 @@ def joined(
       group: the job.
       seconds: how long to wait for the others.
       heartbeat: seconds of silence after which a process is dead, and the others end.
+      is_spanned: whether a computation will span devices of several processes, as `train_network` on all devices does.
+        No shared search or transfer does.
 
     Yields:
       The processes. When the context ends, it ends for all of them.
@@ -127,6 +133,9 @@ def joined(
       ValueError: if JAX was used before, or processes differ; says what to do.
       AbsentError: if process 0 cannot be reached.
     """
+    if not is_spanned:
+        # On CPUs, what JAX takes for several processes adds in another order, also among the devices of one.
+        jax.config.update("jax_cpu_collectives_implementation", None)
     delay_aborts()
     _connect(group, seconds, heartbeat)
     store = JaxStore(distributed.global_state.client, lambda: watch.lost(0))
