@@ -25,6 +25,7 @@ from jaxprune.comparison.protocol import (
     task_facts,
 )
 from jaxprune.comparison.results import Comparison, facts_line, invalid_lines, titled
+from jaxprune.comparison.training_checks import check_one_process
 from jaxprune.comparison.variance import VarianceComponents, rank_correlation, variance_components
 from jaxprune.language.library import library, own_seeds
 from jaxprune.scoring.lookup import Function
@@ -297,8 +298,10 @@ def calibrate(
       The calibration; `.to_markdown()` shows it.
 
     Raises:
-      ValueError: for numbers out of range, unknown functions, or a landscape of a task of several rounds of pruning.
+      ValueError: for numbers out of range, unknown functions, a landscape of a task of several rounds of pruning, or
+        several processes.
     """
+    check_one_process("a calibration")
     numbers = {"bases": (bases, 1), "repeats": (repeats, 1), "draws": (draws, 0)}
     check_counts("calibrate", **numbers, oracle_evaluations=(oracle_evaluations, 0))
     say = on_message or (lambda message: None)

@@ -25,6 +25,7 @@ import numpy as np
 from jaxprune.comparison.functions import named_functions
 from jaxprune.comparison.measurements import Kind, Measurement, Refused, TaskFacts
 from jaxprune.comparison.results import Comparison
+from jaxprune.comparison.training_checks import check_one_process
 from jaxprune.language.expression import Expression
 from jaxprune.scoring.lookup import Function
 from jaxprune.scoring.metrics import PruningFunction, name_of
@@ -85,9 +86,10 @@ def compare(
       The measurements; `.summary()`, `.to_markdown()` and `.to_csv()` show them.
 
     Raises:
-      ValueError: for unknown functions, numbers out of range, or tasks that share a name.
+      ValueError: for unknown functions, numbers out of range, tasks that share a name, or several processes.
       AlreadyOpenedError: if the test images were opened before under `test_records`.
     """
+    check_one_process("a comparison")
     given = [tasks] if isinstance(tasks, Task) else list(tasks)
     check_unique(given)
     rows = named_functions(functions)

@@ -1,1 +1,1 @@
-"""Several processes, one search: joining them, messages between them, shared work, and what happens when one dies."""
+"""Several processes, one run: joining them, messages between them, shared work, and what happens when one dies."""

@@ -120,7 +120,7 @@ def test_kills_and_signals_change_nothing(tmp_path: Path) -> None:
     assert "Training was interrupted after" in told and not (out / "transfer.json").exists()
 
     out, (error,) = finished(folder, 1, *long)
-    assert "goes on after" in error
+    assert "base 0, scratch: goes on after" in error  # where the other process saved it
     assert results_of(out)[0] == results_of(whole)[0]
 
 

@@ -52,6 +52,16 @@ def test_a_signal_of_another_process_is_a_request_and_the_own_one_still_the_firs
         assert interrupts.received == signal.SIGTERM
 
 
+def test_a_request_to_save_is_a_signal_on_the_other_processes_alone() -> None:
+    leader, worker = watches(2)
+    leader.ask_to_save(signal.SIGTERM)
+    with Interrupts() as interrupts:
+        leader.beat()
+        assert interrupts.received is None
+        worker.beat()
+        assert interrupts.received == signal.SIGTERM
+
+
 def test_the_order_to_stop_ends_the_others(capsys: pytest.CaptureFixture[str]) -> None:
     leader, done, told = watches(3)
     leader.stop(0)
