@@ -69,7 +69,7 @@ SHORT = ("--epochs", "1", "--base-epochs", "1")
 @pytest.mark.parametrize(
     ("count", "devices", "words"),
     [
-        pytest.param(2, 1, ["--bases", "2", "--no-scratch"]),
+        pytest.param(2, 1, ["--bases", "1", "--no-scratch"]),
         pytest.param(3, 2, ["--bases", "4"], marks=pytest.mark.slow),
         pytest.param(2, 4, ["--bases", "2"], marks=pytest.mark.slow),
     ],
@@ -84,7 +84,7 @@ def test_rows_are_those_of_one_process(
     for rank, error in enumerate(workers, 1):
         *_, first, last = error.splitlines()
         assert first.startswith(f"process {rank} on ") and f"one of {count} processes" in first
-        assert int(last.split(" trained ")[1].split()[0]) >= 2
+        assert int(last.split(" trained ")[1].split()[0]) >= 1
     assert not (out / "training").exists() or not list((out / "training").iterdir())
 
 
