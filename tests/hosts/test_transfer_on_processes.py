@@ -16,6 +16,7 @@ from processes import ends, free_port, start
 from toy_transfer import write_archive
 
 from jaxprune.files import CHECK
+from jaxprune.hosts.watching import EXIT_LOST
 
 LINE = (
     "-m jaxprune.cli transfer --function l1 --network cli_tasks:SmallNet --recipe adam_short --base-recipe adam_short "
@@ -106,7 +107,7 @@ def test_kills_and_signals_change_nothing(tmp_path: Path) -> None:
     wait_for_checkpoint(processes, out, "0-mean_activation")  # the second row, which the worker trains
     processes[1].kill()
     (status, error), (killed, _) = ends(processes)
-    assert (status, killed) == (2, -signal.SIGKILL)
+    assert (status, killed) == (EXIT_LOST, -signal.SIGKILL)
     assert error.splitlines()[-1].endswith(
         "died. Start all processes again in the same way: trainings go on from their last checkpoints."
     )
