@@ -7,7 +7,6 @@ import os
 import platform
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,12 +16,14 @@ from jax._src import cloud_tpu_init, clusters, distributed
 
 from jaxprune._version import __version__
 from jaxprune.hosts.channel import JaxStore
+from jaxprune.hosts.roll_call import answer_roll, call_roll
 from jaxprune.hosts.sharing import Hosts
-from jaxprune.hosts.watching import EXIT_LOST, HEARTBEAT_SECONDS, AbsentError, Watch, delay_aborts, say
+from jaxprune.hosts.watching import EXIT_LOST, HEARTBEAT_SECONDS, Watch, delay_aborts, say
 
 JOIN_SECONDS = 60
 """How long a process waits for the others at the start, by default."""
 
+_LARGEST_PORT = 65_535
 _SHUTDOWN_SECONDS = 10
 _SLOWER = 3
 """JAX's own heartbeat is slower than ours by this factor, so that our line comes first."""
@@ -39,7 +40,7 @@ class Group:
       local_devices: the devices of this host that are this process's; None for all.
 
     Raises:
-      ValueError: if the address has no port, or a number is out of range.
+      ValueError: if the address has no port, or the port or a number is out of range.
     """
 
     coordinator: str
@@ -49,8 +50,13 @@ class Group:
 
     def __post_init__(self) -> None:
         host, _, port = self.coordinator.rpartition(":")
-        if not host or not port.isdigit():
-            raise ValueError(f"the coordinator needs to be HOST:PORT of process 0, got {self.coordinator!r}.")
+        if not host or not port.isdigit() or not 0 < int(port) <= _LARGEST_PORT:
+            raise ValueError(
+                f"the coordinator needs to be HOST:PORT of process 0, with a port from 1 to {_LARGEST_PORT}, got "
+                f"{self.coordinator!r} (--coordinator)."
+            )
+        if self.count < 1:
+            raise ValueError(f"a job needs 1 process or more, got {self.count} (--num-processes).")
         if not 0 <= self.rank < self.count:
             raise ValueError(
                 f"the number of a process needs to be from 0 to {self.count - 1}, because there are {self.count} "
@@ -72,7 +78,8 @@ def find_group(
     detects: a TPU slice, a Slurm or Open MPI job, an indexed Kubernetes job.
 
     Args:
-      is_asked: True if there must be several processes, False if there is only this one, None to see for oneself.
+      is_asked: True if something must say which process of which job this is, be it the only one; False if this one is
+        alone, whatever says otherwise; None to see for oneself.
       coordinator: HOST:PORT where process 0 listens.
       count: number of processes.
       rank: number of this process.
@@ -106,7 +113,8 @@ def find_group(
             "says it. Give --coordinator HOST:PORT --num-processes N --process-id I (or JAX_COORDINATOR_ADDRESS, "
             "JAX_NUM_PROCESSES, JAX_PROCESS_ID) to each, or --no-distributed for one process."
         )
-    return Group(coordinator, count, rank, devices) if count > 1 else None
+    group = Group(coordinator, count, rank, devices)
+    return group if count > 1 else None
 
 
 @contextlib.contextmanager
@@ -131,7 +139,7 @@ def joined(
 
     Raises:
       ValueError: if JAX was used before, or processes differ; says what to do.
-      AbsentError: if process 0 cannot be reached.
+      AbsentError: if process 0 cannot be reached, its port is in use, or others do not come.
     """
     if not is_spanned:
         # On CPUs, what JAX takes for several processes adds in another order, also among the devices of one.
@@ -154,19 +162,21 @@ def joined(
 
 def _connect(group: Group, seconds: int, heartbeat: int) -> None:
     """Starts JAX's distributed runtime; ends the process if the others do not come in time."""
-    started = time.monotonic()
+    host, _, port = group.coordinator.rpartition(":")
     if group.rank:
-        _await_leader(group, seconds)
+        answer_roll((host.strip("[]"), int(port)), group.rank, group.count, seconds)
+    else:
+        call_roll(int(port), group.count, seconds)
     message = (
-        f"process {group.rank} of {group.count} waited {seconds} s (--join-timeout) at {group.coordinator}: not all "
-        f"{group.count} processes came. Start the others, or say how many there are: --num-processes."
+        f"process {group.rank} of {group.count} waited {seconds} s (--join-timeout) at {group.coordinator}: all "
+        f"{group.count} processes came, but JAX's runtime does not join them. Start all of them again."
     )
 
     def give_up() -> None:  # JAX would abort the process
         say(message)
         os._exit(EXIT_LOST)
 
-    timer = threading.Timer(max(0.0, seconds - (time.monotonic() - started)), give_up)
+    timer = threading.Timer(seconds, give_up)
     timer.daemon = True
     timer.start()
     # JAX's handler of signals would take the place of ours.
@@ -184,23 +194,11 @@ def _connect(group: Group, seconds: int, heartbeat: int) -> None:
         )
     except RuntimeError as error:
         raise ValueError(
-            f"process {group.rank} needs to join the others at {group.coordinator} before the first use of JAX, and "
-            f"process 0 needs that port for itself, got: {str(error).partition(chr(10))[0]}"
+            f"process {group.rank} needs to join the others at {group.coordinator} before the first use of JAX, got: "
+            f"{str(error).partition(chr(10))[0]}"
         ) from error
     finally:
         timer.cancel()
-
-
-def _await_leader(group: Group, seconds: int) -> None:
-    """Waits until process 0 listens."""
-    deadline = time.monotonic() + seconds
-    while (reason := _why_silent(group.coordinator)) is not None:
-        if time.monotonic() >= deadline:
-            raise AbsentError(
-                f"process {group.rank} of {group.count} needs process 0 at {group.coordinator}, got no answer within "
-                f"{seconds} s ({reason}). Start process 0, open the port between the hosts, or correct --coordinator."
-            )
-        time.sleep(0.2)
 
 
 def _why_silent(address: str) -> str | None:

@@ -42,7 +42,7 @@ _SHOW_CURSOR = "\x1b[?25h\n"
 
 
 class AbsentError(RuntimeError):
-    """A process that is needed did not come."""
+    """Not all processes came together at the start; starting them again may help."""
 
     exit_status = EXIT_LOST
 

@@ -52,7 +52,15 @@ def test_the_job_is_named_or_detected(
             "need --coordinator, --num-processes, --process-id, and JAX detects no TPU slice",
         ),
         ({"coordinator": "here:1", "count": 2}, "several processes need --process-id"),
-        ({"coordinator": "here", "count": 2, "rank": 0}, "needs to be HOST:PORT of process 0, got 'here'"),
+        (
+            {"coordinator": "here", "count": 2, "rank": 0},
+            "HOST:PORT of process 0, .* from 1 to 65535, got 'here'",
+        ),
+        ({"coordinator": "here:65536", "count": 2, "rank": 1}, "from 1 to 65535, got 'here:65536'"),
+        (
+            {"coordinator": "here:1", "count": 0, "rank": 0},
+            r"needs 1 process or more, got 0 \(--num-processes\)",
+        ),
         ({"coordinator": "here:1", "count": 2, "rank": 2}, "from 0 to 1, because there are 2"),
     ],
 )
