@@ -127,12 +127,16 @@ class TestSimulate:
 # As printed by `python benchmarks/devices.py --chunk CHUNK`, whose rows train real networks.
 @pytest.mark.parametrize(
     ("chunk", "rows", "idle"),
-    [(8, (8, 4, 2, 1), (0, 0, 0, 0)), (3, (22, 11, 6, 3), (0.03, 0.03, 0.11, 0.11))],
+    [(1, (38, 19, 10, 5), (0, 0, 0.05, 0.05)), (3, (14, 7, 4, 2), (0.1, 0.1, 0.21, 0.21))],
 )
 def test_rows_and_idle_shares_are_those_of_the_benchmark(chunk, rows, idle):
     machines = [Machine(devices, chunk=chunk) for devices in (1, 2, 4, 8)]
-    assert tuple(machine.num_blocks(64) for machine in machines) == rows
-    assert tuple(round(machine.idle_share(64), 2) for machine in machines) == idle
+    batches = (16, 22)  # of 16 candidates on 4 bases, with 2 elites
+    blocks = [[machine.num_blocks(members) for members in batches] for machine in machines]
+    shares = [[machine.idle_share(members) for members in batches] for machine in machines]
+    assert tuple(map(sum, blocks)) == rows
+    means = (np.average(own, weights=rows_of) for own, rows_of in zip(shares, blocks, strict=True))
+    assert tuple(round(mean, 2) for mean in means) == idle
 
 
 def work(name="a", bases=4, extra_bases=0, score=0.0):
