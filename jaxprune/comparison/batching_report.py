@@ -62,8 +62,8 @@ class BatchingReport:
             [
                 f"## {self.task}: {self.num_steps} steps of fine-tuning, {self.devices}",
                 markdown_table([*heads, "first call, s"], rows),
-                f"Fastest: `jaxprune evolve --task {self.task} {self.options}`. That holds for full rows. Where a "
-                "generation does not fill them, a smaller chunk may take less time: rows times seconds together.",
+                f"Fastest for `jaxprune evolve`: `{self.options}`. That holds for full rows. Where a generation does "
+                "not fill them, a smaller chunk may take less time: rows times seconds together.",
             ]
         )
 

@@ -110,7 +110,7 @@ def test_calibrate_says_how_networks_are_best_batched(tmp_path, capsys, monkeypa
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert "| vmap | 8 | library | 8 | 15.0 (fastest) | 0.120 | 5.0 |" in shown
-    assert "`jaxprune evolve --task small --batching vmap --chunk 8 --convolution library`" in shown
+    assert "Fastest for `jaxprune evolve`: `--batching vmap --chunk 8 --convolution library`." in shown
     assert (tmp_path / "batching-small.md").read_text() == shown
     plain = json.loads((tmp_path / "batching-small.json").read_text())
     assert plain["fastest"] == {"strategy": "vmap", "chunk": 8, "convolution": "library"}
