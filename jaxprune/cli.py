@@ -23,7 +23,8 @@ from jaxprune.text import closest
 COMMANDS: Mapping[str, str] = {
     "evolve": "evolve pruning functions and write a report",
     "compare": "compare pruning functions fairly on several base networks",
-    "calibrate": "measure what a task can tell about functions, and how much there is to gain",
+    "calibrate": "measure what a task can tell about functions and how much there is to gain, or how its networks are "
+    "best batched",
     "score": "score the channels of a network by one or many functions",
     "sensitivity": "measure how accuracy falls when single groups of channels are pruned",
     "prune": "prune a trained network, fine-tune it, and save plan and network",
