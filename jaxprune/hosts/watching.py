@@ -181,6 +181,8 @@ class Watch:
           what: what happened to it.
         """
         if self._ended.is_set():  # this process leaves, and so does the other
+            if not self.is_leaving:
+                self._only_one_line.acquire()  # for ever: the thread that obeys process 0 ends the process
             raise SystemExit(EXIT_LOST)  # in a thread, that ends the thread
         self._only_one_line.acquire()  # never released: the process ends
         say(f"{self.name_of(rank)} {what}. {self.again}")

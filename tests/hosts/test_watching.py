@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 
 import pytest
 from threads_as_hosts import MemoryStore
@@ -72,5 +73,11 @@ def test_the_order_to_stop_ends_the_others(capsys: pytest.CaptureFixture[str]) -
     told.end = statuses.append
     leader.stop(143, "process 0 on here was stopped")
     told.beat()
+    elsewhere = threading.Thread(
+        target=told.lost, args=(0,), daemon=True
+    )  # process 0 goes before this one does
+    elsewhere.start()
+    elsewhere.join(0.2)
+    assert elsewhere.is_alive(), "the status is that of the order"
     assert statuses == [143]
     assert capsys.readouterr().err.endswith(": stopped, because process 0 on here was stopped\n")
