@@ -407,3 +407,21 @@ def test_a_layer_of_linen_through_the_bridge_keeps_what_it_declares():
     structure = trace_structure(nnx.eval_shape(lambda: Net(Bridged())), TOKENS)
     assert structure.widths == {"stem.kernel": 16, "block.inner.kernel": 8}
     assert "declares the shapes of its parameters" in structure.why_frozen("block.dense.kernel")
+
+
+class SquareHeads(nnx.Module):
+    """Four heads, a number in the code, of four channels each: two heads of four pass for four heads of two."""
+
+    def __init__(self):
+        self.q, self.k, self.v, self.o = (linear(16, 16, seed) for seed in range(4))
+
+    def __call__(self, x):
+        q, k, v = (layer(x).reshape(*x.shape[:2], 4, -1) for layer in (self.q, self.k, self.v))
+        return self.o(by_hand(q, k, v).reshape(*x.shape[:2], -1))
+
+
+def test_heads_that_code_counts_do_not_keep_their_channels_where_both_are_as_many():
+    net = Net(SquareHeads())
+    widths = {"stem.kernel": 16, "block.q.kernel": 4, "block.v.kernel": 4, "block.o.kernel": 16}
+    assert trace_structure(net, TOKENS).widths == widths
+    assert assert_slim_is_masked(net).block.q.kernel.shape == (8, 8)
