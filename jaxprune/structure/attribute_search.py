@@ -34,7 +34,7 @@ class AttributeAxis(NamedTuple):
         return structure.fields_of([labels for labels in factors if np.ptp(labels)])
 
 
-_MAX_SINGLE, _MAX_PAIRS = 5, 4
+_MAX_SINGLE, _MAX_PAIRS = 5, 10
 """How many numbers are tried alone, and how many pairs of them."""
 
 

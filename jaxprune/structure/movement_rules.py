@@ -172,10 +172,10 @@ def _is_split(value: LabelledValue, shape: Sequence[int], block: AxisBlock) -> b
     """Whether a reshape splits an axis into several.
 
     For activations one of these may have length one, where code splits an axis into as many parts as there are of
-    something. Biases are given axes of length one just to be added.
+    something. Biases are given axes of length one just to be added. Several axes that become several others are split.
     """
     before, after = block
-    if not value.is_activation or not after:
+    if not value.is_activation or not after or len(before) > 1:
         return sum(shape[axis] > 1 for axis in after) > 1
     return _num_axes_around(shape, after) > _num_axes_around(value.shape, before)
 

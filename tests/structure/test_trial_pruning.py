@@ -425,3 +425,31 @@ def test_heads_that_code_counts_do_not_keep_their_channels_where_both_are_as_man
     widths = {"stem.kernel": 16, "block.q.kernel": 4, "block.v.kernel": 4, "block.o.kernel": 16}
     assert trace_structure(net, TOKENS).widths == widths
     assert assert_slim_is_masked(net).block.q.kernel.shape == (8, 8)
+
+
+class HeadsInBatch(nnx.Module):
+    """Heads join the batch, behind the positions, which would take in heads if the number of these stayed."""
+
+    def __init__(self):
+        self.q, self.k, self.v, self.o = (linear(16, 16, seed) for seed in range(4))
+        self.heads, self.width = 4, 16
+
+    def __call__(self, x):
+        batch, length, _ = x.shape
+        x = x.transpose(1, 0, 2)
+        q, k, v = (
+            layer(x).reshape(-1, batch * self.heads, 4).transpose(1, 0, 2)
+            for layer in (self.q, self.k, self.v)
+        )
+        y = jax.nn.softmax(q @ k.transpose(0, 2, 1) / 2, -1) @ v
+        return self.o(y.transpose(1, 0, 2).reshape(length, batch, self.width)).transpose(1, 0, 2)
+
+
+def test_heads_merged_into_the_batch_are_not_mixed_with_positions():
+    net = Net(HeadsInBatch())
+    tokens = np.random.default_rng(0).normal(size=(2, 6, 6)).astype(np.float32)
+    structure = trace_structure(net, tokens)
+    assert dict(structure.attributes) == {"block.q.kernel": ("block.heads", "block.width")}
+    chosen = plan(net, {"block.q.kernel": np.arange(4.0)}, tokens, kept_fraction=0.5, factor="both")
+    smaller = slim(net, chosen, attributes={"block.heads": 2, "block.width": 8})
+    assert relative_error(run(mask(net, chosen), tokens), run(smaller, tokens)) < 1e-5
