@@ -370,9 +370,11 @@ def _without_labels_on(value: LabelledValue, axis: int) -> LabelledValue:
 def _joined_fields(trace: Trace, inputs: Sequence[LabelledValue], axis: int) -> tuple[LabelField, ...]:
     """Fields over the axis along which values are joined; the first field of each value becomes part of the first."""
     fields_of_values = [value.over(axis) for value in inputs]
-    axes = sorted({axis for fields in fields_of_values for field in fields for axis in field.axes})
+    axes = sorted({axis, *(axis for fields in fields_of_values for field in fields for axis in field.axes)})
+    # What stays whole is told apart from what has no labels yet (an input, and the zeros that a loop starts with).
+    is_mixed = len({value.fixed[axis] for value in inputs}) > 1
     joined = []
-    for index in range(max(len(fields) for fields in fields_of_values)):
+    for index in range(max(is_mixed, *(len(fields) for fields in fields_of_values))):
         parts = []
         for value, fields in zip(inputs, fields_of_values, strict=True):
             if index < len(fields):

@@ -453,3 +453,24 @@ def test_heads_merged_into_the_batch_are_not_mixed_with_positions():
     chosen = plan(net, {"block.q.kernel": np.arange(4.0)}, tokens, kept_fraction=0.5, factor="both")
     smaller = slim(net, chosen, attributes={"block.heads": 2, "block.width": 8})
     assert relative_error(run(mask(net, chosen), tokens), run(smaller, tokens)) < 1e-5
+
+
+class JoinedWithInput(nnx.Module):
+    """A recurrent cell that reads the input and the state, zeros at first, side by side."""
+
+    def __init__(self):
+        self.cell, self.size = linear(6 + 8, 8, 1), 8
+        self.head = linear(8, 3, 2)
+
+    def __call__(self, x):
+        state = jnp.zeros((x.shape[0], self.size))
+        for turn in range(3):
+            state = jnp.tanh(self.cell(jnp.concatenate([x[:, turn], state], -1)))
+        return self.head(state)
+
+
+def test_a_state_that_is_read_beside_the_input_can_be_cut():
+    net = JoinedWithInput()
+    assert trace_structure(net, TOKENS).widths == {"cell.kernel": 8}
+    smaller = assert_slim_is_masked(net)
+    assert smaller.cell.kernel.shape == (6 + 4, 4) and smaller.size == 4
