@@ -199,7 +199,8 @@ def trace_program(
     except Exception as error:
         raise ValueError(
             f"needs a network that runs on {example.words}, but it failed with {type(error).__name__}: {error}. "
-            "Pass an example like the ones the network was built for."
+            "Pass an example like the ones the network was built for; its first axis counts examples, and the network "
+            "has to take any number of them."
         ) from error
     flattening = _Flattening()
     inputs = [flattening.number(variable) for variable in closed.jaxpr.invars]
