@@ -21,7 +21,15 @@ import numpy as np
 
 from jaxprune.structure.labels import FREE, distinct
 from jaxprune.structure.program import Operation
-from jaxprune.structure.trace import FactorRequest, LabelField, LabelledValue, Trace, labels_over, stretch
+from jaxprune.structure.trace import (
+    FactorRequest,
+    LabelField,
+    LabelledValue,
+    Trace,
+    labels_over,
+    stretch,
+    varying_field,
+)
 
 Fields = tuple[LabelField, ...]
 
@@ -237,8 +245,9 @@ def _digit_field(field: LabelField, axes: tuple[int, ...], shape: tuple[int, ...
             runs.append((low, high))
     if own_digits == ((1, field.labels.size),):
         return _DigitField(field, tuple(runs))
-    if len(runs) > 1:
-        return None
+    if len(runs) > 1:  # a part of an axis may follow fewer axes than the whole of it did
+        fewer = varying_field(field.axes, field.labels)
+        return None if fewer is None or fewer.axes == field.axes else _digit_field(fewer, axes, shape)
     lowest = runs[0][0]
     return _DigitField(field, tuple((lowest * low, lowest * high) for low, high in own_digits))
 

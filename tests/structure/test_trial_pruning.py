@@ -474,3 +474,24 @@ def test_a_state_that_is_read_beside_the_input_can_be_cut():
     assert trace_structure(net, TOKENS).widths == {"cell.kernel": 8}
     smaller = assert_slim_is_masked(net)
     assert smaller.cell.kernel.shape == (6 + 4, 4) and smaller.size == 4
+
+
+class LinearAttention(nnx.Module):
+    """Queries, keys and values of one head lie side by side; keys and values meet before the queries do."""
+
+    def __init__(self):
+        self.qkv, self.o, self.heads = linear(16, 48, 1), linear(16, 16, 2), 4
+
+    def __call__(self, x):
+        joined = self.qkv(x).reshape(*x.shape[:2], self.heads, -1)
+        q, k, v = jnp.split(joined, 3, -1)
+        state = jnp.einsum("bthd,bthe->bhde", k, v)
+        return self.o(jnp.einsum("bthd,bhde->bthe", q, state).reshape(*x.shape[:2], -1))
+
+
+def test_heads_and_their_channels_are_found_in_linear_attention():
+    net = Net(LinearAttention())
+    widths = trace_structure(net, TOKENS).widths
+    assert widths.pop("stem.kernel") == widths.pop("block.o.kernel") == 16
+    assert widths == {"block.qkv.kernel:outer": 4, "block.qkv.kernel:inner": 4}
+    assert assert_slim_is_masked(net).block.qkv.kernel.shape == (8, 12)
