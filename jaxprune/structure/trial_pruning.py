@@ -32,7 +32,7 @@ Kind = list[str]
 
 _MANY_ALIKE = 8
 """With at least this many alike groups, they are taken for repeated blocks and judged together."""
-_MAX_PAIRINGS = 5
+_MAX_PAIRINGS = 6
 _MAX_STEPS = 4
 """How often ties of axes are looked for again, once those found before are in force."""
 
@@ -375,7 +375,7 @@ def _pairings(
     def module_of(name: str) -> Path:
         return structure.sites[structure.groups[name].producers[0]].kernel[:-2]
 
-    def likeness(name: str) -> object:
+    def likeness(name: str) -> tuple[int, bool]:
         return structure.widths[name], structure.groups[name].is_of_blocks
 
     def chained(members: Sequence[str]) -> list[tuple[str, str]]:
@@ -390,6 +390,11 @@ def _pairings(
         if len(others) == len(names):
             options.append(list(zip(names, others, strict=True)))
     options.append([(names[0], name) for name in names[1:]])
+    # One number of the whole network, such as the size of a head in encoder, decoder and cross attention.
+    alike_rivals = [
+        rival for rival in rivals if rival not in names and likeness(rival)[0] == likeness(names[0])[0]
+    ]
+    options.append([(names[0], name) for name in [*names[1:], *alike_rivals]])
     seen: list[list[tuple[str, str]]] = []
     for pairs in options:
         fits = all(structure.widths[left] == structure.widths[right] for left, right in pairs)

@@ -495,3 +495,28 @@ def test_heads_and_their_channels_are_found_in_linear_attention():
     assert widths.pop("stem.kernel") == widths.pop("block.o.kernel") == 16
     assert widths == {"block.qkv.kernel:outer": 4, "block.qkv.kernel:inner": 4}
     assert assert_slim_is_masked(net).block.qkv.kernel.shape == (8, 12)
+
+
+class SharedHeadSize(nnx.Module):
+    """Two attention layers, and one number for the heads of both."""
+
+    def __init__(self):
+        self.layers = nnx.List([nnx.List([linear(16, 16, 4 * i + j) for j in range(4)]) for i in range(2)])
+        self.heads, self.head_size = 2, 8
+
+    def __call__(self, x):
+        for first, second, third, last in self.layers:
+            q, k, v = (
+                layer(x).reshape(*x.shape[:2], self.heads, self.head_size) for layer in (first, second, third)
+            )
+            x = x + last(by_hand(q, k, v).reshape(*x.shape[:2], self.heads * self.head_size))
+        return x
+
+
+def test_one_number_for_the_heads_of_several_layers_ties_them():
+    net = Net(SharedHeadSize())
+    structure = trace_structure(net, TOKENS)
+    inner, outer = "block.layers.0.0.kernel:inner", "block.layers.0.0.kernel:outer"
+    assert structure.widths == {"stem.kernel": 16, outer: 2, inner: 8}
+    assert dict(structure.attributes) == {inner: ("block.head_size",), outer: ("block.heads",)}
+    assert assert_slim_is_masked(net, factor="inner").block.layers[1][2].kernel.shape == (8, 8)
