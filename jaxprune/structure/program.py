@@ -163,6 +163,7 @@ def trace_program(
     rest: RestState,
     example: Batch | Example,
     mode: RunMode = "evaluation",
+    resize: Callable[[nnx.Module], None] | None = None,
 ) -> Program:
     """Runs a network on shapes alone and returns its operations.
 
@@ -172,6 +173,7 @@ def trace_program(
       rest: its random state, from `split_model`.
       example: what the network takes; a tuple is one argument unless an `Example` says otherwise.
       mode: what batch norm and dropout are switched to, whatever they are in `graphdef`.
+      resize: changes, in place, the sizes that the layers of a copy store, before it runs.
 
     Returns:
       The program.
@@ -188,6 +190,8 @@ def trace_program(
         network = merge_to_run(
             graphdef, by_path, {**rest, **dict(zip(random_paths, random_arrays, strict=True))}
         )
+        if resize is not None:
+            resize(network)
         return example.call_network(cast(Callable[..., Any], set_mode(network, mode)), inputs)
 
     shapes = [jax.ShapeDtypeStruct(flat[path].shape, flat[path].dtype) for path in paths]
