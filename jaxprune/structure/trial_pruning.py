@@ -63,6 +63,7 @@ class _Trials:
         ] = {}  # number in the user's classes -> the axis whose length it is
         self._never: dict[int, str] = {}  # label -> why it is frozen
         self._results: dict[object, Misfit | None] = {}
+        self._tied_results: dict[object, Misfit | None] = {}
         self._offsets: dict[str, int] = {}
         self._turns: dict[
             int, list[str]
@@ -122,25 +123,23 @@ class _Trials:
     ) -> Misfit | None:
         """Says what is wrong with a slim network whose attributes follow, those along `axes` too.
 
-        Results are kept, except for a structure with further ties: freezing other groups does not change them.
+        Results are kept: freezing other groups does not change them. Those for a structure with further ties are kept
+        apart until it replaces the present one.
         """
-        structure = tied or self.structure
+        structure, results = (self.structure, self._results) if tied is None else (tied, self._tied_results)
         if axes:
             structure = _with_attributes(structure, {**self._axes, **axes})
         attributes = structure.attributes_for({name: len(channels) for name, channels in kept.items()})
         cut = frozenset((name, channels.tobytes()) for name, channels in kept.items())
-        key = (cut, frozenset(attributes.items()), only_runs)
-        if tied is not None or key not in self._results:
-            try:
-                found = find_misfit(self.parts, structure, kept, attributes, only_runs=only_runs)
-            except ValueError as error:  # a configuration that does not take the new number
-                found = Misfit(str(error))
-            if tied is not None:
-                return found
-            self._results[key] = found
+        key = (cut, frozenset(attributes.items()))
+        if (*key, only_runs) not in results:
+            found = find_misfit(self.parts, structure, kept, attributes, only_runs=only_runs)
+            results[*key, only_runs] = found
             if found is not None and not found.runs:
-                self._results[*key[:2], True] = found
-        return self._results[key]
+                results[*key, False] = results[*key, True] = found
+            elif not only_runs:
+                results[*key, True] = None
+        return results[*key, only_runs]
 
     def learn(self, kept: KeptChannels, only_runs: bool) -> None:
         """Ties, frees or freezes groups after a trial has failed."""
@@ -230,10 +229,12 @@ class _Trials:
                 continue
             is_tied, self.structure = True, tied
             self._never = {}  # labels are renumbered, and what was frozen may be fine now
-            self._results.clear()
+            self._results, self._tied_results = self._tied_results, {}
             waiting = [_groups_in_place_of(rival, before, tied) for rival in waiting]
             waiting = [
-                rival for rival in waiting if self._numbers_that_help(rival, [self._halves(rival)]) is None
+                rival
+                for rival in waiting
+                if rival and self._numbers_that_help(rival, [self._halves(rival)]) is None
             ]
         return is_tied
 
@@ -299,7 +300,7 @@ class _Trials:
                 trace = structure.families.trace
                 trace = propagate_and_factor(structure.program, trace.trained, with_ties(trace, ties))
                 structure, before, ties = structure_from(trace, structure.fingerprint), structure, []
-                structure = _with_attributes(structure, self._axes)
+                structure, self._tied_results = _with_attributes(structure, self._axes), {}
                 cut = _groups_in_place_of(cut, before, structure)
                 cuts = [{name: self._uneven_half(name, structure) for name in cut}]
                 if not are_halves:
