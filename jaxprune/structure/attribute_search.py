@@ -8,7 +8,7 @@ value is what is left of that length.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations, islice, takewhile
 from typing import NamedTuple
 
@@ -17,8 +17,7 @@ import numpy as np
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.labels import distinct
 from jaxprune.structure.layouts import Field, axis_terms
-from jaxprune.structure.model_state import Parts, Path
-from jaxprune.structure.own_sizes import stored_sizes
+from jaxprune.structure.model_state import Path
 
 
 class AttributeAxis(NamedTuple):
@@ -39,24 +38,25 @@ _MAX_SINGLE, _MAX_PAIRS = 5, 10
 
 
 def attribute_sets(
-    parts: Parts, structure: Structure, names: Sequence[str]
+    numbers: Mapping[str, int], structure: Structure, names: Sequence[str]
 ) -> Iterator[Mapping[str, AttributeAxis]]:
     """Yields sets of numbers that may have to follow groups, the most likely first.
 
     Args:
-      parts: the network, taken apart.
-      structure: its groups.
+      numbers: those that the network's own classes store, from `stored_numbers`.
+      structure: the network's groups.
       names: groups that lose channels.
 
     Yields:
       Dotted path of a number -> the axis whose length it may be. Numbers of alike blocks go together.
     """
-    axes = {name: _axes_of(structure, name) for name in names}
+    candidates = {path: size for path, size in numbers.items() if path not in structure.attribute_axes}
+    axes = {name: _axes_of(structure, name, frozenset(candidates.values())) for name in names}
     lengths = {len(axis.indices) for own_axes in axes.values() for axis in own_axes}
     variants: dict[str, dict[str, list[AttributeAxis]]] = {}  # pattern of the path -> path -> possible axes
     nearness: dict[str, int] = {}
-    for path, size in stored_sizes(parts.model, lengths).items():
-        if path in structure.attribute_axes:
+    for path, size in candidates.items():
+        if size not in lengths:
             continue
         fitting = {name: [axis for axis in axes[name] if len(axis.indices) == size] for name in names}
         nearest = max((name for name in names if fitting[name]), key=lambda name: _num_shared(path, name))
@@ -82,8 +82,8 @@ def attribute_sets(
         yield chosen(patterns)
 
 
-def _axes_of(structure: Structure, name: str) -> list[AttributeAxis]:
-    """Returns axes, and factors of axes, whose lengths change with the number of channels of a group."""
+def _axes_of(structure: Structure, name: str, lengths: Collection[int]) -> list[AttributeAxis]:
+    """Returns axes, and factors of axes, of some lengths that change with the number of channels of a group."""
     family = list(structure.groups).index(name)
     axes: dict[object, AttributeAxis] = {}
     for member in structure.groups[name].members:
@@ -96,7 +96,7 @@ def _axes_of(structure: Structure, name: str) -> list[AttributeAxis]:
             picks = [np.arange(len(own)), _first_of_each([own, *others], indices)]
             picks += [np.flatnonzero(other == other[indices[0]]) for other in others]
             picks.append(_first_of_each([own], indices))
-            for pick in picks:
+            for pick in (pick for pick in picks if len(pick) in lengths):
                 axis = AttributeAxis(member.path, member.axis, pick)
                 key = (len(pick), _terms(structure, axis))
                 if key[1] is not None:

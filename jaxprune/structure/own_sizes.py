@@ -42,12 +42,24 @@ def stored_sizes(model: nnx.Module, sizes: Collection[int]) -> dict[str, int]:
       >>> stored_sizes(Net(), {4, 16})
       {'heads': 4, 'config.width': 16}
     """
+    return {path: value for path, value in stored_numbers(model).items() if value in sizes}
+
+
+def stored_numbers(model: nnx.Module) -> dict[str, int]:
+    """Finds all numbers that may be such sizes, for code that asks about many of them.
+
+    Example:
+      >>> class Net(nnx.Module):
+      ...     def __init__(self):
+      ...         self.heads = 4
+      >>> stored_numbers(Net())
+      {'heads': 4}
+    """
     found: dict[str, int] = {}
     for path, module in nnx.iter_modules(model):
         if type(module).__module__.split(".")[0] != "flax":
             for own_path, value in _numbers_in(vars(module), _MAX_DEPTH):
-                if value in sizes:
-                    found[dotted((*cast(Path, path), *own_path))] = value
+                found[dotted((*cast(Path, path), *own_path))] = value
     return found
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from jaxprune.structure.attribute_search import AttributeAxis, attribute_sets, u
 from jaxprune.structure.culprits import smallest_failing
 from jaxprune.structure.groups import Structure, structure_from
 from jaxprune.structure.model_state import Parts, Path, dotted
+from jaxprune.structure.own_sizes import stored_numbers
 from jaxprune.structure.propagation import propagate_and_factor, with_ties
 from jaxprune.structure.trace import Trace
 from jaxprune.structure.verification import Misfit, find_misfit
@@ -68,6 +70,10 @@ class _Trials:
         self._turns: dict[
             int, list[str]
         ] = {}  # width -> groups that wide, in the order in which they were met
+
+    @cached_property
+    def _numbers(self) -> Mapping[str, int]:
+        return stored_numbers(self.parts.model)
 
     def first_failure(self) -> tuple[KeptChannels, bool] | None:
         """Returns the channels kept in the first trial that fails, and whether it was only to run.
@@ -270,7 +276,7 @@ class _Trials:
 
         if works({}):
             return {}
-        for axes in attribute_sets(self.parts, tied or self.structure, names):
+        for axes in attribute_sets(self._numbers, tied or self.structure, names):
             if works(axes):
                 patterns = dict.fromkeys(map(unnumbered, axes))
                 for pattern in patterns if len(patterns) > 2 else ():
