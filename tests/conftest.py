@@ -38,7 +38,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 collect_ignore = ["golden/write_pretrained.py"]
 """Needs PyTorch and libraries on it."""
 
-MAX_COMPILATIONS = 8_400
+MAX_COMPILATIONS = 8_600
 """Programs that the fast suite may compile or read from the cache, over all workers; see `pytest_sessionfinish`."""
 
 _num_compiled = {"here": 0, "in workers": 0}
