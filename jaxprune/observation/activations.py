@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.nets.inputs import Batch, Example, arrays_of
+from jaxprune.structure.evaluating import evaluate
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState, dotted
 from jaxprune.structure.producer_sites import ActivationSite, channel_columns, channels_last
-from jaxprune.structure.program import evaluate
 from jaxprune.types import Array
 
 _Result = TypeVar("_Result")

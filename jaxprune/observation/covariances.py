@@ -18,10 +18,10 @@ import numpy as np
 from jaxprune.nets.inputs import Batch
 from jaxprune.observation.moments import HIGHEST
 from jaxprune.structure.consumer_sites import ConsumerSite, find_consumers
+from jaxprune.structure.evaluating import evaluate
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState, Path
 from jaxprune.structure.producer_sites import with_channels_last
-from jaxprune.structure.program import evaluate
 from jaxprune.types import Array
 
 

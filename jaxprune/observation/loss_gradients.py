@@ -23,10 +23,11 @@ from jaxprune.observation.activations import activation_sites, count_examples, o
 from jaxprune.observation.examples import Examples, Targets
 from jaxprune.observation.gradients import EffectSums, Gradients, sum_effects
 from jaxprune.observation.sample import flat_positions, pool_positions
+from jaxprune.structure.evaluating import evaluate
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.model_state import FlatState, Path
 from jaxprune.structure.producer_sites import ProducerSite, channel_columns, channels_last
-from jaxprune.structure.program import Program, evaluate
+from jaxprune.structure.program import Program
 from jaxprune.types import Array
 
 Loss = Callable[[Any, Any], jax.Array]

@@ -49,12 +49,18 @@ def finals_of(run_dir: Path) -> Any:
     return timeless(json.loads((run_dir / "final.json").read_text()))
 
 
-@pytest.fixture(scope="module", params=["vmap", "scan"])
-def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The run of one process, and how it batched networks."""
+# A chunk so small that the bank is several blocks, between which processes can die.
+WAYS = {"vmap": ("--batching", "vmap", "--chunk", "2"), "scan": ("--batching", "scan")}
+
+
+@pytest.fixture(scope="module", params=list(WAYS))
+def whole(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, tuple[str, ...]]:
+    """The run of one process, and the options by which it batched networks."""
     run_dir = tmp_path_factory.mktemp("whole") / "run"
-    assert [status for status, _ in ends(evolve(run_dir, 1, "--batching", request.param), 280)] == [0]
-    return run_dir, request.param
+    assert [status for status, _ in ends(evolve(run_dir, 1, *WAYS[request.param]), 280)] == [0]
+    return run_dir, WAYS[request.param]
 
 
 def wait_for(processes: Sequence[subprocess.Popen[str]], path: str, run_dir: Path, num_lines: int) -> None:
@@ -73,11 +79,11 @@ def wait_for(processes: Sequence[subprocess.Popen[str]], path: str, run_dir: Pat
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("count", [2, 3])
 def test_search_and_report_are_those_of_one_process(
-    tmp_path: Path, whole: tuple[Path, str], count: int
+    tmp_path: Path, whole: tuple[Path, tuple[str, ...]], count: int
 ) -> None:
     one, batching = whole
     run_dir = tmp_path / "run"
-    found = ends(evolve(run_dir, count, "--batching", batching), 280)
+    found = ends(evolve(run_dir, count, *batching), 280)
     assert [status for status, _ in found] == [0] * count, found
     for rank, (_, error) in list(enumerate(found))[1:]:
         first, last = error.splitlines()
@@ -89,12 +95,14 @@ def test_search_and_report_are_those_of_one_process(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_kills_and_signals_in_bank_and_search_change_nothing(tmp_path: Path, whole: tuple[Path, str]) -> None:
+def test_kills_and_signals_in_bank_and_search_change_nothing(
+    tmp_path: Path, whole: tuple[Path, tuple[str, ...]]
+) -> None:
     one, batching = whole
     run_dir = tmp_path / "run"
 
     def go_on(count: int) -> list[subprocess.Popen[str]]:
-        return evolve(run_dir, count, "--batching", batching, "--resume")
+        return evolve(run_dir, count, *batching, "--resume")
 
     processes = go_on(3)
     wait_for(processes, "bases/*/bank-search.jsonl", run_dir, 3)
