@@ -436,8 +436,7 @@ def _check_logits(program: Program, labels: np.ndarray) -> None:
             "GW and GX need a network that returns [N, K] logits, for the cross-entropy with the labels, "
             f"got outputs of shapes {shapes}. Give your own loss: observe(..., loss=...)."
         )
-    num_outputs = shapes[0][1]
-    if labels.min() < 0 or labels.max() >= num_outputs:
+    if labels.max() >= (num_outputs := shapes[0][1]) or labels.min() < 0:
         raise ValueError(
             f"GW and GX need labels 0 .. {num_outputs - 1}, as the network has {num_outputs} outputs, "
             f"got {labels.min()} .. {labels.max()}. Number the classes as the outputs are, or give your own loss."
