@@ -11,11 +11,36 @@ import numpy as np
 _HEAD_BYTES = 8
 
 
+def with_head(plain: object, content: bytes) -> bytes:
+    """Returns bytes with plain data in front of them.
+
+    Args:
+      plain: what JSON gives back as it is; floats come back exactly.
+      content: any bytes.
+
+    Example:
+      >>> without_head(with_head({"a": 0.1}, b"rest"))
+      ({'a': 0.1}, b'rest')
+    """
+    head = json.dumps(plain).encode()
+    return len(head).to_bytes(_HEAD_BYTES, "big") + head + content
+
+
+def without_head(message: bytes) -> tuple[Any, bytes]:
+    """Returns the plain data and the bytes that `with_head` joined.
+
+    Args:
+      message: the bytes.
+    """
+    end = _HEAD_BYTES + int.from_bytes(message[:_HEAD_BYTES], "big")
+    return json.loads(message[_HEAD_BYTES:end]), message[end:]
+
+
 def pack(plain: object, arrays: Sequence[np.ndarray] = ()) -> bytes:
     """Returns plain data and arrays as bytes.
 
     Args:
-      plain: what JSON gives back as it is; floats come back exactly.
+      plain: as for `with_head`.
       arrays: of any dtype with a name, those of JAX among them.
 
     Example:
@@ -24,9 +49,8 @@ def pack(plain: object, arrays: Sequence[np.ndarray] = ()) -> bytes:
       ({'a': 0.1}, [0, 1])
     """
     kinds = [[array.dtype.name, list(array.shape)] for array in arrays]
-    head = json.dumps([plain, kinds]).encode()
     contents = [np.ascontiguousarray(array).tobytes() for array in arrays]
-    return b"".join([len(head).to_bytes(_HEAD_BYTES, "big"), head, *contents])
+    return with_head([plain, kinds], b"".join(contents))
 
 
 def pack_state(plain: object, state: Mapping[tuple[Any, ...], Any]) -> bytes:
@@ -59,12 +83,11 @@ def unpack(content: bytes) -> tuple[Any, list[np.ndarray]]:
     Args:
       content: the bytes.
     """
-    end = _HEAD_BYTES + int.from_bytes(content[:_HEAD_BYTES], "big")
-    plain, kinds = json.loads(content[_HEAD_BYTES:end])
-    arrays = []
+    (plain, kinds), contents = without_head(content)
+    arrays, start = [], 0
     for name, shape in kinds:
         array = np.zeros(shape, np.dtype(name))  # a copy, so that it is aligned
-        array.reshape(-1).view(np.uint8)[:] = np.frombuffer(content[end : end + array.nbytes], np.uint8)
+        array.reshape(-1).view(np.uint8)[:] = np.frombuffer(contents[start : start + array.nbytes], np.uint8)
         arrays.append(array)
-        end += array.nbytes
+        start += array.nbytes
     return plain, arrays

@@ -15,13 +15,15 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from jaxprune.hosts.channel import SLICE_SECONDS, Channel, Store
+from jaxprune.hosts.encoding import with_head, without_head
 from jaxprune.hosts.watching import HostsError, Watch
 from jaxprune.interrupts import Interrupted, look_for_interrupts
 
 Run = Callable[[list[Any]], Iterator[bytes]]
 """Runs plain items (as JSON gives them back) and yields the result of each in order."""
 
-_FAILED, _HEAD_BYTES = 2, 8
+_FAILED = 2
+"""Exit status after an error."""
 
 
 class Hosts:
@@ -220,11 +222,9 @@ class Hosts:
         """
         while True:
             self._number += 1
-            message = self._channel.receive(f"order/{self._number}")
-            end = _HEAD_BYTES + int.from_bytes(message[:_HEAD_BYTES], "big")
-            order = json.loads(message[_HEAD_BYTES:end])
+            order, content = without_head(self._channel.receive(f"order/{self._number}"))
             if "tell" in order:
-                self._listeners[order["tell"]](message[end:])
+                self._listeners[order["tell"]](content)
             else:
                 self._run_share(order["kind"], order["items"], order["owners"])
             self._say_done()
@@ -271,8 +271,7 @@ class Hosts:
         """Sends an order, after everybody has done the one before it."""
         self._wait_until_done()
         self._number += 1
-        head = json.dumps(order).encode()
-        self._channel.send(f"order/{self._number}", len(head).to_bytes(_HEAD_BYTES, "big") + head + content)
+        self._channel.send(f"order/{self._number}", with_head(order, content))
 
     def _wait_until_done(self) -> None:
         """Waits until all other processes have done the last order, and removes what is left of it."""
