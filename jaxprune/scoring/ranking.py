@@ -216,14 +216,8 @@ def rank_stack(
     functions = [expression_or_callable(f) for f in functions]
     unique = list(dict.fromkeys([*functions, library["l2"]]))
     scored = score_producers(unique, operands)
-    problems: dict[int, dict[int, Invalid]] = {row: {} for row in range(len(unique))}
-    for (row, member), problem in problems_of(unique, scored).items():
-        problems[row][member] = problem
     fallback = _group_scores(scored, unique.index(library["l2"]), aggregation)
-    ranked = {
-        f: _ranked(_group_scores(scored, row, aggregation), fallback, problems[row])
-        for row, f in enumerate(unique)
-    }
+    ranked = dict(zip(unique, _rank(unique, scored, fallback, aggregation), strict=True))
     return [ranked[f] for f in functions]
 
 
@@ -306,7 +300,8 @@ def rank_groups(
     (part,) = score_in_parts([f], choose_groups(operands, groups, ignore))
     if part.left_out:
         warnings.warn(explain_left_out(f, part.left_out), stacklevel=2)
-    (stacked,) = rank_stack([f], part.scored.observed)
+    fallback = _group_scores(score_producers([library["l2"]], part.scored.observed), 0, "relative")
+    (stacked,) = _rank([f], part.scored, fallback, "relative")
     return stacked.member(0)
 
 
@@ -415,6 +410,22 @@ def _with_left_out(found: Scored, left_out: Mapping[str, tuple[str, ...]], obser
     }
     detail = "; ".join(text for text in (found.detail, describe_left_out(left_out)) if text)
     return replace(found, scores=scores, detail=detail)
+
+
+def _rank(
+    functions: Sequence[PruningFunction],
+    scored: ProducerScores,
+    fallback: Mapping[str, np.ndarray],
+    aggregation: Aggregation,
+) -> list[StackedRanking]:
+    """Ranks by functions that were scored; `fallback` orders groups in which all scores are equal."""
+    problems: dict[int, dict[int, Invalid]] = {row: {} for row in range(len(functions))}
+    for (row, member), problem in problems_of(functions, scored).items():
+        problems[row][member] = problem
+    return [
+        _ranked(_group_scores(scored, row, aggregation), fallback, problems[row])
+        for row in range(len(functions))
+    ]
 
 
 def _ranked(
