@@ -392,13 +392,9 @@ def _check_loss(
             "GW, GX and GW2 need labels [N] or a loss of your own, got neither. Give observe(..., loss=...), which "
             "reads the network's outputs and the batch."
         )
-    loss_of: Loss = cross_entropy if loss is None else loss
-
-    def losses(arrays: FlatState, inputs: Batch, targets: Targets) -> jax.Array:
-        outputs = evaluate(program, arrays, inputs, program.outputs)
-        return loss_of(program.as_returned(outputs), _targets(program, inputs, targets))
-
-    result, size = jax.eval_shape(losses, arrays, arrays_of(inputs), targets), program.example.batch_size
+    losses = partial(_losses, program, cross_entropy if loss is None else loss, ())
+    result, _ = jax.eval_shape(losses, arrays, arrays_of(inputs), targets)
+    size = program.example.batch_size
     if getattr(result, "shape", None) != (size,) or not jnp.issubdtype(result.dtype, jnp.floating):
         raise ValueError(
             f"GW and GX need a loss that gives one number per example, {(size,)}, got {result}. "
@@ -436,7 +432,8 @@ def _check_logits(program: Program, labels: np.ndarray) -> None:
             "GW and GX need a network that returns [N, K] logits, for the cross-entropy with the labels, "
             f"got outputs of shapes {shapes}. Give your own loss: observe(..., loss=...)."
         )
-    if labels.max() >= (num_outputs := shapes[0][1]) or labels.min() < 0:
+    num_outputs = shapes[0][1]
+    if labels.min() < 0 or labels.max() >= num_outputs:
         raise ValueError(
             f"GW and GX need labels 0 .. {num_outputs - 1}, as the network has {num_outputs} outputs, "
             f"got {labels.min()} .. {labels.max()}. Number the classes as the outputs are, or give your own loss."
