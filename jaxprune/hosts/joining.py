@@ -63,6 +63,17 @@ class Group:
                 f"(--num-processes), got {self.rank} (--process-id)."
             )
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of the coordinator.
+
+        Example:
+          >>> Group("[::1]:1234", 2, 0).address
+          ('::1', 1234)
+        """
+        host, _, port = self.coordinator.rpartition(":")
+        return host.strip("[]"), int(port)
+
 
 def find_group(
     is_asked: bool | None = None,
@@ -152,7 +163,7 @@ def joined(
         group.rank,
         group.count,
         heartbeat=heartbeat,
-        is_leader_there=lambda: group.rank == 0 or _why_silent(group.coordinator) is None,
+        is_leader_there=lambda: group.rank == 0 or _somebody_answers(group.address),
         leave=_shut_down,
     )
     with Hosts(store, watch, group.rank, group.count, shut_down=_shut_down) as hosts:
@@ -162,11 +173,10 @@ def joined(
 
 def _connect(group: Group, seconds: int, heartbeat: int) -> None:
     """Starts JAX's distributed runtime; ends the process if the others do not come in time."""
-    host, _, port = group.coordinator.rpartition(":")
     if group.rank:
-        answer_roll((host.strip("[]"), int(port)), group.rank, group.count, seconds)
+        answer_roll(group.address, group.rank, group.count, seconds)
     else:
-        call_roll(int(port), group.count, seconds)
+        call_roll(group.address[1], group.count, seconds)
     message = (
         f"process {group.rank} of {group.count} waited {seconds} s (--join-timeout) at {group.coordinator}: all "
         f"{group.count} processes came, but JAX's runtime does not join them. Start all of them again."
@@ -201,14 +211,13 @@ def _connect(group: Group, seconds: int, heartbeat: int) -> None:
         timer.cancel()
 
 
-def _why_silent(address: str) -> str | None:
-    """Says why nobody answers at an address; None if somebody does."""
-    host, _, port = address.rpartition(":")
+def _somebody_answers(address: tuple[str, int]) -> bool:
+    """Whether a connection can be made."""
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=HEARTBEAT_SECONDS / 2).close()
-    except OSError as error:
-        return error.strerror or str(error)
-    return None
+        socket.create_connection(address, timeout=HEARTBEAT_SECONDS / 2).close()
+    except OSError:
+        return False
+    return True
 
 
 def _shut_down() -> None:
