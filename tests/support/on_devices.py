@@ -10,16 +10,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import normed_task
 import numpy as np
 from cli_tasks import small
 from flax import nnx
 
-from jaxprune.datasets.dataset import Dataset
 from jaxprune.nets import SmallConvNet
 from jaxprune.search.search import evolve_problem
 from jaxprune.search.settings import EvolveConfig
 from jaxprune.search.task_problem import TaskProblem
-from jaxprune.tasks.tasks import Schedule, Task
+from jaxprune.tasks.tasks import Task
 from jaxprune.training.loop import Examples, batch_order, split_network
 from jaxprune.training.recipes import Recipe
 from jaxprune.training.trainer import Job, Trained, Trainer
@@ -46,28 +46,8 @@ def make_trainer() -> Trainer:
 
 
 def normed() -> Task:
-    """A task of `make_network`, for the command line: noise with a trace of the label."""
-
-    def images(seed: int, num: int) -> tuple[np.ndarray, np.ndarray]:
-        labels = np.arange(num) % 3
-        noise = np.random.default_rng(seed).normal(size=(num, 8, 8, 1))
-        return (noise + labels[:, None, None, None]).astype(np.float32), labels
-
-    parts = {"train": images(0, 60), "validation": images(1, 30), "test": images(2, 30)}
-    data = Dataset.from_arrays("normed", **parts, standardise=False)
-    return Task(
-        "normed",
-        model=lambda rngs: SmallConvNet(rngs, widths=(4, 4, 4, 4, 6), num_classes=3, image_shape=(8, 8, 1)),
-        train=data.train,
-        validation=data.validation,
-        test=data.test,
-        schedule=Schedule(kept_fraction=0.5),
-        recipe=RECIPE,
-        base_recipe=RECIPE,
-        bases=2,
-        extra_bases=0,
-        final_bases=2,
-    )
+    """The task of `normed_task`, trained in few steps."""
+    return normed_task.normed().replace(recipe=RECIPE, base_recipe=RECIPE, bases=2)
 
 
 def make_jobs() -> list[Job]:

@@ -31,7 +31,7 @@ from .layered import RematTransformer, ScannedMLP, ScannedTransformer
 from .llama import ComputedAngles, HalfTables, Llama, RepeatedHeads, WholeTables
 from .pairs import ImageTextPair
 from .recurrent import BidirectionalClassifier, RecurrentClassifier
-from .routed import RoutedNetwork
+from .routed import RoutedExperts
 from .state_space import StateSpaceModel
 from .swin import Swin
 from .vision_transformers import MLPMixer, VisionTransformer
@@ -501,9 +501,25 @@ LAYERED = [
     ),
     _entry(
         "routed_experts",
-        RoutedNetwork,
-        {"features": 6, "width": 16, "hidden": 8, "depth": 2, "num_experts": 3, "num_classes": 3},
-        {"features": 512, "width": 512, "hidden": 2048, "depth": 6, "num_experts": 8, "num_classes": 1000},
+        MixtureOfExperts,
+        {
+            "experts": RoutedExperts,
+            "features": 6,
+            "width": 16,
+            "hidden": 8,
+            "depth": 2,
+            "num_experts": 3,
+            "num_classes": 3,
+        },
+        {
+            "experts": RoutedExperts,
+            "features": 512,
+            "width": 512,
+            "hidden": 2048,
+            "depth": 6,
+            "num_experts": 8,
+            "num_classes": 1000,
+        },
         _floats(2, 5, 6),
         _floats(2, 64, 512),
         notes="tokens scattered to places of experts and gathered again: experts are numbered, and stay",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -36,11 +38,12 @@ class MixtureOfExperts(nnx.Module):
         depth: int,
         num_experts: int,
         num_classes: int,
+        experts: Callable[..., nnx.Module] = ExpertMixture,
         rngs: nnx.Rngs,
     ) -> None:
         self.stem = nnx.Linear(features, width, rngs=rngs)
         self.norms = nnx.List(nnx.RMSNorm(width, rngs=rngs) for _ in range(depth))
-        self.layers = nnx.List(ExpertMixture(width, hidden, num_experts, rngs=rngs) for _ in range(depth))
+        self.layers = nnx.List(experts(width, hidden, num_experts, rngs=rngs) for _ in range(depth))
         self.head = nnx.Linear(width, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
