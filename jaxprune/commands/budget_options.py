@@ -19,12 +19,19 @@ def add_group_options(parser: argparse.ArgumentParser, what: str) -> None:
       parser: of a command.
       what: happens to the groups that are chosen, after "that".
     """
-    for name, about in (
-        ("--groups", f"a group, or pattern of groups, that {what}; may be repeated (default: all)"),
-        ("--ignore", f"a group, or pattern of groups, of which none {what}; may be repeated"),
-    ):
-        default = None if name == "--groups" else list[str]()
-        parser.add_argument(name, action="append", default=default, metavar="GROUP", help=about)
+    parser.add_argument(
+        "--groups",
+        action="append",
+        metavar="GROUP",
+        help=f"a group, or pattern of groups, that {what}; may be repeated (default: all)",
+    )
+    parser.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="GROUP",
+        help=f"a group, or pattern of groups, of which none {what}; may be repeated",
+    )
 
 
 def add_limit_options(parser: argparse.ArgumentParser) -> None:

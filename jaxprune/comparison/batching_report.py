@@ -41,7 +41,7 @@ class BatchingReport:
     @property
     def options(self) -> str:
         """What to pass to `jaxprune evolve` for the fastest."""
-        return options_of(self.fastest.batching)
+        return _options_of(self.fastest.batching)
 
     def to_markdown(self) -> str:
         """Returns a table with the fastest named below it."""
@@ -90,11 +90,11 @@ def local_devices_in_words() -> str:
     return f"{len(devices)} x {devices[0].device_kind}"
 
 
-def options_of(batching: Batching) -> str:
+def _options_of(batching: Batching) -> str:
     """Returns a batching as options of `jaxprune evolve`.
 
     Example:
-      >>> options_of(Batching("scan", 1, "patches"))
+      >>> _options_of(Batching("scan", 1, "patches"))
       '--batching scan --convolution patches'
     """
     chunk = f" --chunk {batching.chunk}" if batching.strategy == "vmap" else ""

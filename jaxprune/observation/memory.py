@@ -94,9 +94,8 @@ class Sizes:
             if name in self.spaces:
                 full, sampled = self._entries(name, positions), self._sampled_entries(name, positions)
                 entries += (2 * classes + 1) * (full + sampled) + rows * sampled
-                entries += (
-                    2 * (classes + 1) * (self.channels[name] + 1)
-                )  # active shares, normalisation, counts
+                # active shares, normalisation, counts
+                entries += 2 * (classes + 1) * (self.channels[name] + 1)
             entries += prod(shapes[site.kernel])
             entries += 0 if site.consumer is None else prod(shapes[site.consumer])
         return entries * self.itemsize

@@ -116,9 +116,7 @@ def _cost_rows(run: Run) -> list[list[str]]:
             ["results taken from equal plans", str(cache_hits)],
             ["time of the search", f"{seconds} (base networks included)"],
         ]
-    use = RowUse(
-        *(sum(getattr(each, name) for each in summaries) for name in ("row_seconds", "idle_seconds"))
-    )
+    use = RowUse(sum(each.row_seconds for each in summaries), sum(each.idle_seconds for each in summaries))
     if use.idle_share is not None:
         rows.append(["idle share of devices (copies that fill rows of networks)", f"{use.idle_share:.0%}"])
     if run.finals is not None:

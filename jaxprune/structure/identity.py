@@ -206,11 +206,10 @@ def _field_names(kind: type) -> tuple[str, ...]:
 
 def _is_of_library(kind: type) -> bool:
     """Tells whether a class is of Python or of an installed package."""
-    if kind.__module__ in (
-        "builtins",
-        "__main__",
-    ):  # a package may be what runs as __main__: the kernel of a notebook
-        return kind.__module__ == "builtins"
+    if kind.__module__ == "builtins":
+        return True
+    if kind.__module__ == "__main__":  # a package may be what runs as it: the kernel of a notebook
+        return False
     return _is_library_file(getattr(sys.modules.get(kind.__module__), "__file__", None) or "")
 
 

@@ -65,7 +65,7 @@ class ActivationSite:
     """Sizes of the value without its batch axis and axes of length one."""
 
 
-_MOVES = ("reshape", "transpose", "squeeze", "expand_dims")
+_MOVES = ("reshape", "transpose", "squeeze")
 """Operations that only move entries."""
 
 

@@ -60,16 +60,14 @@ class _Trials:
 
     def __init__(self, parts: Parts, structure: Structure) -> None:
         self.parts, self.structure = parts, structure
-        self._axes: dict[
-            str, AttributeAxis
-        ] = {}  # number in the user's classes -> the axis whose length it is
+        # Number in the user's classes -> the axis whose length it is.
+        self._axes: dict[str, AttributeAxis] = {}
         self._never: dict[int, str] = {}  # label -> why it is frozen
         self._results: dict[object, Misfit | None] = {}
         self._tied_results: dict[object, Misfit | None] = {}
         self._offsets: dict[str, int] = {}
-        self._turns: dict[
-            int, list[str]
-        ] = {}  # width -> groups that wide, in the order in which they were met
+        # Width -> groups that wide, in the order in which they were met.
+        self._turns: dict[int, list[str]] = {}
 
     @cached_property
     def _numbers(self) -> Mapping[str, int]:

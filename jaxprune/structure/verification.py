@@ -282,9 +282,8 @@ def _find_mix_up(
     channels = np.flatnonzero(family_of >= 0)
     if len(distinct(trace.labels.find(channels))) < len(channels):
         return Misfit("channels meet others than before")
-    for (
-        request
-    ) in trace.factor_requests:  # of what stays whole, the full network may have made the same request
+    for request in trace.factor_requests:
+        # Of what stays whole, the full network may have made the same request.
         roots = trace.labels.find(request.labels)
         if groups := _groups_in(structure, family_of[roots[(roots >= 0) & (roots < len(family_of))]]):
             names = ", ".join(sorted(groups))
