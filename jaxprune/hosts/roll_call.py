@@ -44,6 +44,8 @@ def call_roll(port: int, count: int, seconds: float) -> None:
                 guest = _guest(connections.enter_context(server.accept()[0]))
                 if guest is not None:
                     _admit(guest, count, came)
+                if len(came) == count - 1:  # who died meanwhile has to come again
+                    came = {rank: other for rank, other in came.items() if not _is_gone(other.connection)}
             answer = _GO
         except TimeoutError:
             missing = ", ".join(str(rank) for rank in range(1, count) if rank not in came)

@@ -78,10 +78,12 @@ def test_a_process_that_was_started_again_takes_its_place_and_strangers_do_not_c
                 with socket.create_connection((address, port)) as stranger:
                     stranger.sendall(words)
                 break
-    again = threading.Thread(target=answer_roll, args=((address, port), 1, 3, 10))
-    again.start()
-    answer_roll((address, port), 2, 3, 10)
-    for thread in (again, leader):
+    other = threading.Thread(target=answer_roll, args=((address, port), 2, 3, 10))
+    other.start()
+    other.join(0.3)
+    assert other.is_alive() and leader.is_alive()  # the first process 1 has died: all wait for its successor
+    answer_roll((address, port), 1, 3, 10)
+    for thread in (other, leader):
         thread.join(10)
         assert not thread.is_alive()
 
