@@ -59,6 +59,8 @@ def combine(
       The labels of the result, and for each of its axes `FREE` or the marker of why the axis stays whole.
     """
     operands = [value for value in operands if len(value.shape) == len(shape)]
+    if len(operands) == 1 and operands[0].shape == shape:  # the others are scalars
+        return operands[0].fields, operands[0].fixed
     fixed = [
         next((value.fixed[axis] for value in operands if value.fixed[axis] != FREE), FREE)
         for axis in range(len(shape))

@@ -101,7 +101,7 @@ def _resize(
     sizes = rule.sizes(layer, blocks, *(new_shapes[path] for path in paths))
     for name, size in sizes.items() if is_changed else ():
         if getattr(layer, name, size) != size:
-            setattr(layer, name, size)
+            object.__setattr__(layer, name, size)  # Flax would ask again whether it is an array
 
 
 def value_at(root: object, path: Path) -> object:

@@ -195,9 +195,8 @@ def put_beside(host: Mapping[Path, Array], originals: Mapping[Path, Array]) -> F
       >>> put_beside({("w",): np.ones(2)}, {("w",): jnp.ones(3)})
       {('w',): Array([1., 1.], dtype=float32)}
     """
-    return {
-        path: jax.device_put(array, place_of(originals[path], array.shape)) for path, array in host.items()
-    }
+    places = [place_of(originals[path], array.shape) for path, array in host.items()]
+    return dict(zip(host, jax.device_put(list(host.values()), places), strict=True))
 
 
 def shape_beside(shape: jax.ShapeDtypeStruct, original: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

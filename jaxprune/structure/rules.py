@@ -122,7 +122,7 @@ def _elementwise(trace: Trace, operation: Operation, inputs: Sequence[LabelledVa
     """Unites labels index by index, and notes learned scales and shifts."""
     (shape,) = output_shapes(operation)
     if len(inputs) == 1:
-        return [combined(trace, operation, inputs, dataclasses.replace(inputs[0], shape=shape))]
+        return [combined(trace, operation, inputs, inputs[0])]
     if operation.name in ("mul", "add", "div"):
         for value, parameter in (inputs, inputs[::-1]):
             if value.is_activation and parameter.sources and value.producers and parameter.fields:

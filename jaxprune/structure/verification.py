@@ -25,7 +25,7 @@ from jaxprune.structure.groups import Structure
 from jaxprune.structure.labels import FREE, Labels, distinct
 from jaxprune.structure.layer_sizes import resize_layers
 from jaxprune.structure.layouts import axis_keep
-from jaxprune.structure.model_state import FlatState, Parts, Path, merge_model, take_apart
+from jaxprune.structure.model_state import FlatState, Parts, Path, merge_model
 from jaxprune.structure.own_sizes import set_size
 from jaxprune.structure.program import Operation, Program, line_of, trace_program
 from jaxprune.structure.propagation import propagate
@@ -79,7 +79,7 @@ def slim_graph(
     """
     model = merge_model(*parts[:3])
     _resize(model, structure, _cut_arrays(structure, kept), attributes)
-    return take_apart(model).graphdef
+    return nnx.graphdef(model)
 
 
 def find_misfit(
