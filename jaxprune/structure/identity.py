@@ -86,9 +86,9 @@ class _Tokens:
         while stack:
             part = stack.pop()
             kind: Any = type(part)
-            if kind in _NUMBERS:
-                found.append(kind)  # 1, 1.0 and True are equal
             if kind in _ATOMS:
+                if kind in _NUMBERS:
+                    found.append(kind)  # 1, 1.0 and True are equal
                 found.append(part)
                 continue
             number = self._met.setdefault(id(part), len(self._kept))
@@ -106,11 +106,12 @@ class _Tokens:
 
     def _parts(self, value: Any) -> Sequence[object] | None:  # noqa: ANN401
         """Returns what a value consists of; None if that is unknown or does not change."""
-        kind = type(value)
+        kind: Any = type(value)
         if isinstance(value, tuple | list):
             return value
-        if dataclasses.is_dataclass(kind):
-            fields = [getattr(value, name, None) for name in _field_names(kind)]
+        names = _field_names(kind)
+        if names is not None:
+            fields = [getattr(value, name, None) for name in names]
             return fields if _is_of_library(kind) else [kind, *fields]
         if isinstance(value, Mapping):
             return [part for pair in value.items() for part in pair]
@@ -199,9 +200,10 @@ def _globals_in(code: CodeType) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*own, *(name for part in inner for name in _globals_in(part))]))
 
 
-@functools.cache
-def _field_names(kind: type) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(kind))
+@functools.lru_cache(maxsize=1024)
+def _field_names(kind: type) -> tuple[str, ...] | None:
+    """Returns the fields of a dataclass; None for other classes."""
+    return tuple(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
 
 
 def _is_of_library(kind: type) -> bool:

@@ -340,8 +340,10 @@ def move_axes(fields: Sequence[LabelField], new_axis: Sequence[int]) -> tuple[La
     """
     result = []
     for axes, labels in fields:
-        order = np.argsort([new_axis[axis] for axis in axes])
-        result.append(LabelField(tuple(sorted(new_axis[axis] for axis in axes)), labels.transpose(order)))
+        new_axes = [new_axis[axis] for axis in axes]
+        if len(axes) > 1:
+            labels = labels.transpose(np.argsort(new_axes))
+        result.append(LabelField(tuple(sorted(new_axes)), labels))
     return tuple(result)
 
 
@@ -370,6 +372,8 @@ def labels_over(field: LabelField, axes: Sequence[int], shape: Sequence[int]) ->
     Returns:
       Labels with one axis for each of `axes`.
     """
+    if field.axes == tuple(axes):
+        return field.labels
     sizes = [shape[axis] if axis in field.axes else 1 for axis in axes]
     return np.broadcast_to(field.labels.reshape(sizes), [shape[axis] for axis in axes])
 
