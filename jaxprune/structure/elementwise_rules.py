@@ -89,6 +89,9 @@ def clusters_of_axes(
     Returns:
       For each cluster its axes, rising, and the fields on them of each value that has any.
     """
+    first = next((fields[0].axes for fields in fields_of_values if fields), ())
+    if all(len(fields) == 1 and fields[0].axes == first for fields in fields_of_values):  # as nearly always
+        return [(first, [list(fields) for fields in fields_of_values])] if first else []
     axis_sets: list[set[int]] = []
     for fields in fields_of_values:
         for field in fields:
