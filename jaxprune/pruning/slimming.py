@@ -20,7 +20,6 @@ from jaxprune.pruning.optimizer_states import OptimizerState, slim_optimizer
 from jaxprune.pruning.plan_checks import KeptIndices, index_arrays
 from jaxprune.pruning.planning import Plan, check_plan, make_plan
 from jaxprune.structure.culprits import smallest_failing
-from jaxprune.structure.garbage import only_new_garbage
 from jaxprune.structure.groups import Structure
 from jaxprune.structure.layouts import gather
 from jaxprune.structure.model_state import (
@@ -60,7 +59,6 @@ def slim(
 ) -> tuple[nnx.Module, OptimizerState]: ...
 
 
-@only_new_garbage()
 def slim(
     model: nnx.Module,
     plan: Plan,

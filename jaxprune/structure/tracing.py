@@ -13,7 +13,6 @@ from flax import nnx
 from jaxprune.nets.foreign_layers import tied_values
 from jaxprune.nets.function_network import FunctionNetwork, Params
 from jaxprune.nets.inputs import Batch, Example, Inputs, example_of
-from jaxprune.structure.garbage import only_new_garbage
 from jaxprune.structure.groups import Structure, structure_from
 from jaxprune.structure.identity import identity_of
 from jaxprune.structure.model_state import (
@@ -177,7 +176,6 @@ def _key_of(
     )
 
 
-@only_new_garbage()
 def _trace_anew(parts: Parts, inputs: Example) -> Structure:
     """Finds the structure of a network that is not in the cache."""
     program = trace_program(*parts[:3], inputs)
